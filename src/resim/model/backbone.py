@@ -1,0 +1,88 @@
+"""Backbones: networks that give feature maps at strides 8, 16 and 32 (C3, C4, C5), found by name."""
+
+from __future__ import annotations
+
+import importlib
+import re
+
+import torchvision
+from torch import Tensor, nn
+
+from resim.errors import UserError
+
+STAGES = ("C3", "C4", "C5")
+_RESNETS = re.compile(r"(wide_)?res(net|next)\d+\w*")
+
+
+class ResNet(nn.Module):
+    """A torchvision ResNet or ResNeXt without its classifier; parameters keep torchvision's names.
+
+    Stride is in the 3 x 3 convolution (v1.5), residuals are not initialised to zero. Source: He et al., arXiv 1512.03385.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        network = torchvision.models.get_model(name, weights=None)
+        self.conv1, self.bn1, self.relu, self.maxpool = (
+            network.conv1,
+            network.bn1,
+            network.relu,
+            network.maxpool,
+        )
+        self.layer1, self.layer2 = network.layer1, network.layer2
+        self.layer3, self.layer4 = network.layer3, network.layer4
+        top = network.fc.in_features
+        self.channels = {"C3": top // 4, "C4": top // 2, "C5": top}
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(N, 3, S, S) -> C3, C4, C5: (N, channels, ceil(S / stride), ceil(S / stride)) at strides 8, 16, 32."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        c3 = self.layer2(self.layer1(x))
+        c4 = self.layer3(c3)
+        return {"C3": c3, "C4": c4, "C5": self.layer4(c4)}
+
+
+class TimmBackbone(nn.Module):
+    """Any timm network whose feature maps include the strides 8, 16 and 32."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        try:
+            timm = importlib.import_module("timm")
+        except ModuleNotFoundError:
+            raise UserError(f"backbone 'timm/{name}' needs timm: pip install 'resim[timm]'") from None
+        if not timm.is_model(name):
+            raise UserError(f"backbone 'timm/{name}': timm {timm.__version__} has no model of that name")
+        try:
+            self.network = timm.create_model(name, pretrained=False, features_only=True)
+        except (RuntimeError, AttributeError, ValueError) as error:
+            raise UserError(f"backbone 'timm/{name}' gives no feature maps: {error}") from None
+        strides = self.network.feature_info.reduction()
+        wanted = {8: "C3", 16: "C4", 32: "C5"}
+        if not set(wanted) <= set(strides):
+            raise UserError(
+                f"backbone 'timm/{name}' has features at strides {strides}; 8, 16 and 32 are needed"
+            )
+        self.index = {stage: strides.index(stride) for stride, stage in wanted.items()}
+        self.channels = {stage: self.network.feature_info.channels()[i] for stage, i in self.index.items()}
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """(N, 3, S, S) -> C3, C4, C5 at strides 8, 16, 32."""
+        maps = self.network(images)
+        return {stage: maps[i] for stage, i in self.index.items()}
+
+
+def build_backbone(name: str) -> ResNet | TimmBackbone:
+    """The backbone called `name`: a torchvision ResNet or ResNeXt (`resnet50`), or `timm/NAME`.
+
+    Raises:
+        UserError: no such backbone, or one without features at strides 8, 16, 32.
+    """
+    if name.startswith("timm/"):
+        return TimmBackbone(name.removeprefix("timm/"))
+    known = [
+        model for model in torchvision.models.list_models(torchvision.models) if _RESNETS.fullmatch(model)
+    ]
+    if name not in known:
+        raise UserError(f"no backbone {name!r}: one of {', '.join(known)}, or timm/NAME for a timm network")
+    return ResNet(name)

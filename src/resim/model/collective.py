@@ -1,0 +1,64 @@
+"""Rows of a global batch that live on several processes: gathered, or moved to where another order wants them.
+
+Process r of W holds rows r * n to (r + 1) * n of the global batch. With one process everything here is local.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world() -> tuple[int, int]:
+    """This process's rank and the number of processes; (0, 1) where no process group was started."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Every process's rows (n, ...), one after the other: (W * n, ...). No gradient."""
+    _, processes = world()
+    if processes == 1:
+        return rows
+    out = rows.new_empty((processes * len(rows), *rows.shape[1:]))
+    dist.all_gather_into_tensor(out, rows.contiguous())
+    return out
+
+
+def exchange_rows(rows: Tensor, order: Tensor | None) -> Tensor:
+    """The global batch in another order: new global row i is old row `order[i]`. No gradient.
+
+    Each row travels once, straight to the process that wants it.
+
+    Args:
+        rows: (n, ...), this process's rows.
+        order: (W * n,) permutation, int64 on the CPU, the same on every process; None leaves all as it is.
+
+    Returns:
+        (n, ...), this process's rows of the reordered batch.
+    """
+    if order is None:
+        return rows
+    rank, processes = world()
+    n = len(rows)
+    if processes == 1:
+        return rows[order.to(rows.device)]
+    mine = order[rank * n : (rank + 1) * n]
+    wanted = [order[r * n : (r + 1) * n] for r in range(processes)]
+    outgoing = [w[w // n == rank] - rank * n for w in wanted]
+    source = mine // n
+    incoming = torch.bincount(source, minlength=processes).tolist()
+    sent = rows[torch.cat(outgoing).to(rows.device)].contiguous()
+    received = torch.empty_like(sent)
+    dist.all_to_all_single(received, sent, incoming, [len(o) for o in outgoing])
+    place = torch.argsort(source, stable=True)  # what arrives is sorted by its sender
+    back = torch.empty_like(place)
+    back[place] = torch.arange(n)
+    return received[back.to(rows.device)]
+
+
+def inverse_order(order: Tensor | None) -> Tensor | None:
+    """The permutation that undoes `order`."""
+    return None if order is None else torch.argsort(order)

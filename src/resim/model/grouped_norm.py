@@ -1,0 +1,149 @@
+"""BatchNorm that sees a batch as the published program does: a group of images at a time.
+
+The published recipe holds 32 images a process, and its BatchNorm sees those 32. A process of ours may hold several such
+groups; each is normalised by itself. The running statistics take the mean over all groups of a step, once a step
+(`commit_statistics`), so that they are the same however the groups are laid out over processes and passes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class _NormalizeGroups(torch.autograd.Function):
+    """Batch norm of each of G runs of consecutive images, written into one output without copies."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        out = torch.empty_like(x)
+        means, variances, save_mean, save_invstd = (weight.new_zeros(groups, len(weight)) for _ in range(4))
+        for group, (x_g, out_g) in enumerate(zip(x.chunk(groups), out.chunk(groups), strict=True)):
+            torch.ops.aten.native_batch_norm.out(
+                x_g, weight, bias, means[group], variances[group], True, 1.0, eps,
+                out=out_g, save_mean=save_mean[group], save_invstd=save_invstd[group],
+            )  # fmt: skip
+        ctx.eps = eps
+        ctx.save_for_backward(x, weight, save_mean, save_invstd)
+        ctx.mark_non_differentiable(means, variances)
+        return out, means, variances
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        x, weight, save_mean, save_invstd = ctx.saved_tensors
+        groups = len(save_mean)
+        grad_out = torch.empty_like(x).copy_(grads[0]) if grads[0].stride() != x.stride() else grads[0]
+        grad_x = torch.empty_like(x)
+        grad_weight, grad_bias = (weight.new_zeros(groups, len(weight)) for _ in range(2))
+        tensors = (grad_out.chunk(groups), x.chunk(groups), grad_x.chunk(groups))
+        for group, (grad_g, x_g, grad_x_g) in enumerate(zip(*tensors, strict=True)):
+            torch.ops.aten.native_batch_norm_backward.out(
+                grad_g, x_g, weight, None, None, save_mean[group], save_invstd[group], True, ctx.eps,
+                [True, True, True], out0=grad_x_g, out1=grad_weight[group], out2=grad_bias[group],
+            )  # fmt: skip
+        return grad_x, grad_weight.sum(0), grad_bias.sum(0), None, None
+
+
+class GroupedBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d whose statistics are those of each run of `group_size` consecutive images.
+
+    A batch smaller than a group is one group; a larger one must be a whole number of groups. In training, running
+    statistics change only when `commit_statistics` is called. In evaluation it is BatchNorm2d.
+
+    Raises:
+        ValueError: in training, a batch that is no whole number of groups.
+
+    Source: METHOD: He et al., arXiv 1911.05722, section 3.3, has BatchNorm per process; a group stands for a process.
+    """
+
+    group_size: int
+    pending: tuple[Tensor, Tensor, int] | None
+
+    def __init__(self, num_features: int, group_size: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__(num_features, eps=eps, momentum=momentum)
+        self.group_size = group_size
+        self.pending = None
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name for it
+        """Normalise (N, C, H, W) group by group."""
+        if not self.training:
+            return super().forward(input)
+        groups = count_groups(len(input), self.group_size)
+        if groups == 1:
+            means, variances = (torch.zeros_like(self.weight.detach())[None] for _ in range(2))
+            out = F.batch_norm(input, means[0], variances[0], self.weight, self.bias, True, 1.0, self.eps)
+        else:
+            result = _NormalizeGroups.apply(input, self.weight, self.bias, groups, self.eps)
+            out, means, variances = cast(tuple[Tensor, Tensor, Tensor], result)
+        self._add(means.sum(0), variances.sum(0), groups)
+        return out
+
+    @torch.no_grad()
+    def _add(self, mean: Tensor, variance: Tensor, groups: int) -> None:
+        if self.pending is not None:
+            mean, variance, groups = (
+                mean + self.pending[0],
+                variance + self.pending[1],
+                groups + self.pending[2],
+            )
+        self.pending = (mean, variance, groups)
+
+
+class GroupedBatchNormAct2d(GroupedBatchNorm2d):
+    """The same followed by an activation and, before it, a drop layer: how timm's networks hold their BatchNorm."""
+
+    def __init__(self, norm: nn.BatchNorm2d, group_size: int) -> None:
+        super().__init__(norm.num_features, group_size, norm.eps, norm.momentum or 0.1)
+        self.drop: Any = getattr(norm, "drop", nn.Identity())
+        self.act: Any = getattr(norm, "act", nn.Identity())
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """Normalise (N, C, H, W) group by group, then drop and activate."""
+        return self.act(self.drop(super().forward(input)))
+
+
+def count_groups(images: int, group_size: int) -> int:
+    """How many groups a batch of `images` holds: at least one.
+
+    Raises:
+        ValueError: a batch larger than a group that is no whole number of groups.
+    """
+    if images > group_size and images % group_size:
+        raise ValueError(f"{images} images are no whole number of groups of {group_size}")
+    return max(1, images // group_size)
+
+
+def group_norms(module: nn.Module, group_size: int) -> None:
+    """Put a grouped BatchNorm with the same name, weights and settings in the place of every BatchNorm2d below `module`."""
+    for name, child in list(module.named_children()):
+        if isinstance(child, GroupedBatchNorm2d):
+            child.group_size = group_size
+        elif isinstance(child, nn.BatchNorm2d):
+            if hasattr(child, "act"):
+                norm: GroupedBatchNorm2d = GroupedBatchNormAct2d(child, group_size)
+            else:
+                norm = GroupedBatchNorm2d(child.num_features, group_size, child.eps, child.momentum or 0.1)
+            norm.load_state_dict(child.state_dict())
+            setattr(module, name, norm)
+        else:
+            group_norms(child, group_size)
+
+
+@torch.no_grad()
+def commit_statistics(module: nn.Module) -> None:
+    """Move the running statistics of every grouped BatchNorm below `module` by the mean of the groups seen since the last call."""
+    for norm in module.modules():
+        if isinstance(norm, GroupedBatchNorm2d) and norm.pending is not None:
+            mean, variance, groups = norm.pending
+            momentum = norm.momentum or 0.0
+            for running, new in ((norm.running_mean, mean), (norm.running_var, variance)):
+                assert running is not None
+                running.mul_(1 - momentum).add_(new.to(running.dtype), alpha=momentum / groups)
+            assert norm.num_batches_tracked is not None
+            norm.num_batches_tracked += 1
+            norm.pending = None

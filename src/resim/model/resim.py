@@ -1,0 +1,321 @@
+"""ReSim: a query encoder, its momentum copy, a queue of keys, and the losses that tie regions of two views together.
+
+Shapes: N images on this process, R windows an image, C channels of a level, M key cells, D the global width.
+
+One step: `encode_keys` (momentum update, shuffle, key forward, regions pooled where the key map is), `query_losses` for some
+groups at a time (forward, losses; the caller runs backward), `finish_step` (keys enter the queue, running statistics move).
+`forward` does the three for a whole batch. A group is a run of `group_size` consecutive images: see `ModelConfig`.
+
+Source: Xiao et al., ICCV 2021 (arXiv 2103.12902), sections 3.1 to 3.3; He et al., arXiv 1911.05722.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from resim.model.collective import exchange_rows, gather_rows, inverse_order, world
+from resim.model.encoder import Encoder, ModelConfig
+from resim.model.grouped_norm import commit_statistics, count_groups
+from resim.model.infonce import Contrast, info_nce
+from resim.model.published import translate_published
+from resim.regions.level import key_cells
+from resim.regions.pooling import precise_roi_pool
+from resim.regions.windows import inside_view, map_windows
+from resim.views.views import Views
+
+EncoderForward = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class LevelKeys:
+    """The key side of one level, without gradient."""
+
+    windows: Tensor
+    """(R, 4) float64, the grid over every query view, px."""
+    valid: Tensor
+    """(N, R) bool: the window lies wholly inside the key view."""
+    positives: Tensor
+    """(N, R, C), L2-normalised."""
+    cells: Tensor
+    """Negatives: (N, cells, C) of this process's images, or (M, C) of all the processes' where the level says "all"."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What a step's queries are compared with. Everything is in the order of the queries, shuffling undone."""
+
+    vectors: Tensor
+    """(N, D), L2-normalised: this process's keys."""
+    all_vectors: Tensor
+    """(W * N, D): all the processes' keys, which enter the queue."""
+    levels: dict[str, LevelKeys]
+
+
+class ReSim(nn.Module):
+    """The model of a recipe: `ReSim(resim_fpn().model)`.
+
+    Weights are drawn from `seed` alone, not from PyTorch's global generator.
+
+    Raises:
+        UserError: no such backbone.
+    """
+
+    queue: Tensor
+    queue_position: Tensor
+
+    def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.query = Encoder(config)
+            self.key = Encoder(config)
+            queue = F.normalize(torch.randn(config.queue_size, config.dim), dim=1)
+        self.key.load_state_dict(self.query.state_dict())
+        self.key.requires_grad_(False)
+        self.register_buffer("queue", queue)
+        self.register_buffer("queue_position", torch.zeros((), dtype=torch.int64))
+        self._average = get_ema_multi_avg_fn(config.key_momentum)
+
+    def forward(self, views_q: Views, views_k: Views, *, order: Tensor | None = None) -> dict[str, Tensor]:
+        """One training step's losses for a whole batch; the caller runs `losses["total"].backward()`.
+
+        In training mode it also moves the key encoder, enqueues the keys and updates running statistics, once.
+
+        Args:
+            views_q: this process's N query views.
+            views_k: the key views of the same images, in the same order and of the same size.
+            order: permutation of the global batch in which the key encoder sees it (He et al., section 3.3), the
+                same on every process; None: unshuffled.
+
+        Returns:
+            "instance", one entry a level such as "P4", and "total", the weighted sum: scalars with gradient, means
+            over this process's groups. "accuracy/..." and "valid/..." beside them: shares in [0, 1], no gradient.
+
+        Raises:
+            ValueError: views that do not belong together, or a batch that is no whole number of groups.
+        """
+        keys = self.encode_keys(views_q, views_k, order=order)
+        losses = self.query_losses(views_q.images, keys)
+        self.finish_step(keys)
+        return losses
+
+    @torch.no_grad()
+    def encode_keys(
+        self,
+        views_q: Views,
+        views_k: Views,
+        *,
+        order: Tensor | None = None,
+        groups_at_a_time: int | None = None,
+        encoder: EncoderForward | None = None,
+    ) -> Keys:
+        """Move the key encoder, encode all the key views and pool what the queries need of them.
+
+        Key maps never leave the process that computes them: windows travel to them, pooled vectors travel back.
+
+        Args:
+            views_q: the query views, of which only the crops are used here.
+            views_k: the key views.
+            order: as in `forward`.
+            groups_at_a_time: groups in one forward pass; None: all. It changes memory, not results.
+            encoder: called in the place of `self.key` (a compiled form of it).
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        if len(views_q) != len(views_k) or views_q.size != views_k.size:
+            raise ValueError(
+                f"query and key views must match: {tuple(views_q.images.shape)} and {tuple(views_k.images.shape)}"
+            )
+        groups = count_groups(len(views_k), self.config.group_size)
+        if self.training:
+            self._average(list(self.key.parameters()), list(self.query.parameters()), 0)
+        size, device = views_k.size, views_k.images.device
+        windows = {level.name: level.windows(size) for level in self.config.levels}
+        mapped, valid = {}, {}
+        for name, grid in windows.items():
+            flips = {"flipped_q": views_q.flipped, "flipped_k": views_k.flipped}
+            boxes = map_windows(grid.to(views_q.crops.device), views_q.crops, views_k.crops, size, **flips)
+            inside = inside_view(boxes, size)
+            boxes = torch.where(inside[..., None], boxes, 0.0)  # an empty box pools to 0
+            mapped[name], valid[name] = exchange_rows(boxes.to(device), order), inside.to(device)
+        images = exchange_rows(views_k.images, order)
+        vectors: list[Tensor] = []
+        pooled: dict[str, list[Tensor]] = {name: [] for name in windows}
+        cells: dict[str, list[Tensor]] = {name: [] for name in windows}
+        step = _chunk(len(images), groups, groups_at_a_time)
+        for start in range(0, len(images), step):
+            part = slice(start, start + step)
+            vector, maps = (encoder or self.key)(images[part])
+            with torch.autocast(device.type, enabled=False):
+                vectors.append(F.normalize(_wide(vector), dim=1))
+                for level in self.config.levels:
+                    features = _wide(maps[level.name])
+                    pooled[level.name].append(_regions(features, mapped[level.name][part], level.stride))
+                    cells[level.name].append(
+                        key_cells(features).to(self._matmul_dtype(device, features.dtype))
+                    )
+        back = inverse_order(order)
+        shuffled = gather_rows(torch.cat(vectors))
+        all_vectors = shuffled if back is None else shuffled[back.to(device)]
+        rank, _ = world()
+        return Keys(
+            vectors=all_vectors[rank * len(images) : (rank + 1) * len(images)],
+            all_vectors=all_vectors,
+            levels={
+                level.name: LevelKeys(
+                    windows=windows[level.name].to(device),
+                    valid=valid[level.name],
+                    positives=exchange_rows(torch.cat(pooled[level.name]), back),
+                    # "all": a set, whose order the loss does not see
+                    cells=gather_rows(torch.cat(cells[level.name])).flatten(0, 1)
+                    if level.negatives == "all"
+                    else exchange_rows(torch.cat(cells[level.name]), back),
+                )
+                for level in self.config.levels
+            },
+        )
+
+    def query_losses(
+        self, images: Tensor, keys: Keys, *, first_group: int = 0, encoder: EncoderForward | None = None
+    ) -> dict[str, Tensor]:
+        """Losses of some consecutive groups of this process's query views.
+
+        Args:
+            images: (n, 3, S, S), a whole number of groups.
+            keys: of the whole step.
+            first_group: where in this process's batch `images` start, groups.
+            encoder: called in the place of `self.query` (DistributedDataParallel, a compiled form of it).
+
+        Returns:
+            As `forward`, means over the groups given.
+        """
+        groups = count_groups(len(images), self.config.group_size)
+        per_group = len(images) // groups
+        vectors, maps = (encoder or self.query)(images)
+        device = images.device
+        matmul = self._matmul_dtype(device, _wide(vectors).dtype)
+        contrasts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
+        with torch.autocast(device.type, enabled=False):
+            vectors = F.normalize(_wide(vectors), dim=1)
+            regions = {
+                level.name: _regions(_wide(maps[level.name]), keys.levels[level.name].windows, level.stride)
+                for level in self.config.levels
+            }
+            queue = (
+                self.queue.clone() if self.training else self.queue
+            )  # this step's keys will overwrite a part of it
+            for group in range(groups):
+                here = slice(group * per_group, (group + 1) * per_group)
+                there = slice((first_group + group) * per_group, (first_group + group + 1) * per_group)
+                contrast = info_nce(
+                    vectors[here],
+                    keys.vectors[there],
+                    queue.to(vectors.dtype),
+                    temperature=self.config.temperature,
+                )
+                everyone = torch.ones(per_group, dtype=torch.bool, device=device)
+                contrasts.setdefault("instance", []).append(_mean(contrast, everyone))
+                for level in self.config.levels:
+                    level_keys = keys.levels[level.name]
+                    negatives = (
+                        level_keys.cells
+                        if level.negatives == "all"
+                        else level_keys.cells[there].flatten(0, 1)
+                    )
+                    contrast = info_nce(
+                        regions[level.name][here].flatten(0, 1),
+                        level_keys.positives[there].flatten(0, 1),
+                        negatives,
+                        temperature=self.config.temperature,
+                        matmul_dtype=matmul,
+                    )
+                    contrasts.setdefault(level.name, []).append(
+                        _mean(contrast, level_keys.valid[there].flatten())
+                    )
+        weights = {"instance": 1.0} | {level.name: level.weight for level in self.config.levels}
+        means = {
+            name: [torch.stack(column).mean() for column in zip(*rows, strict=True)]
+            for name, rows in contrasts.items()
+        }
+        losses = {name: columns[0] for name, columns in means.items()}
+        losses["total"] = torch.stack([losses[name] * weight for name, weight in weights.items()]).sum()
+        losses |= {f"accuracy/{name}": columns[1] for name, columns in means.items()}
+        losses |= {f"valid/{level.name}": means[level.name][2] for level in self.config.levels}
+        return losses
+
+    @torch.no_grad()
+    def finish_step(self, keys: Keys) -> None:
+        """In training mode: put all the processes' keys into the queue, first in first out, and commit running statistics."""
+        if not self.training:
+            return
+        capacity = len(self.queue)
+        new = keys.all_vectors[-capacity:].to(self.queue.dtype)
+        skipped = len(keys.all_vectors) - len(new)
+        place = (self.queue_position + skipped + torch.arange(len(new), device=self.queue.device)) % capacity
+        self.queue[place] = new
+        self.queue_position.copy_((self.queue_position + len(keys.all_vectors)) % capacity)
+        commit_statistics(self)
+
+    def load_published(self, state: dict[str, Tensor]) -> None:
+        """Load the `state_dict` of a published ReSim-FPN checkpoint, whole: names with or without `module.`.
+
+        Raises:
+            ValueError: an entry is missing, left over or of another shape; nothing is loaded then.
+        """
+        ours, unknown = translate_published(state)
+        own = self.state_dict()
+        problems = {
+            "missing": [name for name in own if name not in ours],
+            "left over": unknown + [name for name in ours if name not in own],
+            "of another shape": [
+                f"{name} {tuple(ours[name].shape)} for {tuple(own[name].shape)}"
+                for name in own
+                if name in ours and ours[name].shape != own[name].shape
+            ],
+        }
+        told = [
+            f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if names[3:] else ''})"
+            for what, names in problems.items()
+            if names
+        ]
+        if told:
+            raise ValueError(f"the state_dict does not fit this model: {'; '.join(told)}")
+        self.load_state_dict(ours)
+
+    def _matmul_dtype(self, device: torch.device, otherwise: torch.dtype) -> torch.dtype:
+        """The dtype of products with negatives: autocast's where it is on."""
+        return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else otherwise
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _regions(features: Tensor, boxes: Tensor, stride: int) -> Tensor:
+    """(N, R, C): pooled regions of a map, L2-normalised."""
+    return F.normalize(precise_roi_pool(features, boxes, stride), dim=-1)
+
+
+def _mean(contrast: Contrast, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean loss and accuracy over the valid queries (0 if there are none), and the share of them."""
+    count = valid.sum().clamp(min=1)
+    return (
+        torch.where(valid, contrast.loss, 0.0).sum() / count,
+        (contrast.correct & valid).sum() / count,
+        valid.float().mean(),
+    )
+
+
+def _chunk(images: int, groups: int, groups_at_a_time: int | None) -> int:
+    """Images in one pass."""
+    if groups_at_a_time is not None and groups_at_a_time < 1:
+        raise ValueError(f"groups_at_a_time {groups_at_a_time}: must be at least 1")
+    return images // groups * min(groups, groups_at_a_time or groups)

@@ -1,0 +1,124 @@
+"""A level of the region loss, as data: which feature map, which windows over it, which negatives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from resim.regions.windows import window_grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """One feature map that the region loss sees, and the windows that slide over the query view for it.
+
+    On the command line a level is written `P4:window=48,step=32,negatives=all`; what is left out takes its default.
+
+    Raises:
+        ValueError: the name, a size or a value is none that is known.
+    """
+
+    name: str
+    """P3, P4, P5: an FPN output. C3, C4, C5: a backbone stage seen through a convolution of its own. The digit is
+    log2 of the stride."""
+    window: int = 48
+    """Side of a window, px of the view."""
+    step: int = 32
+    """Distance between neighbouring windows, px of the view."""
+    negatives: Literal["all", "group"] = "all"
+    """Negatives are the key cells of all the processes' images, or only those of the own group's."""
+    closed: bool = False
+    """Also keep the windows that end exactly at the view's far edge."""
+    weight: float = 1.0
+    """Weight of this level's loss in the total."""
+
+    def __post_init__(self) -> None:
+        if len(self.name) != 2 or self.name[0] not in "PC" or self.name[1] not in "345":
+            raise ValueError(
+                f"level {self.name!r}: a level is one of P3, P4, P5 (FPN) and C3, C4, C5 (backbone)"
+            )
+        if self.window < 1 or self.step < 1:
+            raise ValueError(
+                f"level {self.name}: window={self.window} and step={self.step} must be at least 1 px"
+            )
+        if self.negatives not in ("all", "group"):
+            raise ValueError(f"level {self.name}: negatives={self.negatives!r} must be 'all' or 'group'")
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the view a cell of the feature map."""
+        return 2 ** int(self.name[1])
+
+    @property
+    def source(self) -> str:
+        """The backbone stage this level is built on: C3, C4 or C5."""
+        return "C" + self.name[1]
+
+    @property
+    def from_fpn(self) -> bool:
+        """Whether the level is an FPN output (P) and not a backbone stage (C)."""
+        return self.name[0] == "P"
+
+    def windows(self, view_size: int) -> Tensor:
+        """The grid of this level over a view of `view_size` px: (R, 4) float64.
+
+        Raises:
+            ValueError: no window fits into the view.
+        """
+        try:
+            return window_grid(view_size, self.window, self.step, closed=self.closed)
+        except ValueError as error:
+            raise ValueError(f"level {self.name}: {error}") from None
+
+    @staticmethod
+    def parse(text: str) -> Level:
+        """Read `P4:window=48,step=32,negatives=all,closed=false,weight=1`; `str(level)` writes it.
+
+        Raises:
+            ValueError: a field or value that a level does not have.
+        """
+        name, _, rest = text.partition(":")
+        readers = {"window": int, "step": int, "negatives": str, "closed": _parse_bool, "weight": float}
+        fields = {}
+        for item in filter(None, rest.split(",")):
+            key, _, value = item.partition("=")
+            if key not in readers:
+                raise ValueError(f"level {name}: no field {key!r}; there are {', '.join(readers)}")
+            try:
+                fields[key] = readers[key](value)
+            except ValueError:
+                raise ValueError(
+                    f"level {name}: {key}={value!r} is no {readers[key].__name__.strip('_')}"
+                ) from None
+        return Level(name=name, **fields)
+
+    def __str__(self) -> str:
+        closed = "true" if self.closed else "false"
+        return (
+            f"{self.name}:window={self.window},step={self.step},negatives={self.negatives},"
+            f"closed={closed},weight={self.weight:g}"
+        )
+
+
+def _parse_bool(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
+
+
+def key_cells(features: Tensor) -> Tensor:
+    """Candidate cells of a key map, the negatives: 3 x 3 means, L2-normalised.
+
+    Args:
+        features: (N, C, H, W).
+
+    Returns:
+        (N, (H - 2) * (W - 2), C) in row-major order of the cells. Cell (i, j) is the mean around map cell (i + 1, j + 1).
+
+    Source: the published program's negatives (3 x 3 average pooling, stride 1, no padding).
+    """
+    means = torch.nn.functional.avg_pool2d(features, 3, stride=1)
+    return torch.nn.functional.normalize(means.flatten(2).transpose(1, 2), dim=-1)

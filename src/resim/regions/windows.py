@@ -1,0 +1,96 @@
+"""Windows that slide over the query view, and the map that finds them again in the key view.
+
+Shapes: N images, R windows. Boxes are (x0, y0, x1, y1) in pixels of a view, crops are (top, left, height, width) in
+pixels of the source image (torchvision's order). Everything is float64: a window on the very edge of a view must fall
+on the published side.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def window_grid(view_size: int, window: int, step: int, *, closed: bool = False) -> Tensor:
+    """Square windows of side `window` px at every `step` px over a square view, row by row.
+
+    Args:
+        view_size: side of the view, px.
+        window: side of a window, px.
+        step: distance between neighbouring windows, px.
+        closed: also keep the windows that end exactly at the view's far edge (x1 = `view_size`). The published
+            ReSim-FPN grid is open (x1 < `view_size`), the traces of ReSim-C4's grid are closed.
+
+    Returns:
+        (R, 4) float64 boxes, px of the view.
+
+    Raises:
+        ValueError: no window fits, or `step` is not positive.
+
+    Source: Xiao et al., ICCV 2021 (arXiv 2103.12902), section 3.2.
+    """
+    if window < 1 or step < 1:
+        raise ValueError(f"a window of {window} px at a step of {step} px: both must be at least 1 px")
+    limit = view_size - window
+    starts = torch.arange(0, limit + 1 if closed else limit, step, dtype=torch.float64)
+    if len(starts) == 0:
+        raise ValueError(
+            f"no window of {window} px fits into a view of {view_size} px: use smaller windows or larger views"
+        )
+    y0, x0 = torch.meshgrid(starts, starts, indexing="ij")
+    x0, y0 = x0.reshape(-1), y0.reshape(-1)
+    return torch.stack([x0, y0, x0 + window, y0 + window], dim=1)
+
+
+def mirror_boxes(boxes: Tensor, view_size: float, flipped: Tensor) -> Tensor:
+    """The boxes (N, R, 4) of the views that `flipped` (N,) bool marks, mirrored left to right; the others unchanged."""
+    x0, y0, x1, y1 = boxes.unbind(-1)
+    mirrored = torch.stack([view_size - x1, y0, view_size - x0, y1], dim=-1)
+    return torch.where(flipped[:, None, None], mirrored, boxes)
+
+
+def map_windows(
+    windows: Tensor,
+    crops_q: Tensor,
+    crops_k: Tensor,
+    view_size: int,
+    *,
+    flipped_q: Tensor | None = None,
+    flipped_k: Tensor | None = None,
+) -> Tensor:
+    """Where the windows of the query view lie in the key view: one affine map an axis.
+
+    For an edge e: source = width_q * e / S + left_q, then e_k = (source - left_k) * S / width_k, in float64 and in
+    this order.
+
+    Args:
+        windows: (R, 4) boxes of every query view, or (N, R, 4), px.
+        crops_q: (N, 4) crops (top, left, height, width) of the query views, px of the source image.
+        crops_k: (N, 4) likewise of the key views.
+        view_size: S, the side of both views, px.
+        flipped_q: (N,) bool, query views that were mirrored *after* cropping; None if the flip (shared, before
+            cropping) is already in the crops' frame, as ReSim has it.
+        flipped_k: (N,) bool, likewise of the key views.
+
+    Returns:
+        (N, R, 4) float64 boxes in px of the key view. They may lie partly or wholly outside it.
+
+    Source: Xiao et al., ICCV 2021, section 3.2.
+    """
+    crops_q, crops_k = crops_q.double(), crops_k.double()
+    windows = windows.double()
+    if windows.dim() == 2:
+        windows = windows.expand(len(crops_q), -1, -1)
+    if flipped_q is not None:
+        windows = mirror_boxes(windows, view_size, flipped_q)
+    # (top, left, height, width) -> offsets and sizes in the order of the box's columns
+    offset_q, size_q = crops_q[:, None, [1, 0, 1, 0]], crops_q[:, None, [3, 2, 3, 2]]
+    offset_k, size_k = crops_k[:, None, [1, 0, 1, 0]], crops_k[:, None, [3, 2, 3, 2]]
+    source = size_q * windows / view_size + offset_q
+    mapped = (source - offset_k) * view_size / size_k
+    return mapped if flipped_k is None else mirror_boxes(mapped, view_size, flipped_k)
+
+
+def inside_view(boxes: Tensor, view_size: int) -> Tensor:
+    """Which boxes (..., 4) lie wholly inside a view: x0 >= 0, y0 >= 0, x1 < S, y1 < S. Returns (...) bool."""
+    return (boxes[..., :2] >= 0).all(-1) & (boxes[..., 2:] < view_size).all(-1)
