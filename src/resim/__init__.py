@@ -1,0 +1,52 @@
+"""ReSim: region similarity pre-training of detection backbones on images without labels."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from resim import recipes as recipes
+    from resim.errors import UserError as UserError
+    from resim.model.encoder import ModelConfig as ModelConfig
+    from resim.model.infonce import info_nce as info_nce
+    from resim.model.resim import ReSim as ReSim
+    from resim.regions.level import Level as Level
+    from resim.regions.pooling import precise_roi_pool as precise_roi_pool
+    from resim.regions.windows import inside_view as inside_view
+    from resim.regions.windows import map_windows as map_windows
+    from resim.regions.windows import window_grid as window_grid
+    from resim.training.config import Recipe as Recipe
+    from resim.training.config import RunConfig as RunConfig
+    from resim.training.pretrain import pretrain as pretrain
+    from resim.views.crops import ViewsConfig as ViewsConfig
+    from resim.views.views import Views as Views
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Level": "resim.regions.level",
+    "ModelConfig": "resim.model.encoder",
+    "ReSim": "resim.model.resim",
+    "Recipe": "resim.training.config",
+    "RunConfig": "resim.training.config",
+    "UserError": "resim.errors",
+    "Views": "resim.views.views",
+    "ViewsConfig": "resim.views.crops",
+    "info_nce": "resim.model.infonce",
+    "inside_view": "resim.regions.windows",
+    "map_windows": "resim.regions.windows",
+    "precise_roi_pool": "resim.regions.pooling",
+    "pretrain": "resim.training.pretrain",
+    "window_grid": "resim.regions.windows",
+}
+__all__ = ["__version__", "recipes", *sorted(_HOMES)]  # noqa: PLE0604, RUF022
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for, so that `import resim` is cheap."""
+    if name == "recipes":
+        return importlib.import_module("resim.recipes")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'resim' has no attribute {name!r}")

@@ -17,7 +17,9 @@ _RESNETS = re.compile(r"(wide_)?res(net|next)\d+\w*")
 class ResNet(nn.Module):
     """A torchvision ResNet or ResNeXt without its classifier; parameters keep torchvision's names.
 
-    Stride is in the 3 x 3 convolution (v1.5), residuals are not initialised to zero. Source: He et al., arXiv 1512.03385.
+    Stride is in the 3 x 3 convolution (v1.5), residuals are not initialised to zero.
+
+    Source: He et al., arXiv 1512.03385.
     """
 
     def __init__(self, name: str) -> None:
@@ -57,18 +59,20 @@ class TimmBackbone(nn.Module):
             self.network = timm.create_model(name, pretrained=False, features_only=True)
         except (RuntimeError, AttributeError, ValueError) as error:
             raise UserError(f"backbone 'timm/{name}' gives no feature maps: {error}") from None
+        # Swin and its kin give (N, H, W, C)
+        self.channels_come_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
         strides = self.network.feature_info.reduction()
         wanted = {8: "C3", 16: "C4", 32: "C5"}
         if not set(wanted) <= set(strides):
-            raise UserError(
-                f"backbone 'timm/{name}' has features at strides {strides}; 8, 16 and 32 are needed"
-            )
+            raise UserError(f"backbone 'timm/{name}' has features at strides {strides}; 8, 16 and 32 are needed")
         self.index = {stage: strides.index(stride) for stride, stage in wanted.items()}
         self.channels = {stage: self.network.feature_info.channels()[i] for stage, i in self.index.items()}
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(N, 3, S, S) -> C3, C4, C5 at strides 8, 16, 32."""
         maps = self.network(images)
+        if self.channels_come_last:
+            maps = [features.permute(0, 3, 1, 2) for features in maps]
         return {stage: maps[i] for stage, i in self.index.items()}
 
 
@@ -80,9 +84,7 @@ def build_backbone(name: str) -> ResNet | TimmBackbone:
     """
     if name.startswith("timm/"):
         return TimmBackbone(name.removeprefix("timm/"))
-    known = [
-        model for model in torchvision.models.list_models(torchvision.models) if _RESNETS.fullmatch(model)
-    ]
+    known = [model for model in torchvision.models.list_models(torchvision.models) if _RESNETS.fullmatch(model)]
     if name not in known:
         raise UserError(f"no backbone {name!r}: one of {', '.join(known)}, or timm/NAME for a timm network")
     return ResNet(name)

@@ -62,7 +62,9 @@ class ModelConfig:
 class FPN(nn.Module):
     """Feature pyramid down to the lowest level asked for; outputs only for the levels asked for.
 
-    1 x 1 laterals on C5 and below, nearest upsampling added top-down, 3 x 3 outputs. Source: Lin et al., arXiv 1612.03144.
+    1 x 1 laterals on C5 and below, nearest upsampling added top-down, 3 x 3 outputs.
+
+    Source: Lin et al., arXiv 1612.03144.
     """
 
     def __init__(self, channels: dict[str, int], levels: list[str], width: int, norm: bool) -> None:

@@ -58,7 +58,7 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
     Raises:
         ValueError: in training, a batch that is no whole number of groups.
 
-    Source: METHOD: He et al., arXiv 1911.05722, section 3.3, has BatchNorm per process; a group stands for a process.
+    Source: He et al., arXiv 1911.05722, section 3.3, has BatchNorm per process; a group stands for a process.
     """
 
     group_size: int
@@ -119,7 +119,7 @@ def count_groups(images: int, group_size: int) -> int:
 
 
 def group_norms(module: nn.Module, group_size: int) -> None:
-    """Put a grouped BatchNorm with the same name, weights and settings in the place of every BatchNorm2d below `module`."""
+    """Put a grouped BatchNorm of the same name, weights and settings in the place of every BatchNorm2d in `module`."""
     for name, child in list(module.named_children()):
         if isinstance(child, GroupedBatchNorm2d):
             child.group_size = group_size
@@ -136,7 +136,7 @@ def group_norms(module: nn.Module, group_size: int) -> None:
 
 @torch.no_grad()
 def commit_statistics(module: nn.Module) -> None:
-    """Move the running statistics of every grouped BatchNorm below `module` by the mean of the groups seen since the last call."""
+    """Move all running statistics in `module` by the mean over the groups seen since the last call."""
     for norm in module.modules():
         if isinstance(norm, GroupedBatchNorm2d) and norm.pending is not None:
             mean, variance, groups = norm.pending

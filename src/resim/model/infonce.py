@@ -2,10 +2,10 @@
 
 Shapes: n queries, M negatives, C channels.
 
-The logits matrix (n x M) of the region losses is too large to keep: at the published size one P4 loss has 42 million entries a
-group of 32. It is visited in tiles. While a tile is there its softmax also weighs the negatives, because the gradient of a
-log-sum-exp is just that weighted mean (what attention computes with the negatives as both keys and values), so that
-nothing is computed again in the backward pass and no tile is kept.
+The logits matrix (n x M) of the region losses is too large to keep: at the published size one P4 loss has 42 million
+entries a group of 32. It is visited in tiles. While a tile is there its softmax also weighs the negatives, because the
+gradient of a log-sum-exp is just that weighted mean (what attention computes with the negatives as both keys and
+values), so that nothing is computed again in the backward pass and no tile is kept.
 """
 
 from __future__ import annotations

@@ -40,9 +40,9 @@ def translate_published(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], li
         new = from_published(name)
         if new is None:
             unknown.append(name)
-        elif new == "queue":
+        elif new == "queue" and value.dim() == 2:
             ours[new] = value.T.contiguous()
-        elif new == "queue_position":
+        elif new == "queue_position" and value.shape == (1,):
             ours[new] = value.reshape(())
         else:
             ours[new] = value

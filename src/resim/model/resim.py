@@ -2,9 +2,9 @@
 
 Shapes: N images on this process, R windows an image, C channels of a level, M key cells, D the global width.
 
-One step: `encode_keys` (momentum update, shuffle, key forward, regions pooled where the key map is), `query_losses` for some
-groups at a time (forward, losses; the caller runs backward), `finish_step` (keys enter the queue, running statistics move).
-`forward` does the three for a whole batch. A group is a run of `group_size` consecutive images: see `ModelConfig`.
+One step: `encode_keys` (momentum update, shuffle, key forward, regions pooled where the key map is), `query_losses` for
+some groups at a time (forward, losses; the caller runs backward), `finish_step` (keys enter the queue, running
+statistics move). `forward` does the three for a whole batch. A group is a run of `group_size` consecutive images.
 
 Source: Xiao et al., ICCV 2021 (arXiv 2103.12902), sections 3.1 to 3.3; He et al., arXiv 1911.05722.
 """
@@ -159,9 +159,7 @@ class ReSim(nn.Module):
                 for level in self.config.levels:
                     features = _wide(maps[level.name])
                     pooled[level.name].append(_regions(features, mapped[level.name][part], level.stride))
-                    cells[level.name].append(
-                        key_cells(features).to(self._matmul_dtype(device, features.dtype))
-                    )
+                    cells[level.name].append(key_cells(features).to(self._matmul_dtype(device, features.dtype)))
         back = inverse_order(order)
         shuffled = gather_rows(torch.cat(vectors))
         all_vectors = shuffled if back is None else shuffled[back.to(device)]
@@ -209,9 +207,7 @@ class ReSim(nn.Module):
                 level.name: _regions(_wide(maps[level.name]), keys.levels[level.name].windows, level.stride)
                 for level in self.config.levels
             }
-            queue = (
-                self.queue.clone() if self.training else self.queue
-            )  # this step's keys will overwrite a part of it
+            queue = self.queue.clone() if self.training else self.queue  # this step's keys will overwrite a part of it
             for group in range(groups):
                 here = slice(group * per_group, (group + 1) * per_group)
                 there = slice((first_group + group) * per_group, (first_group + group + 1) * per_group)
@@ -225,11 +221,7 @@ class ReSim(nn.Module):
                 contrasts.setdefault("instance", []).append(_mean(contrast, everyone))
                 for level in self.config.levels:
                     level_keys = keys.levels[level.name]
-                    negatives = (
-                        level_keys.cells
-                        if level.negatives == "all"
-                        else level_keys.cells[there].flatten(0, 1)
-                    )
+                    negatives = level_keys.cells if level.negatives == "all" else level_keys.cells[there].flatten(0, 1)
                     contrast = info_nce(
                         regions[level.name][here].flatten(0, 1),
                         level_keys.positives[there].flatten(0, 1),
@@ -237,13 +229,10 @@ class ReSim(nn.Module):
                         temperature=self.config.temperature,
                         matmul_dtype=matmul,
                     )
-                    contrasts.setdefault(level.name, []).append(
-                        _mean(contrast, level_keys.valid[there].flatten())
-                    )
+                    contrasts.setdefault(level.name, []).append(_mean(contrast, level_keys.valid[there].flatten()))
         weights = {"instance": 1.0} | {level.name: level.weight for level in self.config.levels}
         means = {
-            name: [torch.stack(column).mean() for column in zip(*rows, strict=True)]
-            for name, rows in contrasts.items()
+            name: [torch.stack(column).mean() for column in zip(*rows, strict=True)] for name, rows in contrasts.items()
         }
         losses = {name: columns[0] for name, columns in means.items()}
         losses["total"] = torch.stack([losses[name] * weight for name, weight in weights.items()]).sum()
@@ -253,7 +242,7 @@ class ReSim(nn.Module):
 
     @torch.no_grad()
     def finish_step(self, keys: Keys) -> None:
-        """In training mode: put all the processes' keys into the queue, first in first out, and commit running statistics."""
+        """In training mode: all the processes' keys enter the queue, first in first out; running statistics move."""
         if not self.training:
             return
         capacity = len(self.queue)

@@ -37,13 +37,9 @@ class Level:
 
     def __post_init__(self) -> None:
         if len(self.name) != 2 or self.name[0] not in "PC" or self.name[1] not in "345":
-            raise ValueError(
-                f"level {self.name!r}: a level is one of P3, P4, P5 (FPN) and C3, C4, C5 (backbone)"
-            )
+            raise ValueError(f"level {self.name!r}: a level is one of P3, P4, P5 (FPN) and C3, C4, C5 (backbone)")
         if self.window < 1 or self.step < 1:
-            raise ValueError(
-                f"level {self.name}: window={self.window} and step={self.step} must be at least 1 px"
-            )
+            raise ValueError(f"level {self.name}: window={self.window} and step={self.step} must be at least 1 px")
         if self.negatives not in ("all", "group"):
             raise ValueError(f"level {self.name}: negatives={self.negatives!r} must be 'all' or 'group'")
 
@@ -82,6 +78,7 @@ class Level:
         """
         name, _, rest = text.partition(":")
         readers = {"window": int, "step": int, "negatives": str, "closed": _parse_bool, "weight": float}
+        kinds = {int: "a whole number", float: "a number", _parse_bool: "true or false"}
         fields = {}
         for item in filter(None, rest.split(",")):
             key, _, value = item.partition("=")
@@ -90,16 +87,14 @@ class Level:
             try:
                 fields[key] = readers[key](value)
             except ValueError:
-                raise ValueError(
-                    f"level {name}: {key}={value!r} is no {readers[key].__name__.strip('_')}"
-                ) from None
+                raise ValueError(f"level {name}: {key}={value!r} is not {kinds[readers[key]]}") from None
         return Level(name=name, **fields)
 
     def __str__(self) -> str:
         closed = "true" if self.closed else "false"
         return (
             f"{self.name}:window={self.window},step={self.step},negatives={self.negatives},"
-            f"closed={closed},weight={self.weight:g}"
+            f"closed={closed},weight={str(self.weight).removesuffix('.0')}"
         )
 
 
@@ -116,7 +111,7 @@ def key_cells(features: Tensor) -> Tensor:
         features: (N, C, H, W).
 
     Returns:
-        (N, (H - 2) * (W - 2), C) in row-major order of the cells. Cell (i, j) is the mean around map cell (i + 1, j + 1).
+        (N, (H - 2) * (W - 2), C), cells row by row. Cell (i, j) is the mean around map cell (i + 1, j + 1).
 
     Source: the published program's negatives (3 x 3 average pooling, stride 1, no padding).
     """

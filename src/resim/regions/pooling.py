@@ -3,8 +3,8 @@
 Shapes: N images, R windows an image, C channels, a map of H x W cells.
 
 A feature map is read as the bilinear surface whose samples sit at integer coordinates (zero outside the map). Its exact
-integral over a box is separable: each row and each column of the map has a weight, the integral over the box's side of the
-triangle function around that row or column. No kernel is compiled, every device has it, and it is differentiable.
+integral over a box is separable: each row and each column of the map has a weight, the integral over the box's side of
+the triangle function around that row or column. No kernel is compiled, every device has it, and it is differentiable.
 
 Source: Jiang et al., arXiv 1807.11590, section 3.2.
 """

@@ -31,12 +31,12 @@ def window_grid(view_size: int, window: int, step: int, *, closed: bool = False)
     """
     if window < 1 or step < 1:
         raise ValueError(f"a window of {window} px at a step of {step} px: both must be at least 1 px")
-    limit = view_size - window
-    starts = torch.arange(0, limit + 1 if closed else limit, step, dtype=torch.float64)
-    if len(starts) == 0:
+    limit = view_size - window + closed
+    if limit < 1:
         raise ValueError(
             f"no window of {window} px fits into a view of {view_size} px: use smaller windows or larger views"
         )
+    starts = torch.arange(0, limit, step, dtype=torch.float64)
     y0, x0 = torch.meshgrid(starts, starts, indexing="ij")
     x0, y0 = x0.reshape(-1), y0.reshape(-1)
     return torch.stack([x0, y0, x0 + window, y0 + window], dim=1)

@@ -19,7 +19,7 @@ class Views:
     images: Tensor
     """(N, 3, S, S), normalised."""
     crops: Tensor
-    """(N, 4): top, left, height, width in pixels of the source image (mirrored as a whole where a shared flip says so)."""
+    """(N, 4): top, left, height, width in pixels of the source image, mirrored first where a shared flip says so."""
     flipped: Tensor | None = None
     """(N,) bool: this view was mirrored after cropping, on its own; None: none was."""
 
@@ -27,9 +27,7 @@ class Views:
         if self.images.dim() != 4 or self.images.shape[-1] != self.images.shape[-2]:
             raise ValueError(f"views must be square, (N, 3, S, S), not {tuple(self.images.shape)}")
         if self.crops.shape != (len(self.images), 4):
-            raise ValueError(
-                f"crops of {len(self.images)} views must be (N, 4), not {tuple(self.crops.shape)}"
-            )
+            raise ValueError(f"crops of {len(self.images)} views must be (N, 4), not {tuple(self.crops.shape)}")
         if self.flipped is not None and self.flipped.shape != (len(self.images),):
             raise ValueError(f"flipped must be ({len(self.images)},), not {tuple(self.flipped.shape)}")
 

@@ -1,0 +1,168 @@
+"""What a pre-training is: a recipe (what is computed) and a run (where and how it is computed).
+
+A recipe decides the weights that come out; a run's settings change speed, memory and what is written, not the result
+(precision alone changes it, to rounding).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from resim.errors import UserError
+from resim.model.encoder import ModelConfig
+from resim.regions.level import Level
+from resim.views.crops import ViewsConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """SGD over a number of epochs. Source: Xiao et al., ICCV 2021, section 4.1; He et al., arXiv 1911.05722."""
+
+    epochs: int = 200
+    """Times that every image is seen."""
+    batch_size: int = 256
+    """Images a step, over all processes; an incomplete last batch is dropped."""
+    lr: float = 0.03
+    """Learning rate at the start, for the batch size as it is: it is never rescaled."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Cosine to 0 over the epochs, constant within an epoch; or constant."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 1e-4
+    """L2 penalty on every parameter."""
+    seed: int = 0
+    """Seed of the weights, the order of the images, the views and the shuffle."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        for name in ("lr", "momentum", "weight_decay", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name.replace('_', '-')} {getattr(self, name)}: must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that decides the result of a pre-training.
+
+    Raises:
+        ValueError: parts that do not go together, such as a window larger than the view.
+    """
+
+    name: str = "resim-fpn"
+    """Name of the recipe."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        for level in self.model.levels:
+            level.windows(self.views.image_size)
+        batch, group = self.optim.batch_size, self.model.group_size
+        if batch < group or batch % group:
+            raise ValueError(
+                f"batch-size {batch} is no whole number of groups of {group} images: set --batch-size to a multiple of "
+                f"{group}, or --group-size to a divisor of {batch}"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data; levels as their short text."""
+        data = dataclasses.asdict(self)
+        data["model"]["levels"] = [str(level) for level in self.model.levels]
+        return data
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Recipe:
+        """The recipe that `to_json` wrote.
+
+        Raises:
+            ValueError: a field that a recipe does not have, or a value that does not fit.
+        """
+        try:
+            model, views = dict(data["model"]), dict(data["views"])
+            model["levels"] = tuple(Level.parse(text) for text in model["levels"])
+            views |= {name: tuple(value) for name, value in views.items() if isinstance(value, list)}
+            return Recipe(
+                name=data["name"],
+                model=ModelConfig(**model),
+                views=ViewsConfig(**views),
+                optim=OptimConfig(**data["optim"]),
+            )
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"not a recipe of this version: {error}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where and how a recipe is run."""
+
+    out: Path | None = None
+    """Folder of the run; default: runs/RECIPE-DATE-TIME."""
+    resume: bool = False
+    """Continue the run in --out exactly where its last checkpoint is."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto: a GPU if there is one."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """bf16 runs convolutions in bfloat16 (autocast), weights stay float32; auto: bf16 where it is faster."""
+    compile: bool = False
+    """Compile the encoders with torch.compile."""
+    groups_at_a_time: int = 0
+    """Groups in one pass through the encoders, less takes less memory; 0: one on a CPU, all on a GPU."""
+    workers: int = -1
+    """Processes that decode images, for each training process; -1: one a core, 16 at most."""
+    log_every: int = 10
+    """Steps between two readings of the metrics (a line is written for every step all the same)."""
+    checkpoint_minutes: float = 15.0
+    """Minutes between two checkpoints within an epoch; 0: after every step."""
+    keep_every: int = 20
+    """Keep the checkpoint of every k-th epoch beside the last one, epochs; 0: only the last."""
+    picture_every: int = 1
+    """Epochs between two pictures of view pairs; 0: none."""
+    max_bad_share: float = 0.1
+    """Stop when more than this share of the files read cannot be decoded."""
+    stop_after: int = 0
+    """Stop cleanly after this many steps of this invocation, with a checkpoint; 0: run to the end."""
+
+    def __post_init__(self) -> None:
+        at_least = {
+            "groups_at_a_time": 0, "workers": -1, "log_every": 1, "checkpoint_minutes": 0, "keep_every": 0,
+            "picture_every": 0, "max_bad_share": 0, "stop_after": 0,
+        }  # fmt: skip
+        for name, least in at_least.items():
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name.replace('_', '-')} {getattr(self, name)}: must be at least {least}")
+
+
+def differences(before: Recipe, now: Recipe) -> list[str]:
+    """Every setting in which two recipes differ, as `--name old -> new`; their names do not count."""
+    old, new = before.to_json(), now.to_json()
+    return [
+        f"--{key.replace('_', '-')} {_shown(old[part][key])} -> {_shown(new[part][key])}"
+        for part in ("model", "views", "optim")
+        for key in old[part]
+        if old[part][key] != new[part][key]
+    ]
+
+
+def _shown(value: object) -> str:
+    return " ".join(map(str, value)) or "none" if isinstance(value, (list, tuple)) else str(value)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a run's `config.json`, or in a JSON file of the same form.
+
+    Raises:
+        UserError: no such file, or one that is no recipe.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return Recipe.from_json(data.get("recipe", data))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path}: holds no recipe ({error})") from None

@@ -1,0 +1,121 @@
+"""Numbers of a run: one line a step in metrics.jsonl, TensorBoard, and what a person watches."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from resim.errors import UserError
+from resim.training.checkpoints import write_atomically
+from resim.training.processes import Processes
+from resim.training.progress import Progress
+
+
+class Log:
+    """Collects each step's numbers on the device and reads them together, so that a step never waits for them.
+
+    Only the first process writes; all must call `add` and `flush` alike, because numbers are averaged over processes.
+    """
+
+    def __init__(self, folder: Path, processes: Processes, progress: Progress, *, batch_size: int, steps: int) -> None:
+        self.folder, self.processes, self.progress = folder, processes, progress
+        self.batch_size, self.steps_per_epoch = batch_size, steps
+        self._pending: list[tuple[int, float, dict[str, Tensor]]] = []
+        self._since = time.perf_counter()
+        self._waited = 0.0
+        self._board: SummaryWriter | None = None
+
+    def start(self, step: int) -> None:
+        """Open the files at `step`; what a stopped run wrote beyond it is dropped."""
+        if not self.processes.first:
+            return
+        path = self.folder / "metrics.jsonl"
+        if path.exists():
+            kept = "".join(line for line in _whole_lines(path) if json.loads(line)["step"] < step)
+            write_atomically(path, lambda file: file.write(kept.encode()))
+        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
+        self._since = time.perf_counter()
+
+    def waited(self, seconds: float) -> None:
+        """Add to the time that the step spent waiting for data."""
+        self._waited += seconds
+
+    def add(self, step: int, lr: float, values: dict[str, Tensor]) -> None:
+        """Remember a step's numbers; nothing is read from the device yet."""
+        self._pending.append((step, lr, values))
+
+    def flush(self) -> None:
+        """Read what is pending, average it over the processes, write and show it.
+
+        Raises:
+            UserError: a loss that is not finite.
+        """
+        if not self._pending:
+            return
+        names = list(self._pending[0][2])
+        table = torch.stack([torch.stack([values[name].float() for name in names]) for _, _, values in self._pending])
+        self.processes.average_([table])
+        rows = table.tolist()
+        now = time.perf_counter()
+        seconds = max(now - self._since, 1e-9)
+        rate, waited = self.batch_size * len(rows) / seconds, min(1.0, self._waited / seconds)
+        self._since, self._waited = now, 0.0
+        lines = []
+        for (step, lr, _), row in zip(self._pending, rows, strict=True):
+            values = {name if "/" in name else f"loss/{name}": value for name, value in zip(names, row, strict=True)}
+            epoch = step / self.steps_per_epoch
+            line = {"step": step, "epoch": int(epoch), "epoch_progress": epoch, "lr": lr} | values
+            lines.append(line | {"images_per_second": rate, "data_wait": waited})
+        self._pending.clear()
+        if self.processes.first:
+            self._write(lines)
+            self.progress.update(lines[-1])
+        broken = next((line for line in lines if not math.isfinite(line["loss/total"])), None)
+        if broken is not None:
+            raise UserError(
+                f"the loss is {broken['loss/total']} at step {broken['step']}: try a lower --lr; "
+                f"the last checkpoint is still in {self.folder / 'checkpoints'}"
+            )
+
+    def _write(self, lines: list[dict[str, float]]) -> None:
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+        assert self._board is not None
+        for line in lines:
+            for name, value in line.items():
+                if name not in ("step", "epoch"):
+                    self._board.add_scalar(name, value, int(line["step"]))
+
+    def picture(self, name: str, step: int, pixels: np.ndarray) -> None:
+        """Show a picture (H, W, 3) uint8 in TensorBoard."""
+        if self._board is not None:
+            self._board.add_image(name, pixels, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Close the files."""
+        if self._board is not None:
+            self._board.close()
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a file, without one that was cut off while it was written."""
+    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Every step's numbers of a run, in order.
+
+    Raises:
+        UserError: no such file.
+    """
+    try:
+        return [json.loads(line) for line in _whole_lines(path)]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None

@@ -1,0 +1,104 @@
+"""What a person watches while a model trains: bars and numbers on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+_PLAIN_SECONDS = 10.0  # at least between two plain lines
+
+
+class Progress:
+    """Epoch and total bars with the last numbers below them; where the output is no terminal, a line now and then."""
+
+    def __init__(
+        self, *, epochs: int, steps: int, first_step: int, show: bool = True, console: Console | None = None
+    ) -> None:
+        self.console = console or Console(stderr=False, quiet=not show, highlight=False)
+        self._steps, self._epochs = steps, epochs
+        self._bars = Bars(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            expand=True,
+        )
+        self._epoch = self._bars.add_task("epoch", total=steps, completed=first_step % steps)
+        self._total = self._bars.add_task("total", total=steps * epochs, completed=first_step)
+        self._live: Live | None = None
+        self._first_step, self._started, self._printed = first_step, time.perf_counter(), 0.0
+
+    def __enter__(self) -> Progress:
+        self._started = time.perf_counter()
+        if self.console.is_terminal:
+            self._live = Live(self._bars, console=self.console, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line above the bars."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    def update(self, line: dict[str, float]) -> None:
+        """Show the numbers of a step, as they stand in metrics.jsonl."""
+        done = int(line["step"]) + 1
+        self._bars.update(self._total, completed=done)
+        in_epoch = done - int(line["epoch"]) * self._steps
+        self._bars.update(self._epoch, completed=in_epoch, description=f"epoch {int(line['epoch']) + 1}/{self._epochs}")
+        if self._live is not None:
+            self._live.update(Group(self._bars, _numbers(line)))
+            return
+        now = time.perf_counter()
+        if now - self._printed >= _PLAIN_SECONDS or done == self._steps * self._epochs:
+            self._printed = now
+            left = (now - self._started) / max(1, done - self._first_step) * (self._steps * self._epochs - done)
+            parts = [f"epoch {int(line['epoch']) + 1}/{self._epochs}", f"step {in_epoch}/{self._steps}"]
+            parts += [f"{label} {value}" for label, value in _columns(line)]
+            self.say("  ".join([*parts, f"left {_duration(left)}"]))
+
+
+def _columns(line: dict[str, float]) -> list[tuple[str, str]]:
+    """The numbers worth a glance, as label and text."""
+    columns = [("loss", f"{line['loss/total']:.3f}")]
+    for name, value in line.items():
+        if name.startswith("loss/") and name != "loss/total":
+            columns.append((name.removeprefix("loss/"), f"{value:.3f}"))
+    for name, value in line.items():
+        if name.startswith("accuracy/"):
+            columns.append((f"acc {name.removeprefix('accuracy/')}", f"{value:.1%}"))
+    columns += [
+        ("lr", f"{line['lr']:.4g}"),
+        ("images/s", f"{line['images_per_second']:.1f}"),
+        ("waiting for data", f"{line['data_wait']:.0%}"),
+    ]
+    return columns
+
+
+def _numbers(line: dict[str, float]) -> Table:
+    table = Table(box=None, padding=(0, 2), show_edge=False)
+    columns = _columns(line)
+    for label, _ in columns:
+        table.add_column(label, justify="right", header_style="dim")
+    table.add_row(*(value for _, value in columns))
+    return table
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -1,0 +1,128 @@
+"""A run's folder: what it holds, and whether a run may start or go on there.
+
+config.json         recipe, run, data, versions, git state, command
+metrics.jsonl       one line a step
+bad_files.txt       files that could not be decoded, with the reason
+checkpoints/        last.pt, and epoch_0020.pt, epoch_0040.pt, ...
+pictures/           view pairs with their windows, an epoch
+tensorboard/
+curves.png          at the end
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from resim.errors import UserError
+from resim.training.checkpoints import load_checkpoint, save_checkpoint, write_atomically
+from resim.training.config import Recipe, RunConfig, differences, read_recipe
+from resim.training.processes import Processes
+from resim.training.provenance import describe_run
+
+
+def default_folder(recipe: Recipe) -> Path:
+    """runs/RECIPE-DATE-TIME, below the working folder."""
+    return Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def open_run(out: Path, recipe: Recipe, *, resume: bool) -> dict[str, Any] | None:
+    """Check that the run may start in `out`, or load the checkpoint from which it goes on there.
+
+    Returns:
+        The last checkpoint, or None where the run starts from the beginning.
+
+    Raises:
+        UserError: `out` is a file, holds a run and `resume` is not set, holds none and it is, or holds another recipe.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file, a folder is needed")
+    config, last = out / "config.json", out / "checkpoints" / "last.pt"
+    if not resume:
+        if config.exists() or last.exists():
+            raise UserError(f"--out {out}: holds a run already: continue it with --resume, or name another folder")
+        return None
+    if not config.exists():
+        raise UserError(f"--resume: {out} holds no run (no {config.name}); leave --resume out to start one there")
+    changed = differences(read_recipe(config), recipe)
+    if changed:
+        raise UserError(f"--resume with another recipe than the run's: {', '.join(changed)}")
+    if not last.exists():
+        return None  # stopped before its first checkpoint
+    state = load_checkpoint(last)
+    changed = differences(Recipe.from_json(state["recipe"]), recipe)
+    if changed:
+        raise UserError(f"{last}: is of another recipe: {', '.join(changed)}")
+    return state
+
+
+def write_config(out: Path, recipe: Recipe, run: RunConfig, data: dict[str, Any], **more: Any) -> None:
+    """Write config.json, atomically."""
+    settings = {name: value for name, value in dataclasses.asdict(run).items() if name != "resume"}
+    content = {"recipe": recipe.to_json(), "run": settings | {"out": str(out)}, "data": data} | more | describe_run()
+    text = json.dumps(content, indent=2, default=str) + "\n"
+    write_atomically(out / "config.json", lambda file: file.write(text.encode()))
+
+
+def save(out: Path, state: dict[str, Any], *, keep_as: str | None = None) -> None:
+    """Write checkpoints/last.pt, and keep it under another name too where one is given."""
+    folder = out / "checkpoints"
+    save_checkpoint(folder / "last.pt", state)
+    if keep_as is None:
+        return
+    kept, temporary = folder / keep_as, folder / f".{keep_as}.tmp"
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(folder / "last.pt", temporary)  # the next last.pt is another file: this one stays as it is
+    except OSError:  # a file system without links
+        shutil.copyfile(folder / "last.pt", temporary)
+    temporary.replace(kept)
+
+
+class BadFiles:
+    """Files that cannot be decoded: counted, listed in bad_files.txt, and too many of them stop the run."""
+
+    def __init__(self, out: Path, processes: Processes, max_share: float) -> None:
+        self.out, self.processes, self.max_share = out, processes, max_share
+        self.found: dict[str, str] = {}
+        self._listed = 0
+        self._read = 0
+        self._failed = 0
+
+    def seen(self, images: int, bad: dict[str, str]) -> None:
+        """Count a batch: `images` were decoded and `bad` (path: reason) were not.
+
+        Raises:
+            UserError: more than the stated share of at least 50 files read could not be decoded.
+        """
+        self._read += images + len(bad)
+        self._failed += len(bad)
+        self.found |= bad
+        if self._read >= 50 and self._failed > self.max_share * self._read:
+            self._list(self.found)
+            path, reason = next(iter(self.found.items()))
+            raise UserError(
+                f"{self._failed} of {self._read} files read cannot be decoded, more than --max-bad-share "
+                f"{self.max_share:g}: see {self.out / 'bad_files.txt'}, for example {path} ({reason})"
+            )
+
+    def write(self) -> int:
+        """Bring bad_files.txt up to date, with all the processes' files; how many there are. All must call it."""
+        together: dict[str, str] = {}
+        for found in self.processes.gather_objects(self.found):
+            together |= found
+        self.found = together
+        if self.processes.first:
+            self._list(together)
+        return len(together)
+
+    def _list(self, files: dict[str, str]) -> None:
+        if len(files) > self._listed:
+            text = "".join(f"{path}\t{reason}\n" for path, reason in sorted(files.items()))
+            write_atomically(self.out / "bad_files.txt", lambda file: file.write(os.fsencode(text)))
+            self._listed = len(files)

@@ -1,0 +1,125 @@
+"""One optimisation step, in bounded memory and on any number of processes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from resim.model.encoder import ModelConfig
+from resim.model.grouped_norm import count_groups
+from resim.model.resim import ReSim
+from resim.training.config import OptimConfig
+from resim.training.processes import Processes
+from resim.views.views import Views
+
+
+@dataclass(frozen=True)
+class Stepper:
+    """A model with what a step needs beside it."""
+
+    model: ReSim
+    optimizer: torch.optim.SGD
+    query: nn.Module
+    """The query encoder as it is called: compiled, in DistributedDataParallel, or itself."""
+    key: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
+    """The key encoder as it is called: compiled, or itself."""
+    groups_at_a_time: int
+    precision: Literal["float32", "bf16"]
+
+    def __call__(self, views_q: Views, views_k: Views, order: Tensor | None) -> dict[str, Tensor]:
+        """Losses of this process's images, their gradients averaged over all processes, one step of SGD.
+
+        All keys are computed first, then the queries go forward and backward `groups_at_a_time` groups at a time: the
+        same gradients in the memory of those groups.
+
+        Args:
+            views_q: this process's query views.
+            views_k: the key views of the same images.
+            order: the shuffle of the global batch for the key encoder.
+
+        Returns:
+            Losses and shares as `ReSim.forward` gives them, detached.
+        """
+        images = len(views_q)
+        groups = count_groups(images, self.model.config.group_size)
+        per_pass = images // groups * min(groups, self.groups_at_a_time)
+        starts = range(0, images, per_pass)
+        device = views_q.images.device.type
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            keys = self.model.encode_keys(
+                views_q, views_k, order=order, groups_at_a_time=self.groups_at_a_time, encoder=self.key
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        for start in starts:
+            part = views_q.images[start : start + per_pass]
+            share = len(part) / images
+            with self._averaging(last=start == starts[-1]):
+                with torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+                    losses = self.model.query_losses(
+                        part, keys, first_group=start * groups // images, encoder=self.query
+                    )
+                (losses["total"] * share).backward()
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0) + value.detach() * share
+        self.optimizer.step()
+        self.model.finish_step(keys)
+        return sums
+
+    def _averaging(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Gradients are averaged over processes once a step, in its last backward pass."""
+        if isinstance(self.query, DistributedDataParallel) and not last:
+            return self.query.no_sync()
+        return contextlib.nullcontext()
+
+
+def make_stepper(
+    model_config: ModelConfig,
+    optim: OptimConfig,
+    processes: Processes,
+    *,
+    precision: Literal["float32", "bf16"],
+    groups_at_a_time: int = 0,
+    compile_encoders: bool = False,
+) -> Stepper:
+    """Build the model on this process's device with its optimiser.
+
+    Args:
+        model_config: the network.
+        optim: of it the seed, momentum and weight decay; the learning rate is set before each epoch.
+        processes: how many there are and where.
+        precision: of convolutions.
+        groups_at_a_time: 0: one on a CPU, all on a GPU.
+        compile_encoders: with torch.compile.
+    """
+    device = processes.device
+    model = ReSim(model_config, seed=optim.seed).to(device=device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(
+        model.query.parameters(),
+        lr=optim.lr,
+        momentum=optim.momentum,
+        weight_decay=optim.weight_decay,
+        fused=True,
+    )
+    query: nn.Module = model.query
+    key: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]] = model.key
+    if compile_encoders:
+        query, key = torch.compile(query), torch.compile(key)  # type: ignore[assignment]
+    if processes.count > 1:
+        # each process keeps its own running statistics, see `running_statistics`
+        query = DistributedDataParallel(
+            query, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+        )
+    at_a_time = groups_at_a_time or (1 if device.type == "cpu" else 2**31)
+    return Stepper(model, optimizer, query, key, at_a_time, precision)
+
+
+def running_statistics(model: nn.Module) -> list[Tensor]:
+    """The running means and variances of a model: linear in the batches, so their mean over processes is the whole's."""
+    return [buffer for name, buffer in model.named_buffers() if name.endswith(("running_mean", "running_var"))]

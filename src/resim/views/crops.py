@@ -1,0 +1,176 @@
+"""What is drawn at random for each view, and the crop that is cut by it.
+
+Every draw comes from a generator of its own sample (`sample_generator`), so that it depends on the seed, the epoch and
+the sample alone: not on loader processes, on processes of the training, or on where a run was resumed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from resim.views.decode import Photo
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewsConfig:
+    """How two views are made of an image.
+
+    Source: Xiao et al., ICCV 2021, section 4.1; Chen et al., arXiv 2003.04297 (MoCo v2's augmentation).
+    """
+
+    image_size: int = 224
+    """Side of a view, px."""
+    crop_area: tuple[float, float] = (0.2, 1.0)
+    """Least and largest share of the image's area in a crop."""
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Least and largest width / height of a crop."""
+    flip: Literal["shared", "independent", "none"] = "shared"
+    """Horizontal flip (probability 0.5): one for both views before cropping, one a view after it, or none."""
+    blur_first: bool = True
+    """Blur before jitter and gray (ReSim), or after them (MoCo v2)."""
+    blur_probability: float = 0.5
+    """Share of views that are blurred."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Least and largest standard deviation of the blur, px of the view."""
+    jitter_probability: float = 0.8
+    """Share of views whose colours are jittered."""
+    brightness: float = 0.4
+    """Brightness factor is drawn from 1 - this to 1 + this."""
+    contrast: float = 0.4
+    """Contrast factor is drawn from 1 - this to 1 + this."""
+    saturation: float = 0.4
+    """Saturation factor is drawn from 1 - this to 1 + this."""
+    hue: float = 0.1
+    """Hue shift is drawn from -this to +this, turns."""
+    gray_probability: float = 0.2
+    """Share of views made gray."""
+
+    def __post_init__(self) -> None:
+        if self.image_size < 32:
+            raise ValueError(f"image-size {self.image_size}: must be at least 32 px, the stride of the top feature map")
+        for name in ("crop_area", "crop_aspect", "blur_sigma"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name.replace('_', '-')} {low} {high}: two numbers above 0, the smaller one first")
+        if self.crop_area[1] > 1:
+            raise ValueError(f"crop-area {self.crop_area[0]} {self.crop_area[1]}: shares of the image are at most 1")
+        for name in (
+            "blur_probability",
+            "jitter_probability",
+            "gray_probability",
+            "brightness",
+            "contrast",
+            "saturation",
+        ):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name.replace('_', '-')} {getattr(self, name)}: must be in [0, 1]")
+        if not 0 <= self.hue <= 0.5:
+            raise ValueError(f"hue {self.hue}: must be in [0, 0.5] turns")
+
+
+NO_JITTER = (1.0, 1.0, 1.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """All that is drawn for one view."""
+
+    crop: tuple[int, int, int, int]
+    """top, left, height, width, px of the image, after the shared flip."""
+    flipped: bool
+    """This view is mirrored on its own, after cropping."""
+    jitter: tuple[float, float, float, float]
+    """Factors of brightness, contrast and saturation, shift of hue, turns; `NO_JITTER`: none."""
+    jitter_order: tuple[int, int, int, int]
+    """The order of the four."""
+    gray: bool
+    sigma: float
+    """Of the blur, px; 0: none."""
+
+
+def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """The generator of everything that is random about one sample in one epoch."""
+    return np.random.default_rng([1, seed, epoch, index])
+
+
+def draw_views(
+    config: ViewsConfig, width: int, height: int, generator: np.random.Generator
+) -> tuple[bool, tuple[Draw, Draw]]:
+    """Draw the shared flip of an image of `width` x `height` px, and its query and key view."""
+    flip = bool(generator.random() < 0.5)
+    views = [_draw_view(config, width, height, generator) for _ in range(2)]
+    return flip and config.flip == "shared", (views[0], views[1])
+
+
+def _draw_view(config: ViewsConfig, width: int, height: int, generator: np.random.Generator) -> Draw:
+    crop = _draw_crop(config, width, height, generator)
+    flipped = bool(generator.random() < 0.5) and config.flip == "independent"
+    jittered = generator.random() < config.jitter_probability
+    strengths = (config.brightness, config.contrast, config.saturation)
+    factors = [float(generator.uniform(1 - s, 1 + s)) for s in strengths] + [
+        float(generator.uniform(-config.hue, config.hue))
+    ]
+    order = tuple(int(i) for i in generator.permutation(4))
+    gray = bool(generator.random() < config.gray_probability)
+    blurred = generator.random() < config.blur_probability
+    sigma = float(generator.uniform(*config.blur_sigma))
+    return Draw(
+        crop=crop,
+        flipped=flipped,
+        jitter=(factors[0], factors[1], factors[2], factors[3]) if jittered else NO_JITTER,
+        jitter_order=(order[0], order[1], order[2], order[3]),
+        gray=gray,
+        sigma=sigma if blurred else 0.0,
+    )
+
+
+def _draw_crop(
+    config: ViewsConfig, width: int, height: int, generator: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Random resized crop: ten tries, then the largest centre crop whose aspect is allowed (torchvision's rule)."""
+    low, high = math.log(config.crop_aspect[0]), math.log(config.crop_aspect[1])
+    for _ in range(10):
+        area = width * height * generator.uniform(*config.crop_area)
+        aspect = math.exp(generator.uniform(low, high))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = generator.integers(0, height - h + 1), generator.integers(0, width - w + 1)
+            return int(top), int(left), h, w
+    w, h = width, height
+    if width / height < config.crop_aspect[0]:
+        h = max(1, round(width / config.crop_aspect[0]))
+    elif width / height > config.crop_aspect[1]:
+        w = max(1, round(height * config.crop_aspect[1]))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def cut_views(photo: Photo, flip: bool, draws: tuple[Draw, Draw], size: int) -> np.ndarray:
+    """Decode an image once and cut both views out of it.
+
+    Returns:
+        (2, size, size, 3) uint8: bilinear with antialiasing, mirrored where `flip` or the draw says so.
+
+    Raises:
+        BadImageError: the pixels cannot be decoded.
+    """
+    reduction = min(min(draw.crop[2:]) for draw in draws) / size
+    image = photo.decode(reduction)
+    scale_x, scale_y = image.width / photo.width, image.height / photo.height
+    views = np.empty((2, size, size, 3), dtype=np.uint8)
+    for i, draw in enumerate(draws):
+        top, left, height, width = draw.crop
+        if flip:  # a crop of the mirrored image is the mirrored crop of the image
+            left = photo.width - left - width
+        box = (left * scale_x, top * scale_y, (left + width) * scale_x, (top + height) * scale_y)
+        if image.size == (photo.width, photo.height):
+            view = image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BILINEAR)
+        else:
+            view = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+        pixels = np.asarray(view)
+        views[i] = pixels[:, ::-1] if flip != draw.flipped else pixels
+    return views

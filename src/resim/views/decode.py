@@ -1,0 +1,67 @@
+"""From a file to upright 8-bit RGB, decoded no larger than its crops need."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+_ORIENTATION = 0x0112
+_SIDEWAYS = (5, 6, 7, 8)
+
+
+class BadImageError(Exception):
+    """A file that cannot be decoded, and why."""
+
+
+class Photo:
+    """An opened image file: its upright size is known at once, its pixels are decoded when a scale is asked for.
+
+    Raises:
+        BadImageError: the file cannot be opened, or is larger than Pillow's limit against decompression bombs.
+    """
+
+    def __init__(self, path: str) -> None:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self._image = Image.open(path)
+                orientation = self._image.getexif().get(_ORIENTATION, 1)
+        except Exception as error:  # decoders raise what they like; one file must not stop a run
+            raise BadImageError(f"{type(error).__name__}: {error}") from None
+        width, height = self._image.size
+        self._sideways = orientation in _SIDEWAYS
+        self.width, self.height = (height, width) if self._sideways else (width, height)
+
+    def decode(self, reduction: float = 1.0) -> Image.Image:
+        """Upright RGB pixels, of the full size or, for a JPEG, smaller by at most `reduction` in each direction.
+
+        JPEG decoders scale by 1/2, 1/4 and 1/8 for a fraction of the time. Gray, palette, CMYK, 16-bit and transparent
+        images become 8-bit RGB; of an animation the first frame is taken.
+
+        Raises:
+            BadImageError: the pixels cannot be decoded.
+        """
+        try:
+            with self._image as image, warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                if reduction >= 2 and image.format == "JPEG":
+                    width, height = image.size
+                    image.draft("RGB", (math.ceil(width / reduction), math.ceil(height / reduction)))
+                return _to_rgb(ImageOps.exif_transpose(image))
+        except Exception as error:
+            raise BadImageError(f"{type(error).__name__}: {error}") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        image.load()
+        return image
+    if image.mode == "I" or image.mode.startswith("I;16"):  # 16 bits a pixel; a plain conversion would clip them
+        wide = np.asarray(image).astype(np.float64)
+        return Image.fromarray((wide / 257).clip(0, 255).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("P", "PA"):
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")

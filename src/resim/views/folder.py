@@ -1,0 +1,106 @@
+"""Images on disk: any folders, files and lists of paths, found once and in an order that every process agrees on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from resim.errors import UserError
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+
+
+class PathList(Sequence[str]):
+    """Paths in one block of bytes: a million of them cost what their letters cost, also in every loader process."""
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        encoded = [os.fsencode(path) for path in paths]
+        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self._ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]
+        if not 0 <= index < len(self):
+            raise IndexError(f"path {index} of {len(self)}")
+        start = self._ends[index - 1] if index else 0
+        return os.fsdecode(self._bytes[start : self._ends[index]].tobytes())
+
+    def fingerprint(self) -> str:
+        """A hash of the files' names in their order, without their folders: a data set that moved keeps it."""
+        digest = hashlib.sha256()
+        for path in self:
+            digest.update(os.fsencode(path.rpartition(os.sep)[2]) + b"\0")
+        return digest.hexdigest()[:16]
+
+
+def find_images(sources: Sequence[str | Path]) -> PathList:
+    """Every image file below the given folders, in files given by name, and in text files of paths.
+
+    Folders are read to any depth and symbolic links are followed, a loop of links only once. Names that start with a
+    dot are passed over. A text file (`.txt`) holds one path a line, relative to itself; blank lines and lines that
+    start with # are passed over. A file found twice counts once. Nothing is opened here.
+
+    Raises:
+        UserError: a source that does not exist or cannot be read, a listed file that is not there, or no image at all.
+    """
+    if not sources:
+        raise UserError("no images: name at least one folder, image or text file of paths")
+    found: dict[str, None] = {}
+    for source in map(os.fspath, sources):
+        path = os.path.expanduser(source)  # noqa: PTH111 - strings throughout: a million Path objects are slow
+        try:
+            if os.path.isdir(path):  # noqa: PTH112
+                found.update(dict.fromkeys(sorted(_walk(path, set()))))
+            elif not os.path.exists(path):  # noqa: PTH110
+                raise UserError(f"{source}: there is no such folder or file")
+            elif path.lower().endswith(".txt"):
+                found.update(dict.fromkeys(_listed(path)))
+            elif _is_image(path):
+                found[path] = None
+            else:
+                raise UserError(f"{source}: neither a folder, nor an image, nor a .txt file of paths")
+        except OSError as error:
+            raise UserError(f"{error.filename or source}: cannot be read ({error.strerror})") from None
+    if not found:
+        kinds = ", ".join(sorted(EXTENSIONS))
+        raise UserError(f"no images found in {', '.join(map(str, sources))}: files ending in {kinds} are read")
+    return PathList(list(found))
+
+
+def _is_image(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in EXTENSIONS  # noqa: PTH122
+
+
+def _walk(folder: str, above: set[tuple[int, int]]) -> Iterator[str]:
+    """Image files below `folder`; `above` are the folders on the way here, so that a loop of links ends."""
+    status = os.stat(folder)  # noqa: PTH116
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _walk(entry.path, above | {identity})
+            elif _is_image(entry.name) and entry.is_file():
+                yield entry.path
+
+
+def _listed(path: str) -> Iterator[str]:
+    folder = os.path.dirname(path)  # noqa: PTH120
+    with Path(path).open(encoding="utf-8", errors="surrogateescape") as lines:
+        for number, line in enumerate(lines, start=1):
+            name = line.rstrip("\n\r")
+            if not name.strip() or name.startswith("#"):
+                continue
+            image = os.path.join(folder, name)  # noqa: PTH118
+            if not os.path.isfile(image):  # noqa: PTH113
+                raise UserError(f"{path}, line {number}: {name}: there is no such file")
+            yield image

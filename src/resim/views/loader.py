@@ -1,0 +1,180 @@
+"""From paths to batches of view pairs: their order, decoding in worker processes, files that cannot be read."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from resim.errors import UserError
+from resim.views.crops import NO_JITTER, Draw, ViewsConfig, cut_views, draw_views, sample_generator
+from resim.views.decode import BadImageError, Photo
+from resim.views.photometric import augment, blur_reach
+from resim.views.views import Views
+
+_TRIES = 20  # draws in a row that may be undecodable
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """A file that could not be decoded."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """N view pairs as the workers hand them over: small crops, and what is still to be done to them."""
+
+    pixels: Tensor
+    """(2, N, S, S, 3) uint8: query and key views."""
+    draws: tuple[Sequence[Draw], Sequence[Draw]]
+    """N draws each, query and key."""
+    flips: Sequence[bool]
+    """The shared flip of each image, already done to `pixels`."""
+    indices: Sequence[int]
+    """Which image of the list each pair is of."""
+    bad: Sequence[BadFile]
+    """Files that were passed over to fill this batch."""
+
+    def __len__(self) -> int:
+        return len(self.flips)
+
+    def pin_memory(self) -> PairBatch:
+        """The same with its pixels in page-locked memory."""
+        return PairBatch(self.pixels.pin_memory(), self.draws, self.flips, self.indices, self.bad)
+
+    def views(self, config: ViewsConfig, device: torch.device | str = "cpu") -> tuple[Views, Views]:
+        """Finish both views of all the images on `device`: colours, blur, normalisation."""
+        pixels = self.pixels.to(device, non_blocking=True)
+        radius = blur_reach(config.blur_sigma[1])
+        pair = []
+        for side, draws in enumerate(self.draws):
+            images = augment(pixels[side], draws, blur_first=config.blur_first, blur_radius=radius)
+            crops = torch.tensor([draw.crop for draw in draws], dtype=torch.float64)
+            flipped = torch.tensor([draw.flipped for draw in draws])
+            pair.append(Views(images, crops, flipped if config.flip == "independent" else None))
+        return pair[0], pair[1]
+
+
+class PairDataset(Dataset[tuple[np.ndarray, tuple[Draw, Draw], bool, int, list[BadFile]]]):
+    """View pairs of images by (epoch, index). What cannot be decoded is replaced by another draw of that sample's.
+
+    After twenty draws that cannot be decoded the pair stays blank, and its index is -1: see `read_batches`.
+    """
+
+    def __init__(self, paths: Sequence[str], config: ViewsConfig, seed: int) -> None:
+        self.paths, self.config, self.seed = paths, config, seed
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, tuple[Draw, Draw], bool, int, list[BadFile]]:
+        epoch, index = key
+        generator = sample_generator(self.seed, epoch, index)
+        bad: list[BadFile] = []
+        for _ in range(_TRIES):
+            try:
+                photo = Photo(self.paths[index])
+                flip, draws = draw_views(self.config, photo.width, photo.height, generator)
+                return cut_views(photo, flip, draws, self.config.image_size), draws, flip, index, bad
+            except BadImageError as error:
+                bad.append(BadFile(self.paths[index], str(error)))
+                index = int(generator.integers(len(self.paths)))
+        size = self.config.image_size
+        none = Draw(
+            crop=(0, 0, 1, 1), flipped=False, jitter=NO_JITTER, jitter_order=(0, 1, 2, 3), gray=False, sigma=0.0
+        )
+        return np.zeros((2, size, size, 3), dtype=np.uint8), (none, none), False, -1, bad
+
+
+class BatchOrder(Sampler[list[tuple[int, int]]]):
+    """This process's part of every batch, from a given step to the end of the run, across epochs.
+
+    An epoch is a permutation drawn from (seed, epoch); its incomplete last batch is dropped. Of each batch, process r of
+    W has the r-th run of batch / W images.
+    """
+
+    def __init__(
+        self,
+        images: int,
+        batch: int,
+        *,
+        seed: int,
+        start_step: int = 0,
+        end_step: int,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.images, self.batch, self.seed = images, batch, seed
+        self.start_step, self.end_step, self.rank, self.processes = start_step, end_step, rank, processes
+
+    def __len__(self) -> int:
+        return self.end_step - self.start_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        steps = self.images // self.batch
+        part = self.batch // self.processes
+        epoch, order = -1, np.empty(0, dtype=np.int64)
+        for step in range(self.start_step, self.end_step):
+            if step // steps != epoch:
+                epoch = step // steps
+                order = epoch_order(self.images, self.seed, epoch)
+            start = (step % steps) * self.batch + self.rank * part
+            yield [(epoch, int(i)) for i in order[start : start + part]]
+
+
+def epoch_order(images: int, seed: int, epoch: int) -> np.ndarray:
+    """(images,) int64: the order in which an epoch sees the images."""
+    return np.random.default_rng([2, seed, epoch]).permutation(images)
+
+
+def shuffle_order(batch: int, seed: int, step: int) -> Tensor:
+    """(batch,) int64: the order in which the key encoder sees the images of a step's batch."""
+    return torch.from_numpy(np.random.default_rng([3, seed, step]).permutation(batch))
+
+
+def collate(samples: list[tuple[np.ndarray, tuple[Draw, Draw], bool, int, list[BadFile]]]) -> PairBatch:
+    """N samples of `PairDataset` as one batch."""
+    pixels, draws, flips, indices, bad = zip(*samples, strict=True)
+    return PairBatch(
+        pixels=torch.from_numpy(np.stack(pixels, axis=1)),
+        draws=([d[0] for d in draws], [d[1] for d in draws]),
+        flips=list(flips),
+        indices=list(indices),
+        bad=[file for files in bad for file in files],
+    )
+
+
+def make_loader(
+    dataset: PairDataset, order: BatchOrder, *, workers: int, pin_memory: bool = False
+) -> DataLoader[PairBatch]:
+    """Batches in the given order, decoded by `workers` processes (0: in this one)."""
+    return DataLoader(
+        dataset,
+        batch_sampler=order,
+        collate_fn=collate,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        prefetch_factor=2 if workers else None,
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+    )
+
+
+def read_batches(loader: DataLoader[PairBatch]) -> Iterator[PairBatch]:
+    """The loader's batches.
+
+    Raises:
+        UserError: so many files cannot be decoded that a pair could not be filled.
+    """
+    for batch in loader:
+        if -1 in batch.indices:
+            last = batch.bad[-1]
+            raise UserError(f"{_TRIES} images in a row cannot be decoded, the last is {last.path} ({last.reason})")
+        yield batch
