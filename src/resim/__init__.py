@@ -40,7 +40,7 @@ _HOMES = {
     "pretrain": "resim.training.pretrain",
     "window_grid": "resim.regions.windows",
 }
-__all__ = ["__version__", "recipes", *sorted(_HOMES)]  # noqa: PLE0604, RUF022
+__all__ = ["__version__", "recipes", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:

@@ -26,7 +26,7 @@ def moco_v2() -> Recipe:
     return Recipe(
         name="moco-v2",
         model=ModelConfig(levels=()),
-        views=ViewsConfig(flip="independent", blur_first=False),
+        views=ViewsConfig(flip="independent", photometric_order="jitter-gray-blur"),
     )
 
 

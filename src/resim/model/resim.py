@@ -138,6 +138,7 @@ class ReSim(nn.Module):
         if self.training:
             self._average(list(self.key.parameters()), list(self.query.parameters()), 0)
         size, device = views_k.size, views_k.images.device
+        matmul = _matmul_dtype(device)  # read here: autocast is off where the cells are made
         windows = {level.name: level.windows(size) for level in self.config.levels}
         mapped, valid = {}, {}
         for name, grid in windows.items():
@@ -159,7 +160,7 @@ class ReSim(nn.Module):
                 for level in self.config.levels:
                     features = _wide(maps[level.name])
                     pooled[level.name].append(_regions(features, mapped[level.name][part], level.stride))
-                    cells[level.name].append(key_cells(features).to(self._matmul_dtype(device, features.dtype)))
+                    cells[level.name].append(key_cells(features).to(matmul or features.dtype))
         back = inverse_order(order)
         shuffled = gather_rows(torch.cat(vectors))
         all_vectors = shuffled if back is None else shuffled[back.to(device)]
@@ -199,7 +200,7 @@ class ReSim(nn.Module):
         per_group = len(images) // groups
         vectors, maps = (encoder or self.query)(images)
         device = images.device
-        matmul = self._matmul_dtype(device, _wide(vectors).dtype)
+        matmul = _matmul_dtype(device)
         contrasts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
         with torch.autocast(device.type, enabled=False):
             vectors = F.normalize(_wide(vectors), dim=1)
@@ -279,9 +280,10 @@ class ReSim(nn.Module):
             raise ValueError(f"the state_dict does not fit this model: {'; '.join(told)}")
         self.load_state_dict(ours)
 
-    def _matmul_dtype(self, device: torch.device, otherwise: torch.dtype) -> torch.dtype:
-        """The dtype of products with negatives: autocast's where it is on."""
-        return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else otherwise
+
+def _matmul_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype of products with negatives: autocast's where it is on; None: that of what is multiplied."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def pair_pictures(
         views_k: their key views.
         levels: whose windows are drawn.
         titles: one a pair.
-        sources: for each pair a thumbnail (h, w, 3) uint8 in the crops' frame and its scale, px of it a px of the image.
+        sources: for each pair a thumbnail (h, w, 3) uint8 in the crops' frame, and its px for a px of the image.
     """
     size = views_q.size
     levels_windows = []

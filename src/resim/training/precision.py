@@ -12,8 +12,8 @@ import torch.nn.functional as F
 def choose_precision(asked: Literal["auto", "float32", "bf16"], device: torch.device) -> Literal["float32", "bf16"]:
     """The precision to run in: what was asked for, or bf16 where the device has it and it is faster.
 
-    A GPU is asked whether it has bfloat16. On a CPU a convolution of the usual size is timed in both (about a tenth of a
-    second): instructions alone do not tell.
+    A GPU is asked whether it has bfloat16. On a CPU a convolution of the usual size is timed in both, in about a tenth
+    of a second: instructions alone do not tell.
     """
     if asked != "auto":
         return asked

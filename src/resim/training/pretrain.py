@@ -162,7 +162,7 @@ def _steps_per_epoch(recipe: Recipe, images: int, processes: Processes) -> int:
     if batch % (processes.count * group):
         raise UserError(
             f"a batch of {batch} over {processes.count} processes is no whole number of groups of {group} in each: "
-            f"use at most {batch // group} processes, in a number that divides {batch // group}, or a smaller --group-size"
+            f"use a number of processes that divides {batch // group}, or a smaller --group-size"
         )
     return images // batch
 
@@ -214,8 +214,8 @@ def _greet(
     if model.queue_size > data["images"]:
         fitting = 2 ** int(math.log2(data["images"]))
         progress.say(
-            f"warning: the queue of {model.queue_size} keys is larger than the data set of {data['images']} images, so it "
-            f"holds keys of the same image as negatives: set --queue-size {fitting} or less"
+            f"warning: the queue of {model.queue_size} keys is larger than the data set of {data['images']} images, so "
+            f"it holds keys of the same image as negatives: set --queue-size {fitting} or less"
         )
 
 

@@ -103,7 +103,7 @@ def start_processes(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator
 
 @contextmanager
 def catch_termination() -> Iterator[list[int]]:
-    """While inside, SIGTERM and SIGINT add themselves to the list that is given, and end nothing; a second SIGINT does."""
+    """While inside, SIGTERM and SIGINT only add themselves to the list that is given; a second SIGINT interrupts."""
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -121,5 +121,5 @@ def make_stepper(
 
 
 def running_statistics(model: nn.Module) -> list[Tensor]:
-    """The running means and variances of a model: linear in the batches, so their mean over processes is the whole's."""
+    """A model's running means and variances: linear in the batches, so the run's are their mean over processes."""
     return [buffer for name, buffer in model.named_buffers() if name.endswith(("running_mean", "running_var"))]

@@ -31,8 +31,8 @@ class ViewsConfig:
     """Least and largest width / height of a crop."""
     flip: Literal["shared", "independent", "none"] = "shared"
     """Horizontal flip (probability 0.5): one for both views before cropping, one a view after it, or none."""
-    blur_first: bool = True
-    """Blur before jitter and gray (ReSim), or after them (MoCo v2)."""
+    photometric_order: Literal["blur-jitter-gray", "jitter-gray-blur"] = "blur-jitter-gray"
+    """What is done to a view first: ReSim blurs first, MoCo v2 last."""
     blur_probability: float = 0.5
     """Share of views that are blurred."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)

@@ -56,7 +56,7 @@ class PairBatch:
         radius = blur_reach(config.blur_sigma[1])
         pair = []
         for side, draws in enumerate(self.draws):
-            images = augment(pixels[side], draws, blur_first=config.blur_first, blur_radius=radius)
+            images = augment(pixels[side], draws, order=config.photometric_order, blur_radius=radius)
             crops = torch.tensor([draw.crop for draw in draws], dtype=torch.float64)
             flipped = torch.tensor([draw.flipped for draw in draws])
             pair.append(Views(images, crops, flipped if config.flip == "independent" else None))
@@ -97,8 +97,8 @@ class PairDataset(Dataset[tuple[np.ndarray, tuple[Draw, Draw], bool, int, list[B
 class BatchOrder(Sampler[list[tuple[int, int]]]):
     """This process's part of every batch, from a given step to the end of the run, across epochs.
 
-    An epoch is a permutation drawn from (seed, epoch); its incomplete last batch is dropped. Of each batch, process r of
-    W has the r-th run of batch / W images.
+    An epoch is a permutation drawn from (seed, epoch); its incomplete last batch is dropped. Of each batch, process r
+    of W has the r-th run of batch / W images.
     """
 
     def __init__(

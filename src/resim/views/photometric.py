@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -92,27 +93,33 @@ def gaussian_blur(images: Tensor, sigmas: Sequence[float] | Tensor, radius: int)
     return band @ images @ band.transpose(-1, -2)
 
 
-def augment(pixels: Tensor, draws: Sequence[Draw], *, blur_first: bool, blur_radius: int) -> Tensor:
+def augment(
+    pixels: Tensor,
+    draws: Sequence[Draw],
+    *,
+    order: Literal["blur-jitter-gray", "jitter-gray-blur"],
+    blur_radius: int,
+) -> Tensor:
     """Jitter, gray and blur each view as drawn, then normalise by ImageNet's mean and standard deviation.
 
     Args:
         pixels: (N, S, S, 3) uint8.
         draws: N of them.
-        blur_first: blur before the colours change, or after.
+        order: blur before the colours change, or after.
         blur_radius: px at which a Gaussian is cut off.
 
     Returns:
         (N, 3, S, S) float32 on the device of `pixels`, channels_last in memory.
     """
     images = pixels.permute(0, 3, 1, 2).float() / 255
-    if blur_first:
+    if order == "blur-jitter-gray":
         images = _blur(images, draws, blur_radius)
     images = _jitter(images, draws)
     gray = [i for i, draw in enumerate(draws) if draw.gray]
     if gray:
         chosen = torch.tensor(gray).to(images.device, non_blocking=True)
         images[chosen] = to_gray(images[chosen]).expand(-1, 3, -1, -1)
-    if not blur_first:
+    if order == "jitter-gray-blur":
         images = _blur(images, draws, blur_radius)
     return normalize(images)
 
