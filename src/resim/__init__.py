@@ -40,7 +40,24 @@ _HOMES = {
     "pretrain": "resim.training.pretrain",
     "window_grid": "resim.regions.windows",
 }
-__all__ = ["__version__", "recipes", *sorted(_HOMES)]
+__all__ = [
+    "Level",
+    "ModelConfig",
+    "ReSim",
+    "Recipe",
+    "RunConfig",
+    "UserError",
+    "Views",
+    "ViewsConfig",
+    "__version__",
+    "info_nce",
+    "inside_view",
+    "map_windows",
+    "precise_roi_pool",
+    "pretrain",
+    "recipes",
+    "window_grid",
+]
 
 
 def __getattr__(name: str) -> Any:

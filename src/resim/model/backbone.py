@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from typing import Any
 
 import torchvision
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ class ResNet(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        network = torchvision.models.get_model(name, weights=None)
+        network: Any = torchvision.models.get_model(name, weights=None)
         self.conv1, self.bn1, self.relu, self.maxpool = (
             network.conv1,
             network.bn1,

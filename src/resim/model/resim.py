@@ -208,7 +208,7 @@ class ReSim(nn.Module):
                 level.name: _regions(_wide(maps[level.name]), keys.levels[level.name].windows, level.stride)
                 for level in self.config.levels
             }
-            queue = self.queue.clone() if self.training else self.queue  # this step's keys will overwrite a part of it
+            queue = self.queue.to(vectors.dtype)
             for group in range(groups):
                 here = slice(group * per_group, (group + 1) * per_group)
                 there = slice((first_group + group) * per_group, (first_group + group + 1) * per_group)

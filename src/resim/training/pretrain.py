@@ -62,14 +62,17 @@ def pretrain(recipe: Recipe, run: RunConfig, sources: Sequence[str | Path], *, s
     Raises:
         UserError: images, settings or a run folder that cannot work; what the remedy is.
     """
-    optim, out = recipe.optim, run.out or run_folder.default_folder(recipe)
+    optim = recipe.optim
     with start_processes(run.device) as processes, catch_termination() as signals:
         paths = find_images(sources)
         steps = _steps_per_epoch(recipe, len(paths), processes)
+        out = processes.gather_objects(run.out or run_folder.default_folder(recipe))[0]
         state = run_folder.open_run(out, recipe, resume=run.resume)
         step = state["step"] if state else 0
         end = steps * optim.epochs
         precision = state["precision"] if state else choose_precision(run.precision, processes.device)
+        if run.precision not in ("auto", precision):
+            raise UserError(f"--resume in {run.precision}: the run is in {precision}; leave --precision out")
         _check_agreement(processes, paths, precision, state)
         data = {"sources": [str(source) for source in sources], "images": len(paths), "hash": paths.fingerprint()}
 

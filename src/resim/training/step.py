@@ -99,7 +99,8 @@ def make_stepper(
         compile_encoders: with torch.compile.
     """
     device = processes.device
-    model = ReSim(model_config, seed=optim.seed).to(device=device, memory_format=torch.channels_last).train()
+    model = ReSim(model_config, seed=optim.seed).to(device).train()
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(
         model.query.parameters(),
         lr=optim.lr,

@@ -52,8 +52,8 @@ def find_images(sources: Sequence[str | Path]) -> PathList:
     if not sources:
         raise UserError("no images: name at least one folder, image or text file of paths")
     found: dict[str, None] = {}
-    for source in map(os.fspath, sources):
-        path = os.path.expanduser(source)  # noqa: PTH111 - strings throughout: a million Path objects are slow
+    for source in sources:
+        path = os.path.expanduser(os.fspath(source))  # noqa: PTH111 - strings throughout: a million Path objects are slow
         try:
             if os.path.isdir(path):  # noqa: PTH112
                 found.update(dict.fromkeys(sorted(_walk(path, set()))))

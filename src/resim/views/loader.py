@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,7 +64,11 @@ class PairBatch:
         return pair[0], pair[1]
 
 
-class PairDataset(Dataset[tuple[np.ndarray, tuple[Draw, Draw], bool, int, list[BadFile]]]):
+Sample = tuple[np.ndarray, tuple[Draw, Draw], bool, int, list[BadFile]]
+"""Pixels (2, S, S, 3), draws, shared flip, index (-1: could not be filled), files passed over."""
+
+
+class PairDataset(Dataset[Sample]):
     """View pairs of images by (epoch, index). What cannot be decoded is replaced by another draw of that sample's.
 
     After twenty draws that cannot be decoded the pair stays blank, and its index is -1: see `read_batches`.
@@ -75,7 +80,7 @@ class PairDataset(Dataset[tuple[np.ndarray, tuple[Draw, Draw], bool, int, list[B
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, tuple[Draw, Draw], bool, int, list[BadFile]]:
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
         generator = sample_generator(self.seed, epoch, index)
         bad: list[BadFile] = []
@@ -140,7 +145,7 @@ def shuffle_order(batch: int, seed: int, step: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng([3, seed, step]).permutation(batch))
 
 
-def collate(samples: list[tuple[np.ndarray, tuple[Draw, Draw], bool, int, list[BadFile]]]) -> PairBatch:
+def collate(samples: list[Sample]) -> PairBatch:
     """N samples of `PairDataset` as one batch."""
     pixels, draws, flips, indices, bad = zip(*samples, strict=True)
     return PairBatch(
@@ -156,7 +161,7 @@ def make_loader(
     dataset: PairDataset, order: BatchOrder, *, workers: int, pin_memory: bool = False
 ) -> DataLoader[PairBatch]:
     """Batches in the given order, decoded by `workers` processes (0: in this one)."""
-    return DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_sampler=order,
         collate_fn=collate,
@@ -165,6 +170,7 @@ def make_loader(
         prefetch_factor=2 if workers else None,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
+    return loader
 
 
 def read_batches(loader: DataLoader[PairBatch]) -> Iterator[PairBatch]:

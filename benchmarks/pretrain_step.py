@@ -1,0 +1,275 @@
+"""Images a second and memory of the whole training step, here against the same step written plainly, in one run.
+
+    python benchmarks/pretrain_step.py                       # ResNet-50, 224 px, batch 16, on this machine's CPU
+    python benchmarks/pretrain_step.py --device cuda --batch 256 --group 32
+    python benchmarks/pretrain_step.py --jpeg DIR            # also fed from the images in DIR
+
+Each variant runs in a process of its own, in turn (plain, ours, plain, ours, ...), so that a drift of the machine's
+speed hits all; peak memory is the process's own (CPU) or the allocator's (GPU). The step has all three losses; data
+loading is left out, except in the rows that say so. Parts are timed alone on the same shapes: they need not add up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from plain_step import PlainReSim
+
+from resim import recipes
+from resim.model.infonce import info_nce
+from resim.regions.level import key_cells
+from resim.regions.pooling import precise_roi_pool
+from resim.training.config import Recipe
+from resim.training.processes import Processes
+from resim.training.step import Stepper, make_stepper
+from resim.views.folder import find_images
+from resim.views.loader import BatchOrder, PairDataset, make_loader, read_batches
+from resim.views.scenes import write_scenes
+from resim.views.views import Views
+
+VARIANTS = {"plain float32": "float32", "float32": "float32", "bf16": "bf16"}
+
+
+def make_recipe(options: argparse.Namespace) -> Recipe:
+    recipe = recipes.resim_fpn()
+    model = dataclasses.replace(recipe.model, backbone=options.backbone, group_size=options.group or options.batch)
+    views = dataclasses.replace(recipe.views, image_size=options.image_size)
+    optim = dataclasses.replace(recipe.optim, batch_size=options.batch)
+    return dataclasses.replace(recipe, model=model, views=views, optim=optim)
+
+
+def random_views(options: argparse.Namespace, device: torch.device) -> tuple[Views, Views]:
+    """Noise cut from 500 x 375 px images: the crops overlap as the recipe's do."""
+    generator = torch.Generator().manual_seed(0)
+    pair = []
+    for _ in range(2):
+        size = (options.batch, 3, options.image_size, options.image_size)
+        images = torch.randn(size, generator=generator).to(device, memory_format=torch.channels_last)
+        height = 200 + torch.randint(0, 176, (options.batch,), generator=generator)
+        width = 200 + torch.randint(0, 301, (options.batch,), generator=generator)
+        top = (torch.rand(options.batch, generator=generator) * (376 - height)).floor()
+        left = (torch.rand(options.batch, generator=generator) * (501 - width)).floor()
+        pair.append(Views(images, torch.stack([top, left, height, width], dim=1).double()))
+    return pair[0], pair[1]
+
+
+def build(
+    variant: str, recipe: Recipe, device: torch.device
+) -> tuple[Callable[[Views, Views], dict[str, torch.Tensor]], Stepper | None]:
+    if variant == "plain float32":
+        model = PlainReSim(recipe.model, seed=0).to(device).train()
+        optimizer = torch.optim.SGD(model.query.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-4, foreach=False)
+
+        def plain(views_q: Views, views_k: Views) -> dict[str, torch.Tensor]:
+            losses = model(
+                Views(views_q.images.contiguous(), views_q.crops), Views(views_k.images.contiguous(), views_k.crops)
+            )
+            optimizer.zero_grad()
+            losses["total"].backward()
+            optimizer.step()
+            return {name: value.detach() for name, value in losses.items()}
+
+        return plain, None
+    alone = Processes(rank=0, count=1, device=device, cores=1)
+    precision = "bf16" if VARIANTS[variant] == "bf16" else "float32"
+    stepper = make_stepper(recipe.model, recipe.optim, alone, precision=precision)
+    return lambda q, k: stepper(q, k, None), stepper
+
+
+def seconds(device: torch.device, function: Callable[[], object], times: int, warmup: int = 1) -> list[float]:
+    taken = []
+    for i in range(warmup + times):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        if i >= warmup:
+            taken.append(time.perf_counter() - start)
+    return taken
+
+
+def parts(stepper: Stepper, views_q: Views, views_k: Views, times: int) -> dict[str, float]:
+    """Median seconds of each part of our step, alone, on the shapes of the step."""
+    model, config, device = stepper.model, stepper.model.config, views_q.images.device
+    bf16 = torch.autocast(device.type, torch.bfloat16, enabled=stepper.precision == "bf16")
+    per_pass = min(config.group_size, len(views_q))
+    starts = range(0, len(views_q), per_pass)
+
+    def encoder() -> None:
+        for start in starts:
+            with bf16:
+                vectors, maps = model.query(views_q.images[start : start + per_pass])
+            (vectors.float().sum() + sum(m.float().mean() for m in maps.values())).backward()
+
+    @torch.no_grad()
+    def key_encoder() -> None:
+        for start in starts:
+            with bf16:
+                model.key(views_k.images[start : start + per_pass])
+
+    with torch.no_grad(), bf16:
+        keys = model.encode_keys(views_q, views_k)
+        maps = {name: m.float() for name, m in model.query(views_q.images[:per_pass])[1].items()}
+
+    def regions() -> None:
+        for _ in starts:
+            for level in config.levels:
+                features = maps[level.name].requires_grad_()
+                boxes = keys.levels[level.name].windows
+                F.normalize(precise_roi_pool(features, boxes, level.stride), dim=-1).sum().backward()
+                with torch.no_grad():
+                    F.normalize(precise_roi_pool(features, boxes.expand(per_pass, -1, -1), level.stride), dim=-1)
+                    key_cells(features)
+
+    def contrast() -> None:
+        for start in starts:
+            there = slice(start, start + per_pass)
+            for level in config.levels:
+                level_keys = keys.levels[level.name]
+                positives = level_keys.positives[there].flatten(0, 1)
+                queries = positives.clone().requires_grad_()
+                cells = level_keys.cells if level.negatives == "all" else level_keys.cells[there].flatten(0, 1)
+                dtype = torch.bfloat16 if stepper.precision == "bf16" else None
+                info_nce(queries, positives, cells, matmul_dtype=dtype).loss.mean().backward()
+            vectors = keys.vectors[there].clone().requires_grad_()
+            info_nce(vectors, keys.vectors[there], model.queue).loss.mean().backward()
+
+    def optimizer() -> None:
+        stepper.optimizer.step()
+        model._average(list(model.key.parameters()), list(model.query.parameters()), 0)
+
+    measured = {"encoder, forward and backward": encoder, "key encoder": key_encoder, "regions": regions}
+    measured |= {"InfoNCE": contrast, "optimiser and momentum": optimizer}
+    return {name: statistics.median(seconds(device, function, times)) for name, function in measured.items()}
+
+
+def fed(variant: str, options: argparse.Namespace, device: torch.device) -> dict[str, float]:
+    """The step fed from JPEG files: images a second, and the share of the time spent waiting for them."""
+    recipe = make_recipe(options)
+    step, _ = build(variant, recipe, device)
+    paths = find_images([options.jpeg])
+    rounds = options.times + 2
+    dataset = PairDataset(paths, recipe.views, 0)
+    order = BatchOrder(max(len(paths) // options.batch, 1) * options.batch, options.batch, seed=0, end_step=rounds)
+    loader = make_loader(dataset, order, workers=options.workers, pin_memory=device.type == "cuda")
+    waited, start, batches = 0.0, 0.0, iter(read_batches(loader))
+    for i in range(rounds):
+        if i == 2:
+            waited, start = 0.0, time.perf_counter()
+        waiting = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - waiting
+        views_q, views_k = batch.views(recipe.views, device)
+        step(views_q, views_k)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    total = time.perf_counter() - start
+    return {"images_per_second": options.batch * options.times / total, "waiting": waited / total}
+
+
+def run_variant(variant: str, options: argparse.Namespace) -> dict[str, object]:
+    device = torch.device(options.device)
+    if options.jpeg and options.feed:
+        return dict(fed(variant, options, device))
+    recipe = make_recipe(options)
+    step, stepper = build(variant, recipe, device)
+    views_q, views_k = random_views(options, device)
+    first = {name: float(v) for name, v in step(views_q, views_k).items() if name in ("instance", "P4", "P3", "total")}
+    taken = seconds(device, lambda: step(views_q, views_k), options.times)
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated() / 1e9
+    else:
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    result: dict[str, object] = {"seconds": taken, "memory_gb": memory, "losses": first}
+    if stepper is not None and options.parts:
+        result["parts"] = parts(stepper, views_q, views_k, options.times)
+    return result
+
+
+def child(variant: str, options: argparse.Namespace, *more: str) -> dict:
+    names = ("device", "batch", "group", "image_size", "backbone", "times", "workers")
+    words = [word for n in names for word in (f"--{n.replace('_', '-')}", str(getattr(options, n)))]
+    if options.jpeg:
+        words += ["--jpeg", options.jpeg]
+    command = [sys.executable, __file__, "--variant", variant, *words, *more]
+    out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return json.loads(out.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--batch", type=int, default=16, help="images a step")
+    parser.add_argument("--group", type=int, default=0, help="images a group; 0: the batch")
+    parser.add_argument("--image-size", type=int, default=224, help="px")
+    parser.add_argument("--backbone", default="resnet50")
+    parser.add_argument("--times", type=int, default=4, help="steps that count, in each process, after two that do not")
+    parser.add_argument("--rounds", type=int, default=2, help="processes of each variant")
+    parser.add_argument("--workers", type=int, default=2, help="loader processes")
+    parser.add_argument("--jpeg", default="", help="folder of images; 'scenes' draws some at 500 x 375")
+    parser.add_argument("--variant", choices=list(VARIANTS), help=argparse.SUPPRESS)
+    parser.add_argument("--parts", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--feed", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.variant:
+        print(json.dumps(run_variant(options.variant, options)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        if options.jpeg == "scenes":
+            write_scenes(Path(folder) / "scenes", 128, width=500, height=375)
+            options.jpeg = str(Path(folder) / "scenes")
+        report(options)
+
+
+def report(options: argparse.Namespace) -> None:
+    variants = list(VARIANTS) if not options.group or options.group == options.batch else ["float32", "bf16"]
+    results: dict[str, list[dict]] = {variant: [] for variant in variants}
+    for turn in range(options.rounds):
+        for variant in variants:
+            more = ["--parts"] if turn == 0 and variant != "plain float32" else []
+            results[variant].append(child(variant, options, *more))
+    group = options.group or options.batch
+    print(f"{options.backbone}, {options.image_size} px, batch {options.batch} in groups of {group}, {options.device}")
+    cores = f"{torch.get_num_threads()} threads" if options.device == "cpu" else torch.cuda.get_device_name()
+    print(f"torch {torch.__version__}, Python {platform.python_version()}, {cores}, {time.strftime('%Y-%m-%d')}")
+    rates = {
+        variant: [options.batch / s for result in runs for s in result["seconds"]] for variant, runs in results.items()
+    }
+    base = statistics.median(rates[variants[0]])
+    print(f"\n{'step':<16}{'images/s':>10}{'least':>8}{'most':>8}{'times':>8}{'peak GB':>9}   losses at the first step")
+    for variant, runs in results.items():
+        rate = rates[variant]
+        memory = max(run["memory_gb"] for run in runs)
+        losses = " ".join(f"{name} {value:.3f}" for name, value in runs[0]["losses"].items())
+        print(
+            f"{variant:<16}{statistics.median(rate):>10.2f}{min(rate):>8.2f}{max(rate):>8.2f}"
+            f"{statistics.median(rate) / base:>8.2f}{memory:>9.2f}   {losses}"
+        )
+    print("\nparts, ms a step, each timed alone")
+    for variant in variants:
+        for name, value in results[variant][0].get("parts", {}).items():
+            print(f"  {variant:<16}{name:<32}{1e3 * value:>9.1f}")
+    if options.jpeg:
+        print("\nfed from JPEG files")
+        for variant in variants:
+            result = child(variant, options, "--feed")
+            print(f"  {variant:<16}{result['images_per_second']:>8.2f} images/s, waiting {result['waiting']:.1%}")
+
+
+if __name__ == "__main__":
+    main()
