@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 from rich.console import Console
@@ -80,6 +80,13 @@ def _read(kind: type[T], argv: Sequence[str], verb: str, description: str, defau
         if stop.code in (0, None):  # --help
             raise
         raise UserError(f"{_first_paragraph(told.getvalue())} (resim {verb} --help explains the options)") from None
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are told in one line, as all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} ({self.prog} --help explains the options)")
 
 
 def _first_paragraph(box: str) -> str:
@@ -161,7 +168,7 @@ def pretrain_verb(argv: Sequence[str]) -> None:
     """Pre-train on folders of images without labels."""
     from resim.training.pretrain import pretrain
 
-    name, recipe = _chosen_recipe(argv)
+    name, recipe = _chosen_recipe(argv, "pretrain")
     default = PretrainOptions(
         sources=tyro.MISSING, recipe=name, model=recipe.model, views=recipe.views, optim=recipe.optim, run=RunConfig()
     )
@@ -177,7 +184,7 @@ def pretrain_verb(argv: Sequence[str]) -> None:
 
 def recipes_verb(argv: Sequence[str]) -> None:
     """List the recipes, or print one whole as JSON: `resim recipes NAME`."""
-    parser = argparse.ArgumentParser(prog="resim recipes", description=recipes_verb.__doc__)
+    parser = _OneLineParser(prog="resim recipes", description=recipes_verb.__doc__)
     parser.add_argument("name", nargs="?", help="a recipe, printed with every field")
     chosen = parser.parse_args(argv).name
     if chosen:
@@ -199,7 +206,7 @@ def preview_verb(argv: Sequence[str]) -> None:
     from resim.training.checkpoints import write_atomically
     from resim.views.folder import find_images
 
-    name, recipe = _chosen_recipe(argv)
+    name, recipe = _chosen_recipe(argv, "preview")
     default = PreviewOptions(sources=tyro.MISSING, recipe=name, levels=recipe.model.levels, views=recipe.views)
     options = _read(PreviewOptions, argv, "preview", preview_verb.__doc__ or "", default)
     if options.count < 1:
@@ -234,9 +241,9 @@ def demo_verb(argv: Sequence[str]) -> None:
     demo(options.data, options.out, pairs=options.pairs, seed=options.seed)
 
 
-def _chosen_recipe(argv: Sequence[str]) -> tuple[str, Recipe]:
+def _chosen_recipe(argv: Sequence[str], verb: str) -> tuple[str, Recipe]:
     """The recipe whose fields are the defaults of all other options: --recipe, or that of the run to be resumed."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = _OneLineParser(prog=f"resim {verb}", add_help=False, allow_abbrev=False)
     parser.add_argument("--recipe")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--resume", action="store_true")
@@ -293,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         VERBS[words[0]](words[1:])
     except UserError as error:
-        print(f"resim {words[0]}: {error}", file=sys.stderr)
+        print(f"resim {words[0]}: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         return 0

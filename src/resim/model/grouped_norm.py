@@ -98,13 +98,18 @@ class GroupedBatchNormAct2d(GroupedBatchNorm2d):
     """The same followed by an activation and, before it, a drop layer: how timm's networks hold their BatchNorm."""
 
     def __init__(self, norm: nn.BatchNorm2d, group_size: int) -> None:
-        super().__init__(norm.num_features, group_size, norm.eps, norm.momentum or 0.1)
+        super().__init__(norm.num_features, group_size, norm.eps, _momentum(norm))
         self.drop: Any = getattr(norm, "drop", nn.Identity())
         self.act: Any = getattr(norm, "act", nn.Identity())
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """Normalise (N, C, H, W) group by group, then drop and activate."""
         return self.act(self.drop(super().forward(input)))
+
+
+def _momentum(norm: nn.BatchNorm2d) -> float:
+    """Of a norm that has none (a cumulative mean, which no group could share): PyTorch's default."""
+    return 0.1 if norm.momentum is None else norm.momentum
 
 
 def count_groups(images: int, group_size: int) -> int:
@@ -127,7 +132,7 @@ def group_norms(module: nn.Module, group_size: int) -> None:
             if hasattr(child, "act"):
                 norm: GroupedBatchNorm2d = GroupedBatchNormAct2d(child, group_size)
             else:
-                norm = GroupedBatchNorm2d(child.num_features, group_size, child.eps, child.momentum or 0.1)
+                norm = GroupedBatchNorm2d(child.num_features, group_size, child.eps, _momentum(child))
             norm.load_state_dict(child.state_dict())
             setattr(module, name, norm)
         else:

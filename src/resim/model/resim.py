@@ -135,11 +135,11 @@ class ReSim(nn.Module):
                 f"query and key views must match: {tuple(views_q.images.shape)} and {tuple(views_k.images.shape)}"
             )
         groups = count_groups(len(views_k), self.config.group_size)
-        if self.training:
-            self._average(list(self.key.parameters()), list(self.query.parameters()), 0)
         size, device = views_k.size, views_k.images.device
         matmul = _matmul_dtype(device)  # read here: autocast is off where the cells are made
         windows = {level.name: level.windows(size) for level in self.config.levels}
+        if self.training:
+            self._average(list(self.key.parameters()), list(self.query.parameters()), 0)
         mapped, valid = {}, {}
         for name, grid in windows.items():
             flips = {"flipped_q": views_q.flipped, "flipped_k": views_k.flipped}

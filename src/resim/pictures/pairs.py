@@ -89,7 +89,12 @@ def batch_pictures(
     )
     names = [paths[i] for i in batch.indices[chosen]]
     sources = [_thumbnail(name, flip) for name, flip in zip(names, batch.flips[chosen], strict=True)]
-    return pair_pictures(views_q, views_k, levels, titles=[Path(name).name for name in names], sources=sources)
+    return pair_pictures(views_q, views_k, levels, titles=[_title(name) for name in names], sources=sources)
+
+
+def _title(path: str) -> str:
+    """The file's name; what cannot be written, such as a byte that is no UTF-8, as a replacement character."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in Path(path).name)
 
 
 def _thumbnail(path: str, flip: bool) -> tuple[np.ndarray, float] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,6 +41,8 @@ class Level:
             raise ValueError(f"level {self.name!r}: a level is one of P3, P4, P5 (FPN) and C3, C4, C5 (backbone)")
         if self.window < 1 or self.step < 1:
             raise ValueError(f"level {self.name}: window={self.window} and step={self.step} must be at least 1 px")
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"level {self.name}: weight={self.weight} must be a finite number, not negative")
         if self.negatives not in ("all", "group"):
             raise ValueError(f"level {self.name}: negatives={self.negatives!r} must be 'all' or 'group'")
 

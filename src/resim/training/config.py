@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -61,8 +62,14 @@ class Recipe:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
+        size = self.views.image_size
         for level in self.model.levels:
-            level.windows(self.views.image_size)
+            level.windows(size)
+            if math.ceil(size / level.stride) < 3:
+                raise ValueError(
+                    f"level {level.name}: its map of a {size} px view is smaller than the 3 x 3 cells that a negative is "
+                    f"the mean of: set --image-size to {2 * level.stride + 1} or more"
+                )
         batch, group = self.optim.batch_size, self.model.group_size
         if batch < group or batch % group:
             raise ValueError(

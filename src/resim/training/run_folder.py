@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -72,16 +71,9 @@ def write_config(out: Path, recipe: Recipe, run: RunConfig, data: dict[str, Any]
 def save(out: Path, state: dict[str, Any], *, keep_as: str | None = None) -> None:
     """Write checkpoints/last.pt, and keep it under another name too where one is given."""
     folder = out / "checkpoints"
+    if keep_as is not None:  # first: a run that is killed here resumes before this epoch's end and keeps it again
+        save_checkpoint(folder / keep_as, state)
     save_checkpoint(folder / "last.pt", state)
-    if keep_as is None:
-        return
-    kept, temporary = folder / keep_as, folder / f".{keep_as}.tmp"
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(folder / "last.pt", temporary)  # the next last.pt is another file: this one stays as it is
-    except OSError:  # a file system without links
-        shutil.copyfile(folder / "last.pt", temporary)
-    temporary.replace(kept)
 
 
 class BadFiles:
@@ -89,8 +81,8 @@ class BadFiles:
 
     def __init__(self, out: Path, processes: Processes, max_share: float) -> None:
         self.out, self.processes, self.max_share = out, processes, max_share
-        self.found: dict[str, str] = {}
-        self._listed = 0
+        self.found = _read_list(out / "bad_files.txt") if processes.first else {}
+        self._listed = len(self.found)
         self._read = 0
         self._failed = 0
 
@@ -126,3 +118,9 @@ class BadFiles:
             text = "".join(f"{path}\t{reason}\n" for path, reason in sorted(files.items()))
             write_atomically(self.out / "bad_files.txt", lambda file: file.write(os.fsencode(text)))
             self._listed = len(files)
+
+
+def _read_list(path: Path) -> dict[str, str]:
+    """What an earlier invocation of the run listed."""
+    lines = os.fsdecode(path.read_bytes()).splitlines() if path.exists() else []
+    return {name: reason for name, _, reason in (line.partition("\t") for line in lines)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -114,9 +115,11 @@ def make_stepper(
         query, key = torch.compile(query), torch.compile(key)  # type: ignore[assignment]
     if processes.count > 1:
         # each process keeps its own running statistics, see `running_statistics`
-        query = DistributedDataParallel(
-            query, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
-        )
+        own_buffers = "forward_sync_buffers"  # its older name warns from PyTorch 2.15 on
+        if own_buffers not in inspect.signature(DistributedDataParallel).parameters:
+            own_buffers = "broadcast_buffers"
+        devices = [device] if device.type == "cuda" else None
+        query = DistributedDataParallel(query, device_ids=devices, **{own_buffers: False})
     at_a_time = groups_at_a_time or (1 if device.type == "cpu" else 2**31)
     return Stepper(model, optimizer, query, key, at_a_time, precision)
 

@@ -24,16 +24,21 @@ class Photo:
     """
 
     def __init__(self, path: str) -> None:
+        image: Image.Image | None = None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self._image = Image.open(path)
-                orientation = self._image.getexif().get(_ORIENTATION, 1)
+                image = Image.open(path)
+                if image.format == "TIFF":  # Pillow turns it upright by itself, and its size by then at the latest
+                    image.load()
+                orientation = image.getexif().get(_ORIENTATION, 1)
         except Exception as error:  # decoders raise what they like; one file must not stop a run
+            if image is not None:
+                image.close()
             raise BadImageError(f"{type(error).__name__}: {error}") from None
-        width, height = self._image.size
-        self._sideways = orientation in _SIDEWAYS
-        self.width, self.height = (height, width) if self._sideways else (width, height)
+        self._image = image
+        width, height = image.size
+        self.width, self.height = (height, width) if orientation in _SIDEWAYS else (width, height)
 
     def decode(self, reduction: float = 1.0) -> Image.Image:
         """Upright RGB pixels, of the full size or, for a JPEG, smaller by at most `reduction` in each direction.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,18 +51,19 @@ def find_images(sources: Sequence[str | Path]) -> PathList:
     """
     if not sources:
         raise UserError("no images: name at least one folder, image or text file of paths")
-    found: dict[str, None] = {}
+    found: dict[str, str] = {}  # the file, whatever links lead to it: its path as it was found
+    real: dict[str, str] = {}
     for source in sources:
         path = os.path.expanduser(os.fspath(source))  # noqa: PTH111 - strings throughout: a million Path objects are slow
         try:
             if os.path.isdir(path):  # noqa: PTH112
-                found.update(dict.fromkeys(sorted(_walk(path, set()))))
+                _add(found, sorted(_walk(path, set())), real)
             elif not os.path.exists(path):  # noqa: PTH110
                 raise UserError(f"{source}: there is no such folder or file")
             elif path.lower().endswith(".txt"):
-                found.update(dict.fromkeys(_listed(path)))
+                _add(found, _listed(path), real)
             elif _is_image(path):
-                found[path] = None
+                _add(found, [(path, os.path.islink(path))], real)  # noqa: PTH114
             else:
                 raise UserError(f"{source}: neither a folder, nor an image, nor a .txt file of paths")
         except OSError as error:
@@ -70,15 +71,25 @@ def find_images(sources: Sequence[str | Path]) -> PathList:
     if not found:
         kinds = ", ".join(sorted(EXTENSIONS))
         raise UserError(f"no images found in {', '.join(map(str, sources))}: files ending in {kinds} are read")
-    return PathList(list(found))
+    return PathList(list(found.values()))
 
 
 def _is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in EXTENSIONS  # noqa: PTH122
 
 
-def _walk(folder: str, above: set[tuple[int, int]]) -> Iterator[str]:
-    """Image files below `folder`; `above` are the folders on the way here, so that a loop of links ends."""
+def _add(found: dict[str, str], files: Iterable[tuple[str, bool]], real: dict[str, str]) -> None:
+    """Add files that are not there yet; `real` remembers where folders really are: a look at each file would be slow."""
+    for path, is_link in files:
+        folder, name = os.path.split(path)
+        if folder not in real:
+            real[folder] = os.path.realpath(folder)
+        file = os.path.join(real[folder], name)  # noqa: PTH118
+        found.setdefault(os.path.realpath(file) if is_link else file, path)
+
+
+def _walk(folder: str, above: set[tuple[int, int]]) -> Iterator[tuple[str, bool]]:
+    """Image files below `folder`, and whether they are links; `above`: the folders on the way, so that a loop ends."""
     status = os.stat(folder)  # noqa: PTH116
     identity = (status.st_dev, status.st_ino)
     if identity in above:
@@ -90,10 +101,10 @@ def _walk(folder: str, above: set[tuple[int, int]]) -> Iterator[str]:
             if entry.is_dir():
                 yield from _walk(entry.path, above | {identity})
             elif _is_image(entry.name) and entry.is_file():
-                yield entry.path
+                yield entry.path, entry.is_symlink()
 
 
-def _listed(path: str) -> Iterator[str]:
+def _listed(path: str) -> Iterator[tuple[str, bool]]:
     folder = os.path.dirname(path)  # noqa: PTH120
     with Path(path).open(encoding="utf-8", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, start=1):
@@ -103,4 +114,4 @@ def _listed(path: str) -> Iterator[str]:
             image = os.path.join(folder, name)  # noqa: PTH118
             if not os.path.isfile(image):  # noqa: PTH113
                 raise UserError(f"{path}, line {number}: {name}: there is no such file")
-            yield image
+            yield image, os.path.islink(image)  # noqa: PTH114

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -168,9 +169,16 @@ def make_loader(
         num_workers=workers,
         pin_memory=pin_memory,
         prefetch_factor=2 if workers else None,
+        worker_init_fn=_leave_signals_to_the_parent if workers else None,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
     return loader
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """A signal to stop reaches all processes of a job; the training process finishes its step and ends the workers."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def read_batches(loader: DataLoader[PairBatch]) -> Iterator[PairBatch]:
