@@ -15,6 +15,7 @@ from resim.model.grouped_norm import (
     commit_statistics,
     count_groups,
     group_norms,
+    normalize_groups,
 )
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -237,3 +238,24 @@ def test_a_timm_network_in_groups_is_the_network_a_group(name: str) -> None:
     for parameter, value in grouped.named_parameters():
         if parameter in gradients:
             assert torch.allclose(value.grad, gradients[parameter], rtol=1e-7, atol=1e-10)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_the_form_that_a_compiler_is_given_is_the_same(groups: int) -> None:
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(6, 4, 5, 3, generator=generator, dtype=torch.float64)
+    norm = GroupedBatchNorm2d(4, 6 // groups).double().train()
+    with torch.no_grad():
+        norm.weight.copy_(torch.randn(4, generator=generator))
+        norm.bias.copy_(torch.randn(4, generator=generator))
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    out = norm(a)
+    plain, means, variances = normalize_groups(b, norm.weight, norm.bias, groups, norm.eps)
+    weights = torch.randn(out.shape, generator=generator, dtype=torch.float64)
+    (out * weights).sum().backward()
+    (plain * weights).sum().backward()
+    torch.testing.assert_close(plain, out, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(b.grad, a.grad, rtol=1e-10, atol=1e-12)
+    assert norm.pending is not None
+    torch.testing.assert_close(means.sum(0), norm.pending[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(variances.sum(0), norm.pending[1], rtol=1e-12, atol=1e-12)

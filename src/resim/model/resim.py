@@ -151,10 +151,11 @@ class ReSim(nn.Module):
         vectors: list[Tensor] = []
         pooled: dict[str, list[Tensor]] = {name: [] for name in windows}
         cells: dict[str, list[Tensor]] = {name: [] for name in windows}
+        encode_key = self.key if encoder is None else encoder
         step = _chunk(len(images), groups, groups_at_a_time)
         for start in range(0, len(images), step):
             part = slice(start, start + step)
-            vector, maps = (encoder or self.key)(images[part])
+            vector, maps = encode_key(images[part])
             with torch.autocast(device.type, enabled=False):
                 vectors.append(F.normalize(_wide(vector), dim=1))
                 for level in self.config.levels:
@@ -198,7 +199,7 @@ class ReSim(nn.Module):
         """
         groups = count_groups(len(images), self.config.group_size)
         per_group = len(images) // groups
-        vectors, maps = (encoder or self.query)(images)
+        vectors, maps = (self.query if encoder is None else encoder)(images)
         device = images.device
         matmul = _matmul_dtype(device)
         contrasts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}

@@ -67,7 +67,7 @@ class Recipe:
             level.windows(size)
             if math.ceil(size / level.stride) < 3:
                 raise ValueError(
-                    f"level {level.name}: its map of a {size} px view is smaller than the 3 x 3 cells that a negative is "
+                    f"level {level.name}: its map of a {size} px view has less than the 3 x 3 cells that a negative is "
                     f"the mean of: set --image-size to {2 * level.stride + 1} or more"
                 )
         batch, group = self.optim.batch_size, self.model.group_size

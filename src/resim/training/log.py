@@ -81,7 +81,7 @@ class Log:
         if broken is not None:
             raise UserError(
                 f"the loss is {broken['loss/total']} at step {broken['step']}: try a lower --lr; "
-                f"the last checkpoint is still in {self.folder / 'checkpoints'}"
+                f"what was saved before it stays in {self.folder / 'checkpoints'}"
             )
 
     def _write(self, lines: list[dict[str, float]]) -> None:

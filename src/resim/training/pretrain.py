@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
@@ -111,11 +112,13 @@ def pretrain(recipe: Recipe, run: RunConfig, sources: Sequence[str | Path], *, s
                 name = f"epoch_{done // steps:04d}.pt" if keep else None
                 run_folder.save(out, _state(recipe, precision, data, stepper, done, steps), keep_as=name)
 
-        with Progress(epochs=optim.epochs, steps=steps, first_step=step, show=show and processes.first) as progress:
+        with (
+            contextlib.closing(read_batches(loader)) as batches,
+            Progress(epochs=optim.epochs, steps=steps, first_step=step, show=show and processes.first) as progress,
+        ):
             log = Log(out, processes, progress, batch_size=optim.batch_size, steps=steps)
             log.start(step)
             _greet(progress, recipe, processes, precision, data, out, step, steps, workers)
-            batches = iter(read_batches(loader)) if not stop else iter(())
             while not stop:
                 waiting = time.perf_counter()
                 batch = next(batches)

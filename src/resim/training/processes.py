@@ -65,7 +65,8 @@ class Processes:
 def start_processes(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[Processes]:
     """Join the processes that torchrun started (NCCL on GPUs, gloo on CPUs), or be the only one.
 
-    A process group that the caller has already started is used and left alone.
+    A process group that the caller has already started is used and left alone. A UserError inside ends the process
+    that meets it; where several meet one, the first to do so tells it and the others end in silence (SystemExit 2).
 
     Raises:
         UserError: a GPU was asked for and there is none.
@@ -96,6 +97,10 @@ def start_processes(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator
             device=place,
             cores=cores,
         )
+    except UserError:
+        if ours and dist.distributed_c10d._get_default_store().add("resim/told", 1) > 1:
+            raise SystemExit(2) from None
+        raise
     finally:
         if ours:
             dist.destroy_process_group()

@@ -51,6 +51,8 @@ def open_run(out: Path, recipe: Recipe, *, resume: bool) -> dict[str, Any] | Non
     changed = differences(read_recipe(config), recipe)
     if changed:
         raise UserError(f"--resume with another recipe than the run's: {', '.join(changed)}")
+    for left_over in last.parent.glob(".*.tmp"):  # a run that is killed while it writes one cannot remove it
+        left_over.unlink(missing_ok=True)
     if not last.exists():
         return None  # stopped before its first checkpoint
     state = load_checkpoint(last)

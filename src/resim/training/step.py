@@ -6,7 +6,7 @@ import contextlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -115,11 +115,11 @@ def make_stepper(
         query, key = torch.compile(query), torch.compile(key)  # type: ignore[assignment]
     if processes.count > 1:
         # each process keeps its own running statistics, see `running_statistics`
-        own_buffers = "forward_sync_buffers"  # its older name warns from PyTorch 2.15 on
-        if own_buffers not in inspect.signature(DistributedDataParallel).parameters:
-            own_buffers = "broadcast_buffers"
+        # the older name warns from PyTorch 2.15 on
+        newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+        settings: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
         devices = [device] if device.type == "cuda" else None
-        query = DistributedDataParallel(query, device_ids=devices, **{own_buffers: False})
+        query = DistributedDataParallel(query, device_ids=devices, **settings)
     at_a_time = groups_at_a_time or (1 if device.type == "cpu" else 2**31)
     return Stepper(model, optimizer, query, key, at_a_time, precision)
 

@@ -160,13 +160,14 @@ def cut_views(photo: Photo, flip: bool, draws: tuple[Draw, Draw], size: int) -> 
     """
     reduction = min(min(draw.crop[2:]) for draw in draws) / size
     image = photo.decode(reduction)
-    scale_x, scale_y = image.width / photo.width, image.height / photo.height
+    # a JPEG decoder scales by 1 / n and rounds sizes up: a quotient of the sizes would shift the far edge
+    scale = 1 / round(max(photo.width, photo.height) / max(image.size))
     views = np.empty((2, size, size, 3), dtype=np.uint8)
     for i, draw in enumerate(draws):
         top, left, height, width = draw.crop
         if flip:  # a crop of the mirrored image is the mirrored crop of the image
             left = photo.width - left - width
-        box = (left * scale_x, top * scale_y, (left + width) * scale_x, (top + height) * scale_y)
+        box = (left * scale, top * scale, (left + width) * scale, (top + height) * scale)
         if image.size == (photo.width, photo.height):
             view = image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BILINEAR)
         else:

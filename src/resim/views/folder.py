@@ -79,7 +79,7 @@ def _is_image(name: str) -> bool:
 
 
 def _add(found: dict[str, str], files: Iterable[tuple[str, bool]], real: dict[str, str]) -> None:
-    """Add files that are not there yet; `real` remembers where folders really are: a look at each file would be slow."""
+    """Add files not found before; `real` remembers where folders really are: to ask for every file would be slow."""
     for path, is_link in files:
         folder, name = os.path.split(path)
         if folder not in real:

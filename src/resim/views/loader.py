@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -177,11 +178,15 @@ def make_loader(
 
 def _leave_signals_to_the_parent(worker: int) -> None:
     """A signal to stop reaches all processes of a job; the training process finishes its step and ends the workers."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+
+    def pass_over_once(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)  # or else a worker that is left over could not be ended at exit
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, pass_over_once)
 
 
-def read_batches(loader: DataLoader[PairBatch]) -> Iterator[PairBatch]:
+def read_batches(loader: DataLoader[PairBatch]) -> Generator[PairBatch, None, None]:
     """The loader's batches.
 
     Raises:
