@@ -71,10 +71,12 @@ def demo_recipes(images: int, pairs: int, seed: int) -> tuple[Recipe, Recipe]:
     """The quick recipe for `pairs` view pairs of `images` images, and MoCo v2 of the same size and length.
 
     Raises:
-        UserError: fewer images than one batch.
+        UserError: fewer images or pairs than one batch.
     """
     quick = recipes.quick()
     batch = quick.optim.batch_size
+    if pairs < batch:
+        raise UserError(f"--pairs {pairs}: must be at least one batch of {batch}")
     if images < batch:
         raise UserError(f"the demo needs at least {batch} images, there are {images}")
     epochs = max(1, round(pairs / (images // batch * batch)))

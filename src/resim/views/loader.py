@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -178,12 +179,16 @@ def make_loader(
 
 def _leave_signals_to_the_parent(worker: int) -> None:
     """A signal to stop reaches all processes of a job; the training process finishes its step and ends the workers."""
-
-    def pass_over_once(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)  # or else a worker that is left over could not be ended at exit
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, pass_over_once)
+    if hasattr(signal, "sigwaitinfo"):  # tells who sent a signal, where the system can
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_parent_asks, daemon=True).start()
+
+
+def _end_when_the_parent_asks() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def read_batches(loader: DataLoader[PairBatch]) -> Generator[PairBatch, None, None]:

@@ -1,0 +1,253 @@
+"""Images are found at any depth, once, and in an order that every process agrees on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from resim.errors import UserError
+from resim.views.folder import PathList, find_images
+
+
+def touch(folder: Path, *names: str) -> None:
+    """Empty files: finding images opens none of them."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def names(folder: Path, paths: Sequence[str]) -> list[str]:
+    return [os.path.relpath(path, folder) for path in paths]
+
+
+def refusal(sources: Sequence[str | Path]) -> str:
+    with pytest.raises(UserError) as caught:
+        find_images(sources)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# -- what is found
+
+
+def test_images_are_found_at_any_depth_in_the_order_of_their_paths(tmp_path: Path) -> None:
+    touch(tmp_path, "b.jpg", "a/c/d/e.png", "a/z.jpg", "c.jpg", "a/c/a.jpg")
+    assert names(tmp_path, find_images([tmp_path])) == ["a/c/a.jpg", "a/c/d/e.png", "a/z.jpg", "b.jpg", "c.jpg"]
+
+
+def test_the_order_does_not_depend_on_the_order_in_which_files_were_made(tmp_path: Path) -> None:
+    letters = "qwertyuiop"
+    for folder, written in (("one", letters), ("two", letters[::-1])):
+        touch(tmp_path / folder, *(f"{letter}.jpg" for letter in written))
+    found = [names(tmp_path / folder, find_images([tmp_path / folder])) for folder in ("one", "two")]
+    assert found[0] == found[1] == [f"{letter}.jpg" for letter in sorted(letters)]
+
+
+def test_extensions_count_in_any_case_and_other_files_are_passed_over(tmp_path: Path) -> None:
+    images = ["a.jpg", "b.JPG", "c.JpEg", "d.jpe", "e.jfif", "f.PNG", "g.webp", "h.bmp", "i.tif", "j.TIFF"]
+    touch(tmp_path, *images, "notes.txt", "k.gif", "l.jpg.part", "jpg", "m.jpgx", "n")
+    assert names(tmp_path, find_images([tmp_path])) == images
+
+
+def test_names_that_start_with_a_dot_are_passed_over(tmp_path: Path) -> None:
+    touch(tmp_path, ".hidden.jpg", "._resource.jpg", ".thumbnails/a.jpg", "seen/.git/b.jpg", "seen/c.jpg")
+    assert names(tmp_path, find_images([tmp_path])) == ["seen/c.jpg"]
+
+
+def test_a_folder_named_like_an_image_is_a_folder(tmp_path: Path) -> None:
+    touch(tmp_path, "odd.jpg/inside.jpg")
+    assert names(tmp_path, find_images([tmp_path])) == ["odd.jpg/inside.jpg"]
+
+
+def test_a_hidden_folder_is_read_when_it_is_named(tmp_path: Path) -> None:
+    touch(tmp_path, ".data/a.jpg")
+    assert names(tmp_path, find_images([tmp_path / ".data"])) == [".data/a.jpg"]
+
+
+def test_one_image_is_a_source(tmp_path: Path) -> None:
+    touch(tmp_path, "only.JPG", "other.jpg")
+    assert names(tmp_path, find_images([tmp_path / "only.JPG"])) == ["only.JPG"]
+
+
+def test_sources_keep_their_order(tmp_path: Path) -> None:
+    touch(tmp_path, "b/1.jpg", "b/2.jpg", "a/3.jpg", "z.png")
+    found = find_images([tmp_path / "z.png", tmp_path / "b", tmp_path / "a"])
+    assert names(tmp_path, found) == ["z.png", "b/1.jpg", "b/2.jpg", "a/3.jpg"]
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "photos/a.jpg")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert names(tmp_path, find_images(["~/photos"])) == ["photos/a.jpg"]
+
+
+# -- links, and files that are found twice
+
+
+def test_links_to_files_and_folders_are_followed(tmp_path: Path) -> None:
+    touch(tmp_path / "store", "a.jpg", "deep/b.jpg")
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "linked.jpg").symlink_to(tmp_path / "store" / "a.jpg")
+    (data / "folder").symlink_to(tmp_path / "store" / "deep", target_is_directory=True)
+    (data / "broken.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    assert names(data, find_images([data])) == ["folder/b.jpg", "linked.jpg"]
+
+
+def test_a_loop_of_links_ends(tmp_path: Path) -> None:
+    touch(tmp_path, "a/b/x.jpg", "a/y.jpg")
+    (tmp_path / "a" / "b" / "up").symlink_to(tmp_path / "a", target_is_directory=True)
+    assert names(tmp_path, find_images([tmp_path])) == ["a/b/x.jpg", "a/y.jpg"]
+
+
+def test_a_link_to_itself_is_named(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg")
+    (tmp_path / "self").symlink_to(tmp_path / "self")
+    assert refusal([tmp_path]).startswith(f"{tmp_path / 'self'}: cannot be read (")
+
+
+def test_a_file_that_several_links_lead_to_counts_once(tmp_path: Path) -> None:
+    touch(tmp_path, "m/x.jpg", "m/y.jpg")
+    (tmp_path / "m" / "z.jpg").symlink_to(tmp_path / "m" / "x.jpg")
+    (tmp_path / "n").symlink_to(tmp_path / "m", target_is_directory=True)
+    assert names(tmp_path, find_images([tmp_path])) == ["m/x.jpg", "m/y.jpg"]
+
+
+def test_a_file_found_through_several_sources_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a/1.jpg", "a/b/2.jpg", "c.jpg")
+    (tmp_path / "list.txt").write_text("a/1.jpg\n./c.jpg\na/b/../1.jpg\n")
+    monkeypatch.chdir(tmp_path)
+    sources = ["a/b", "a", tmp_path / "a", "./a/", "c.jpg", tmp_path / "list.txt", Path("a") / ".." / "c.jpg"]
+    assert list(find_images(sources)) == ["a/b/2.jpg", "a/1.jpg", "c.jpg"]
+
+
+def test_files_of_the_same_name_in_two_folders_are_two(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.jpg", "b/1.jpg")
+    assert names(tmp_path, find_images([tmp_path])) == ["a/1.jpg", "b/1.jpg"]
+
+
+# -- lists of paths
+
+
+def test_a_list_holds_paths_relative_to_itself_and_absolute_ones(tmp_path: Path) -> None:
+    touch(tmp_path, "data/b.jpg", "data/a.jpg", "far/c", "far/with space.jpg")
+    lines = ["# chosen by hand", "", "b.jpg", "   ", str(tmp_path / "far" / "c"), "a.jpg", "../far/with space.jpg"]
+    (tmp_path / "data" / "chosen.TXT").write_text("\r\n".join(lines))
+    found = find_images([tmp_path / "data" / "chosen.TXT"])
+    assert names(tmp_path, [os.path.normpath(path) for path in found]) == [
+        "data/b.jpg",
+        "far/c",
+        "data/a.jpg",
+        "far/with space.jpg",
+    ]
+
+
+def test_a_missing_line_of_a_list_is_named_with_its_number(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg")
+    listed = tmp_path / "list.txt"
+    listed.write_text("# two images\n\na.jpg\ngone.jpg\n")
+    assert refusal([listed]) == f"{listed}, line 4: gone.jpg: there is no such file"
+
+
+def test_a_folder_in_a_list_is_no_file(tmp_path: Path) -> None:
+    touch(tmp_path, "inner/a.jpg")
+    (tmp_path / "list.txt").write_text("inner\n")
+    assert "line 1: inner: there is no such file" in refusal([tmp_path / "list.txt"])
+
+
+def test_a_list_of_comments_holds_no_image(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("# nothing yet\n\n")
+    assert "no images found" in refusal([tmp_path / "list.txt"])
+
+
+# -- what cannot work, in one line
+
+
+def test_no_source_at_all() -> None:
+    assert "name at least one folder" in refusal([])
+
+
+def test_a_source_that_does_not_exist(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg")
+    missing = tmp_path / "missing"
+    assert refusal([tmp_path, missing]) == f"{missing}: there is no such folder or file"
+
+
+def test_a_file_that_is_no_image(tmp_path: Path) -> None:
+    touch(tmp_path, "table.csv")
+    assert "neither a folder, nor an image, nor a .txt file of paths" in refusal([tmp_path / "table.csv"])
+
+
+def test_a_folder_without_images(tmp_path: Path) -> None:
+    touch(tmp_path, "readme.md", "deeper/table.csv")
+    told = refusal([tmp_path])
+    assert str(tmp_path) in told
+    assert ".jpeg" in told
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_folder_that_cannot_be_read(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "locked/b.jpg")
+    locked = tmp_path / "locked"
+    locked.chmod(0)
+    try:
+        assert refusal([tmp_path]) == f"{locked}: cannot be read (Permission denied)"
+    finally:
+        locked.chmod(0o700)
+
+
+def test_a_folder_whose_reading_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a.jpg", "locked/b.jpg")
+    scandir = os.scandir
+
+    def refuse(folder: str) -> object:
+        if folder.endswith("locked"):
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert refusal([tmp_path]) == f"{tmp_path / 'locked'}: cannot be read (Permission denied)"
+
+
+# -- the list of paths
+
+
+def test_a_name_that_is_no_utf_8_is_kept_to_the_byte(tmp_path: Path) -> None:
+    raw = os.fsencode(tmp_path) + b"/caf\xe9 \xff.jpg"
+    with open(raw, "wb"):  # noqa: PTH123 - a name in bytes
+        pass
+    (path,) = find_images([tmp_path])
+    assert os.fsencode(path) == raw
+    (tmp_path / "list.txt").write_bytes(b"caf\xe9 \xff.jpg\n")
+    assert list(find_images([tmp_path / "list.txt"])) == [path]
+
+
+def test_a_path_list_is_indexed_from_0_to_its_length() -> None:
+    paths = PathList(["a.jpg", "folder/longer name.png", "", "ü.jpg"])
+    assert len(paths) == 4
+    assert [paths[i] for i in range(4)] == ["a.jpg", "folder/longer name.png", "", "ü.jpg"]
+    assert list(paths) == ["a.jpg", "folder/longer name.png", "", "ü.jpg"]
+    for index in (4, -1):
+        with pytest.raises(IndexError, match=f"path {index} of 4"):
+            paths[index]
+
+
+def test_the_fingerprint_moves_with_the_data_set(tmp_path: Path) -> None:
+    for place in ("here", "there/deeper"):
+        touch(tmp_path / place, "x/1.jpg", "x/2.jpg", "y/3.jpg")
+    here, there = find_images([tmp_path / "here"]), find_images([tmp_path / "there" / "deeper"])
+    assert list(here) != list(there)
+    assert here.fingerprint() == there.fingerprint()
+
+
+def test_the_fingerprint_notices_a_changed_name_a_missing_file_and_another_order() -> None:
+    prints = [
+        PathList(paths).fingerprint()
+        for paths in (["d/a.jpg", "d/b.jpg"], ["d/a.jpg", "d/c.jpg"], ["d/a.jpg"], ["d/b.jpg", "d/a.jpg"])
+    ]
+    assert len(set(prints)) == 4
+    # names are told apart where they end: "ab" + "c" is not "a" + "bc"
+    assert PathList(["ab", "c"]).fingerprint() != PathList(["a", "bc"]).fingerprint()
