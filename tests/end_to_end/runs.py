@@ -1,0 +1,94 @@
+"""Real runs of the command in processes of their own, small enough for tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resim.training.checkpoints import load_checkpoint
+from resim.training.log import read_metrics
+
+IMAGES, BATCH, EPOCHS = 24, 8, 3
+STEPS = IMAGES // BATCH * EPOCHS
+DEADLINE = 300.0  # seconds, for what takes a few: a test that waits longer has failed
+RECIPE = (
+    "--recipe quick --levels P4:window=32,step=16 P3:window=16,step=16,negatives=group --fpn-width 16 --dim 16 "
+    f"--queue-size 16 --group-size 4 --batch-size {BATCH} --image-size 64 --epochs {EPOCHS}"
+).split()
+SETTINGS = ["--device", "cpu", "--precision", "float32", "--picture-every", "0", "--log-every", "1", "--workers", "0"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process that ended, with what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Run:
+    """`resim pretrain` in a process group of its own."""
+
+    def __init__(self, images: Path, out: Path, *options: str, launcher: Sequence[str] = ()) -> None:
+        self.out = out
+        command = [*launcher, "-m", "resim", "pretrain", str(images), "--out", str(out), *RECIPE, *SETTINGS, *options]
+        self.process = subprocess.Popen(
+            [sys.executable, *command],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def wait_for_step(self, step: int) -> None:
+        """Wait until the metrics have a line of this step."""
+        deadline = time.monotonic() + DEADLINE
+        while step not in self.steps():
+            if self.process.poll() is not None:
+                raise AssertionError(f"it ended before step {step}: {self.end()}")
+            assert time.monotonic() < deadline, f"no step {step} in {DEADLINE} s"
+            time.sleep(0.01)
+
+    def steps(self) -> list[int]:
+        """The steps of which there is a line."""
+        path = self.out / "metrics.jsonl"
+        return [int(line["step"]) for line in read_metrics(path)] if path.exists() else []
+
+    def end(self) -> Ended:
+        """Wait for its end."""
+        out, err = self.process.communicate(timeout=DEADLINE)
+        return Ended(self.process.returncode, out, err)
+
+
+def numbers(out: Path) -> list[dict[str, float]]:
+    """All that a run measured, but for how fast it was."""
+    timing = ("images_per_second", "data_wait")
+    lines = read_metrics(out / "metrics.jsonl")
+    return [{name: value for name, value in line.items() if name not in timing} for line in lines]
+
+
+def state(out: Path) -> dict[str, Any]:
+    """The last checkpoint."""
+    return load_checkpoint(out / "checkpoints" / "last.pt")
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal bit for bit, tensors and plain data alike."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)

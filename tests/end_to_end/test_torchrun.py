@@ -1,0 +1,82 @@
+"""Plain torchrun: two processes do what one does, and what one began another number can end."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from runs import STEPS, TORCHRUN, Run, numbers, same, state
+
+FIRST = 6  # steps on two processes
+
+
+@pytest.fixture(scope="module")
+def two(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run on two processes that stopped after some steps."""
+    out = tmp_path_factory.mktemp("two") / "run"
+    ended = Run(images, out, "--stop-after", str(FIRST), launcher=TORCHRUN).end()
+    assert ended.code == 0, ended.err
+    assert "on 2 x CPU" in ended.out
+    assert ended.out.count("stopped after step 6 of 9") == 1  # one of them prints
+    return out
+
+
+def test_two_processes_have_the_losses_of_one(two: Path, uninterrupted: Path) -> None:
+    ours, theirs = numbers(two), numbers(uninterrupted)
+    assert len(ours) == FIRST
+    for line, expected in zip(ours, theirs, strict=False):
+        assert list(line) == list(expected)
+        for name, value in expected.items():
+            assert line[name] == pytest.approx(value, rel=1e-4), (line["step"], name)
+    # steps of other images differ by far more
+    totals = [line["loss/total"] for line in theirs]
+    assert min(abs(a - b) for a in totals for b in totals if a != b) > 1e-3
+
+
+def test_two_processes_end_with_the_state_of_one(two: Path, uninterrupted: Path) -> None:
+    ours, theirs = state(two), state(uninterrupted)
+    assert ours["step"] == FIRST
+    assert ours["recipe"] == theirs["recipe"]
+    assert ours["data"] == theirs["data"]
+    assert list(ours["model"]) == list(theirs["model"])
+    assert ours["optimizer"]["param_groups"][0]["params"] == theirs["optimizer"]["param_groups"][0]["params"]
+
+
+def test_one_process_ends_what_two_began(two: Path, uninterrupted: Path, images: Path) -> None:
+    ended = Run(images, two, "--resume").end()
+    assert ended.code == 0, ended.err
+    assert "resumed after step 6" in ended.out
+    ours, theirs = state(two), state(uninterrupted)
+    assert ours["step"] == STEPS
+    assert not same(ours["model"], theirs["model"])  # rounding differs; the numbers agree
+    for name, value in theirs["model"].items():
+        assert (ours["model"][name].double() - value).norm() <= 1e-2 * value.double().norm(), name
+    for line, expected in zip(numbers(two), numbers(uninterrupted), strict=True):
+        assert line["loss/total"] == pytest.approx(expected["loss/total"], rel=1e-3)
+
+
+def test_a_batch_that_does_not_fit_is_told_once(images: Path, tmp_path: Path) -> None:
+    ended = Run(images, tmp_path / "run", "--group-size", "8", launcher=TORCHRUN).end()
+    assert ended.code != 0
+    told = "resim pretrain: a batch of 8 over 2 processes is no whole number of groups of 8 in each: use a number of"
+    assert ended.err.count(told) == 1
+    assert not re.search(r'File ".*/resim/', ended.err)  # there is torchrun's own stack trace alone
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_asked_to_stop_leaves_a_checkpoint(uninterrupted: Path, images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run = Run(images, out, "--workers", "1", launcher=TORCHRUN)
+    run.wait_for_step(1)
+    run.process.send_signal(signal.SIGTERM)
+    run.end()
+    done = state(out)["step"]
+    assert 2 <= done < STEPS
+    assert [line["step"] for line in numbers(out)] == list(range(done))
+    ended = Run(images, out, "--resume", "--stop-after", "1", launcher=TORCHRUN).end()
+    assert ended.code == 0, ended.err
+    assert state(out)["step"] == done + 1
+    assert numbers(out)[done]["loss/total"] == pytest.approx(numbers(uninterrupted)[done]["loss/total"], rel=1e-3)
