@@ -137,7 +137,7 @@ def test_the_config_says_what_ran(whole: Path, images: Path) -> None:
     assert read_recipe(whole / "config.json") == small()
     config = json.loads((whole / "config.json").read_text())
     assert config["recipe"]["model"]["levels"] == [str(level) for level in LEVELS]
-    assert (config["precision"], config["processes"]) == ("float32", 1)
+    assert (config["run"]["precision"], config["processes"]) == ("float32", 1)
     assert config["run"]["out"] == str(whole)
     assert (config["run"]["workers"], config["run"]["keep_every"]) == (0, 1)
     assert "resume" not in config["run"]

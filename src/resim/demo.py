@@ -47,8 +47,8 @@ def demo(data: Path | None, out: Path | None, *, pairs: int, seed: int) -> None:
     console.print(f"[bold]Pre-training on {told}[/bold]")
 
     started = time.perf_counter()
-    probe_pairs = _pairs(held_out, resim_recipe, seed)
-    scores = {"untrained": measure(ReSim(resim_recipe.model, seed=seed), probe_pairs)}
+    held_out_pairs = probe_pairs(held_out, resim_recipe, seed)
+    scores = {"untrained": measure(ReSim(resim_recipe.model, seed=seed), held_out_pairs)}
     for name, recipe in (("ReSim", resim_recipe), ("MoCo v2", moco_recipe)):
         console.print(f"\n[bold]{name}[/bold]")
         folder = out / recipe.name
@@ -58,7 +58,7 @@ def demo(data: Path | None, out: Path | None, *, pairs: int, seed: int) -> None:
             return
         model = ReSim(recipe.model)
         model.load_state_dict(load_checkpoint(folder / "checkpoints" / "last.pt")["model"])
-        scores[name] = measure(model, probe_pairs)
+        scores[name] = measure(model, held_out_pairs)
     minutes = (time.perf_counter() - started) / 60
     for line in verdict(scores, out / resim_recipe.name, held_out_is_new=data is None):
         console.print(line)
@@ -149,7 +149,7 @@ def _images(data: Path | None, out: Path, seed: int) -> tuple[Path, int, PathLis
     return listed, len(train), PathList([held_out[i] for i in range(min(HELD_OUT, len(held_out)))]), told
 
 
-def _pairs(paths: PathList, recipe: Recipe, seed: int) -> list[tuple[Views, Views]]:
+def probe_pairs(paths: PathList, recipe: Recipe, seed: int) -> list[tuple[Views, Views]]:
     """One view pair of each image, in batches; not one that training has drawn."""
     dataset = PairDataset(paths, recipe.views, seed + 1)
     samples = [sample for i in range(len(paths)) if (sample := dataset[(0, i)])[3] >= 0]

@@ -101,7 +101,7 @@ def test_both_models_are_trained_alike() -> None:
     assert resim.optim == moco.optim
     assert (resim.optim.epochs, resim.optim.seed) == (12, 3)
     assert (moco.model.levels, moco.views.flip) == ((), "independent")
-    assert resim.model.queue_size == moco.model.queue_size == 512
+    assert resim.model.queue_size == moco.model.queue_size == 256
     small, _ = demo_recipes(40, 100, seed=0)
     assert (small.optim.epochs, small.model.queue_size) == (3, 32)
     with pytest.raises(UserError, match="the demo needs at least 32 images, there are 31"):

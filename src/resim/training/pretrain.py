@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import time
@@ -77,6 +78,7 @@ def pretrain(recipe: Recipe, run: RunConfig, sources: Sequence[str | Path], *, s
         _check_agreement(processes, paths, precision, state)
         data = {"sources": [str(source) for source in sources], "images": len(paths), "hash": paths.fingerprint()}
 
+        workers = run.workers if run.workers >= 0 else min(processes.cores, 16)
         stepper = make_stepper(
             recipe.model,
             optim,
@@ -89,14 +91,16 @@ def pretrain(recipe: Recipe, run: RunConfig, sources: Sequence[str | Path], *, s
             stepper.model.load_state_dict(state["model"])
             stepper.optimizer.load_state_dict(state["optimizer"])
         elif processes.first:
-            run_folder.write_config(out, recipe, run, data, precision=precision, processes=processes.count)
+            resolved = dataclasses.replace(
+                run, out=out, device=processes.device.type, precision=precision, workers=workers
+            )
+            run_folder.write_config(out, recipe, resolved, data, processes=processes.count)
 
         dataset = PairDataset(paths, recipe.views, optim.seed)
         order = BatchOrder(
             len(paths), optim.batch_size, seed=optim.seed, start_step=step, end_step=end,
             rank=processes.rank, processes=processes.count,
         )  # fmt: skip
-        workers = run.workers if run.workers >= 0 else min(processes.cores, 16)
         loader = make_loader(dataset, order, workers=workers, pin_memory=processes.device.type == "cuda")
         bad_files = run_folder.BadFiles(out, processes, run.max_bad_share)
         saved_at = time.monotonic()
