@@ -35,6 +35,7 @@ class Progress:
         self._epoch = self._bars.add_task("epoch", total=steps, completed=first_step % steps)
         self._total = self._bars.add_task("total", total=steps * epochs, completed=first_step)
         self._live: Live | None = None
+        self._shown_epoch = -1
         self._first_step, self._started, self._printed = first_step, time.perf_counter(), 0.0
 
     def __enter__(self) -> Progress:
@@ -58,8 +59,12 @@ class Progress:
         """Show the numbers of a step, as they stand in metrics.jsonl."""
         done = int(line["step"]) + 1
         self._bars.update(self._total, completed=done)
-        in_epoch = done - int(line["epoch"]) * self._steps
-        self._bars.update(self._epoch, completed=in_epoch, description=f"epoch {int(line['epoch']) + 1}/{self._epochs}")
+        epoch = int(line["epoch"])
+        in_epoch = done - epoch * self._steps
+        if epoch != self._shown_epoch:
+            self._shown_epoch = epoch
+            self._bars.reset(self._epoch, description=f"epoch {epoch + 1}/{self._epochs}")
+        self._bars.update(self._epoch, completed=in_epoch)
         if self._live is not None:
             self._live.update(Group(self._bars, _numbers(line)))
             return
@@ -67,7 +72,7 @@ class Progress:
         if now - self._printed >= _PLAIN_SECONDS or done == self._steps * self._epochs:
             self._printed = now
             left = (now - self._started) / max(1, done - self._first_step) * (self._steps * self._epochs - done)
-            parts = [f"epoch {int(line['epoch']) + 1}/{self._epochs}", f"step {in_epoch}/{self._steps}"]
+            parts = [f"epoch {epoch + 1}/{self._epochs}", f"step {in_epoch}/{self._steps}"]
             parts += [f"{label} {value}" for label, value in _columns(line)]
             self.say("  ".join([*parts, f"left {_duration(left)}"]))
 
