@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from plain_step import PlainReSim
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from resim import recipes
 from resim.model.infonce import info_nce
@@ -151,7 +152,8 @@ def parts(stepper: Stepper, views_q: Views, views_k: Views, times: int) -> dict[
 
     def optimizer() -> None:
         stepper.optimizer.step()
-        model._average(list(model.key.parameters()), list(model.query.parameters()), 0)
+        move = get_ema_multi_avg_fn(config.key_momentum)
+        move(list(model.key.parameters()), list(model.query.parameters()), 0)
 
     measured = {"encoder, forward and backward": encoder, "key encoder": key_encoder, "regions": regions}
     measured |= {"InfoNCE": contrast, "optimiser and momentum": optimizer}

@@ -646,7 +646,7 @@ def test_views_smaller_than_a_window_are_refused() -> None:
         ({"queue_size": -1}, "queue-size -1: must be at least 1"),
         ({"group_size": 0}, "group-size 0: must be at least 1"),
         ({"temperature": 0.0}, "temperature 0.0: must be above 0"),
-        ({"temperature": float("nan")}, "temperature nan: must be above 0"),
+        ({"temperature": float("nan")}, "temperature nan: must be a finite number"),
         ({"key_momentum": 1.5}, r"key-momentum 1.5: must be in \[0, 1\]"),
     ],
 )

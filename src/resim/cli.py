@@ -20,7 +20,7 @@ from resim import recipes
 from resim.errors import UserError
 from resim.model.encoder import ModelConfig
 from resim.regions.level import Level
-from resim.training.config import OptimConfig, Recipe, RunConfig, read_recipe
+from resim.training.config import OptimConfig, Recipe, RunConfig, read_recipe, read_run_settings
 from resim.views.crops import ViewsConfig
 
 T = TypeVar("T")
@@ -168,9 +168,9 @@ def pretrain_verb(argv: Sequence[str]) -> None:
     """Pre-train on folders of images without labels."""
     from resim.training.pretrain import pretrain
 
-    name, recipe = _chosen_recipe(argv, "pretrain")
+    name, recipe, run = _chosen_recipe(argv, "pretrain")
     default = PretrainOptions(
-        sources=tyro.MISSING, recipe=name, model=recipe.model, views=recipe.views, optim=recipe.optim, run=RunConfig()
+        sources=tyro.MISSING, recipe=name, model=recipe.model, views=recipe.views, optim=recipe.optim, run=run
     )
     options = _read(PretrainOptions, argv, "pretrain", pretrain_verb.__doc__ or "", default)
     try:
@@ -206,7 +206,7 @@ def preview_verb(argv: Sequence[str]) -> None:
     from resim.training.checkpoints import write_atomically
     from resim.views.folder import find_images
 
-    name, recipe = _chosen_recipe(argv, "preview")
+    name, recipe, _ = _chosen_recipe(argv, "preview")
     default = PreviewOptions(sources=tyro.MISSING, recipe=name, levels=recipe.model.levels, views=recipe.views)
     options = _read(PreviewOptions, argv, "preview", preview_verb.__doc__ or "", default)
     if options.count < 1:
@@ -241,8 +241,8 @@ def demo_verb(argv: Sequence[str]) -> None:
     demo(options.data, options.out, pairs=options.pairs, seed=options.seed)
 
 
-def _chosen_recipe(argv: Sequence[str], verb: str) -> tuple[str, Recipe]:
-    """The recipe whose fields are the defaults of all other options: --recipe, or that of the run to be resumed."""
+def _chosen_recipe(argv: Sequence[str], verb: str) -> tuple[str, Recipe, RunConfig]:
+    """The defaults of all other options: the recipe that --recipe names, or all of the run to be resumed."""
     parser = _OneLineParser(prog=f"resim {verb}", add_help=False, allow_abbrev=False)
     parser.add_argument("--recipe")
     parser.add_argument("--out", type=Path)
@@ -252,9 +252,9 @@ def _chosen_recipe(argv: Sequence[str], verb: str) -> tuple[str, Recipe]:
         stored = known.out / "config.json"
         if stored.exists():
             recipe = read_recipe(stored)
-            return recipe.name, recipe
+            return recipe.name, recipe, read_run_settings(stored)
     name = known.recipe or "resim-fpn"
-    return name, _recipe_called(name)
+    return name, _recipe_called(name), RunConfig()
 
 
 def _recipe_called(name: str) -> Recipe:
@@ -304,6 +304,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:
         return 0
+    except OSError as error:  # a full disk, a folder that went away
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"resim {words[0]}: {where}{error.strerror or error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -14,6 +14,7 @@ from resim import recipes
 from resim.errors import UserError
 from resim.model.resim import ReSim
 from resim.probes.correspondence import Correspondence, correspondence, difference
+from resim.training import run_folder
 from resim.training.checkpoints import load_checkpoint
 from resim.training.config import Recipe, RunConfig
 from resim.training.log import read_metrics
@@ -40,6 +41,7 @@ def demo(data: Path | None, out: Path | None, *, pairs: int, seed: int) -> None:
     """
     console = Console(highlight=False, soft_wrap=True)
     out = out or Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
+    run_folder.check_folder(out)
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out {out}: is not empty, name another folder")
     train, images, held_out, told = _images(data, out, seed)

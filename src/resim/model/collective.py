@@ -27,6 +27,17 @@ def gather_rows(rows: Tensor) -> Tensor:
     return out
 
 
+def mean_over_processes(tensors: list[Tensor]) -> list[Tensor]:
+    """The mean of each tensor over the processes, all in one message; all must have the same dtype. No gradient."""
+    _, processes = world()
+    if processes == 1:
+        return tensors
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    parts = (flat / processes).split([tensor.numel() for tensor in tensors])
+    return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+
+
 def exchange_rows(rows: Tensor, order: Tensor | None) -> Tensor:
     """The global batch in another order: new global row i is old row `order[i]`. No gradient.
 

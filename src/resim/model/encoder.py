@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resim.fields import check_fields
 from resim.model.backbone import STAGES, build_backbone
 from resim.model.grouped_norm import group_norms
 from resim.regions.level import Level
@@ -47,12 +48,15 @@ class ModelConfig:
     """Images that BatchNorm and the group's negatives see together (a process of the published program)."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         names = [level.name for level in self.levels]
         if len(set(names)) != len(names):
             raise ValueError(f"levels {', '.join(names)}: each level can be there once")
         for name in ("fpn_width", "conv_width", "dim", "queue_size", "group_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        if self.queue_size > 2**26:
+            raise ValueError(f"queue-size {self.queue_size}: must be at most {2**26}")
         if not self.temperature > 0:
             raise ValueError(f"temperature {self.temperature}: must be above 0")
         if not 0 <= self.key_momentum <= 1:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resim.model.collective import mean_over_processes
+
 
 class _NormalizeGroups(torch.autograd.Function):
     """Batch norm of each of G runs of consecutive images, written into one output without copies."""
@@ -158,14 +160,17 @@ def group_norms(module: nn.Module, group_size: int) -> None:
 
 @torch.no_grad()
 def commit_statistics(module: nn.Module) -> None:
-    """Move all running statistics in `module` by the mean over the groups seen since the last call."""
-    for norm in module.modules():
-        if isinstance(norm, GroupedBatchNorm2d) and norm.pending is not None:
-            mean, variance, groups = norm.pending
-            momentum = norm.momentum or 0.0
-            for running, new in ((norm.running_mean, mean), (norm.running_var, variance)):
-                assert running is not None
-                running.mul_(1 - momentum).add_(new.to(running.dtype), alpha=momentum / groups)
-            assert norm.num_batches_tracked is not None
-            norm.num_batches_tracked += 1
-            norm.pending = None
+    """Move all running statistics in `module` by the mean over all the processes' groups since the last call."""
+    norms = [norm for norm in module.modules() if isinstance(norm, GroupedBatchNorm2d) and norm.pending is not None]
+    if not norms:
+        return
+    seen = [norm.pending for norm in norms if norm.pending is not None]
+    means = mean_over_processes([total / groups for mean, variance, groups in seen for total in (mean, variance)])
+    for norm, mean, variance in zip(norms, means[::2], means[1::2], strict=True):
+        momentum = norm.momentum or 0.0
+        for running, new in ((norm.running_mean, mean), (norm.running_var, variance)):
+            assert running is not None
+            running.mul_(1 - momentum).add_(new.to(running.dtype), alpha=momentum)
+        assert norm.num_batches_tracked is not None
+        norm.num_batches_tracked += 1
+        norm.pending = None

@@ -81,7 +81,6 @@ class ReSim(nn.Module):
         self.key.requires_grad_(False)
         self.register_buffer("queue", queue)
         self.register_buffer("queue_position", torch.zeros((), dtype=torch.int64))
-        self._average = get_ema_multi_avg_fn(config.key_momentum)
 
     def forward(self, views_q: Views, views_k: Views, *, order: Tensor | None = None) -> dict[str, Tensor]:
         """One training step's losses for a whole batch; the caller runs `losses["total"].backward()`.
@@ -139,7 +138,8 @@ class ReSim(nn.Module):
         matmul = _matmul_dtype(device)  # read here: autocast is off where the cells are made
         windows = {level.name: level.windows(size) for level in self.config.levels}
         if self.training:
-            self._average(list(self.key.parameters()), list(self.query.parameters()), 0)
+            move = get_ema_multi_avg_fn(self.config.key_momentum)
+            move(list(self.key.parameters()), list(self.query.parameters()), 0)
         mapped, valid = {}, {}
         for name, grid in windows.items():
             flips = {"flipped_q": views_q.flipped, "flipped_k": views_k.flipped}

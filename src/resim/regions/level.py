@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from resim.fields import check_fields
 from resim.regions.windows import window_grid
 
 
@@ -37,14 +37,16 @@ class Level:
     """Weight of this level's loss in the total."""
 
     def __post_init__(self) -> None:
+        try:
+            check_fields(self)
+        except ValueError as error:
+            raise ValueError(f"level {self.name}: {error}") from None
         if len(self.name) != 2 or self.name[0] not in "PC" or self.name[1] not in "345":
             raise ValueError(f"level {self.name!r}: a level is one of P3, P4, P5 (FPN) and C3, C4, C5 (backbone)")
         if self.window < 1 or self.step < 1:
             raise ValueError(f"level {self.name}: window={self.window} and step={self.step} must be at least 1 px")
-        if not 0 <= self.weight < math.inf:
-            raise ValueError(f"level {self.name}: weight={self.weight} must be a finite number, not negative")
-        if self.negatives not in ("all", "group"):
-            raise ValueError(f"level {self.name}: negatives={self.negatives!r} must be 'all' or 'group'")
+        if self.weight < 0:
+            raise ValueError(f"level {self.name}: weight={self.weight} must not be negative")
 
     @property
     def stride(self) -> int:

@@ -1,7 +1,7 @@
 """What a pre-training is: a recipe (what is computed) and a run (where and how it is computed).
 
-A recipe decides the weights that come out; a run's settings change speed, memory and what is written, not the result
-(precision alone changes it, to rounding).
+A recipe decides the weights that come out; a run's settings change speed, memory and what is written. Of them
+precision, compiling, groups at a time and the number of threads change the result too, but only by rounding.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from resim.errors import UserError
+from resim.fields import check_fields
 from resim.model.encoder import ModelConfig
 from resim.regions.level import Level
 from resim.views.crops import ViewsConfig
@@ -39,6 +40,9 @@ class OptimConfig:
     """Seed of the weights, the order of the images, the views and the shuffle."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        if self.seed >= 2**63:
+            raise ValueError(f"seed {self.seed}: must be below 2**63")
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
@@ -71,6 +75,10 @@ class Recipe:
                     f"the mean of: set --image-size to {2 * level.stride + 1} or more"
                 )
         batch, group = self.optim.batch_size, self.model.group_size
+        if group * math.ceil(size / 32) ** 2 < 2:
+            raise ValueError(
+                f"group-size {group}: BatchNorm needs more than one value a channel on the top map of a {size} px view"
+            )
         if batch < group or batch % group:
             raise ValueError(
                 f"batch-size {batch} is no whole number of groups of {group} images: set --batch-size to a multiple of "
@@ -92,7 +100,7 @@ class Recipe:
         """
         try:
             model, views = dict(data["model"]), dict(data["views"])
-            model["levels"] = tuple(Level.parse(text) for text in model["levels"])
+            model["levels"] = tuple(Level.parse(str(text)) for text in model["levels"])
             views |= {name: tuple(value) for name, value in views.items() if isinstance(value, list)}
             return Recipe(
                 name=data["name"],
@@ -136,6 +144,9 @@ class RunConfig:
     """Stop cleanly after this many steps of this invocation, with a checkpoint; 0: run to the end."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        if self.workers > 512:
+            raise ValueError(f"workers {self.workers}: must be at most 512")
         at_least = {
             "groups_at_a_time": 0, "workers": -1, "log_every": 1, "checkpoint_minutes": 0, "keep_every": 0,
             "picture_every": 0, "max_bad_share": 0, "stop_after": 0,
@@ -158,6 +169,26 @@ def differences(before: Recipe, now: Recipe) -> list[str]:
 
 def _shown(value: object) -> str:
     return " ".join(map(str, value)) or "none" if isinstance(value, (list, tuple)) else str(value)
+
+
+_KEPT_ON_RESUME = (
+    "compile", "groups_at_a_time", "log_every", "checkpoint_minutes", "keep_every", "picture_every", "max_bad_share",
+)  # fmt: skip
+
+
+def read_run_settings(path: Path) -> RunConfig:
+    """The settings with which the run of a `config.json` goes on; device, precision and workers are chosen anew.
+
+    Raises:
+        UserError: no such file, or settings that are none.
+    """
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8")).get("run", {})
+        return RunConfig(**{name: stored[name] for name in _KEPT_ON_RESUME if name in stored})
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{path}: holds no run's settings ({error})") from None
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -21,13 +21,14 @@ from resim.pictures.curves import draw_curves
 from resim.pictures.pairs import batch_pictures
 from resim.pictures.windows import draw_pairs
 from resim.training import run_folder
+from resim.training.checkpoints import write_atomically
 from resim.training.config import Recipe, RunConfig
 from resim.training.log import Log
 from resim.training.precision import choose_precision
 from resim.training.processes import Processes, catch_termination, start_processes
 from resim.training.progress import Progress
 from resim.training.schedule import learning_rate
-from resim.training.step import Stepper, make_stepper, running_statistics
+from resim.training.step import Stepper, make_stepper
 from resim.views.folder import PathList, find_images
 from resim.views.loader import (
     BatchOrder,
@@ -52,7 +53,9 @@ class RunResult:
     """False: it was asked to stop before the end, and can be resumed."""
 
 
-def pretrain(recipe: Recipe, run: RunConfig, sources: Sequence[str | Path], *, show: bool = True) -> RunResult:
+def pretrain(
+    recipe: Recipe, run: RunConfig, sources: str | Path | Sequence[str | Path], *, show: bool = True
+) -> RunResult:
     """Pre-train a recipe on images without labels.
 
     Args:
@@ -65,18 +68,22 @@ def pretrain(recipe: Recipe, run: RunConfig, sources: Sequence[str | Path], *, s
         UserError: images, settings or a run folder that cannot work; what the remedy is.
     """
     optim = recipe.optim
-    with start_processes(run.device) as processes, catch_termination() as signals:
+    with start_processes(run.device) as processes, catch_termination() as signals, contextlib.ExitStack() as held:
         paths = find_images(sources)
         steps = _steps_per_epoch(recipe, len(paths), processes)
-        out = processes.gather_objects(run.out or run_folder.default_folder(recipe))[0]
+        out = Path(processes.gather_objects(run.out or run_folder.default_folder(recipe))[0])
+        run_folder.check_folder(out, resume=run.resume)
+        held.enter_context(run_folder.hold(out, processes))
         state = run_folder.open_run(out, recipe, resume=run.resume)
         step = state["step"] if state else 0
         end = steps * optim.epochs
         precision = state["precision"] if state else choose_precision(run.precision, processes.device)
+        precision = processes.gather_objects(precision)[0]  # it is a measurement: the first process's counts
         if run.precision not in ("auto", precision):
             raise UserError(f"--resume in {run.precision}: the run is in {precision}; leave --precision out")
         _check_agreement(processes, paths, precision, state)
-        data = {"sources": [str(source) for source in sources], "images": len(paths), "hash": paths.fingerprint()}
+        told = [sources] if isinstance(sources, str | Path) else sources
+        data = {"sources": [str(source) for source in told], "images": len(paths), "hash": paths.fingerprint()}
 
         workers = run.workers if run.workers >= 0 else min(processes.cores, 16)
         stepper = make_stepper(
@@ -90,6 +97,8 @@ def pretrain(recipe: Recipe, run: RunConfig, sources: Sequence[str | Path], *, s
         if state:
             stepper.model.load_state_dict(state["model"])
             stepper.optimizer.load_state_dict(state["optimizer"])
+            if processes.first:
+                run_folder.note_resume(out, step)
         elif processes.first:
             resolved = dataclasses.replace(
                 run, out=out, device=processes.device.type, precision=precision, workers=workers
@@ -109,7 +118,6 @@ def pretrain(recipe: Recipe, run: RunConfig, sources: Sequence[str | Path], *, s
 
         def checkpoint(done: int, *, keep: bool = False) -> None:
             """Save the state after `done` steps."""
-            processes.average_(running_statistics(stepper.model))
             bad_files.write()
             log.flush()
             if processes.first:
@@ -234,9 +242,8 @@ def _draw(
     step: int,
 ) -> None:  # fmt: skip
     sheet = draw_pairs(batch_pictures(batch, views, recipe.model.levels, paths, PICTURE_PAIRS))
-    folder = out / "pictures"
-    folder.mkdir(exist_ok=True)
-    sheet.save(folder / f"epoch_{epoch + 1:04d}.png")
+    path = out / "pictures" / f"epoch_{epoch + 1:04d}.png"
+    write_atomically(path, lambda file: sheet.save(file, format="png"))
     log.picture("views", step, np.asarray(sheet))
 
 

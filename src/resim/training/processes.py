@@ -87,7 +87,7 @@ def start_processes(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if kind == "cuda" else "gloo")
         ours = True
-        if kind == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        if kind == "cpu" and os.environ.get("OMP_NUM_THREADS", "1") == "1":  # torchrun sets 1 where nothing is set
             torch.set_num_threads(cores)
     together = dist.is_initialized()
     try:

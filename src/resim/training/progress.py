@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import time
 from types import TracebackType
 
+from rich.columns import Columns
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
-from rich.table import Table
+from rich.text import Text
 
 _PLAIN_SECONDS = 10.0  # at least between two plain lines
+
+
+class _Console(Console):
+    """A console whose reader may go away (`| head`): the training goes on in silence."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 class Progress:
@@ -20,7 +30,7 @@ class Progress:
     def __init__(
         self, *, epochs: int, steps: int, first_step: int, show: bool = True, console: Console | None = None
     ) -> None:
-        self.console = console or Console(stderr=False, quiet=not show, highlight=False)
+        self.console = console or _Console(stderr=False, quiet=not show, highlight=False)
         self._steps, self._epochs = steps, epochs
         self._bars = Bars(
             TextColumn("{task.description}"),
@@ -94,13 +104,10 @@ def _columns(line: dict[str, float]) -> list[tuple[str, str]]:
     return columns
 
 
-def _numbers(line: dict[str, float]) -> Table:
-    table = Table(box=None, padding=(0, 2), show_edge=False)
-    columns = _columns(line)
-    for label, _ in columns:
-        table.add_column(label, justify="right", header_style="dim")
-    table.add_row(*(value for _, value in columns))
-    return table
+def _numbers(line: dict[str, float]) -> Columns:
+    """Label and value side by side, in as many rows as the terminal's width asks for."""
+    cells = [Text.assemble((f"{label} ", "dim"), value) for label, value in _columns(line)]
+    return Columns(cells, padding=(0, 3))
 
 
 def _duration(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """A run's folder: what it holds, and whether a run may start or go on there.
 
 config.json         recipe, run, data, versions, git state, command
+resumed.jsonl       versions, git state and command of every --resume
 metrics.jsonl       one line a step
 bad_files.txt       files that could not be decoded, with the reason
 checkpoints/        last.pt, and epoch_0020.pt, epoch_0040.pt, ...
@@ -11,10 +12,13 @@ curves.png          at the end
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,14 @@ def default_folder(recipe: Recipe) -> Path:
     return Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
+def check_folder(out: Path, *, resume: bool = False) -> None:
+    """Raise a UserError if `out` is there and is no folder, or if a run is to be resumed and there is none."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file, a folder is needed")
+    if resume and not (out / "config.json").exists():
+        raise UserError(f"--resume: {out} holds no run (no config.json); leave --resume out to start one there")
+
+
 def open_run(out: Path, recipe: Recipe, *, resume: bool) -> dict[str, Any] | None:
     """Check that the run may start in `out`, or load the checkpoint from which it goes on there.
 
@@ -37,17 +49,16 @@ def open_run(out: Path, recipe: Recipe, *, resume: bool) -> dict[str, Any] | Non
         The last checkpoint, or None where the run starts from the beginning.
 
     Raises:
-        UserError: `out` is a file, holds a run and `resume` is not set, holds none and it is, or holds another recipe.
+        UserError: `out` holds a run and `resume` is not set, holds none and it is, or holds another recipe.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: is a file, a folder is needed")
     config, last = out / "config.json", out / "checkpoints" / "last.pt"
     if not resume:
         if config.exists() or last.exists():
             raise UserError(f"--out {out}: holds a run already: continue it with --resume, or name another folder")
+        if (out / "metrics.jsonl").exists():
+            raise UserError(f"--out {out}: holds a metrics.jsonl that a run would overwrite: name another folder")
         return None
-    if not config.exists():
-        raise UserError(f"--resume: {out} holds no run (no {config.name}); leave --resume out to start one there")
+    check_folder(out, resume=True)
     changed = differences(read_recipe(config), recipe)
     if changed:
         raise UserError(f"--resume with another recipe than the run's: {', '.join(changed)}")
@@ -60,6 +71,45 @@ def open_run(out: Path, recipe: Recipe, *, resume: bool) -> dict[str, Any] | Non
     if changed:
         raise UserError(f"{last}: is of another recipe: {', '.join(changed)}")
     return state
+
+
+@contextlib.contextmanager
+def hold(out: Path, processes: Processes) -> Iterator[None]:
+    """While inside, no other run can use the folder.
+
+    Raises:
+        UserError: another run is in it, or it cannot be made.
+    """
+    if not processes.first:
+        yield
+        return
+    path = out / ".lock"
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = path.open("w")
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written to ({error.strerror})") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"--out {out}: another run is at work in it") from None
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a run that could not start leaves nothing
+                for folder in made:
+                    folder.rmdir()
+
+
+def note_resume(out: Path, step: int) -> None:
+    """Add a line to resumed.jsonl: from which step, and with which versions, source and command the run went on."""
+    with (out / "resumed.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": step} | describe_run()) + "\n")
 
 
 def write_config(out: Path, recipe: Recipe, run: RunConfig, data: dict[str, Any], **more: Any) -> None:

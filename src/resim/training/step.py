@@ -114,7 +114,6 @@ def make_stepper(
     if compile_encoders:
         query, key = torch.compile(query), torch.compile(key)  # type: ignore[assignment]
     if processes.count > 1:
-        # each process keeps its own running statistics, see `running_statistics`
         # the older name warns from PyTorch 2.15 on
         newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
         settings: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
@@ -122,8 +121,3 @@ def make_stepper(
         query = DistributedDataParallel(query, device_ids=devices, **settings)
     at_a_time = groups_at_a_time or (1 if device.type == "cpu" else 2**31)
     return Stepper(model, optimizer, query, key, at_a_time, precision)
-
-
-def running_statistics(model: nn.Module) -> list[Tensor]:
-    """A model's running means and variances: linear in the batches, so the run's are their mean over processes."""
-    return [buffer for name, buffer in model.named_buffers() if name.endswith(("running_mean", "running_var"))]

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from resim.fields import check_fields
 from resim.views.decode import Photo
 
 
@@ -51,8 +52,11 @@ class ViewsConfig:
     """Share of views made gray."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.image_size < 32:
             raise ValueError(f"image-size {self.image_size}: must be at least 32 px, the stride of the top feature map")
+        if self.image_size > 8192:
+            raise ValueError(f"image-size {self.image_size}: must be at most 8192 px")
         for name in ("crop_area", "crop_aspect", "blur_sigma"):
             low, high = getattr(self, name)
             if not 0 < low <= high:

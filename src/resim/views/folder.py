@@ -39,7 +39,7 @@ class PathList(Sequence[str]):
         return digest.hexdigest()[:16]
 
 
-def find_images(sources: Sequence[str | Path]) -> PathList:
+def find_images(sources: str | Path | Sequence[str | Path]) -> PathList:
     """Every image file below the given folders, in files given by name, and in text files of paths.
 
     Folders are read to any depth and symbolic links are followed, a loop of links only once. Names that start with a
@@ -49,6 +49,8 @@ def find_images(sources: Sequence[str | Path]) -> PathList:
     Raises:
         UserError: a source that does not exist or cannot be read, a listed file that is not there, or no image at all.
     """
+    if isinstance(sources, str | Path):
+        sources = [sources]
     if not sources:
         raise UserError("no images: name at least one folder, image or text file of paths")
     found: dict[str, str] = {}  # the file, whatever links lead to it: its path as it was found
@@ -106,12 +108,12 @@ def _walk(folder: str, above: set[tuple[int, int]]) -> Iterator[tuple[str, bool]
 
 def _listed(path: str) -> Iterator[tuple[str, bool]]:
     folder = os.path.dirname(path)  # noqa: PTH120
-    with Path(path).open(encoding="utf-8", errors="surrogateescape") as lines:
+    with Path(path).open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, start=1):
             name = line.rstrip("\n\r")
             if not name.strip() or name.startswith("#"):
                 continue
-            image = os.path.join(folder, name)  # noqa: PTH118
+            image = os.path.join(folder, os.path.expanduser(name))  # noqa: PTH111, PTH118
             if not os.path.isfile(image):  # noqa: PTH113
                 raise UserError(f"{path}, line {number}: {name}: there is no such file")
             yield image, os.path.islink(image)  # noqa: PTH114

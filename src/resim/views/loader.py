@@ -195,9 +195,21 @@ def read_batches(loader: DataLoader[PairBatch]) -> Generator[PairBatch, None, No
     """The loader's batches.
 
     Raises:
-        UserError: so many files cannot be decoded that a pair could not be filled.
+        UserError: so many files cannot be decoded that a pair could not be filled, or a loader process was killed.
     """
-    for batch in loader:
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches, None)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                "a loader process was killed, is the memory full? Set --workers lower; --resume goes on from the last "
+                f"checkpoint ({str(error).splitlines()[0]})"
+            ) from None
+        if batch is None:
+            return
         if -1 in batch.indices:
             last = batch.bad[-1]
             raise UserError(f"{_TRIES} images in a row cannot be decoded, the last is {last.path} ({last.reason})")

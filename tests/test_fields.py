@@ -1,0 +1,98 @@
+"""Values that come from a file or from Python are checked as those of the command line are."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from resim import recipes
+from resim.errors import UserError
+from resim.fields import check_fields
+from resim.regions.level import Level
+from resim.training.config import OptimConfig, Recipe, RunConfig, read_recipe, read_run_settings
+from resim.training.processes import Processes
+from resim.training.run_folder import hold
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "told"),
+    [
+        ("views", "flip", "both", "flip 'both': must be one of shared, independent, none"),
+        ("views", "photometric_order", "jitter-blur", "photometric-order 'jitter-blur': must be one of"),
+        ("optim", "schedule", "linear", "schedule 'linear': must be one of cosine, constant"),
+        ("model", "fpn_norm", "no", "fpn-norm 'no': must be true or false"),
+        ("optim", "epochs", 1.5, "epochs 1.5: must be a whole number"),
+        ("optim", "epochs", True, "epochs True: must be a whole number"),
+        ("optim", "lr", "0.1", "lr '0.1': must be a finite number"),
+        ("optim", "seed", 2**64, "seed 18446744073709551616: must be below"),
+        ("views", "crop_area", [0.2], "must be 2 finite numbers"),
+        ("model", "queue_size", 10**13, "queue-size 10000000000000: must be at most"),
+        ("model", "backbone", 50, "backbone 50: must be text"),
+    ],
+)
+def test_a_recipe_file_with_a_wrong_value_is_refused(
+    tmp_path: Path, part: str, name: str, value: Any, told: str
+) -> None:
+    data = recipes.quick().to_json()
+    data[part][name] = value
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(UserError) as refused:
+        read_recipe(path)
+    assert told in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_every_recipe_and_default_passes() -> None:
+    for make in recipes.RECIPES.values():
+        recipe = make()
+        for part in (recipe, recipe.model, recipe.views, recipe.optim, *recipe.model.levels):
+            check_fields(part)
+        assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+    check_fields(RunConfig())
+
+
+def test_python_values_are_checked_too() -> None:
+    with pytest.raises(ValueError, match="precision 'fp16': must be one of auto, float32, bf16"):
+        RunConfig(precision="fp16")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"level P4: window 48.5: must be a whole number"):
+        Level(name="P4", window=48.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"out 'runs': must be a Path or a NoneType"):
+        RunConfig(out="runs")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="levels .*: must be a tuple of Level"):
+        dataclasses.replace(recipes.quick().model, levels=["P4"])  # type: ignore[list-item]
+
+
+def test_one_image_on_one_cell_has_no_batch_statistics() -> None:
+    quick = recipes.quick()
+    model = dataclasses.replace(quick.model, group_size=1, levels=(Level(name="P3", window=8, step=8),))
+    with pytest.raises(ValueError, match="group-size 1: BatchNorm needs more than one value"):
+        dataclasses.replace(
+            quick, model=model, views=dataclasses.replace(quick.views, image_size=32), optim=OptimConfig(batch_size=2)
+        )
+
+
+def test_a_resumed_run_keeps_its_own_settings(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"run": {"picture_every": 0, "groups_at_a_time": 2, "workers": 7, "device": "cpu"}}))
+    settings = read_run_settings(path)
+    assert (settings.picture_every, settings.groups_at_a_time) == (0, 2)
+    assert (settings.workers, settings.device) == (-1, "auto")  # of the machine, chosen anew
+
+
+def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
+    alone = Processes(rank=0, count=1, device=torch.device("cpu"), cores=1)
+    out = tmp_path / "run"
+    with hold(out, alone), pytest.raises(UserError, match="another run is at work in it"), hold(out, alone):
+        pass
+    assert not out.exists()  # nothing was written, nothing stays
+    out.mkdir()
+    (out / "kept.txt").write_text("mine")
+    with hold(out, alone):
+        pass
+    assert [path.name for path in out.iterdir()] == ["kept.txt"]
