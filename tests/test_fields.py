@@ -64,7 +64,7 @@ def test_python_values_are_checked_too() -> None:
         Level(name="P4", window=48.5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"out 'runs': must be a Path or a NoneType"):
         RunConfig(out="runs")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="levels .*: must be a tuple of Level"):
+    with pytest.raises(ValueError, match=r"levels .*: must be a tuple of Level"):
         dataclasses.replace(recipes.quick().model, levels=["P4"])  # type: ignore[list-item]
 
 
