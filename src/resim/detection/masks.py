@@ -39,3 +39,8 @@ def box_of(segmentation: Segmentation, height: int, width: int) -> tuple[float, 
         return min(x), min(y), max(x), max(y)
     left, top, across, down = np.asarray(rle.toBbox(to_rle(segmentation, height, width))).tolist()  # type: ignore[arg-type]
     return left, top, left + across, top + down
+
+
+def area_of(segmentation: Segmentation, height: int, width: int) -> float:
+    """Pixels of a segmentation."""
+    return float(rle.area(to_rle(segmentation, height, width)))  # type: ignore[arg-type]

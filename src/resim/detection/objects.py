@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from resim.detection.masks import box_of
+from resim.detection.masks import area_of, box_of
 from resim.detection.records import Record, Segmentation
 from resim.detection.repair import OVERHANG, Repairs, finite
 
@@ -29,7 +29,7 @@ class Annotated:
         keypoints: 3 K numbers, or None.
         crowd: a region of many objects.
         difficult: not to be counted.
-        area: in pixels; None: of the box.
+        area: in pixels; None: of the segmentation, or else of the box.
     """
 
     annotation_id: int
@@ -78,7 +78,9 @@ def make_record(
         boxes.append(box)
         masks.append(mask)
         points.append(keypoints)
-        areas.append((box[2] - box[0]) * (box[3] - box[1]) if thing.area is None else area[0])
+        if thing.area is None:
+            area = [area_of(mask, height, width) if mask else (box[2] - box[0]) * (box[3] - box[1])]
+        areas += area
     return Record(
         image=image,
         image_id=image_id,
