@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from PIL import Image, ImageDraw
 
 from resim.detection.objects import Annotated, make_record
 from resim.detection.records import DetectionData, Record
-from resim.detection.repair import Repairs, nothing_left, sound_size
+from resim.detection.repair import Repairs, finite, nothing_left, sound_size
 from resim.errors import UserError
 
 # the classes that are evaluated, and their ids
@@ -90,11 +92,11 @@ def truth_of(image: str) -> tuple[Path, Path]:
     return folder / f"{name}{INSTANCES}", folder / f"{name}{POLYGONS}"
 
 
-def instance_ids(instances: Path, polygons: Path) -> np.ndarray:
+def instance_ids(instances: Path, polygons: Path, note: Callable[..., None]) -> np.ndarray:
     """(H, W) int32: of the file of instance ids if it is there, otherwise drawn from the polygons.
 
     They are drawn in their order, the later over the earlier, as cityscapesScripts' `json2instanceImg` does.
-    Pixels of classes without instances may be 0.
+    Pixels of classes without instances may be 0. Polygons that are none are told to `note` and not drawn.
 
     Raises:
         OSError, ValueError, LookupError, TypeError: a file cannot be read, or is not what it should be.
@@ -107,15 +109,22 @@ def instance_ids(instances: Path, polygons: Path) -> np.ndarray:
     pen = ImageDraw.Draw(drawn)
     numbers: dict[str, int] = {}
     with_instances = CLASSES | OTHER_INSTANCES
-    for thing in content["objects"]:
-        label = thing["label"]
+    for position, thing in enumerate(content["objects"], start=1):
+        label, points = thing["label"], [finite(point, 2) for point in thing["polygon"]]
         if thing.get("deleted") or label in NOT_DRAWN:
+            continue
+        corners = [(point[0], point[1]) for point in points if point is not None]
+        if len(corners) < len(points):
+            note("bad-mask", annotation_id=position, detail=f"{label}, not finite x, y pairs")
+            continue
+        if len(corners) < 3:
+            note("short-polygon", annotation_id=position, detail=f"{label}, {len(points)} points")
             continue
         value = with_instances.get(label.removesuffix("group"), 0)
         if label in with_instances:
             value = 1000 * value + numbers.get(label, 0)
             numbers[label] = numbers.get(label, 0) + 1
-        pen.polygon([tuple(point) for point in thing["polygon"]], fill=value)
+        pen.polygon(corners, fill=value)
     return np.asarray(drawn)
 
 
@@ -127,7 +136,7 @@ def _record(root: Path, split: str, city: str, name: str, check: bool, repairs: 
         repairs.add("missing-image", file=file, image_id=name, detail=str(image))
         return None
     try:
-        ids = instance_ids(instances, polygons)
+        ids = instance_ids(instances, polygons, partial(repairs.add, file=file, image_id=name))
     except (OSError, ValueError, LookupError, TypeError) as error:
         repairs.add("missing-annotation", file=file, image_id=name, detail=f"{type(error).__name__}: {error}")
         return None
@@ -156,7 +165,10 @@ def _objects(ids: np.ndarray) -> list[Annotated]:
     pixels = pixels[np.argsort(down[pixels], kind="stable")]  # of one id after the other, ascending in each
     values, starts = np.unique(down[pixels], return_index=True)
     objects = []
-    for value, own in zip(values.tolist(), np.split(pixels, starts[1:]), strict=True):
+    for value, start, end in zip(
+        values.tolist(), starts, np.r_[starts[1:], len(pixels)], strict=False
+    ):  # no values, one end
+        own = pixels[start:end]
         label = labels.get(value // 1000 if value >= 1000 else value)
         if label is None:
             continue

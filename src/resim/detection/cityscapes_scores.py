@@ -64,7 +64,10 @@ def cityscapes_scores(data: DetectionData, results: Sequence[dict[str, Any]], *,
             instances, polygons = truth_of(record.image)
             if not instances.is_file():
                 instances = place / instances.name
-                draw.json2instanceImg(str(polygons), str(instances))
+                annotation = draw.Annotation()
+                annotation.fromJsonFile(str(polygons))
+                drawn = np.asarray(draw.createInstanceImage(annotation, "ids"))
+                Image.fromarray(drawn.astype(np.uint16)).save(instances)  # Pillow 13 writes no 32-bit PNG
             truths.append(str(instances))
             predictions.append(str(_write(place, str(record.image_id), by_image[record.image_id])))
         # evaluateImgLists by its parts: as a whole it writes a matches.json where one stands

@@ -27,8 +27,8 @@ KINDS: dict[str, tuple[str, str]] = {
     "zero-area": ("boxes of zero area", "dropped"),
     "outside": ("boxes wholly outside their image", "dropped"),
     "overhang": ("boxes that reach outside their image", "clipped"),
-    "short-polygon": ("polygons with fewer than three points", "polygon dropped, the box stays"),
-    "bad-mask": ("masks that do not fit their image or are not COCO segmentations", "mask dropped, the box stays"),
+    "short-polygon": ("polygons with fewer than three points", "polygon dropped, a box stays"),
+    "bad-mask": ("masks that do not fit their image or are not COCO segmentations", "mask dropped, a box stays"),
 }
 
 
