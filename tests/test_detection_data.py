@@ -130,6 +130,18 @@ def test_of_two_images_of_one_name_none_is_guessed(tmp_path: Path) -> None:
         read_coco(path, tmp_path / "other")
 
 
+def test_a_name_with_a_folder_is_not_found_in_another(tmp_path: Path) -> None:
+    path = write_coco(tmp_path, [thing(1, 1, 3, (0, 0, 9, 9))], num_images=1)
+    path.write_text(path.read_text().replace("1.png", "train/1.png"))
+    (tmp_path / "photos" / "val").mkdir(parents=True)
+    (tmp_path / "images" / "1.png").rename(tmp_path / "photos" / "val" / "1.png")
+    with pytest.raises(UserError, match="1 image files not found"):
+        read_coco(path, tmp_path / "photos")
+    (tmp_path / "photos" / "val").rename(tmp_path / "photos" / "train")
+    for folder in (tmp_path / "photos", tmp_path / "photos" / "train"):
+        assert read_coco(path, folder).records[0].image == str(tmp_path / "photos" / "train" / "1.png")
+
+
 def test_cocos_own_folders_are_known(tmp_path: Path) -> None:
     path = write_coco(tmp_path, [thing(1, 1, 3, (0, 0, 9, 9))], num_images=1)
     (tmp_path / "annotations").mkdir()
