@@ -40,6 +40,10 @@ class Photo:
         width, height = image.size
         self.width, self.height = (height, width) if orientation in _SIDEWAYS else (width, height)
 
+    def close(self) -> None:
+        """Let go of a file that will not be decoded."""
+        self._image.close()
+
     def decode(self, reduction: float = 1.0) -> Image.Image:
         """Upright RGB pixels, of the full size or, for a JPEG, smaller by at most `reduction` in each direction.
 

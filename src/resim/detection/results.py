@@ -1,0 +1,92 @@
+"""Detections in the form of COCO's results files, and whether they belong to a data set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from resim.detection.records import DetectionData
+from resim.detection.repair import finite
+from resim.errors import UserError
+
+Kind = Literal["bbox", "segm", "keypoints"]
+FIELDS: dict[Kind, str] = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What an evaluation says of a set of detections.
+
+    Attributes:
+        kind: what was compared: boxes, masks or keypoints.
+        values: by the name of the score, 0 to 1; NaN where there is nothing to find.
+        per_class: AP by the name of the class; NaN for a class without objects.
+    """
+
+    kind: Kind
+    values: dict[str, float]
+    per_class: dict[str, float]
+
+
+def read_results(path: str | Path) -> list[dict[str, Any]]:
+    """A COCO results file: a list of detections. What is in them is checked by the scores.
+
+    Raises:
+        UserError: the file cannot be read, or is not a list of objects.
+    """
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): name a COCO results file") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not a JSON file ({error})") from None
+    if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
+        raise UserError(f"{path}: not COCO results, which are a list of image_id, category_id, bbox, score, ...")
+    return content
+
+
+def check_results(data: DetectionData, results: Sequence[dict[str, Any]], kind: Kind, source: str = "results") -> None:
+    """Raise if detections are incomplete or cannot be of this data set.
+
+    Raises:
+        UserError: unknown image ids or category ids, how many and which first; a detection without what `kind`
+            needs, or with NaN or infinite numbers; a mask of another size than its image.
+    """
+    sizes = {record.image_id: (record.height, record.width) for record in data.records}
+    for key, known in (("image_id", sizes), ("category_id", set(data.category_ids))):
+        strange = [entry.get(key) for entry in results if not _is_in(entry.get(key), known)]
+        if strange:
+            first = list(dict.fromkeys(map(repr, strange)))[:5]
+            raise UserError(
+                f"{source}: {len(strange)} of {len(results)} detections have a {key} that {data.source} has not "
+                f"({', '.join(first)}): results of another data set or split?"
+            )
+    name = FIELDS[kind]
+    num_numbers = {"bbox": 4, "keypoints": 3 * len(data.keypoint_names)}.get(kind)
+    with_keypoints = {data.category_ids[label - 1] for label in data.keypoint_labels}
+    for position, entry in enumerate(results):
+        if kind == "keypoints" and entry["category_id"] not in with_keypoints:
+            continue
+        value = entry.get(name)
+        if kind == "segm":
+            fault = _mask_fault(value, sizes[entry["image_id"]])
+        else:
+            fault = "" if finite(value, num_numbers) else f"needs {name}, {num_numbers} finite numbers, not {value}"
+        if not fault and finite([entry.get("score")]) is None:
+            fault = f"needs a finite score, not {entry.get('score')}"
+        if fault:
+            raise UserError(f"{source}: detection {position}, of image {entry['image_id']!r}, {fault}")
+
+
+def _is_in(value: Any, known: Any) -> bool:
+    return isinstance(value, int | str) and value in known
+
+
+def _mask_fault(value: Any, size: tuple[int, int]) -> str:
+    if not isinstance(value, dict) or not isinstance(value.get("counts"), str | bytes):
+        return "needs a segmentation in compressed RLE"
+    said = value.get("size")
+    return "" if list(said or ()) == list(size) else f"has a mask of size {said}, the image has {list(size)}"
