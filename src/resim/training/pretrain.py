@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import resim
 from resim.errors import UserError
 from resim.pictures.curves import draw_curves
 from resim.pictures.pairs import batch_pictures
@@ -27,6 +26,7 @@ from resim.training.log import Log
 from resim.training.precision import choose_precision
 from resim.training.processes import Processes, catch_termination, start_processes
 from resim.training.progress import Progress
+from resim.training.provenance import versions
 from resim.training.schedule import learning_rate
 from resim.training.step import Stepper, make_stepper
 from resim.views.folder import PathList, find_images
@@ -203,7 +203,7 @@ def _state(
     recipe: Recipe, precision: str, data: dict[str, Any], stepper: Stepper, done: int, steps: int
 ) -> dict[str, Any]:
     return {
-        "resim": resim.__version__,
+        "resim": versions().get("resim", "not installed"),
         "recipe": recipe.to_json(),
         "precision": precision,
         "data": data,
