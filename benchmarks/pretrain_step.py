@@ -191,6 +191,13 @@ def run_variant(variant: str, options: argparse.Namespace) -> dict[str, object]:
     recipe = make_recipe(options)
     step, stepper = build(variant, recipe, device)
     views_q, views_k = random_views(options, device)
+    if options.profile:
+        step(views_q, views_k)
+        with torch.profiler.profile() as profiler:
+            step(views_q, views_k)
+        order = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
+        print(profiler.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=50))
+        return {}
     first = {name: float(v) for name, v in step(views_q, views_k).items() if name in ("instance", "P4", "P3", "total")}
     taken = seconds(device, lambda: step(views_q, views_k), options.times)
     if device.type == "cuda":
@@ -224,7 +231,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="processes of each variant")
     parser.add_argument("--workers", type=int, default=2, help="loader processes")
     parser.add_argument("--jpeg", default="", help="folder of images; 'scenes' draws some at 500 x 375")
-    parser.add_argument("--variant", choices=list(VARIANTS), help=argparse.SUPPRESS)
+    parser.add_argument("--variant", choices=list(VARIANTS), help="only this one, in this process, printed as JSON")
+    parser.add_argument("--profile", action="store_true", help="with --variant: PyTorch's profiler over one step")
     parser.add_argument("--parts", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--feed", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

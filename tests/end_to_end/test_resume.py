@@ -80,3 +80,17 @@ def test_an_error_ends_the_loader_processes_too(tmp_path: Path) -> None:
     )
     assert ended.returncode == 1
     assert ended.stderr.rstrip().endswith("RuntimeError: not one of ours")
+
+
+def test_a_killed_loader_process_is_told_in_one_line(images: Path, tmp_path: Path) -> None:
+    run = Run(images, tmp_path / "run", "--workers", "1", "--epochs", "500")
+    run.wait_for_step(1)
+    children = Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children")
+    if not children.exists():
+        run.process.kill()
+        pytest.skip("no /proc to find the loader process in")
+    os.kill(int(children.read_text().split()[-1]), signal.SIGKILL)
+    ended = run.end()
+    assert ended.code == 2
+    assert ended.err.count("\n") == 1
+    assert "a loader process was killed, is the memory full? Set --workers lower" in ended.err

@@ -57,8 +57,10 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """
     try:
         write_atomically(path, lambda file: torch.save(state, file))
-    except RuntimeError as error:  # how torch tells that a write failed
-        raise UserError(f"{path}: cannot be written, is the disk full? ({str(error).splitlines()[0]})") from None
+    except RuntimeError as error:  # torch raises its own while the error of a failed write is on its way
+        if not isinstance(error.__context__, OSError):
+            raise
+        raise UserError(f"{path}: cannot be written ({error.__context__.strerror})") from None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

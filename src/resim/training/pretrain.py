@@ -37,6 +37,7 @@ from resim.views.loader import (
     make_loader,
     read_batches,
     shuffle_order,
+    tell_of_killed_workers,
 )
 from resim.views.views import Views
 
@@ -125,6 +126,7 @@ def pretrain(
                 run_folder.save(out, _state(recipe, precision, data, stepper, done, steps), keep_as=name)
 
         with (
+            tell_of_killed_workers(),
             contextlib.closing(read_batches(loader)) as batches,
             Progress(epochs=optim.epochs, steps=steps, first_step=step, show=show and processes.first) as progress,
         ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -195,22 +196,28 @@ def read_batches(loader: DataLoader[PairBatch]) -> Generator[PairBatch, None, No
     """The loader's batches.
 
     Raises:
-        UserError: so many files cannot be decoded that a pair could not be filled, or a loader process was killed.
+        UserError: so many files cannot be decoded that a pair could not be filled.
     """
-    batches = iter(loader)
-    while True:
-        try:
-            batch = next(batches, None)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise UserError(
-                "a loader process was killed, is the memory full? Set --workers lower; --resume goes on from the last "
-                f"checkpoint ({str(error).splitlines()[0]})"
-            ) from None
-        if batch is None:
-            return
+    for batch in loader:
         if -1 in batch.indices:
             last = batch.bad[-1]
             raise UserError(f"{_TRIES} images in a row cannot be decoded, the last is {last.path} ({last.reason})")
         yield batch
+
+
+@contextlib.contextmanager
+def tell_of_killed_workers() -> Iterator[None]:
+    """While inside, a killed loader process ends in a UserError. PyTorch tells of it by a signal, at any moment.
+
+    Raises:
+        UserError: a loader process was killed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not any("DataLoader worker" in str(e) for e in (error, error.__context__)):
+            raise
+        raise UserError(
+            "a loader process was killed, is the memory full? Set --workers lower; "
+            "--resume goes on from the last checkpoint"
+        ) from None
