@@ -60,7 +60,7 @@ def resolve(config: DetectorConfig, weights: Weights | None) -> DetectorConfig:
 
 
 @torch.no_grad()
-def load_init(model: GeneralizedRCNN, config: DetectorConfig, tensors: Mapping[str, Tensor], source: str) -> InitReport:
+def load_init(model: GeneralizedRCNN, config: DetectorConfig, weights: Weights | None) -> InitReport:
     """Fill a detector's backbone, and its FPN where the weights have one.
 
     Args:
