@@ -75,7 +75,7 @@ def test_the_peak_of_a_map_is_drawn_at_its_cell_times_the_stride(level: str, siz
 
 def test_pixels_are_read_between_cells_by_hand() -> None:
     cells = torch.tensor([[0.0, 1.0, 3.0]])
-    # at stride 4 pixel centres lie at cells 0.125, 0.375, 0.625, 0.875, 1.125, ...; beyond the last cell its value counts
+    # at stride 4 pixel centres lie at cells 0.125, 0.375, 0.625, 0.875, 1.125, ...; past the last cell its value counts
     expected = [0.125, 0.375, 0.625, 0.875, 1.25, 1.75, 2.25, 2.75, 3.0, 3.0, 3.0]
     torch.testing.assert_close(at_pixels(cells, 4, 11, 2), torch.tensor([expected, expected]))
 
