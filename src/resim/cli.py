@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,11 +9,9 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from resim import recipes
-from resim.cli_options import OneLineParser, Sources, read_options
+from resim.cli_options import OneLineParser, Sources, print_recipes, read_options
 from resim.cli_pictures import similarity_verb
 from resim.errors import UserError
 from resim.model.encoder import ModelConfig
@@ -106,20 +103,14 @@ def pretrain_verb(argv: Sequence[str]) -> None:
 
 def recipes_verb(argv: Sequence[str]) -> None:
     """List the recipes, or print one whole as JSON: `resim recipes NAME`."""
-    parser = OneLineParser(prog="resim recipes", description=recipes_verb.__doc__)
-    parser.add_argument("name", nargs="?", help="a recipe, printed with every field")
-    chosen = parser.parse_args(argv).name
-    if chosen:
-        print(json.dumps(_recipe_called(chosen).to_json(), indent=2))
-        return
-    table = Table("recipe", "backbone", "levels", "view px", "batch", "epochs", "what", box=None, padding=(0, 2, 0, 0))
+    table = {}
     for name, make in recipes.RECIPES.items():
         recipe = make()
         levels = " ".join(level.name for level in recipe.model.levels) or "-"
         batch = f"{recipe.optim.batch_size} in groups of {recipe.model.group_size}"
-        cells = (recipe.model.backbone, levels, recipe.views.image_size, batch, recipe.optim.epochs)
-        table.add_row(name, *map(str, cells), (make.__doc__ or "").strip())
-    Console(width=None if sys.stdout.isatty() else 180).print(table)
+        table[name] = (make, (recipe.model.backbone, levels, recipe.views.image_size, batch, recipe.optim.epochs))
+    columns = ("backbone", "levels", "view px", "batch", "epochs")
+    print_recipes(argv, "recipes", recipes_verb.__doc__ or "", columns, table)
 
 
 def preview_verb(argv: Sequence[str]) -> None:
@@ -153,6 +144,13 @@ def scenes_verb(argv: Sequence[str]) -> None:
     options = read_options(ScenesOptions, argv, "scenes", scenes_verb.__doc__ or "")
     path = write_scenes(options.out, options.count, seed=options.seed, width=options.width, height=options.height)
     print(path)
+
+
+def detect_verb(argv: Sequence[str]) -> None:
+    """Fine-tune detectors, evaluate them, detect: `resim detect train|eval|predict|recipes`."""
+    from resim.cli_detect import detect
+
+    detect(argv)
 
 
 def demo_verb(argv: Sequence[str]) -> None:
@@ -193,6 +191,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "recipes": recipes_verb,
     "scenes": scenes_verb,
     "similarity": similarity_verb,
+    "detect": detect_verb,
     "demo": demo_verb,
 }
 

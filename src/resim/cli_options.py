@@ -5,14 +5,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-from collections.abc import Sequence
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
+from rich.console import Console
+from rich.table import Table
 
 from resim.errors import UserError
 from resim.regions.level import Level
+from resim.training.config import AnyRecipe
 
 T = TypeVar("T")
 Sources = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR [DIR ...]")]
@@ -91,3 +96,36 @@ def _first_paragraph(box: str) -> str:
         if "─" not in text:
             words += text.split()
     return " ".join(words) or "the options cannot be read"
+
+
+def print_recipes(
+    argv: Sequence[str],
+    verb: str,
+    description: str,
+    columns: Sequence[str],
+    table: Mapping[str, tuple[Callable[[], AnyRecipe], Sequence[object]]],
+) -> None:
+    """List recipes, or print the one that is named whole as JSON.
+
+    Args:
+        argv: a name, or nothing.
+        verb: as it is typed.
+        description: of the verb.
+        columns: headings between the name and what the recipe is.
+        table: by name, the function that makes the recipe, and its cells.
+
+    Raises:
+        UserError: no recipe of that name.
+    """
+    parser = OneLineParser(prog=f"resim {verb}", description=description)
+    parser.add_argument("name", nargs="?", help="a recipe, printed with every field")
+    chosen = parser.parse_args(argv).name
+    if chosen and chosen not in table:
+        raise UserError(f"no recipe {chosen!r}: one of {', '.join(table)}")
+    if chosen:
+        print(json.dumps(table[chosen][0]().to_json(), indent=2))
+        return
+    drawn = Table("recipe", *columns, "what", box=None, padding=(0, 2, 0, 0))
+    for name, (make, cells) in table.items():
+        drawn.add_row(name, *map(str, cells), (make.__doc__ or "").strip())
+    Console(width=None if sys.stdout.isatty() else 180).print(drawn)

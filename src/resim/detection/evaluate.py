@@ -1,17 +1,29 @@
-"""A data set's own official scores of a set of detections."""
+"""A detector's scores on a data set, by the evaluation that belongs to it, written down with a picture."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from resim.detection.cityscapes_scores import INSTALL, cityscapes_scores
 from resim.detection.coco_scores import coco_scores
-from resim.detection.records import DetectionData
+from resim.detection.config import DetectorConfig
+from resim.detection.records import DetectionData, Record
 from resim.detection.results import Kind, Scores
+from resim.detection.samples import read_pixels
 from resim.detection.voc_scores import voc_scores
+from resim.pictures.detections import detection_sheet
+from resim.training.checkpoints import write_atomically
+from resim.views.decode import BadImageError
+
+SHEET_IMAGES = 6
 
 
 def official_scores(
@@ -57,3 +69,58 @@ def plain(scores: dict[str, Scores]) -> dict[str, dict[str, float | None]]:
         kind: {name: None if math.isnan(value) else value for name, value in score.values.items()}
         for kind, score in scores.items()
     }
+
+
+def kinds_of(detector: DetectorConfig) -> tuple[Kind, ...]:
+    """What such a detector's results hold."""
+    return ("bbox", "segm") if detector.masks else ("bbox", "keypoints") if detector.keypoints else ("bbox",)
+
+
+def write_evaluation(
+    out: Path, data: DetectionData, results: Sequence[dict[str, Any]], scores: dict[str, Scores], *, step: int,
+    name: str, title: str,
+) -> None:  # fmt: skip
+    """Write what an evaluation found into a folder.
+
+    A line of `scores.jsonl` (`step`, `images`, `scores`, `per_class`; later ones of an earlier evaluation go),
+    `results.json` in the form of COCO results, and `pictures/detections.png` of some images.
+
+    Args:
+        out: the folder.
+        data: the truth.
+        results: of all its images.
+        scores: of them.
+        step: after which the detector was evaluated.
+        name: of the detector, on the picture.
+        title: of the picture.
+    """
+    per_class = {
+        kind: {c: None if math.isnan(v) else v for c, v in score.per_class.items()} for kind, score in scores.items()
+    }
+    entry = {"step": step, "images": len(data), "scores": plain(scores), "per_class": per_class}
+    earlier = [line for line in read_scores(out) if line["step"] < step]
+    text = "".join(json.dumps(line) + "\n" for line in [*earlier, entry])
+    write_atomically(out / "scores.jsonl", lambda file: file.write(text.encode()))
+    content = json.dumps(list(results))
+    write_atomically(out / "results.json", lambda file: file.write(content.encode()))
+    pictures = sheet_images(data)
+    if pictures:
+        sheet = detection_sheet(data, pictures, [(name, f"after {step} steps", results)], title=title)
+        path = out / "pictures" / "detections.png"
+        write_atomically(path, lambda file: sheet.save(file, format="png"))
+
+
+def sheet_images(data: DetectionData) -> list[tuple[Record, np.ndarray]]:
+    """The first images with objects, as many as fit a sheet, with their pixels."""
+    pictures = []
+    for record in data.records:
+        if len(record) and len(pictures) < SHEET_IMAGES:
+            with contextlib.suppress(BadImageError):
+                pictures.append((record, read_pixels(record)))
+    return pictures
+
+
+def read_scores(out: Path) -> list[dict[str, Any]]:
+    """Every evaluation of a run, in order: `step`, `images`, `scores`, `per_class`."""
+    path = out / "scores.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []

@@ -5,7 +5,7 @@ Shapes: n objects, H x W pixels of an image, K keypoints.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,7 +189,7 @@ def collate_samples(samples: list[Sample]) -> DetectionBatch:
     return DetectionBatch(samples)
 
 
-def read_samples(loader: Any) -> Iterator[DetectionBatch]:
+def read_samples(loader: Any) -> Generator[DetectionBatch, None, None]:
     """The loader's batches.
 
     Raises:

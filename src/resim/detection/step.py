@@ -70,6 +70,11 @@ class DetectorStepper:
         self.optimizer.step()
         return sums
 
+    def look_at(self, batch: DetectionBatch) -> None:
+        """Forward passes over this process's images in the mode that the detector is in, for BatchNorm's statistics."""
+        for part in self._passes(batch):
+            self.losses(part)
+
     def losses(self, batch: DetectionBatch) -> dict[str, Tensor]:
         """Torchvision's losses of one pass, under our names."""
         images, targets = batch.to(self.processes.device)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
@@ -191,6 +192,7 @@ def _shown(value: object) -> str:
 
 
 R = TypeVar("R", bound=AnyRecipe)
+D = TypeVar("D")
 
 _KEPT_ON_RESUME = (
     "compile", "groups_at_a_time", "log_every", "checkpoint_minutes", "keep_every", "picture_every", "max_bad_share",
@@ -198,14 +200,19 @@ _KEPT_ON_RESUME = (
 
 
 def read_run_settings(path: Path) -> RunConfig:
-    """The settings with which the run of a `config.json` goes on; device, precision and workers are chosen anew.
+    """The settings with which the run of a `config.json` goes on; device, precision and workers are chosen anew."""
+    return read_settings(path, RunConfig, _KEPT_ON_RESUME)
+
+
+def read_settings(path: Path, kind: type[D], names: Sequence[str]) -> D:
+    """Of the settings in a run's `config.json` those of the given names, as a dataclass.
 
     Raises:
         UserError: no such file, or settings that are none.
     """
     try:
         stored = json.loads(path.read_text(encoding="utf-8")).get("run", {})
-        return RunConfig(**{name: stored[name] for name in _KEPT_ON_RESUME if name in stored})
+        return kind(**{name: stored[name] for name in names if name in stored})
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, AttributeError, TypeError) as error:

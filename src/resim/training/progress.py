@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.columns import Columns
@@ -79,6 +81,16 @@ class Progress:
     def say(self, text: str) -> None:
         """Print a line above the bars."""
         self.console.print(text, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def aside(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
+        """While inside, a bar for something between two steps; it is given how much of the total is done."""
+        self.say(what)
+        bar = self._bars.add_task(what, total=total)
+        try:
+            yield lambda done: self._bars.update(bar, completed=done)
+        finally:
+            self._bars.remove_task(bar)
 
     def update(self, line: dict[str, float]) -> None:
         """Show the numbers of a step, as they stand in metrics.jsonl."""
