@@ -153,6 +153,13 @@ def detect_verb(argv: Sequence[str]) -> None:
     detect(argv)
 
 
+def compare_verb(argv: Sequence[str]) -> None:
+    """Fine-tune from several initialisations and seeds with one protocol: a table, intervals, curves, detections."""
+    from resim import cli_compare
+
+    cli_compare.compare_verb(argv)
+
+
 def demo_verb(argv: Sequence[str]) -> None:
     """Pre-train ReSim and MoCo v2 for a few minutes and show what each has learned."""
     from resim.demo import demo
@@ -192,6 +199,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "scenes": scenes_verb,
     "similarity": similarity_verb,
     "detect": detect_verb,
+    "compare": compare_verb,
     "demo": demo_verb,
 }
 

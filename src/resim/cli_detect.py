@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,18 +113,18 @@ def detect(argv: Sequence[str]) -> None:
 
 
 def _train(argv: Sequence[str]) -> None:
-    """Fine-tune a detector: resim detect train DATA --init CHECKPOINT --recipe coco-fpn-1x --val val2017."""
+    """Fine-tune a detector."""
     from resim.detection.train import train_detector
 
-    name, recipe, run = chosen_recipe(argv, "detect train")
+    name, recipe, run, init = chosen_recipe(argv, "detect train")
     default = TrainOptions(
-        data=tyro.MISSING, recipe=name, data_options=DataOptions(), detector=recipe.detector, images=recipe.images,
+        data=tyro.MISSING, init=init, recipe=name, data_options=DataOptions(), detector=recipe.detector, images=recipe.images,
         tune=recipe.tune, run=run,
     )  # fmt: skip
     options = read_options(TrainOptions, argv, "detect train", _train.__doc__ or "", default)
     if options.run.resume and options.run.out is None:
         raise UserError("--resume needs --out: the folder of the run to continue")
-    chosen = recipe_of(recipe.name, options)
+    chosen = recipe_of(recipe.name, options.detector, options.images, options.tune)
     data, val = read_data(options.data, options.data_options)
     train_detector(chosen, options.run, data, val, init=options.init)
 
@@ -196,14 +197,14 @@ def _recipes(argv: Sequence[str]) -> None:
     print_recipes(argv, "detect recipes", _recipes.__doc__ or "", ("neck", "steps", "px"), table)
 
 
-def recipe_of(name: str, options: TrainOptions) -> DetectRecipe:
+def recipe_of(name: str, detector: DetectorConfig, images: ImagesConfig, tune: TuneConfig) -> DetectRecipe:
     """The protocol with every field as it was set.
 
     Raises:
         UserError: fields that do not go together.
     """
     try:
-        return DetectRecipe(name=name, detector=options.detector, images=options.images, tune=options.tune)
+        return DetectRecipe(name=name, detector=detector, images=images, tune=tune)
     except ValueError as error:
         raise UserError(str(error)) from None
 
@@ -229,7 +230,7 @@ def read_data(path: Path, options: DataOptions) -> tuple[DetectionData, Detectio
     return data, read(path, options.val, options.val_images_in or options.images_in)
 
 
-def chosen_recipe(argv: Sequence[str], verb: str) -> tuple[str, DetectRecipe, DetectRun]:
+def chosen_recipe(argv: Sequence[str], verb: str) -> tuple[str, DetectRecipe, DetectRun, str]:
     """The defaults of all other options: the protocol that --recipe names, or all of the run to be resumed."""
     from resim.training.config import read_recipe, read_settings
 
@@ -242,12 +243,13 @@ def chosen_recipe(argv: Sequence[str], verb: str) -> tuple[str, DetectRecipe, De
         stored = known.out / "config.json"
         if stored.exists():
             recipe = read_recipe(stored, DetectRecipe)
-            return recipe.name, recipe, read_settings(stored, DetectRun, _KEPT_ON_RESUME)
+            init = json.loads(stored.read_text(encoding="utf-8")).get("init", "random")
+            return recipe.name, recipe, read_settings(stored, DetectRun, _KEPT_ON_RESUME), init
     name = known.recipe or "quick"
     if name in DETECT_RECIPES:
-        return name, DETECT_RECIPES[name](), DetectRun()
+        return name, DETECT_RECIPES[name](), DetectRun(), "random"
     if Path(name).suffix == ".json":
-        return name, read_recipe(Path(name), DetectRecipe), DetectRun()
+        return name, read_recipe(Path(name), DetectRecipe), DetectRun(), "random"
     raise UserError(f"no protocol {name!r}: one of {', '.join(DETECT_RECIPES)}, or a .json file that holds one")
 
 

@@ -69,11 +69,37 @@ def coco_scores(
 def _scores(
     data: DetectionData, results: Sequence[dict[str, Any]], kind: Kind, sigmas: Sequence[float] | None
 ) -> Scores:
+    evaluation = coco_evaluation(data, results, kind)
+    if sigmas is not None and kind == "keypoints":
+        evaluation.params.kpt_oks_sigmas = np.asarray(sigmas, dtype=np.float64)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    values = {name: _or_nan(float(evaluation.stats[at])) for name, at in STATS[kind].items()}
+    # (IoU, recall, class, all sizes, most detections)
+    precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
+    names = [data.classes[data.category_ids.index(number)] for number in evaluation.params.catIds]
+    per_class = {name: _or_nan(float(precision[:, :, at].mean())) for at, name in enumerate(names)}
+    return Scores(kind=kind, values=values, per_class=per_class)
+
+
+def coco_evaluation(
+    data: DetectionData, results: Sequence[dict[str, Any]], kind: Kind, *, difficult_aside: bool = False
+) -> COCOeval:
+    """pycocotools' evaluation of detections, before its first step. Images and objects are numbered from 1.
+
+    Args:
+        data: the truth.
+        results: in the form of COCO results, of this data.
+        kind: what is compared.
+        difficult_aside: objects marked difficult are set aside like crowd regions.
+    """
     # images are numbered anew, from 1: ids may be text
     numbers: dict[int | str, int] = {record.image_id: number for number, record in enumerate(data.records, start=1)}
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
-        truth.dataset = _truth(data, kind)  # type: ignore[assignment]
+        truth.dataset = _truth(data, kind, difficult_aside)  # type: ignore[assignment]
         truth.createIndex()
         found = [
             {
@@ -85,18 +111,7 @@ def _scores(
             for entry in results
             if entry["category_id"] in truth.cats
         ]
-        evaluation = COCOeval(truth, truth.loadRes(found) if found else _none(truth), kind)  # type: ignore[arg-type]
-        if sigmas is not None and kind == "keypoints":
-            evaluation.params.kpt_oks_sigmas = np.asarray(sigmas, dtype=np.float64)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    values = {name: _or_nan(float(evaluation.stats[at])) for name, at in STATS[kind].items()}
-    # (IoU, recall, class, all sizes, most detections)
-    precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
-    names = [data.classes[data.category_ids.index(number)] for number in evaluation.params.catIds]
-    per_class = {name: _or_nan(float(precision[:, :, at].mean())) for at, name in enumerate(names)}
-    return Scores(kind=kind, values=values, per_class=per_class)
+        return COCOeval(truth, truth.loadRes(found) if found else _none(truth), kind)  # type: ignore[arg-type]
 
 
 def _or_nan(value: float) -> float:
@@ -111,7 +126,7 @@ def _none(truth: COCO) -> COCO:
     return none
 
 
-def _truth(data: DetectionData, kind: Kind) -> dict[str, Any]:
+def _truth(data: DetectionData, kind: Kind, difficult_aside: bool) -> dict[str, Any]:
     images, annotations = [], []
     labels = set(data.keypoint_labels) if kind == "keypoints" else set(range(1, len(data.classes) + 1))
     for number, record in enumerate(data.records, start=1):
@@ -120,7 +135,9 @@ def _truth(data: DetectionData, kind: Kind) -> dict[str, Any]:
             if int(record.labels[index]) in labels:
                 # numbered anew, from 1: COCOeval takes id 0 for "not matched"
                 extra = {"id": len(annotations) + 1, "image_id": number}
-                annotations.append({**_annotation(data, record, index, kind), **extra})
+                annotation = _annotation(data, record, index, kind)
+                annotation["iscrowd"] |= int(difficult_aside and record.difficult[index])
+                annotations.append({**annotation, **extra})
     categories = [
         {"id": number, "name": name}
         for label, (number, name) in enumerate(zip(data.category_ids, data.classes, strict=True), start=1)

@@ -54,9 +54,13 @@ def resolve(config: DetectorConfig, weights: Weights | None) -> DetectorConfig:
     if backbone == "auto":
         backbone = weights.config.backbone if weights else "resnet50"
     if not width:
-        has_fpn = weights is not None and any(name.startswith("fpn.") for name in weights.tensors)
-        width = weights.config.fpn_width if weights is not None and has_fpn else FPN_WIDTH
+        width = weights.config.fpn_width if weights is not None and has_fpn(weights) else FPN_WIDTH
     return dataclasses.replace(config, backbone=backbone, fpn_width=width)
+
+
+def has_fpn(weights: Weights) -> bool:
+    """Whether the weights are of a network with an FPN."""
+    return any(name.startswith("fpn.") for name in weights.tensors)
 
 
 @torch.no_grad()

@@ -78,7 +78,9 @@ def train_detector(
                 f"a batch of {recipe.tune.batch_size} cannot be shared among {processes.count} processes: "
                 "set --batch-size to a multiple"
             )
-        weights = None if str(init) == "random" else read_weights(init)
+        open_fields = recipe.detector.backbone == "auto" or not recipe.detector.fpn_width
+        needed = str(init) != "random" and (open_fields or not run.resume)
+        weights = read_weights(init) if needed else None
         recipe = dataclasses.replace(recipe, detector=resolve(recipe.detector, weights))
         check_tasks(recipe.detector, data)
         data = usable(data, recipe)
@@ -93,6 +95,8 @@ def train_detector(
         if state and state["data"]["hash"] != told["hash"]:
             raise UserError(f"--resume with other data: the run began with {state['data']['source']} as it was then")
 
+        if state and state["init"] != str(init):
+            raise UserError(f"--resume with --init {init}: the run began with {state['init']}")
         stepper, report = _stepper(recipe, run, data, weights, processes, precision)
         if state:
             stepper.model.load_state_dict(state["model"])
