@@ -118,8 +118,8 @@ def _train(argv: Sequence[str]) -> None:
 
     name, recipe, run, init = chosen_recipe(argv, "detect train")
     default = TrainOptions(
-        data=tyro.MISSING, init=init, recipe=name, data_options=DataOptions(), detector=recipe.detector, images=recipe.images,
-        tune=recipe.tune, run=run,
+        data=tyro.MISSING, init=init, recipe=name, data_options=DataOptions(), detector=recipe.detector,
+        images=recipe.images, tune=recipe.tune, run=run,
     )  # fmt: skip
     options = read_options(TrainOptions, argv, "detect train", _train.__doc__ or "", default)
     if options.run.resume and options.run.out is None:

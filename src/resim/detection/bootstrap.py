@@ -5,6 +5,8 @@ Shapes: I images, d detections and T = 10 IoU thresholds of a class.
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,7 +48,8 @@ def match(data: DetectionData, results: Sequence[dict[str, Any]], kind: Kind = "
         kind: what is compared.
     """
     evaluation = coco_evaluation(data, results, kind, difficult_aside=True)
-    evaluation.evaluate()
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
     params: Any = evaluation.params
     num_images, num_areas = len(params.imgIds), len(params.areaRng)
     classes = []
