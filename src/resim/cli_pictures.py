@@ -39,6 +39,23 @@ class SimilarityOptions:
     """Mutual nearest regions that are drawn, at most."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExploreOptions:
+    """Options of `resim explore`."""
+
+    checkpoints: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CKPT [CKPT ...]")]
+    """Checkpoints or run folders, side by side; `random` is the untrained network of the first one's recipe,
+    `random:RECIPE` that of another."""
+    images: Path
+    """Folder of images; no other file is served."""
+    host: str = "127.0.0.1"
+    """Address to listen at; the default is reached from this machine alone."""
+    port: int = 7860
+    """Port to listen at."""
+    max_side: int = 640
+    """Images whose longer side is above this are made smaller before they are encoded, px."""
+
+
 def similarity_verb(argv: Sequence[str]) -> None:
     """Show where a region is found again, which regions match between images, and what a feature map holds."""
     options = read_options(SimilarityOptions, argv, "similarity", similarity_verb.__doc__ or "")
@@ -67,6 +84,22 @@ def similarity_verb(argv: Sequence[str]) -> None:
     )
     for path in written:
         print(path)
+
+
+def explore_verb(argv: Sequence[str]) -> None:
+    """Explore similarity in a browser: click a place, see where the network finds it again."""
+    options = read_options(ExploreOptions, argv, "explore", explore_verb.__doc__ or "")
+    if options.max_side < 32:
+        raise UserError(f"--max-side {options.max_side}: must be at least 32")
+    if not 0 < options.port < 65536:
+        raise UserError(f"--port {options.port}: must be from 1 to 65535")
+
+    from resim.pictures.explorer import Explorer
+    from resim.pictures.explorer_page import serve
+    from resim.pictures.networks import load_networks
+
+    explorer = Explorer(options.images, load_networks(options.checkpoints), options.max_side)
+    serve(explorer, host=options.host, port=options.port)
 
 
 def _numbers(option: str, text: str, count: int) -> tuple[float, ...]:
