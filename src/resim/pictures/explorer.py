@@ -6,31 +6,20 @@ not found there is refused, so that no other file can be asked for.
 
 from __future__ import annotations
 
-import base64
 import functools
-import html
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from resim.errors import UserError
-from resim.pictures.feature_maps import (
-    FeatureMap,
-    Photograph,
-    feature_maps,
-    levels_of,
-    load_photograph,
-    stride_of,
-)
-from resim.pictures.heat import heat_picture, mark_point, mark_region
+from resim.pictures.feature_maps import FeatureMap, Photograph, feature_maps, levels_of, load_photograph
+from resim.pictures.html import block_html
 from resim.pictures.networks import Network
-from resim.pictures.similarity import Region, peak, region_vector, similarity_map
+from resim.pictures.similarity import Region
+from resim.pictures.similarity_blocks import heat_blocks
 from resim.views.folder import find_images
 
 MAX_SIDE = 640  # px: an answer within a second or two on a processor
+_PANEL_PX = 480
 _KEPT = 32  # maps of images by networks, the last ones asked for
 
 
@@ -84,33 +73,9 @@ class Explorer:
         """
         names = [name, *(other for other in others if other != name)]
         photographs = [self.photograph(each) for each in names]
-        tables = []
-        for level in levels:
-            columns = []
-            for number, network in enumerate(self.networks):
-                if level not in levels_of(network.encoder):
-                    continue
-                maps = [self._maps(each, number)[level] for each in names]
-                vector = region_vector(maps[0], region)
-                heats = [similarity_map(vector, features) for features in maps]
-                ends = (min(float(h.min()) for h in heats), max(float(h.max()) for h in heats))
-                cells = [_heading(network, ends)]
-                for i, (photograph, heat) in enumerate(zip(photographs, heats, strict=True)):
-                    picture = Image.fromarray(heat_picture(photograph, heat, stride_of(level), ends))
-                    if i == 0:
-                        mark_region(picture, region, 1)
-                        told = names[0]
-                    else:
-                        mark_point(picture, peak(heat, stride_of(level)))
-                        told = f"{names[i]}: {float(heat.max()):.2f}"
-                    cells.append(_figure(picture, told, f"{level}, {network.name}: similarity over {names[i]}"))
-                columns.append(f'<div class="column">{"".join(cells)}</div>')
-            side = stride_of(level)
-            tables.append(
-                f'<section data-level="{level}"><h3>{level}: a cell is {side} x {side} px</h3>'
-                f'<div class="columns">{"".join(columns)}</div></section>'
-            )
-        return "".join(tables)
+        maps = [[self._maps(each, number) for each in names] for number in range(len(self.networks))]
+        blocks = heat_blocks(photographs, self.networks, maps, levels, region, panel_px=_PANEL_PX)
+        return "".join(block_html(block, first_column=1) for block in blocks)
 
     def _photograph(self, name: str) -> Photograph:
         """An image of the folder by its name there.
@@ -124,26 +89,3 @@ class Explorer:
 
     def _compute_maps(self, name: str, network: int) -> dict[str, FeatureMap]:
         return feature_maps(self.networks[network].encoder, self.photograph(name))
-
-
-def data_url(picture: Image.Image | np.ndarray, quality: int = 85) -> str:
-    """A picture as a JPEG within a URL."""
-    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
-    buffer = io.BytesIO()
-    image.save(buffer, format="jpeg", quality=quality)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
-
-
-def _heading(network: Network, ends: tuple[float, float]) -> str:
-    low, high = ends
-    return (
-        f'<div class="heading"><b>{html.escape(network.name)}</b><span>{html.escape(network.told)}</span>'
-        f'<div class="scale"><span>{low:.2f}</span><i></i><span>{high:.2f}</span></div></div>'
-    )
-
-
-def _figure(picture: Image.Image, told: str, alternative: str) -> str:
-    return (
-        f'<figure><img src="{data_url(picture)}" alt="{html.escape(alternative)}">'
-        f"<figcaption>{html.escape(told)}</figcaption></figure>"
-    )

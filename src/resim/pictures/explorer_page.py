@@ -9,8 +9,11 @@ import importlib
 import os
 from typing import Any
 
+from PIL import Image
+
 from resim.errors import UserError
-from resim.pictures.explorer import Explorer, data_url
+from resim.pictures.explorer import Explorer
+from resim.pictures.html import BLOCK_CSS, data_url
 
 OTHERS = 3  # images that are searched at the start
 LEVELS = 2
@@ -56,19 +59,7 @@ element.addEventListener('pointerup', (event) => {
   trigger('select', { region });
 });
 """
-PAGE_CSS = """
-.answer h3 { margin: 0.8em 0 0.4em; }
-.answer .columns { display: flex; gap: 12px; overflow-x: auto; }
-.answer .column { flex: 1 1 0; min-width: min(46%, 260px); max-width: 520px; }
-.answer .heading { display: flex; flex-direction: column; min-height: 66px; }
-.answer .heading > span, .answer figcaption { font-size: 13px; opacity: 0.8; overflow-wrap: anywhere; }
-.answer .scale { display: flex; gap: 6px; align-items: center; font-size: 13px; margin: 4px 0; }
-.answer .scale i { flex: 1; height: 10px; background:
-  linear-gradient(to right, #440154, #3b528b, #21918c, #5ec962, #fde725); }
-.answer figure { margin: 0 0 8px; }
-.answer img { width: 100%; display: block; }
-@media (min-width: 900px) { #asked { position: sticky; top: 0; align-self: flex-start; } }
-"""
+PAGE_CSS = BLOCK_CSS + "@media (min-width: 900px) { #asked { position: sticky; top: 0; align-self: flex-start; } }"
 INTRODUCTION = (
     "# Where is this region found again?\n"
     "Click a place or drag a box in the image. Colour: cosine of every place with it, dark blue the least alike, "
@@ -108,7 +99,7 @@ def build_page(explorer: Explorer) -> Any:
         region = gr.State([0.5, 0.5])
         with gr.Row():
             with gr.Column(scale=2, min_width=300, elem_id="asked"):
-                image = gr.Dropdown(names, value=names[0], label=f"Image of {explorer.folder.resolve().name}")
+                image = gr.Dropdown(names, value=names[0], label="Image")
                 picker = gr.HTML(
                     _picker(explorer, names[0], [0.5, 0.5]),
                     html_template=PICKER, css_template=PICKER_CSS, js_on_load=PICKER_JS, elem_id="picker",
@@ -117,7 +108,7 @@ def build_page(explorer: Explorer) -> Any:
                     others = gr.Dropdown(names, value=names[1 : 1 + OTHERS], multiselect=True, label="Also look in")
                     chosen = gr.CheckboxGroup(levels, value=levels[:LEVELS], label="Levels")
             with gr.Column(scale=3, min_width=320):
-                answer = gr.HTML(elem_id="answer", elem_classes="answer")
+                answer = gr.HTML(elem_id="answer")
         asked = [image, others, chosen]
         settings = {"api_visibility": "private", "show_progress": "minimal"}
         picker.select(picked, asked, [picker, answer, region], **settings)
@@ -161,7 +152,7 @@ def _picker(explorer: Explorer, name: str, region: list[float]) -> dict[str, str
     size = f"width: {100 * width:.3f}%; height: {100 * height:.3f}%;"
     if len(region) == 2:
         size = "width: 18px; height: 18px; margin: -9px; border-radius: 50%;"
-    return {"name": name, "picture": data_url(explorer.photograph(name).pixels), "band": place + size}
+    return {"name": name, "picture": data_url(Image.fromarray(explorer.photograph(name).pixels)), "band": place + size}
 
 
 def _gradio() -> Any:
