@@ -56,6 +56,20 @@ class ExploreOptions:
     """Images whose longer side is above this are made smaller before they are encoded, px."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Options of `resim report`."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
+    """Folders of pre-trainings, fine-tunings and comparisons."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("report.html")
+    """The page to write: one file, below 5 MB, that needs nothing else."""
+    images: tuple[Path, ...] = ()
+    """Folders or files for the similarity maps; default: the images that the first pre-training saw."""
+    seed: int = 0
+    """Seed by which images are drawn."""
+
+
 def similarity_verb(argv: Sequence[str]) -> None:
     """Show where a region is found again, which regions match between images, and what a feature map holds."""
     options = read_options(SimilarityOptions, argv, "similarity", similarity_verb.__doc__ or "")
@@ -100,6 +114,19 @@ def explore_verb(argv: Sequence[str]) -> None:
 
     explorer = Explorer(options.images, load_networks(options.checkpoints), options.max_side)
     serve(explorer, host=options.host, port=options.port)
+
+
+def report_verb(argv: Sequence[str]) -> None:
+    """Write one page about runs: what ran, curves, windows, similarity maps, probes, detections."""
+    options = read_options(ReportOptions, argv, "report", report_verb.__doc__ or "")
+    if options.out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--out {options.out}: must end in .html")
+    if options.seed < 0:
+        raise UserError(f"--seed {options.seed}: must not be negative")
+
+    from resim.pictures.report import report
+
+    print(report(options.runs, options.out, images=options.images, seed=options.seed))
 
 
 def _numbers(option: str, text: str, count: int) -> tuple[float, ...]:

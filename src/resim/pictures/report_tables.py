@@ -1,0 +1,177 @@
+"""Numbers of runs as tables of a report: what ran, probes, detection scores, comparisons.
+
+Shares are shown in percent. A field that a file does not have is left empty, so that files of other versions are read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from resim.pictures.report_page import Facts, Part, Table, Text
+from resim.pictures.report_runs import Json, RunFiles
+
+_PACKAGES = ("resim", "torch", "torchvision", "python")
+_LINEAR = {"knn": "kNN", "linear": "linear", "linear-sgd": "linear, SGD"}
+
+
+def what_ran(runs: Sequence[RunFiles]) -> list[Part]:
+    """A table of all runs, and for each its command, versions and git state."""
+    rows = []
+    for run in runs:
+        recipe, settings = run.config.get("recipe", {}), run.config.get("run", {})
+        model = recipe.get("model") or recipe.get("detector") or {}
+        levels = " ".join(str(level).partition(":")[0] for level in model.get("levels", ()))
+        last = run.metrics[-1] if run.metrics else {}
+        device = " ".join(str(settings[key]) for key in ("device", "precision") if key in settings)
+        seed = (recipe.get("optim") or recipe.get("tune") or {}).get("seed", "")
+        steps = f"{int(_float(last['step'])) + 1:,}" if "step" in last else ""
+        cells = (recipe.get("name", ""), model.get("backbone", ""), levels, steps, seed)
+        rows.append((run.name, run.kind, *map(str, cells), device, str(run.resumed or "")))
+    columns = ("run", "kind", "recipe", "backbone", "levels", "steps done", "seed", "device", "times resumed")
+    parts: list[Part] = [Table(columns=columns, rows=tuple(rows), words=5)]
+    parts += [Facts(rows=tuple(_provenance(run))) for run in runs if run.config]
+    return parts
+
+
+def _provenance(run: RunFiles) -> Iterator[tuple[str, str]]:
+    yield "run", str(run.path)
+    data, versions, git = (run.config.get(key) or {} for key in ("data", "versions", "git"))
+    if run.config.get("command"):
+        yield "command", " ".join(map(str, run.config["command"]))
+    if isinstance(data, dict) and data.get("sources"):
+        count = f"{data['images']:,} images of " if isinstance(data.get("images"), int) else ""
+        yield "data", f"{count}{', '.join(map(str, data['sources']))} (hash {data.get('hash', 'unknown')})"
+    told = [f"{name} {versions[name]}" for name in _PACKAGES if name in versions]
+    if told:
+        yield "versions", ", ".join(told)
+    for name, state in git.items() if isinstance(git, dict) else ():
+        if isinstance(state, dict) and state.get("commit"):
+            changed = ", files changed since" if state.get("changed") else ""
+            yield f"git, {name.replace('_', ' ')}", f"{str(state['commit'])[:12]}{changed}"
+
+
+def probe_tables(runs: Sequence[RunFiles]) -> list[Part]:
+    """The tables of every probe.json: classes, regions, health; each with what it was measured on."""
+    parts: list[Part] = []
+    for run in runs:
+        if not run.probe:
+            continue
+        networks = [n for n in run.probe.get("networks", ()) if isinstance(n, dict)]
+        test = run.probe.get("test") or {}
+        told = f"{run.name}: measured on {test.get('images', '?')} images of {test.get('source', 'an unknown source')}."
+        tables = [table for table in (_classes(networks), _regions(networks), _health(networks)) if table.rows]
+        parts += [Text(text=told), *tables] if tables else []
+    return parts
+
+
+def _classes(networks: Sequence[Json]) -> Table:
+    rows = []
+    for network, path, value in _leaves(networks, "top1"):
+        kind = _LINEAR.get(path[0], path[0]) + (f", k {value['k']}" if "k" in value else "")
+        top1, top5, chance = (percent(value.get(key)) for key in ("top1", "top5", "chance"))
+        rows.append((network, kind, path[-1], top1, interval(value), top5, chance, str(value.get("n", ""))))
+    columns = ("network", "probe", "level", "top-1 %", "95 % interval", "top-5 %", "chance %", "n")
+    return Table(columns=columns, rows=tuple(rows), words=3, caption="Classes, accuracy")
+
+
+def _regions(networks: Sequence[Json]) -> Table:
+    rows = []
+    for network, path, value in _leaves(networks, "accuracy"):
+        numbers = (percent(value.get("accuracy")), interval(value), percent(value.get("chance")))
+        error = number(value.get("median_error_px"), ".1f")
+        change = path[1] if len(path) > 2 else path[0]
+        rows.append((network, path[-1], change, *numbers, error, str(value.get("windows", ""))))
+    columns = ("network", "level", "change", "found %", "95 % interval", "chance %", "median error px", "windows")
+    return Table(columns=columns, rows=tuple(rows), words=3, caption="Regions found again in another view")
+
+
+def _health(networks: Sequence[Json]) -> Table:
+    rows = []
+    for network, path, value in _leaves(networks, "rank"):
+        cells = [number(value.get(key), ".2f") for key in ("rank", "spread", "alignment", "uniformity")]
+        rows.append((network, path[-1], *cells, str(value.get("n", ""))))
+    columns = ("network", "level", "rank (RankMe)", "spread", "alignment", "uniformity", "n")
+    return Table(columns=columns, rows=tuple(rows), words=2, caption="Health of the features")
+
+
+def _leaves(networks: Sequence[Json], key: str) -> Iterator[tuple[str, list[str], Json]]:
+    """Every object within the networks' scores that has `key`, with the network's name and its path."""
+
+    def walk(value: Any, path: list[str]) -> Iterator[tuple[list[str], Json]]:
+        if isinstance(value, dict):
+            if key in value:
+                yield path, value
+                return
+            for name, inner in value.items():
+                yield from walk(inner, [*path, str(name)])
+
+    for network in networks:
+        for path, value in walk(network.get("scores", {}), []):
+            yield str(network.get("name", "")), path or [""], value
+
+
+def detection_tables(runs: Sequence[RunFiles]) -> list[Part]:
+    """The last evaluation of every detector, a table for each kind of score."""
+    last = [(run, run.scores[-1]) for run in runs if run.scores]
+    kinds = dict.fromkeys(kind for _, line in last for kind in line.get("scores", {}))
+    parts: list[Part] = []
+    for kind in kinds:
+        having = [(run, line) for run, line in last if kind in line["scores"]]
+        names = list(dict.fromkeys(name for _, line in having for name in line["scores"][kind]))
+        rows = [
+            (
+                run.name,
+                str(run.config.get("init") or ""),
+                f"{line.get('step', '')}",
+                f"{line.get('images', '')}",
+                *(percent(line["scores"][kind].get(name)) for name in names),
+            )
+            for run, line in having
+        ]
+        columns = ("run", "begins with", "step", "images", *(f"{name} %" for name in names))
+        parts.append(Table(columns=columns, rows=tuple(rows), words=2, caption=f"{kind}, last evaluation"))
+    return parts
+
+
+def comparison_tables(run: RunFiles) -> list[Part]:
+    """What compare.json holds: lists of objects as tables, single values as facts."""
+    parts: list[Part] = []
+    facts = []
+    for key, value in run.comparison.items():
+        if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+            names = list(dict.fromkeys(name for row in value for name, cell in row.items() if _is_plain(cell)))
+            rows = tuple(tuple(_cell(row.get(name)) for name in names) for row in value)
+            parts.append(Table(columns=tuple(names), rows=rows, caption=key))
+        elif _is_plain(value):
+            facts.append((key, _cell(value)))
+    return [Facts(rows=tuple(facts)), *parts] if facts else parts
+
+
+def percent(value: Any) -> str:
+    """A share in percent; empty if it is none."""
+    return number(None if value is None or not isinstance(value, int | float) else 100 * value, ".1f")
+
+
+def number(value: Any, form: str) -> str:
+    """A finite number in a format; empty if it is none."""
+    return format(value, form) if isinstance(value, int | float) and math.isfinite(value) else ""
+
+
+def interval(value: Json) -> str:
+    """A 95 % interval of a share, in percent."""
+    ends = value.get("interval")
+    return f"[{percent(ends[0])}, {percent(ends[1])}]" if isinstance(ends, list) and len(ends) == 2 else ""
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _float(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
