@@ -12,9 +12,9 @@ from resim.pictures.sheet import Block, Head, Panel
 
 BLOCK_CSS = """
 .block h3 { margin: 0.9em 0 0.3em; }
-.block .columns { display: flex; gap: 12px; overflow-x: auto; }
-.block .column { flex: 1 1 0; min-width: min(46%, 260px); max-width: 480px; }
-.block .heading { display: flex; flex-direction: column; min-height: 64px; }
+.block .columns { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(min(30%, 260px), 480px);
+  gap: 0 12px; overflow-x: auto; }
+.block .heading { display: flex; flex-direction: column; }
 .block .heading > span, .block figcaption { font-size: 13px; opacity: 0.8; overflow-wrap: anywhere; }
 .block .scale { display: flex; gap: 6px; align-items: center; font-size: 13px; margin: auto 0 4px; }
 .block .scale i { flex: 1; height: 10px;
@@ -42,10 +42,12 @@ def block_html(block: Block, *, first_column: int = 0, quality: int = 85) -> str
     columns = []
     for i, head in enumerate(block.heads):
         if i >= first_column:
-            figures = "".join(_figure(row[i], f"{block.title}, {head.name}", quality) for row in block.rows)
-            columns.append(f'<div class="column">{_heading(head)}{figures}</div>')
+            figures = [_figure(row[i], f"{block.title}, {head.name}", quality) for row in block.rows]
+            columns.append(_heading(head) + "".join(figures))
+    rows = f'style="grid-template-rows: repeat({1 + len(block.rows)}, auto)"'  # what is beside each other lines up
     return (
-        f'<section class="block"><h3>{escape(block.title)}</h3><div class="columns">{"".join(columns)}</div></section>'
+        f'<section class="block"><h3>{escape(block.title)}</h3>'
+        f'<div class="columns" {rows}>{"".join(columns)}</div></section>'
     )
 
 

@@ -33,14 +33,14 @@ h1 { font-size: 1.7em; line-height: 1.2; margin: 0.3em 0; } h2 { font-size: 1.3e
   border-top: 1px solid var(--rule); padding-top: 0.8em; } h3 { font-size: 1.05em; }
 nav a { margin-right: 1em; white-space: nowrap; } a { color: inherit; }
 p { max-width: 75ch; } p.note, figcaption, caption { color: var(--soft); font-size: 14px; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 15px; }
+.scroll { overflow-x: auto; margin: 0.8em 0; } table { border-collapse: collapse; font-size: 15px; }
 caption { text-align: left; padding-bottom: 4px; }
 th, td { padding: 4px 14px 4px 0; text-align: left; border-bottom: 1px solid var(--rule); vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 table.facts td { overflow-wrap: anywhere; }
 table.facts th { font-weight: normal; color: var(--soft); white-space: nowrap; }
 figure { margin: 0.8em 0; } figure img { display: block; max-width: 100%; height: auto; }
-figure.wide .scroll img { max-width: none; width: max(100%, var(--least)); }
+figure .scroll { margin: 0; } figure.wide .scroll img { max-width: none; width: max(100%, var(--least)); }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); gap: 12px; }
 .curves figure { margin: 0; background: var(--panel); border-radius: 8px; padding: 8px; }
 .curves svg { display: block; width: 100%; height: auto; }

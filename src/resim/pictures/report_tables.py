@@ -56,35 +56,39 @@ def probe_tables(runs: Sequence[RunFiles]) -> list[Part]:
     """The tables of every probe.json: classes, regions, health; each with what it was measured on."""
     parts: list[Part] = []
     for run in runs:
-        if not run.probe:
-            continue
         networks = [n for n in run.probe.get("networks", ()) if isinstance(n, dict)]
-        test = run.probe.get("test") or {}
-        told = f"{run.name}: measured on {test.get('images', '?')} images of {test.get('source', 'an unknown source')}."
+        source = (run.probe.get("test") or {}).get("source", "an unknown source")
         tables = [table for table in (_classes(networks), _regions(networks), _health(networks)) if table.rows]
-        parts += [Text(text=told), *tables] if tables else []
+        parts += [Text(text=f"Measured for {run.name} on images of {source}."), *tables] if tables else []
     return parts
 
 
 def _classes(networks: Sequence[Json]) -> Table:
-    rows = []
+    """A row for each probe and level, a column for each network."""
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
     for network, path, value in _leaves(networks, "top1"):
         kind = _LINEAR.get(path[0], path[0]) + (f", k {value['k']}" if "k" in value else "")
-        top1, top5, chance = (percent(value.get(key)) for key in ("top1", "top5", "chance"))
-        rows.append((network, kind, path[-1], top1, interval(value), top5, chance, str(value.get("n", ""))))
-    columns = ("network", "probe", "level", "top-1 %", "95 % interval", "top-5 %", "chance %", "n")
-    return Table(columns=columns, rows=tuple(rows), words=3, caption="Classes, accuracy")
+        row = (kind, path[-1], percent(value.get("chance")), str(value.get("n", "")))
+        rows.setdefault(row, {})[network] = f"{percent(value.get('top1'))} {interval(value)}"
+    caption = "Classes: top-1 accuracy, % [95 % bootstrap interval over images]"
+    return _by_network(caption, ("probe", "level", "chance %", "n"), rows)
 
 
 def _regions(networks: Sequence[Json]) -> Table:
-    rows = []
+    """A row for each change and level, a column for each network."""
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
     for network, path, value in _leaves(networks, "accuracy"):
-        numbers = (percent(value.get("accuracy")), interval(value), percent(value.get("chance")))
-        error = number(value.get("median_error_px"), ".1f")
-        change = path[1] if len(path) > 2 else path[0]
-        rows.append((network, path[-1], change, *numbers, error, str(value.get("windows", ""))))
-    columns = ("network", "level", "change", "found %", "95 % interval", "chance %", "median error px", "windows")
-    return Table(columns=columns, rows=tuple(rows), words=3, caption="Regions found again in another view")
+        row = (path[-2] if len(path) > 1 else "", path[-1], percent(value.get("chance")), str(value.get("windows", "")))
+        told = f"{percent(value.get('accuracy'))} {interval(value)}"
+        rows.setdefault(row, {})[network] = f"{told} {number(value.get('median_error_px'), '.0f')} px"
+    caption = "Regions found again in another view, % [95 % bootstrap interval over images], and the median error in px"
+    return _by_network(caption, ("change", "level", "chance %", "windows"), rows)
+
+
+def _by_network(caption: str, columns: tuple[str, ...], rows: dict[tuple[str, ...], dict[str, str]]) -> Table:
+    names = dict.fromkeys(name for cells in rows.values() for name in cells)
+    filled = tuple((*row, *(cells.get(name, "") for name in names)) for row, cells in rows.items())
+    return Table(columns=(*columns, *names), rows=filled, words=2, caption=caption)
 
 
 def _health(networks: Sequence[Json]) -> Table:
