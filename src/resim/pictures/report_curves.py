@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from collections.abc import Sequence
@@ -67,7 +68,11 @@ def diagram(title: str, unit: str, x_label: str, lines: Sequence[Line], *, from_
     axes.patch.set_visible(False)
     if from_zero:
         axes.set_ylim(bottom=0)
-    return f"<figure><b>{escape(title)}</b>{_svg(figure, title)}{_legend(lines)}</figure>"
+    # names within the drawing, such as those of clipping paths, must not be those of another one on the page
+    salt = hashlib.sha256(
+        title.encode() + b"".join(line.label.encode() + line.y.tobytes() for line in lines)
+    ).hexdigest()
+    return f"<figure><b>{escape(title)}</b>{_svg(figure, salt)}{_legend(lines)}</figure>"
 
 
 def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -80,14 +85,15 @@ def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.array([float(x[s].mean()) for s in stretches]), np.array(means)
 
 
-def _svg(figure: Figure, title: str) -> str:
+def _svg(figure: Figure, salt: str) -> str:
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt, "font.family": "sans-serif"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">', text, count=1)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px system-ui, sans-serif", text)
     text = re.sub(r"(\d\.\d\d)\d+", r"\1", text)
     return text.replace(_INK, "currentColor").replace(_RULE, "var(--rule)").replace("\n", " ")

@@ -18,6 +18,8 @@ from resim.pictures.sheet import Block
 from resim.training.checkpoints import write_atomically
 
 MOST_BYTES = 5_000_000
+WIDE_PX = 900
+"""A sheet of many pictures is moved sideways on a screen narrower than this."""
 # quality of the pictures and their greatest width, px: the first with which the page is small enough
 _QUALITIES = ((88, 2400), (80, 1800), (70, 1400), (60, 1000), (45, 700))
 

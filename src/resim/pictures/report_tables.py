@@ -1,4 +1,4 @@
-"""Numbers of runs as tables of a report: what ran, probes, detection scores, comparisons.
+"""Numbers of runs as tables of a report: what ran, and what probes found.
 
 Shares are shown in percent. A field that a file does not have is left empty, so that files of other versions are read.
 """
@@ -20,7 +20,8 @@ def what_ran(runs: Sequence[RunFiles]) -> list[Part]:
     """A table of all runs, and for each its command, versions and git state."""
     rows = []
     for run in runs:
-        recipe, settings = run.config.get("recipe", {}), run.config.get("run", {})
+        recipe = run.config.get("recipe") or run.comparison.get("recipe") or {}
+        settings = run.config.get("run") or {}
         model = recipe.get("model") or recipe.get("detector") or {}
         levels = " ".join(str(level).partition(":")[0] for level in model.get("levels", ()))
         last = run.metrics[-1] if run.metrics else {}
@@ -116,43 +117,6 @@ def _leaves(networks: Sequence[Json], key: str) -> Iterator[tuple[str, list[str]
             yield str(network.get("name", "")), path or [""], value
 
 
-def detection_tables(runs: Sequence[RunFiles]) -> list[Part]:
-    """The last evaluation of every detector, a table for each kind of score."""
-    last = [(run, run.scores[-1]) for run in runs if run.scores]
-    kinds = dict.fromkeys(kind for _, line in last for kind in line.get("scores", {}))
-    parts: list[Part] = []
-    for kind in kinds:
-        having = [(run, line) for run, line in last if kind in line["scores"]]
-        names = list(dict.fromkeys(name for _, line in having for name in line["scores"][kind]))
-        rows = [
-            (
-                run.name,
-                str(run.config.get("init") or ""),
-                f"{line.get('step', '')}",
-                f"{line.get('images', '')}",
-                *(percent(line["scores"][kind].get(name)) for name in names),
-            )
-            for run, line in having
-        ]
-        columns = ("run", "begins with", "step", "images", *(f"{name} %" for name in names))
-        parts.append(Table(columns=columns, rows=tuple(rows), words=2, caption=f"{kind}, last evaluation"))
-    return parts
-
-
-def comparison_tables(run: RunFiles) -> list[Part]:
-    """What compare.json holds: lists of objects as tables, single values as facts."""
-    parts: list[Part] = []
-    facts = []
-    for key, value in run.comparison.items():
-        if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-            names = list(dict.fromkeys(name for row in value for name, cell in row.items() if _is_plain(cell)))
-            rows = tuple(tuple(_cell(row.get(name)) for name in names) for row in value)
-            parts.append(Table(columns=tuple(names), rows=rows, caption=key))
-        elif _is_plain(value):
-            facts.append((key, _cell(value)))
-    return [Facts(rows=tuple(facts)), *parts] if facts else parts
-
-
 def percent(value: Any) -> str:
     """A share in percent; empty if it is none."""
     return number(None if value is None or not isinstance(value, int | float) else 100 * value, ".1f")
@@ -167,14 +131,6 @@ def interval(value: Json) -> str:
     """A 95 % interval of a share, in percent."""
     ends = value.get("interval")
     return f"[{percent(ends[0])}, {percent(ends[1])}]" if isinstance(ends, list) and len(ends) == 2 else ""
-
-
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, str | int | float)
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _float(value: object) -> float:
