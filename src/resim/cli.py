@@ -12,7 +12,7 @@ import tyro
 
 from resim import recipes
 from resim.cli_options import OneLineParser, Sources, print_recipes, read_options
-from resim.cli_pictures import similarity_verb
+from resim.cli_pictures import explore_verb, report_verb, similarity_verb
 from resim.errors import UserError
 from resim.model.encoder import ModelConfig
 from resim.regions.level import Level
@@ -198,6 +198,8 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "recipes": recipes_verb,
     "scenes": scenes_verb,
     "similarity": similarity_verb,
+    "explore": explore_verb,
+    "report": report_verb,
     "detect": detect_verb,
     "compare": compare_verb,
     "demo": demo_verb,

@@ -39,6 +39,37 @@ class SimilarityOptions:
     """Mutual nearest regions that are drawn, at most."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExploreOptions:
+    """Options of `resim explore`."""
+
+    checkpoints: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CKPT [CKPT ...]")]
+    """Checkpoints or run folders, side by side; `random` is the untrained network of the first one's recipe,
+    `random:RECIPE` that of another."""
+    images: Path
+    """Folder of images; no other file is served."""
+    host: str = "127.0.0.1"
+    """Address to listen at; the default is reached from this machine alone."""
+    port: int = 7860
+    """Port to listen at."""
+    max_side: int = 640
+    """Images whose longer side is above this are made smaller before they are encoded, px."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Options of `resim report`."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
+    """Folders of pre-trainings, fine-tunings and comparisons."""
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("report.html")
+    """The page to write: one file, below 5 MB, that needs nothing else."""
+    images: tuple[Path, ...] = ()
+    """Folders or files for the similarity maps; default: the images that the first pre-training saw."""
+    seed: int = 0
+    """Seed by which images are drawn."""
+
+
 def similarity_verb(argv: Sequence[str]) -> None:
     """Show where a region is found again, which regions match between images, and what a feature map holds."""
     options = read_options(SimilarityOptions, argv, "similarity", similarity_verb.__doc__ or "")
@@ -50,7 +81,7 @@ def similarity_verb(argv: Sequence[str]) -> None:
         if value < least:
             raise UserError(f"{name} {value}: must be at least {least}")
 
-    from resim.pictures.similarity_sheet import write_similarity
+    from resim.pictures.similarity_blocks import write_similarity
     from resim.views.folder import find_images
 
     paths = find_images(options.images)
@@ -67,6 +98,35 @@ def similarity_verb(argv: Sequence[str]) -> None:
     )
     for path in written:
         print(path)
+
+
+def explore_verb(argv: Sequence[str]) -> None:
+    """Explore similarity in a browser: click a place, see where the network finds it again."""
+    options = read_options(ExploreOptions, argv, "explore", explore_verb.__doc__ or "")
+    if options.max_side < 32:
+        raise UserError(f"--max-side {options.max_side}: must be at least 32")
+    if not 0 < options.port < 65536:
+        raise UserError(f"--port {options.port}: must be from 1 to 65535")
+
+    from resim.pictures.explorer import Explorer
+    from resim.pictures.explorer_page import serve
+    from resim.pictures.networks import load_networks
+
+    explorer = Explorer(options.images, load_networks(options.checkpoints), options.max_side)
+    serve(explorer, host=options.host, port=options.port)
+
+
+def report_verb(argv: Sequence[str]) -> None:
+    """Write one page about runs: what ran, curves, windows, similarity maps, probes, detections."""
+    options = read_options(ReportOptions, argv, "report", report_verb.__doc__ or "")
+    if options.out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--out {options.out}: must end in .html")
+    if options.seed < 0:
+        raise UserError(f"--seed {options.seed}: must not be negative")
+
+    from resim.pictures.report import report
+
+    print(report(options.runs, options.out, images=options.images, seed=options.seed))
 
 
 def _numbers(option: str, text: str, count: int) -> tuple[float, ...]:

@@ -114,6 +114,12 @@ def level_maps(encoder: Encoder, images: Tensor) -> dict[str, Tensor]:
     return maps | stages
 
 
+def levels_of(encoder: Encoder) -> list[str]:
+    """The names of all levels that `level_maps` gives."""
+    pyramid = [] if encoder.fpn is None else list(encoder.fpn.levels)
+    return [*pyramid, *(f"{name}+conv" for name in encoder.convs), "C3", "C4", "C5"]
+
+
 def stride_of(level: str) -> int:
     """Px a cell: the digit of a level's name is log2 of it."""
     return 2 ** int(level[1])

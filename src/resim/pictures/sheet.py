@@ -32,6 +32,8 @@ class Panel:
 
     picture: Image.Image
     caption: str = ""
+    name: str = ""
+    """Of the image that is shown, for a page without the column of the images themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)

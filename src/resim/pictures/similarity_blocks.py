@@ -1,6 +1,6 @@
-"""Sheets of similarity: where a region is found again, which regions of two images are each other's, what a map holds.
+"""Pictures of similarity: where a region is found again, which regions of two images match, what a map holds.
 
-Rows are images, columns are networks, and each level has a block of its own.
+Rows are images, columns are networks, and each level is a block of its own, drawn on a sheet or put into a page.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from resim.pictures.feature_maps import (
 )
 from resim.pictures.heat import component_pictures, heat_picture, mark_point, mark_region
 from resim.pictures.networks import Network, load_networks
-from resim.pictures.sheet import Block, Head, Panel, draw_sheet, fit
+from resim.pictures.sheet import PANEL_PX, Block, Head, Panel, draw_sheet, fit
 from resim.pictures.similarity import (
     Matches,
     Region,
@@ -63,9 +63,10 @@ def default_levels(networks: Sequence[Network]) -> tuple[str, ...]:
     return tuple(seen)
 
 
-def heat_sheet(
-    photographs: Sequence[Photograph], networks: Sequence[Network], maps: Maps, levels: Sequence[str], region: Region
-) -> Image.Image:
+def heat_blocks(
+    photographs: Sequence[Photograph], networks: Sequence[Network], maps: Maps, levels: Sequence[str], region: Region,
+    *, panel_px: int = PANEL_PX,
+) -> list[Block]:  # fmt: skip
     """Heat maps of a region of the first image over all of them.
 
     Args:
@@ -74,6 +75,7 @@ def heat_sheet(
         maps: of each network, of each image.
         levels: the blocks; a network that has not such a level is left out there.
         region: a point or a box of the first image, px of it as encoded.
+        panel_px: width of a picture.
     """
     blocks = []
     for level in levels:
@@ -85,27 +87,27 @@ def heat_sheet(
             heads.append(Head(name=network.name, told=network.told, bar=ends))
             column = []
             for i, (photograph, heat) in enumerate(zip(photographs, heats, strict=True)):
-                picture, factor = fit(heat_picture(photograph, heat, stride_of(level), ends))
+                picture, factor = fit(heat_picture(photograph, heat, stride_of(level), ends), panel_px)
                 x, y = peak(heat, stride_of(level))
                 if i == 0:
                     mark_region(picture, region, factor)
-                    column.append(Panel(picture=picture, caption="the region's own image"))
+                    column.append(Panel(picture=picture, caption="the region's own image", name=photograph.name))
                     continue
                 mark_point(picture, (x * factor, y * factor))
                 across, down = photograph.scale
                 told = f"most alike: {float(heat.max()):.2f}, at {x / across:.0f}, {y / down:.0f} px"
-                column.append(Panel(picture=picture, caption=told))
+                column.append(Panel(picture=picture, caption=told, name=photograph.name))
             columns.append(column)
         blocks.append(_block(level, heads, columns))
-    return draw_sheet("Where is this region found again?", HEAT_NOTE, blocks)
+    return blocks
 
 
-def matches_sheet(
+def match_blocks(
     photographs: Sequence[Photograph], networks: Sequence[Network], maps: Maps, levels: Sequence[str], count: int = 12
-) -> Image.Image:
+) -> list[Block]:
     """Mutual nearest regions of the first image and each of the others, at most `count` a pair, joined by lines.
 
-    The other arguments are those of `heat_sheet`; at least two photographs.
+    The other arguments are those of `heat_blocks`; at least two photographs.
     """
     first, *others = photographs
     blocks = []
@@ -120,13 +122,13 @@ def matches_sheet(
                 column.append(Panel(picture=_joined(first, other, matches), caption=_matches_told(other.name, matches)))
             columns.append(column)
         blocks.append(_block(level, heads, columns))
-    return draw_sheet(f"Mutual nearest regions of {first.name} and other images", MATCHES_NOTE, blocks)
+    return blocks
 
 
-def pca_sheet(
+def pca_blocks(
     photographs: Sequence[Photograph], networks: Sequence[Network], maps: Maps, levels: Sequence[str]
-) -> Image.Image:
-    """The first three principal components of every map as colours; the arguments are those of `heat_sheet`."""
+) -> list[Block]:
+    """The first three principal components of every map as colours; the arguments are those of `heat_blocks`."""
     blocks = []
     for level in levels:
         heads, columns = [Head(name="Image")], [_originals(photographs)]
@@ -137,7 +139,7 @@ def pca_sheet(
             told = f"{', '.join(f'{100 * share:.0f}' for share in shares.tolist())} % of the variance"
             columns.append([Panel(picture=fit(picture)[0], caption=told) for picture in pictures])
         blocks.append(_block(level, heads, columns))
-    return draw_sheet("What the feature maps tell apart", PCA_NOTE, blocks)
+    return blocks
 
 
 def _having(networks: Sequence[Network], maps: Maps, level: str) -> list[tuple[Network, list[FeatureMap]]]:
@@ -227,10 +229,16 @@ def write_similarity(
         if level not in known:
             raise UserError(f"--levels {level}: no network here has it, they have {', '.join(known)}")
     chosen = tuple(levels) or default_levels(networks)
-    sheets = {"heat.png": heat_sheet(photographs, networks, maps, chosen, place)} if place is not None else {}
+    sheets = {}
+    if place is not None:
+        blocks = heat_blocks(photographs, networks, maps, chosen, place)
+        sheets["heat.png"] = draw_sheet("Where is this region found again?", HEAT_NOTE, blocks)
     if len(photographs) > 1:
-        sheets["matches.png"] = matches_sheet(photographs, networks, maps, chosen, pairs)
-    sheets["pca.png"] = pca_sheet(photographs, networks, maps, chosen)
+        blocks = match_blocks(photographs, networks, maps, chosen, pairs)
+        title = f"Mutual nearest regions of {photographs[0].name} and other images"
+        sheets["matches.png"] = draw_sheet(title, MATCHES_NOTE, blocks)
+    blocks = pca_blocks(photographs, networks, maps, chosen)
+    sheets["pca.png"] = draw_sheet("What the feature maps tell apart", PCA_NOTE, blocks)
     for name, sheet in sheets.items():
         write_atomically(out / name, lambda file, sheet=sheet: sheet.save(file, format="png"))
     return [out / name for name in sheets]
