@@ -49,7 +49,7 @@ class Accuracy:
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> Accuracy:
-    """Accuracy of scores (N, K) for classes (N,); an image whose own class ties with another has it only if it is first.
+    """Accuracy of scores (N, K) for classes (N,); of classes that tie, the first comes first.
 
     Raises:
         ValueError: no image, or shapes that do not belong together.

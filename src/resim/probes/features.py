@@ -127,7 +127,9 @@ def pooled_features(
         if told is not None:
             told(len(indices))
     if not kept:
-        raise UserError(f"{images.source}: none of {len(images)} images can be decoded ({bad[0].path}: {bad[0].reason})")
+        raise UserError(
+            f"{images.source}: none of {len(images)} images can be decoded ({bad[0].path}: {bad[0].reason})"
+        )
     return Features(
         vectors={name: torch.cat(parts) for name, parts in rows.items()},
         kept=np.array(kept, dtype=np.int64),

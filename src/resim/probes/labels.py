@@ -13,7 +13,7 @@ import os
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 import numpy as np
 
@@ -198,7 +198,7 @@ def _read_folder(path: str) -> ProbeImages:
     paths = find_images(path)
     if not Path(path).is_dir():
         return _unlabelled(path, paths)
-    below = [os.path.relpath(name, path).split(os.sep) for name in paths]
+    below = [PurePath(os.path.relpath(name, path)).parts for name in paths]
     if any(len(parts) == 1 for parts in below) or len({parts[0] for parts in below}) < 2:
         return _unlabelled(path, paths)
     return _labelled(path, "class folders", paths, [parts[0] for parts in below])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,6 +48,14 @@ class ProbeConfig:
     """Distance at which a cell counts as the right one, px of the view; 0: one stride of its level."""
     images: int = 0
     """Most images of each set, drawn at random; 0: all."""
+    sgd_epochs: int = LinearConfig.epochs
+    """Of linear-sgd: epochs."""
+    sgd_steps: tuple[int, ...] = LinearConfig.steps
+    """Of linear-sgd: epochs at which the learning rate is divided by ten."""
+    sgd_lr: float = LinearConfig.lr
+    """Of linear-sgd: learning rate at the start, for the batch size as it is."""
+    sgd_batch_size: int = LinearConfig.batch_size
+    """Of linear-sgd: images a step."""
     seed: int = 0
     """Seed of everything random."""
 
@@ -60,8 +69,23 @@ class ProbeConfig:
             raise ValueError(f"temperature {self.temperature}: must be above 0")
         if not self.probes:
             raise ValueError("probes: name at least one of knn, linear, linear-sgd, correspondence, health")
+        self.sgd()
         if 0 < self.image_size < LEAST_SIZE:
             raise ValueError(f"image-size {self.image_size}: must be at least {LEAST_SIZE} px")
+
+    def sgd(self) -> LinearConfig:
+        """The schedule of linear-sgd.
+
+        Raises:
+            ValueError: a setting that cannot be.
+        """
+        return LinearConfig(
+            epochs=self.sgd_epochs,
+            steps=self.sgd_steps,
+            lr=self.sgd_lr,
+            batch_size=self.sgd_batch_size,
+            seed=self.seed,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +105,6 @@ def probe_network(
     train: ProbeImages,
     test: ProbeImages,
     config: ProbeConfig,
-    sgd: LinearConfig,
     *,
     told: Told | None = None,
 ) -> dict[Path, Score]:
@@ -92,7 +115,6 @@ def probe_network(
         train: images whose features and classes the kNN and linear probes know.
         test: images that they are asked about; correspondence and health use some of them.
         config: what is measured; its image size is set.
-        sgd: of the published linear probe.
         told: progress.
 
     Returns:
@@ -113,7 +135,7 @@ def probe_network(
                 told("linear probe on cached features", 0, 0)
             scores["linear", config.linear_level] = _linear(bank, asked, train, test, config)
         if "linear-sgd" in config.probes:
-            scores["linear-sgd", "C5"] = _linear_sgd(network, asked, train, test, size, sgd, told)
+            scores["linear-sgd", "C5"] = _linear_sgd(network, asked, train, test, size, config.sgd(), told)
     chosen = test.draw(config.pairs, config.seed)
     if "correspondence" in config.probes:
         found = correspondence_probe(
@@ -144,7 +166,7 @@ def knn_probe(
 
 
 def difference(a: Score, b: Score) -> tuple[float, float, float] | None:
-    """Accuracy of `a` less that of `b` on the same images with its 95 % interval; None where they cannot be compared."""
+    """Accuracy of `a` less that of `b` on the same images with its 95 % interval; None if they differ in those."""
     x, y = a.value, b.value
     if isinstance(x, Accuracy) and isinstance(y, Accuracy) and len(x.top1) == len(y.top1):
         return intervals.difference(x.top1, y.top1, x.counts)
@@ -153,7 +175,7 @@ def difference(a: Score, b: Score) -> tuple[float, float, float] | None:
     return None
 
 
-def nested(scores: dict[Path, Score]) -> dict[str, Any]:
+def nested(scores: Mapping[Path, Score]) -> dict[str, Any]:
     """Scores as plain data, one dictionary within the other: by probe, change and level."""
     found: dict[str, Any] = {}
     for path, score in scores.items():

@@ -138,6 +138,13 @@ class RunConfig:
     """Keep the checkpoint of every k-th epoch beside the last one, epochs; 0: only the last."""
     picture_every: int = 1
     """Epochs between two pictures of view pairs; 0: none."""
+    probe_every: int = 0
+    """Epochs between two readings of the probes (kNN, region correspondence, health); 0: only the queue's health."""
+    probe_data: Path | None = None
+    """Images for the probes, with classes if kNN is wanted: a folder, a CSV file, tar shards; default: the training
+    images, without classes."""
+    probe_images: int = 1024
+    """Most images of the probes' training and test set; 0: all."""
     max_bad_share: float = 0.1
     """Stop when more than this share of the files read cannot be decoded."""
     stop_after: int = 0
@@ -149,7 +156,7 @@ class RunConfig:
             raise ValueError(f"workers {self.workers}: must be at most 512")
         at_least = {
             "groups_at_a_time": 0, "workers": -1, "log_every": 1, "checkpoint_minutes": 0, "keep_every": 0,
-            "picture_every": 0, "max_bad_share": 0, "stop_after": 0,
+            "picture_every": 0, "probe_every": 0, "probe_images": 0, "max_bad_share": 0, "stop_after": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             if not getattr(self, name) >= least:
@@ -172,7 +179,8 @@ def _shown(value: object) -> str:
 
 
 _KEPT_ON_RESUME = (
-    "compile", "groups_at_a_time", "log_every", "checkpoint_minutes", "keep_every", "picture_every", "max_bad_share",
+    "compile", "groups_at_a_time", "log_every", "checkpoint_minutes", "keep_every", "picture_every", "probe_every",
+    "probe_data", "probe_images", "max_bad_share",
 )  # fmt: skip
 
 
@@ -184,7 +192,10 @@ def read_run_settings(path: Path) -> RunConfig:
     """
     try:
         stored = json.loads(path.read_text(encoding="utf-8")).get("run", {})
-        return RunConfig(**{name: stored[name] for name in _KEPT_ON_RESUME if name in stored})
+        kept = {name: stored[name] for name in _KEPT_ON_RESUME if name in stored}
+        if kept.get("probe_data") is not None:
+            kept["probe_data"] = Path(kept["probe_data"])
+        return RunConfig(**kept)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, AttributeError, TypeError) as error:
