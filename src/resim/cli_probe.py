@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from resim.errors import UserError
 from resim.exchange.encoders import LoadedEncoder, load_encoders
+from resim.model.encoder import Encoder
 from resim.probes.features import Network
 from resim.probes.labels import ProbeImages, read_sets
 from resim.probes.suite import ProbeConfig, probe_network
@@ -35,9 +36,9 @@ class ProbeOptions:
     words: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="NETWORK [NETWORK ...] DATA", name="words")
     ]
-    """Networks, then the images. A network: a checkpoint, a run's folder, any file of weights, random (untrained), or
-    random:RECIPE. Images: a folder (class folders give the classes; its train and val are used as such), a CSV file of
-    path,label, tar shards or a quoted pattern of them, or a .txt file of paths."""
+    """Networks, then the images. A network is a checkpoint, a run's folder, any file of weights, random (untrained), or
+    random:RECIPE. Images are a folder (class folders give the classes), a CSV file of path,label, a tar, a folder or a
+    quoted pattern of tars, or a .txt file of paths."""
     test: str | None = None
     """Images to test on; default: val or test beside train in DATA, else a fifth of each class drawn at random."""
     unlabelled: bool = False
@@ -77,7 +78,7 @@ def run_probe(options: ProbeOptions) -> None:
     with _Bars(console) as bars:
         for item in loaded:
             network = Network(
-                name=item.name, encoder=item.encoder.to(device), has_head=item.has_head, precision=precision
+                name=item.name, encoder=_at(item.encoder, device), has_head=item.has_head, precision=precision
             )
             results[item.name] = probe_network(network, train, test, config, told=bars.told(item.name))
             item.encoder.cpu()
@@ -98,6 +99,10 @@ def _device(asked: Literal["auto", "cpu", "cuda"]) -> torch.device:
     if asked == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no GPU is to be seen; use --device cpu, or look at the output of nvidia-smi")
     return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _at(encoder: Encoder, device: torch.device) -> Encoder:
+    return encoder.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _size(config: ProbeConfig, loaded: Sequence[LoadedEncoder]) -> int:

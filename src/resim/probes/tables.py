@@ -100,19 +100,30 @@ def _classes(results: Results) -> Table:
 
 
 def _regions(results: Results) -> Table:
+    asked = {path[1]: score.value for scores in results.values() for path, score in scores.items() if path[2:]}
+    changes = [change for change in CHANGES if change in asked]
     table = _table(
-        "Regions: share found again in the other view [95 % bootstrap interval over images], median error",
-        "network", "level", "change",
-        numbers=("found %", "interval", "chance %", "within px", "median px", "windows", "images"),
+        "Regions: % found again in the other view [95 % bootstrap interval over images]; median error, chance",
+        "network", "level",
+        numbers=("within", *(f"{change}\n{_windows(asked[change])}" for change in changes)),
     )  # fmt: skip
     for name, scores in results.items():
-        rows = [(path[2], CHANGES.index(path[1]), path[1], score.value) for path, score in scores.items() if path[2:]]
-        for level, _, change, value in sorted(rows, key=lambda row: row[:2]):
-            if isinstance(value, Correspondence):
-                cells = [_percent(value.accuracy), _interval(value.interval()), _percent(value.chance)]
-                cells += [f"{value.radius:g}", f"{value.median_error:.1f}"]
-                table.add_row(name, level, change, *cells, str(int(value.windows.sum())), str(len(value.windows)))
+        for level in dict.fromkeys(path[2] for path in scores if path[2:]):
+            found = [scores["correspondence", change, level].value for change in changes]
+            cells = [
+                f"{_percent(value.accuracy)} {_interval(value.interval())}\n"
+                f"{value.median_error:.1f} px, {_percent(value.chance)}"
+                for value in found
+                if isinstance(value, Correspondence)
+            ]
+            radius = next(value.radius for value in found if isinstance(value, Correspondence))
+            table.add_row(name, level, f"{radius:g} px", *cells)
     return table
+
+
+def _windows(value: object) -> str:
+    assert isinstance(value, Correspondence)
+    return f"n {int(value.windows.sum())} of {len(value.windows)} images"
 
 
 def _health(results: Results) -> Table:
@@ -132,21 +143,29 @@ def _health(results: Results) -> Table:
 
 
 def _differences(results: Results) -> Table:
-    first_name = next(iter(results), "")
+    first_name, *others = results or [""]
+    measures = list(dict.fromkeys(path[:-1] for name in others for path in results[name] if path[0] != "health"))
     table = _table(
-        f"Differences from {first_name}, points [95 % bootstrap interval over the same images]",
-        "network", "measure", "level",
-        numbers=("points", "interval", ""),
+        f"Less {first_name}, points [95 % bootstrap interval over the same images]; in brackets: within the noise",
+        "network", "level",
+        numbers=[_CLASSES.get(measure[-1], measure[-1]) for measure in measures],
     )  # fmt: skip
-    for name, scores in list(results.items())[1:]:
-        for path, score in scores.items():
-            apart = difference(score, results[first_name][path]) if path in results[first_name] else None
-            if apart is not None:
-                points, low, high = apart
-                sure = "" if low > 0 or high < 0 else "within the noise"
-                measure = _CLASSES.get(path[0], path[1])
-                table.add_row(name, measure, path[-1], f"{100 * points:+.1f}", _interval((low, high), sign=True), sure)
+    for name in others:
+        for level in dict.fromkeys(path[-1] for path in results[name] if path[0] != "health"):
+            cells = []
+            for measure in measures:
+                path = (*measure, level)
+                both = path in results[name] and path in results[first_name]
+                apart = difference(results[name][path], results[first_name][path]) if both else None
+                cells.append("" if apart is None else _points(*apart))
+            if any(cells):
+                table.add_row(name, level, *cells)
     return table
+
+
+def _points(points: float, low: float, high: float) -> str:
+    told = f"{100 * points:+.1f}"
+    return f"{told if low > 0 or high < 0 else f'({told})'}\n{_interval((low, high), sign=True)}"
 
 
 def _percent(share: float) -> str:
