@@ -85,6 +85,7 @@ class DemoOptions:
 
 def pretrain_verb(argv: Sequence[str]) -> None:
     """Pre-train on folders of images without labels."""
+    from resim.probes.online import OnlineProbe
     from resim.training.pretrain import pretrain
 
     name, recipe, run = _chosen_recipe(argv, "pretrain")
@@ -98,7 +99,7 @@ def pretrain_verb(argv: Sequence[str]) -> None:
         raise UserError(str(error)) from None
     if options.run.resume and options.run.out is None:
         raise UserError("--resume needs --out: the folder of the run to continue")
-    pretrain(chosen, options.run, options.sources)
+    pretrain(chosen, options.run, options.sources, probe=OnlineProbe)
 
 
 def recipes_verb(argv: Sequence[str]) -> None:
@@ -168,6 +169,13 @@ def demo_verb(argv: Sequence[str]) -> None:
     demo(options.data, options.out, pairs=options.pairs, seed=options.seed)
 
 
+def probe_verb(argv: Sequence[str]) -> None:
+    """Measure features: nearest neighbours, linear probe, region correspondence, health."""
+    from resim.cli_probe import ProbeOptions, run_probe
+
+    run_probe(_read(ProbeOptions, argv, "probe", probe_verb.__doc__ or ""))
+
+
 def _chosen_recipe(argv: Sequence[str], verb: str) -> tuple[str, Recipe, RunConfig]:
     """The defaults of all other options: the recipe that --recipe names, or all of the run to be resumed."""
     parser = OneLineParser(prog=f"resim {verb}", add_help=False, allow_abbrev=False)
@@ -195,6 +203,7 @@ def _recipe_called(name: str) -> Recipe:
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "pretrain": pretrain_verb,
     "preview": preview_verb,
+    "probe": probe_verb,
     "recipes": recipes_verb,
     "scenes": scenes_verb,
     "similarity": similarity_verb,

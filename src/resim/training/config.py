@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, get_args, get_type_hints
 
 from resim.errors import UserError
 from resim.fields import check_fields
@@ -139,6 +139,13 @@ class RunConfig:
     """Keep the checkpoint of every k-th epoch beside the last one, epochs; 0: only the last."""
     picture_every: int = 1
     """Epochs between two pictures of view pairs; 0: none."""
+    probe_every: int = 0
+    """Epochs between two readings of the probes (kNN, region correspondence, health); 0: only the queue's health."""
+    probe_data: Path | None = None
+    """Images for the probes, with classes if kNN is wanted: a folder, a CSV file, tar shards; default: the training
+    images, without classes."""
+    probe_images: int = 1024
+    """Most images of the probes' training and test set; 0: all."""
     max_bad_share: float = 0.1
     """Stop when more than this share of the files read cannot be decoded."""
     stop_after: int = 0
@@ -150,7 +157,7 @@ class RunConfig:
             raise ValueError(f"workers {self.workers}: must be at most 512")
         at_least = {
             "groups_at_a_time": 0, "workers": -1, "log_every": 1, "checkpoint_minutes": 0, "keep_every": 0,
-            "picture_every": 0, "max_bad_share": 0, "stop_after": 0,
+            "picture_every": 0, "probe_every": 0, "probe_images": 0, "max_bad_share": 0, "stop_after": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             if not getattr(self, name) >= least:
@@ -195,7 +202,8 @@ R = TypeVar("R", bound=AnyRecipe)
 D = TypeVar("D")
 
 _KEPT_ON_RESUME = (
-    "compile", "groups_at_a_time", "log_every", "checkpoint_minutes", "keep_every", "picture_every", "max_bad_share",
+    "compile", "groups_at_a_time", "log_every", "checkpoint_minutes", "keep_every", "picture_every", "probe_every",
+    "probe_data", "probe_images", "max_bad_share",
 )  # fmt: skip
 
 
@@ -212,7 +220,10 @@ def read_settings(path: Path, kind: type[D], names: Sequence[str]) -> D:
     """
     try:
         stored = json.loads(path.read_text(encoding="utf-8")).get("run", {})
-        return kind(**{name: stored[name] for name in names if name in stored})
+        hints = get_type_hints(kind)
+        kept = {name: stored[name] for name in names if name in stored}
+        paths = {name for name, value in kept.items() if isinstance(value, str) and Path in get_args(hints[name])}
+        return kind(**{name: Path(value) if name in paths else value for name, value in kept.items()})
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, AttributeError, TypeError) as error:

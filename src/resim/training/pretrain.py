@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from resim.errors import UserError
+from resim.model.resim import ReSim
 from resim.pictures.curves import draw_curves
 from resim.pictures.pairs import batch_pictures
 from resim.pictures.windows import draw_pairs
 from resim.training import run_folder
 from resim.training.checkpoints import write_atomically
 from resim.training.config import Recipe, RunConfig
-from resim.training.log import Log
+from resim.training.log import Log, Reading
 from resim.training.loop import run_steps
 from resim.training.precision import choose_precision
 from resim.training.processes import Processes, catch_termination, start_processes
@@ -44,6 +46,11 @@ from resim.views.views import Views
 
 PICTURE_PAIRS = 4
 
+Look = Callable[[ReSim, int], Reading]
+"""A model and the number of steps that it has been trained -> what was found out about it."""
+MakeProbe = Callable[[Recipe, RunConfig, Literal["float32", "bf16"], Sequence[str], int], Look]
+"""The recipe, the run, its precision, the training images and the steps of an epoch -> what looks at the model."""
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -56,7 +63,12 @@ class RunResult:
 
 
 def pretrain(
-    recipe: Recipe, run: RunConfig, sources: str | Path | Sequence[str | Path], *, show: bool = True
+    recipe: Recipe,
+    run: RunConfig,
+    sources: str | Path | Sequence[str | Path],
+    *,
+    show: bool = True,
+    probe: MakeProbe | None = None,
 ) -> RunResult:
     """Pre-train a recipe on images without labels.
 
@@ -65,10 +77,15 @@ def pretrain(
         run: where and how.
         sources: folders, images, text files of paths.
         show: print progress.
+        probe: makes what looks at the model before the first step and after every epoch, on the first process, such as
+            `resim.probes.online.OnlineProbe`; it must not change it.
 
     Raises:
+        ValueError: `run` asks for probes and `probe` is None.
         UserError: images, settings or a run folder that cannot work; what the remedy is.
     """
+    if run.probe_every and probe is None:
+        raise ValueError("probe_every needs what measures: pretrain(..., probe=resim.probes.online.OnlineProbe)")
     optim = recipe.optim
     with start_processes(run.device) as processes, catch_termination() as signals, contextlib.ExitStack() as held:
         paths = find_images(sources)
@@ -85,6 +102,7 @@ def pretrain(
             raise UserError(f"--resume in {run.precision}: the run is in {precision}; leave --precision out")
         _check_agreement(processes, paths, precision, state)
         told = [sources] if isinstance(sources, str | Path) else sources
+        look = probe(recipe, run, precision, paths, steps) if probe is not None and processes.first else None
         data = {"sources": [str(source) for source in told], "images": len(paths), "hash": paths.fingerprint()}
 
         workers = run.workers if run.workers >= 0 else min(processes.cores, 16)
@@ -137,6 +155,8 @@ def pretrain(
                 """One batch, one step of SGD; the learning rate and the numbers of the step."""
                 bad_files.seen(len(batch), {file.path: file.reason for file in batch.bad})
                 epoch = step // steps
+                if look is not None and step % steps == 0:  # after the checkpoint: nothing is lost while it looks
+                    log.look(step, functools.partial(look, stepper.model, step))
                 lr = learning_rate(optim, epoch)
                 for group in stepper.optimizer.param_groups:
                     group["lr"] = lr
@@ -149,6 +169,8 @@ def pretrain(
             step = run_steps(
                 batches, take_step, checkpoint, log, run, processes, signals, step=step, end=end, every=steps
             )
+            if look is not None and step == end:
+                log.look(step, functools.partial(look, stepper.model, step))
             log.close()
             count = bad_files.write()
             if processes.first:

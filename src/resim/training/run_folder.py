@@ -3,6 +3,7 @@
 config.json         recipe, run, data, versions, git state, command
 resumed.jsonl       versions, git state and command of every --resume
 metrics.jsonl       one line a step
+probes.jsonl        one line a reading of the probes
 bad_files.txt       files that could not be decoded, with the reason
 checkpoints/        last.pt, and epoch_0020.pt, epoch_0040.pt, ...
 pictures/           view pairs with their windows, an epoch

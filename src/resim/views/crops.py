@@ -7,6 +7,7 @@ the sample alone: not on loader processes, on processes of the training, or on w
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -153,11 +154,11 @@ def _draw_crop(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def cut_views(photo: Photo, flip: bool, draws: tuple[Draw, Draw], size: int) -> np.ndarray:
-    """Decode an image once and cut both views out of it.
+def cut_views(photo: Photo, flip: bool, draws: Sequence[Draw], size: int) -> np.ndarray:
+    """Decode an image once and cut all the views that were drawn out of it.
 
     Returns:
-        (2, size, size, 3) uint8: bilinear with antialiasing, mirrored where `flip` or the draw says so.
+        (V, size, size, 3) uint8 for V draws: bilinear with antialiasing, mirrored where `flip` or the draw says so.
 
     Raises:
         BadImageError: the pixels cannot be decoded.
@@ -166,7 +167,7 @@ def cut_views(photo: Photo, flip: bool, draws: tuple[Draw, Draw], size: int) -> 
     image = photo.decode(reduction)
     # a JPEG decoder scales by 1 / n and rounds sizes up: a quotient of the sizes would shift the far edge
     scale = 1 / round(max(photo.width, photo.height) / max(image.size))
-    views = np.empty((2, size, size, 3), dtype=np.uint8)
+    views = np.empty((len(draws), size, size, 3), dtype=np.uint8)
     for i, draw in enumerate(draws):
         top, left, height, width = draw.crop
         if flip:  # a crop of the mirrored image is the mirrored crop of the image

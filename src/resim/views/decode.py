@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -19,11 +20,13 @@ class BadImageError(Exception):
 class Photo:
     """An opened image file: its upright size is known at once, its pixels are decoded when a scale is asked for.
 
+    It is named by its path, or given as a binary file that is open (one read out of an archive).
+
     Raises:
         BadImageError: the file cannot be opened, or is larger than Pillow's limit against decompression bombs.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str | BinaryIO) -> None:
         image: Image.Image | None = None
         try:
             with warnings.catch_warnings():
