@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from resim import recipes
-from resim.cli_options import OneLineParser, Sources, read_options
+from resim.cli_exchange import export_verb, import_verb
+from resim.cli_options import OneLineParser, Sources, read_options, recipe_called
 from resim.cli_pictures import similarity_verb
 from resim.errors import UserError
 from resim.model.encoder import ModelConfig
@@ -110,7 +111,7 @@ def recipes_verb(argv: Sequence[str]) -> None:
     parser.add_argument("name", nargs="?", help="a recipe, printed with every field")
     chosen = parser.parse_args(argv).name
     if chosen:
-        print(json.dumps(_recipe_called(chosen).to_json(), indent=2))
+        print(json.dumps(recipe_called(chosen).to_json(), indent=2))
         return
     table = Table("recipe", "backbone", "levels", "view px", "batch", "epochs", "what", box=None, padding=(0, 2, 0, 0))
     for name, make in recipes.RECIPES.items():
@@ -176,15 +177,7 @@ def _chosen_recipe(argv: Sequence[str], verb: str) -> tuple[str, Recipe, RunConf
             recipe = read_recipe(stored)
             return recipe.name, recipe, read_run_settings(stored)
     name = known.recipe or "resim-fpn"
-    return name, _recipe_called(name), RunConfig()
-
-
-def _recipe_called(name: str) -> Recipe:
-    if name in recipes.RECIPES:
-        return recipes.RECIPES[name]()
-    if Path(name).suffix == ".json":
-        return read_recipe(Path(name))
-    raise UserError(f"no recipe {name!r}: one of {', '.join(recipes.RECIPES)}, or a .json file that holds one")
+    return name, recipe_called(name), RunConfig()
 
 
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -193,6 +186,8 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "recipes": recipes_verb,
     "scenes": scenes_verb,
     "similarity": similarity_verb,
+    "import": import_verb,
+    "export": export_verb,
     "demo": demo_verb,
 }
 

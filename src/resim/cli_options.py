@@ -11,8 +11,10 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 
+from resim import recipes
 from resim.errors import UserError
 from resim.regions.level import Level
+from resim.training.config import Recipe, read_recipe
 
 T = TypeVar("T")
 Sources = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR [DIR ...]")]
@@ -91,3 +93,16 @@ def _first_paragraph(box: str) -> str:
         if "─" not in text:
             words += text.split()
     return " ".join(words) or "the options cannot be read"
+
+
+def recipe_called(name: str) -> Recipe:
+    """The recipe of a name, or of a .json file.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name in recipes.RECIPES:
+        return recipes.RECIPES[name]()
+    if Path(name).suffix == ".json":
+        return read_recipe(Path(name))
+    raise UserError(f"no recipe {name!r}: one of {', '.join(recipes.RECIPES)}, or a .json file that holds one")

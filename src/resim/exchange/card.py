@@ -33,7 +33,7 @@ def model_card(weights: Weights, recipe: Recipe, *, licence: str | None, probes:
         "---",
         f"# {recipe.name}, {model.backbone}",
         "",
-        f"A backbone{' with its FPN' if any(level.from_fpn for level in model.levels) else ''}, pre-trained without labels.",
+        f"{model.backbone}{' with an FPN' if any(level.from_fpn for level in model.levels) else ''}, without labels.",
         "",
         "```python",
         "import resim",

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from resim.exchange.card import read_probes
 from resim.exchange.features import TOLERANCE, differences, features_of
 from resim.exchange.fpn_norms import with_norms, without_norms
 from resim.exchange.recipe_of import recipe_of
+from resim.exchange.targets import ENDINGS, FpnNorm, Target
 from resim.exchange.to_detectron2 import write_detectron2
 from resim.exchange.to_onnx import write_onnx
 from resim.exchange.to_safetensors import write_hub, write_safetensors
@@ -24,19 +25,6 @@ from resim.exchange.to_timm import write_timm
 from resim.exchange.to_torchvision import write_torchvision, write_torchvision_detection
 from resim.exchange.weights import Weights, read_weights
 from resim.exchange.written import Written
-
-Target = Literal["torchvision", "torchvision-detection", "detectron2", "timm", "safetensors", "hub", "onnx"]
-FpnNorm = Literal["auto", "keep", "plain", "batchnorm"]
-
-_ENDINGS: dict[str, tuple[str, ...]] = {
-    "torchvision": (".pth", ".pt", ".safetensors"),
-    "torchvision-detection": (".pth", ".pt", ".safetensors"),
-    "detectron2": (".pth", ".pkl"),
-    "timm": (".safetensors", ".pth", ".pt"),
-    "safetensors": (".safetensors",),
-    "hub": ("",),
-    "onnx": (".onnx",),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,14 +61,14 @@ def export(
     Raises:
         UserError: a file, an option or a network that cannot be exported, or features that differ; nothing is written.
     """
-    if to not in get_args(Target):
-        raise UserError(f"--to {to}: one of {', '.join(get_args(Target))}")
+    if to not in ENDINGS:
+        raise UserError(f"--to {to}: one of {', '.join(ENDINGS)}")
     results = read_probes(probes) if probes else None
     weights = read_weights(checkpoint)
     if licence and weights.licence and licence != weights.licence:
         raise UserError(f"--licence {licence}: these weights are {weights.licence}, which an export cannot change")
     licence = weights.licence or licence
-    out = out or Path(f"{recipe_of(weights).name}-{to}{_ENDINGS[to][0]}")
+    out = out or Path(f"{recipe_of(weights).name}-{to}{ENDINGS[to][0]}")
     _check_out(out, to)
     converted, notes = _converted(weights, to, fpn_norm)
     metadata = _metadata(weights, licence)
@@ -107,8 +95,8 @@ def export(
     )
 
 
-def _check_out(out: Path, to: str) -> None:
-    endings = _ENDINGS[to]
+def _check_out(out: Path, to: Target) -> None:
+    endings = ENDINGS[to]
     if to != "hub" and out.suffix not in endings:
         raise UserError(f"--out {out}: a file for {to} must end in {' or '.join(endings)}")
     if to == "hub" and out.exists() and (not out.is_dir() or any(out.iterdir())):
