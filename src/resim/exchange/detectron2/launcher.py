@@ -20,8 +20,8 @@ configs  list the configs that come with resim
 train    train or, with --eval-only, score a detector. FILE is a path or the name of one of those configs; KEY VALUE
          pairs change it, such as MODEL.WEIGHTS backbone.pth SOLVER.IMS_PER_BATCH 8. `train --help` lists the options.
 
-Data sets are looked for below $DETECTRON2_DATASETS (default ./datasets; DensePose's always below ./datasets), laid out as
-Detectron2 says."""
+Data sets are looked for below $DETECTRON2_DATASETS (default ./datasets), DensePose ones always below ./datasets, laid
+out as Detectron2 says."""
 
 
 def main(argv: Sequence[str]) -> int:
