@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from resim.errors import UserError
 from resim.training.checkpoints import load_checkpoint
 from resim.training.config import OptimConfig, RunConfig
@@ -58,3 +60,6 @@ def start(stepper: Stepper, state: dict[str, Any], source: str) -> None:
     if momentum:
         groups = stepper.optimizer.state_dict()["param_groups"]
         stepper.optimizer.load_state_dict({"state": momentum, "param_groups": groups})
+        # the fused SGD takes numbers as they lie in memory: momentum must lie as its parameter does (channels last)
+        for parameter, entry in stepper.optimizer.state.items():
+            entry["momentum_buffer"] = torch.empty_like(parameter).copy_(entry["momentum_buffer"])
