@@ -163,8 +163,8 @@ def compare_verb(argv: Sequence[str]) -> None:
 
 
 def demo_verb(argv: Sequence[str]) -> None:
-    """Pre-train ReSim and MoCo v2 for a few minutes and show what each has learned."""
-    from resim.demo import demo
+    """The whole story in a quarter of an hour: pre-train ReSim and MoCo v2, probe both, fine-tune detectors, report."""
+    from resim.demo.story import demo
 
     options = read_options(DemoOptions, argv, "demo", demo_verb.__doc__ or "")
     demo(options.data, options.out, pairs=options.pairs, seed=options.seed)

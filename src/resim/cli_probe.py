@@ -21,11 +21,10 @@ from resim.model.encoder import Encoder
 from resim.probes.features import Network
 from resim.probes.labels import ProbeImages, read_sets
 from resim.probes.suite import ProbeConfig, probe_network
-from resim.probes.tables import Results, describe, tables, to_json, warnings
+from resim.probes.tables import Results, record, tables, warnings
 from resim.probes.unlabelled import LEAST_SIZE, Told
 from resim.training.checkpoints import write_atomically
 from resim.training.precision import choose_precision
-from resim.training.provenance import describe_run
 from resim.views.crops import ViewsConfig
 
 
@@ -82,13 +81,8 @@ def run_probe(options: ProbeOptions) -> None:
             )
             results[item.name] = probe_network(network, train, test, config, told=bars.told(item.name))
             item.encoder.cpu()
-    content = {
-        "kind": "probe",
-        "train": describe(train),
-        "test": describe(test),
-        "settings": dataclasses.asdict(config) | {"precision": precision},
-        "networks": to_json(results, {item.name: _about(item) for item in loaded}),
-    } | describe_run()
+    settings = dataclasses.asdict(config) | {"precision": precision}
+    content = record(results, {item.name: item.about() for item in loaded}, train, test, settings)
     text = json.dumps(content, indent=2) + "\n"
     write_atomically(out, lambda file: file.write(text.encode()))
     _print(console, results)
@@ -132,15 +126,6 @@ def _greeting(train: ProbeImages, test: ProbeImages, config: ProbeConfig) -> lis
     if "knn" in by_classes and config.k > len(train):
         lines.append(f"k is {len(train)}, the number of training images, for --k {config.k}")
     return lines
-
-
-def _about(item: LoadedEncoder) -> dict[str, Any]:
-    return {
-        "kind": item.kind,
-        "path": None if item.path is None else str(item.path),
-        "recipe": None if item.recipe is None else item.recipe.name,
-        "licence": item.licence,
-    }
 
 
 def _print(console: Console, results: Results) -> None:

@@ -24,6 +24,7 @@ from resim.errors import UserError
 from resim.exchange.weights import read_weights
 from resim.training.checkpoints import write_atomically
 from resim.training.processes import start_processes
+from resim.training.progress import Watch
 from resim.training.provenance import describe_run
 
 
@@ -91,6 +92,7 @@ def compare(
     *,
     replicates: int = 300,
     show: bool = True,
+    watch: Watch | None = None,
 ) -> Comparison | None:
     """Fine-tune from every initialisation with every seed, and compare.
 
@@ -107,6 +109,7 @@ def compare(
         out: folder of the comparison.
         replicates: draws of the images for the intervals.
         show: print progress.
+        watch: told of the steps done and of all steps, of all runs together.
 
     Returns:
         None if it was asked to stop before the end: the same call goes on.
@@ -118,14 +121,15 @@ def compare(
     recipe = dataclasses.replace(recipe, detector=_architecture(recipe.detector, starts))
     folders: dict[str, list[Path]] = {start.name: [] for start in starts}
     with start_processes(run.device) as processes:
-        for seed, start in itertools.product(seeds, starts):
+        for number, (seed, start) in enumerate(itertools.product(seeds, starts)):
             folder = out / f"{start.name}-seed{seed}"
             folders[start.name].append(folder)
             seeded = dataclasses.replace(recipe, tune=dataclasses.replace(recipe.tune, seed=seed))
             settings = dataclasses.replace(run, out=folder, resume=(folder / "config.json").exists())
             if show and processes.first:
                 print(f"\n{start.name}, seed {seed}: {folder}", flush=True)
-            if not train_detector(seeded, settings, data, val, init=start.weights, show=show).finished:
+            seen = None if watch is None else _shifted(watch, number, len(seeds) * len(starts))
+            if not train_detector(seeded, settings, data, val, init=start.weights, show=show, watch=seen).finished:
                 return None
         if not processes.first:
             return None
@@ -139,6 +143,11 @@ def compare(
     content = json.dumps(to_json(comparison, recipe) | describe_run(), indent=2) + "\n"
     write_atomically(out / "compare.json", lambda file: file.write(content.encode()))
     return comparison
+
+
+def _shifted(watch: Watch, number: int, runs: int) -> Watch:
+    """What watches run `number` of so many of the same length."""
+    return lambda done, steps: watch(number * steps + done, runs * steps)
 
 
 def _check(starts: Sequence[Start], seeds: Sequence[int]) -> None:

@@ -32,7 +32,7 @@ from resim.training.log import Log
 from resim.training.loop import run_steps
 from resim.training.precision import choose_precision
 from resim.training.processes import Processes, catch_termination, start_processes
-from resim.training.progress import Progress
+from resim.training.progress import Progress, Watch
 from resim.views.loader import make_loader, tell_of_killed_workers
 
 _PRECISE_STREAM = 1  # added to the seed: batches for statistics are other draws than those trained on
@@ -58,6 +58,7 @@ def train_detector(
     *,
     init: str | Path = "random",
     show: bool = True,
+    watch: Watch | None = None,
 ) -> DetectResult:
     """Fine-tune a detector from pre-trained weights, and score it.
 
@@ -68,6 +69,7 @@ def train_detector(
         val: to evaluate on; None: no evaluation.
         init: a file of weights that `read_weights` knows, or `random`.
         show: print progress.
+        watch: told of the steps done and of all steps.
 
     Raises:
         UserError: data, weights, settings or a run folder that cannot work, and what the remedy is.
@@ -111,7 +113,7 @@ def train_detector(
                 weights=dataclasses.asdict(report),
             )  # fmt: skip
         tuning = _Tuning(recipe, run, data, val, stepper, out, told, str(init))
-        return tuning.go(state, report, signals, show=show)
+        return tuning.go(state, report, signals, show=show, watch=watch)
 
 
 @dataclass
@@ -127,7 +129,9 @@ class _Tuning:
     told: dict[str, Any]
     init: str
 
-    def go(self, state: dict[str, Any] | None, report: InitReport, signals: list[int], *, show: bool) -> DetectResult:
+    def go(
+        self, state: dict[str, Any] | None, report: InitReport, signals: list[int], *, show: bool, watch: Watch | None
+    ) -> DetectResult:
         processes, tune, run = self.stepper.processes, self.recipe.tune, self.run
         step, end = (state["step"] if state else 0), tune.steps
         every = min(run.eval_every or end, end)
@@ -151,7 +155,7 @@ class _Tuning:
         first = processes.first
         with (
             tell_of_killed_workers(),
-            Progress(steps=end, first_step=step, show=show and first) as progress,
+            Progress(steps=end, first_step=step, show=show and first, watch=watch) as progress,
             contextlib.closing(self._batches(step, end, workers)) as batches,
         ):
             log = Log(self.out, processes, progress, batch_size=tune.batch_size, steps=len(self.data) / tune.batch_size)

@@ -37,6 +37,15 @@ class LoadedEncoder:
     """None: untrained."""
     licence: str | None = None
 
+    def about(self) -> dict[str, str | None]:
+        """What is known of it, as plain data."""
+        return {
+            "kind": self.kind,
+            "path": None if self.path is None else str(self.path),
+            "recipe": None if self.recipe is None else self.recipe.name,
+            "licence": self.licence,
+        }
+
 
 def load_encoders(words: Sequence[str], *, seed: int = 0) -> list[LoadedEncoder]:
     """One encoder a word: a file of weights, a run's folder, `random`, or `random:RECIPE`.

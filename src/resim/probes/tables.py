@@ -13,6 +13,7 @@ from resim.probes.health import Health, collapse
 from resim.probes.labels import ProbeImages
 from resim.probes.pairs import CHANGES
 from resim.probes.suite import Path, Score, difference, nested
+from resim.training.provenance import describe_run
 
 Results = Mapping[str, Mapping[Path, Score]]
 """Scores of each network, by its name, in the order in which they are shown."""
@@ -50,6 +51,31 @@ def to_json(results: Results, about: Mapping[str, Mapping[str, Any]]) -> list[di
         | ({} if scores is first else {"less_first": _less(scores, first)})
         for name, scores in results.items()
     ]
+
+
+def record(
+    results: Results,
+    about: Mapping[str, Mapping[str, Any]],
+    train: ProbeImages,
+    test: ProbeImages,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All of a measurement as the plain data of a `probe.json`.
+
+    Args:
+        results: of every network.
+        about: what is known of each, by its name.
+        train: images whose classes were known.
+        test: images that were asked about.
+        settings: of the measurement.
+    """
+    return {
+        "kind": "probe",
+        "train": describe(train),
+        "test": describe(test),
+        "settings": dict(settings),
+        "networks": to_json(results, about),
+    } | describe_run()
 
 
 def describe(images: ProbeImages) -> dict[str, Any]:

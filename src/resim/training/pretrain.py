@@ -28,7 +28,7 @@ from resim.training.log import Log, Reading
 from resim.training.loop import run_steps
 from resim.training.precision import choose_precision
 from resim.training.processes import Processes, catch_termination, start_processes
-from resim.training.progress import Progress
+from resim.training.progress import Progress, Watch
 from resim.training.provenance import versions
 from resim.training.schedule import learning_rate
 from resim.training.starting import read_start, start
@@ -70,6 +70,7 @@ def pretrain(
     *,
     show: bool = True,
     probe: MakeProbe | None = None,
+    watch: Watch | None = None,
 ) -> RunResult:
     """Pre-train a recipe on images without labels.
 
@@ -80,6 +81,7 @@ def pretrain(
         show: print progress.
         probe: makes what looks at the model before the first step and after every epoch, on the first process, such as
             `resim.probes.online.OnlineProbe`; it must not change it.
+        watch: told of the steps done and of all steps.
 
     Raises:
         ValueError: `run` asks for probes and `probe` is None.
@@ -153,7 +155,9 @@ def pretrain(
         with (
             tell_of_killed_workers(),
             contextlib.closing(read_batches(loader)) as batches,
-            Progress(steps=end, epoch_steps=steps, first_step=step, show=show and processes.first) as progress,
+            Progress(
+                steps=end, epoch_steps=steps, first_step=step, show=show and processes.first, watch=watch
+            ) as progress,
         ):
             log = Log(out, processes, progress, batch_size=optim.batch_size, steps=steps)
             log.start(step)

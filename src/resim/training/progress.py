@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 from rich.text import Text
 
+Watch = Callable[[int, int], None]
+"""Called with how much is done, and how much there is."""
 _PLAIN_SECONDS = 10.0  # at least between two plain lines
 
 
@@ -35,6 +37,7 @@ class Progress:
         first_step: where it begins.
         show: nothing is printed otherwise.
         console: where to; None: the standard output.
+        watch: told of the steps done and of all steps, whatever is shown.
     """
 
     def __init__(
@@ -45,7 +48,9 @@ class Progress:
         first_step: int = 0,
         show: bool = True,
         console: Console | None = None,
+        watch: Watch | None = None,
     ) -> None:
+        self._watch = watch
         self.console = console or _Console(stderr=False, quiet=not show, highlight=False)
         self._steps, self._epoch_steps = steps, epoch_steps
         self._bars = Bars(
@@ -67,7 +72,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._started = time.perf_counter()
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.console.quiet:
             self._live = Live(self._bars, console=self.console, refresh_per_second=4)
             self._live.start()
         return self
@@ -95,6 +100,8 @@ class Progress:
     def update(self, line: dict[str, float]) -> None:
         """Show the numbers of a step, as they stand in metrics.jsonl."""
         done = int(line["step"]) + 1
+        if self._watch is not None:
+            self._watch(done, self._steps)
         self._bars.update(self._total, completed=done)
         where = [f"step {done}/{self._steps}"]
         if self._epoch_steps is not None:
