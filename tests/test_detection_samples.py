@@ -1,4 +1,4 @@
-"""From records to batches: what is learnt from, flips by hand, and an order in which every image comes once an epoch."""
+"""From records to batches: what is learnt from, flips by hand, and every image once an epoch."""
 
 from __future__ import annotations
 

@@ -31,6 +31,27 @@ def detector_state(recipe: DetectRecipe, seen: DetectionData, init: str, **more:
     } | more
 
 
+def check_same_run(state: dict[str, Any], data: dict[str, Any], init: str) -> None:
+    """Raise if a fine-tuning would go on with something else than it began with.
+
+    Args:
+        state: its checkpoint.
+        data: `source` and `hash` of what is trained on, `val` and `val_hash` of what is evaluated on.
+        init: the weights to begin with.
+
+    Raises:
+        UserError: other data, or other weights.
+    """
+    before = state["data"]
+    if before["hash"] != data["hash"]:
+        raise UserError(f"--resume with other data: the run began with {before['source']} as it was then")
+    if before["val_hash"] != data["val_hash"]:
+        told = f"is evaluated on {before['val']} as it was then" if before["val"] else "is not evaluated"
+        raise UserError(f"--resume with --val {data['val'] or 'left out'}: the run {told}")
+    if state["init"] != init:
+        raise UserError(f"--resume with --init {init}: the run began with {state['init']}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainedDetector:
     """A detector as a checkpoint holds it, in evaluation mode."""

@@ -143,7 +143,10 @@ def _fpn_detector(
     kind: Any = MaskRCNN if config.masks else KeypointRCNN if config.keypoints else FasterRCNN
     if config.keypoints:
         settings = settings | {"num_keypoints": keypoints}
-    return kind(backbone, classes + 1, rpn_anchor_generator=anchors, **settings)
+    model = kind(backbone, classes + 1, rpn_anchor_generator=anchors, **settings)
+    if config.keypoints:  # torchvision's loss takes a view of the heat maps, which channels-last ones do not allow
+        model.roi_heads.keypoint_predictor.register_forward_hook(lambda module, inputs, maps: maps.contiguous())
+    return model
 
 
 def _c4_detector(

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from resim.detection.cityscapes_scores import INSTALL, cityscapes_scores
-from resim.detection.coco_scores import coco_scores
+from resim.detection.coco_scores import NUM_SIGMAS, coco_scores
 from resim.detection.config import DetectorConfig
 from resim.detection.records import DetectionData, Record
 from resim.detection.results import Kind, Scores
 from resim.detection.samples import read_pixels
 from resim.detection.voc_scores import voc_scores
+from resim.errors import UserError
 from resim.pictures.detections import detection_sheet
 from resim.training.checkpoints import write_atomically
 from resim.views.decode import BadImageError
@@ -37,15 +38,18 @@ def official_scores(
     Args:
         data: the truth.
         results: in the form of COCO results.
-        kinds: what the detections hold; what the truth has not is left out.
+        kinds: what the detections hold; what the truth has not is left out, and keypoints other than COCO's 17,
+            for which no tolerances are known.
         source: of the results, for messages.
 
     Raises:
-        UserError: results of another data set.
+        UserError: results of another data set, or nothing that can be scored.
     """
     if data.kind == "voc":
         return {"bbox": voc_scores(data, results, source=source)}
-    has = {"bbox": True, "segm": data.has_masks, "keypoints": data.has_keypoints}
+    has = {"bbox": True, "segm": data.has_masks, "keypoints": len(data.keypoint_names) == NUM_SIGMAS}
+    if not any(has[kind] for kind in kinds):
+        raise UserError(f"{source}: has {', '.join(kinds)}, for which nothing in {data.source} can be scored")
     scores: dict[str, Scores] = {**coco_scores(data, results, [kind for kind in kinds if has[kind]], source=source)}
     if data.kind == "cityscapes" and "segm" in kinds and importlib.util.find_spec("cityscapesscripts"):
         scores["cityscapes"] = cityscapes_scores(data, results, source=source)
@@ -60,6 +64,9 @@ def lines(scores: dict[str, Scores], data: DetectionData) -> list[str]:
         told.append(f"{kind:<9} " + "  ".join(cells))
     if data.kind == "cityscapes" and "cityscapes" not in scores and "segm" in scores:
         told.append(f"these are COCO's scores; Cityscapes' own need cityscapesScripts: {INSTALL}")
+    if data.has_keypoints and len(data.keypoint_names) != NUM_SIGMAS:
+        count = len(data.keypoint_names)
+        told.append(f"keypoints are not scored: COCO's tolerances are of {NUM_SIGMAS} keypoints, these are {count}")
     return told
 
 

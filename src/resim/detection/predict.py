@@ -110,8 +110,7 @@ def to_results(output: dict[str, Tensor], image_id: int | str, category_ids: Seq
             code: Any = rle.encode(np.asfortranarray(mask))
             result["segmentation"] = {"size": code["size"], "counts": code["counts"].decode()}
     if "keypoints" in output:
-        points = output["keypoints"].double().numpy()
-        points[..., :2] -= 0.5  # COCO counts pixels
+        points = output["keypoints"].double().numpy() - [0.5, 0.5, 0.0]  # COCO counts pixels
         for result, one in zip(results, points, strict=True):
             result["keypoints"] = one.ravel().tolist()
     return results

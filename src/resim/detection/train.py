@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resim.detection.checkpoint import detector_state
+from resim.detection.checkpoint import check_same_run, detector_state
 from resim.detection.config import DetectRecipe, DetectRun
 from resim.detection.detector import build_detector, freeze_stages
 from resim.detection.evaluate import kinds_of, lines, official_scores, read_scores, write_evaluation
@@ -81,7 +81,8 @@ def train_detector(
                 "set --batch-size to a multiple"
             )
         open_fields = recipe.detector.backbone == "auto" or not recipe.detector.fpn_width
-        needed = str(init) != "random" and (open_fields or not run.resume)
+        has_state = run.resume and run.out is not None and (run.out / "checkpoints" / "last.pt").exists()
+        needed = str(init) != "random" and (open_fields or not has_state)
         weights = read_weights(init) if needed else None
         recipe = dataclasses.replace(recipe, detector=resolve(recipe.detector, weights))
         check_tasks(recipe.detector, data)
@@ -94,11 +95,9 @@ def train_detector(
         precision = state["precision"] if state else choose_precision(run.precision, processes.device)
         precision = processes.gather_objects(precision)[0]
         told = {"source": data.source, "images": len(data), "objects": data.num_objects, "hash": fingerprint(data)}
-        if state and state["data"]["hash"] != told["hash"]:
-            raise UserError(f"--resume with other data: the run began with {state['data']['source']} as it was then")
-
-        if state and state["init"] != str(init):
-            raise UserError(f"--resume with --init {init}: the run began with {state['init']}")
+        told |= {"val": None if val is None else val.source, "val_hash": None if val is None else fingerprint(val)}
+        if state:
+            check_same_run(state, told, str(init))
         stepper, report = _stepper(recipe, run, data, weights, processes, precision)
         if state:
             stepper.model.load_state_dict(state["model"])
@@ -109,8 +108,7 @@ def train_detector(
             resolved = dataclasses.replace(run, out=out, device=processes.device.type, precision=precision)
             run_folder.write_config(
                 out, recipe, resolved, told, kind="detect", init=str(init), processes=processes.count,
-                classes=data.classes, val=None if val is None else val.source,
-                weights=dataclasses.asdict(report),
+                classes=data.classes, weights=dataclasses.asdict(report),
             )  # fmt: skip
         tuning = _Tuning(recipe, run, data, val, stepper, out, told, str(init))
         return tuning.go(state, report, signals, show=show, watch=watch)
@@ -134,7 +132,6 @@ class _Tuning:
     ) -> DetectResult:
         processes, tune, run = self.stepper.processes, self.recipe.tune, self.run
         step, end = (state["step"] if state else 0), tune.steps
-        every = min(run.eval_every or end, end)
         workers = run.workers if run.workers >= 0 else min(processes.cores, 16)
 
         def take_step(batch: DetectionBatch, step: int) -> tuple[float, dict[str, Tensor]]:
@@ -146,9 +143,10 @@ class _Tuning:
 
         def checkpoint(done: int) -> None:
             """Save the state after `done` steps; where an evaluation is due, once more after it."""
-            due = self.val is not None and (done % every == 0 or done == end)
+            if self.recipe.detector.norm == "batch":
+                self._average_statistics()
             self._save(done, evaluated=False)
-            if due:
+            if self._is_due(done):
                 self._evaluate(done, progress, workers)
                 self._save(done, evaluated=True)
 
@@ -161,12 +159,13 @@ class _Tuning:
             log = Log(self.out, processes, progress, batch_size=tune.batch_size, steps=len(self.data) / tune.batch_size)
             log.start(step)
             self._greet(progress, report, step, state)
-            if state and self.val is not None and not state["evaluated"] and (step % every == 0 or step == end):
+            if state and not state["evaluated"] and self._is_due(step):
                 self._evaluate(step, progress, workers)  # it was stopped between a checkpoint and its evaluation
                 self._save(step, evaluated=True)
             step = run_steps(
-                batches, take_step, checkpoint, log, run, processes, signals, step=step, end=end, every=every
-            )
+                batches, take_step, checkpoint, log, run, processes, signals, step=step, end=end,
+                every=self._every,
+            )  # fmt: skip
             log.close()
             if first:
                 self._close(progress, step, end)
@@ -185,15 +184,32 @@ class _Tuning:
         loader = make_loader(dataset, order, workers=workers, pin_memory=pin, join=collate_samples)
         return read_samples(loader)
 
+    @property
+    def _every(self) -> int:
+        """Steps from one evaluation to the next."""
+        return min(self.run.eval_every or self.recipe.tune.steps, self.recipe.tune.steps)
+
+    def _is_due(self, done: int) -> bool:
+        """Whether an evaluation belongs after so many steps, or at the end at least precise statistics."""
+        if self.val is None:
+            return done == self.recipe.tune.steps and self.recipe.tune.precise_bn > 0
+        return done % self._every == 0 or done == self.recipe.tune.steps
+
+    def _average_statistics(self) -> None:
+        """Where each process has running statistics of its own: their mean over the processes."""
+        buffers = self.stepper.model.named_buffers()
+        self.stepper.processes.average_([buffer for name, buffer in buffers if "running_" in name])
+
     def _evaluate(self, done: int, progress: Progress, workers: int) -> None:
         """Detect in all validation images, score, write it down. All processes must call it."""
-        assert self.val is not None
         processes, stepper, config = self.stepper.processes, self.stepper, self.recipe.detector
         if self.recipe.tune.precise_bn:
             batches = self._batches(0, self.recipe.tune.precise_bn, workers, stream=_PRECISE_STREAM)
             recompute_statistics(stepper.model, stepper.look_at, batches)
             if config.norm == "batch":
-                processes.average_([b for name, b in stepper.model.named_buffers() if "running_" in name])
+                self._average_statistics()
+        if self.val is None:
+            return
         with progress.aside(f"evaluation after step {done}", -(-len(self.val) // processes.count)) as seen:
             results = detect(
                 stepper.model, self.val, processes, precision=stepper.precision, batch=self.run.eval_images,
