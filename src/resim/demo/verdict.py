@@ -21,15 +21,14 @@ def verdict(
 ) -> list[str]:
     """What was learned, in five lines for a person; they say so where a difference is within the noise."""
     where = "scenes that were not trained on" if held_out_is_new else "the training images, views drawn anew"
-    some = scores["resim"]["correspondence", "both", "P4"].value
-    about = (
-        f"(right within {some.radius:.0f} px, chance {some.chance:.1%}, on {where}, n = {some.windows.sum()} windows)"  # type: ignore[union-attr]
-    )
+    some: Any = scores["resim"]["correspondence", "both", "P4"].value
+    windows = f"n = {some.windows.sum()} windows of {len(some.windows)} images"
+    about = f"(right within {some.radius:.0f} px, chance {some.chance:.1%}, on {where}, {windows})"
     return [
         f"1. Where is this region in the other view? On P4 {_compared(scores, 'P4', 'resim', 'random')} {about}",
         f"2. The same on C4, the backbone alone: {_compared(scores, 'C4', 'resim', 'moco-v2')}",
         f"3. {_tuned(found)}",
-        "4. One seed of pre-training, minutes of it, small images: another seed or other images can give another order.",
+        "4. One seed of pre-training, minutes of it, small images: other seeds or images can give another order.",
         f"5. See {out / 'report.html'}; the backbone with its FPN is {out / 'resim' / 'checkpoints' / 'last.pt'}",
     ]
 
