@@ -89,6 +89,12 @@ def read_probes(path: Path) -> Mapping[str, Any]:
     return data if isinstance(data, dict) else {"results": data}
 
 
+def source_names(data: Mapping[str, Any]) -> list[str]:
+    """The folders that a model was trained on, without the paths to them."""
+    sources = data.get("sources")
+    return [Path(str(source)).name for source in sources] if isinstance(sources, list) else []
+
+
 def _probes(probes: Mapping[str, Any]) -> list[str]:
     return ["```json", json.dumps(probes, indent=2), "```"]
 
@@ -96,9 +102,8 @@ def _probes(probes: Mapping[str, Any]) -> list[str]:
 def _data(data: Mapping[str, Any] | None) -> str:
     if not data:
         return "not stated in the file"
-    sources = data.get("sources")
-    folders = ", ".join(Path(str(source)).name for source in sources) if isinstance(sources, list) else "unnamed"
-    return f"{data.get('images')} images ({folders}; fingerprint {data.get('hash')})"
+    names = ", ".join(source_names(data)) or "unnamed"
+    return f"{data.get('images')} images ({names}; fingerprint {data.get('hash')})"
 
 
 def _epochs(weights: Weights, planned: int) -> str:
