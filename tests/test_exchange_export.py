@@ -238,21 +238,26 @@ def test_the_licence_of_our_own_weights_is_ours_to_state(tmp_path: Path) -> None
 
 def test_the_card_says_what_the_weights_are(tmp_path: Path) -> None:
     own_checkpoint(tmp_path / "last.pt", SMALL)
-    (tmp_path / "probe.json").write_text(json.dumps({"knn": {"accuracy": 0.123, "n": 1500}}))
-    export(tmp_path / "last.pt", "hub", tmp_path / "hub", licence="Apache-2.0", probes=tmp_path / "probe.json")
+    knn = {"accuracy": 0.123, "n": 1500}
+    networks = [{"path": str(tmp_path / "last.pt"), "scores": knn}, {"path": "/x", "scores": "another"}]
+    probed = {"networks": networks, "test": {"source": "/secret/places", "images": 1500}, "command": ["/secret/resim"]}
+    (tmp_path / "probe.json").write_text(json.dumps(probed))
+    export(tmp_path / "last.pt", "hub", tmp_path / "hub", licence="Apache-2.0")
     assert {path.name for path in (tmp_path / "hub").iterdir()} == {"model.safetensors", "config.json", "README.md"}
     card = (tmp_path / "hub" / "README.md").read_text()
     header, _, body = card.removeprefix("---\n").partition("\n---\n")
     assert "license: apache-2.0" in header.splitlines()
     for fact in (
         "# quick, resnet18", "1234 images (holidays; fingerprint abcdef)", "3 of 10", '"accuracy": 0.123', '"n": 1500',
-        "| licence | Apache-2.0 |", "xiao2021region", '"queue_size": 8',
+        "| licence | Apache-2.0 |", '"source": "places"', "xiao2021region", '"queue_size": 8',
     ):  # fmt: skip
         assert fact in body, fact
-    assert "/photographs" not in card  # where they lay is nobody's business
+    for elsewhere in ("/photographs", str(tmp_path), "/secret", "another"):  # other networks, and where things lie
+        assert elsewhere not in card
     config = json.loads((tmp_path / "hub" / "config.json").read_text())
     assert Recipe.from_json(config["recipe"]) == SMALL
     assert "/photographs" not in str(read_weights(tmp_path / "hub").data)
+    (tmp_path / "probe.json").unlink()
     export(tmp_path / "last.pt", "safetensors", tmp_path / "w.safetensors")
     plain = (tmp_path / "w.md").read_text()
     assert "None were given when this card was written." in plain
