@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from exchange_files import SMALL, own_checkpoint, published, small, trained
 from test_golden import PUBLISHED_LEVEL, drawn, published_state, relative
 from torch import Tensor
@@ -268,10 +271,27 @@ def test_import_tells_every_entry_and_the_licence(capsys: Captured, tmp_path: Pa
     assert f"--start-from {tmp_path / 'ours.pt'} --start-epoch 200 --epochs 400" in lines[-1]
 
 
+def good() -> dict[str, Tensor]:
+    return torchvision.models.resnet18().state_dict()
+
+
+def saved(content: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
 FAULTS: dict[str, Any] = {
     "missing": (lambda path: None, "cannot be read (No such file or directory)"),
     "folder": (lambda path: path.mkdir(), "is a folder without checkpoints/last.pt"),
     "empty": (lambda path: path.write_bytes(b""), "is empty (0 bytes)"),
+    "header": (lambda path: path.write_bytes(struct.pack("<Q", 3 << 30) + b"{}" + bytes(99)), "no safetensors file"),
+    "truncated": (lambda path: path.write_bytes(saved(good())[:-4000]), "damaged, or no file of weights"),
+    "another network": (lambda path: path.write_bytes(saved({"blocks.0.qkv": torch.zeros(1)})), "holds no ResNet"),
+    "shape off": (
+        lambda path: path.write_bytes(saved(good() | {"bn1.bias": torch.zeros(7)})),
+        "bn1.bias (7,) for (64,)",
+    ),
     "zeros": (lambda path: path.write_bytes(bytes(99)), "damaged, or no file of weights (99 bytes"),
 }
 

@@ -216,6 +216,17 @@ def test_our_own_checkpoint_a_run_and_half_precision(tmp_path: Path) -> None:
     assert torch.equal(tensors["backbone.conv1.weight"], backbone["conv1.weight"].float())
 
 
+def test_a_fine_tuned_detector_of_our_own_gives_its_backbone(tmp_path: Path) -> None:
+    model = trained(SMALL)
+    state = {to_torchvision_detection(name): value for name, value in model.query.state_dict().items()}
+    del state[None]
+    content = {"resim": "0", "kind": "detect", "recipe": {"detector": {}}, "step": 9, "model": state}
+    torch.save(content, tmp_path / "last.pt")
+    weights = read_weights(tmp_path / "last.pt")
+    assert weights.kind == "torchvision detector (resnet18 with an FPN)"
+    assert equal(weights.tensors, part(model.query.state_dict(), "backbone.", "fpn."))
+
+
 def test_a_timm_backbone_of_our_own_keeps_its_names(tmp_path: Path) -> None:
     pytest.importorskip("timm")
     state = own_checkpoint(tmp_path / "last.pt", small(backbone="timm/resnet18"))
@@ -331,6 +342,9 @@ def test_weights_that_are_not_whole_are_refused(tmp_path: Path, fault: str, told
     assert "\n" not in str(caught.value)
 
 
+HUGE = small(levels=()).to_json()["model"] | {"dim": 2**62}
+
+
 def other_files() -> dict[str, tuple[Any, str]]:
     vit = {"cls_token": torch.zeros(1), "blocks.0.attn.qkv.weight": torch.zeros(3)}
     return {
@@ -340,6 +354,10 @@ def other_files() -> dict[str, tuple[Any, str]]:
         "nothing": ({}, "holds no ResNet"),
         "numbers": ({1: torch.zeros(1)}, "holds no named weights (a dict)"),
         "strange recipe": ({"resim": "9", "recipe": {"name": "x"}, "model": {}}, "holds no recipe of this version"),
+        "huge recipe": (
+            {"resim": "9", "recipe": small(levels=()).to_json() | {"model": HUGE}, "model": {}},
+            "holds no recipe of this version",
+        ),
         "caffe2": ({"blobs": 1, "conv1_w": torch.zeros(1)}, "a Caffe2 (Detectron 1) ResNet"),
     }
 

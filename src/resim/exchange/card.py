@@ -72,8 +72,17 @@ def model_card(weights: Weights, recipe: Recipe, *, licence: str | None, probes:
     return "\n".join(lines)
 
 
-def read_probes(path: Path) -> Mapping[str, Any]:
-    """The results that `resim probe` wrote, or any JSON object.
+def find_probes(weights: Weights) -> Path | None:
+    """The probe.json that `resim probe` writes beside a checkpoint or into its run's folder."""
+    folder = weights.path.parent
+    path = (folder.parent if folder.name == "checkpoints" else folder) / "probe.json"
+    return path if path.is_file() else None
+
+
+def read_probes(path: Path, weights: Weights) -> Mapping[str, Any]:
+    """The results that `resim probe` wrote, of these weights alone where their path is named; or any JSON object.
+
+    Paths, commands and versions of the machine are left out.
 
     Raises:
         UserError: it is none.
@@ -84,9 +93,33 @@ def read_probes(path: Path) -> Mapping[str, Any]:
         raise UserError(f"--probes {path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise UserError(f"--probes {path}: is no JSON ({error})") from None
-    if not isinstance(data, (dict, list)):
-        raise UserError(f"--probes {path}: holds neither an object nor a list")
-    return data if isinstance(data, dict) else {"results": data}
+    if not isinstance(data, dict):
+        raise UserError(f"--probes {path}: holds no object with results")
+    networks = data.get("networks")
+    if not isinstance(networks, list):
+        return data
+    entries = [entry for entry in networks if isinstance(entry, dict)]
+    own = [entry for entry in entries if _is_of(entry, weights)]
+    kept = {key: _without_paths(data[key]) for key in ("train", "test", "settings") if key in data}
+    return kept | {"networks": [_without_paths(entry) for entry in own or entries]}
+
+
+def _is_of(entry: Mapping[str, Any], weights: Weights) -> bool:
+    path = entry.get("path")
+    return isinstance(path, str) and Path(path).resolve() == weights.path.resolve()
+
+
+def _without_paths(entry: Any) -> Any:
+    if not isinstance(entry, dict):
+        return entry
+    named = {"source": Path(entry["source"]).name} if isinstance(entry.get("source"), str) else {}
+    return {key: value for key, value in entry.items() if key not in ("path", "less_first")} | named
+
+
+def source_names(data: Mapping[str, Any]) -> list[str]:
+    """The folders that a model was trained on, without the paths to them."""
+    sources = data.get("sources")
+    return [Path(str(source)).name for source in sources] if isinstance(sources, list) else []
 
 
 def _probes(probes: Mapping[str, Any]) -> list[str]:
@@ -96,9 +129,8 @@ def _probes(probes: Mapping[str, Any]) -> list[str]:
 def _data(data: Mapping[str, Any] | None) -> str:
     if not data:
         return "not stated in the file"
-    sources = data.get("sources")
-    folders = ", ".join(Path(str(source)).name for source in sources) if isinstance(sources, list) else "unnamed"
-    return f"{data.get('images')} images ({folders}; fingerprint {data.get('hash')})"
+    names = ", ".join(source_names(data)) or "unnamed"
+    return f"{data.get('images')} images ({names}; fingerprint {data.get('hash')})"
 
 
 def _epochs(weights: Weights, planned: int) -> str:

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from resim import recipes
 from resim.errors import UserError
+from resim.exchange.features import build_encoder
 from resim.exchange.weights import read_weights
 from resim.model.encoder import Encoder, ModelConfig
 from resim.model.resim import ReSim
@@ -69,14 +68,10 @@ def load_encoder(path: str | Path) -> LoadedEncoder:
         UserError: as `read_weights`.
     """
     weights = read_weights(path)
-    with torch.random.fork_rng(devices=[]):
-        encoder = Encoder(weights.config)
-    # parts that the file has not, such as the head, stay untrained; parts that it has are whole
-    encoder.load_state_dict(weights.tensors, strict=False)
     return LoadedEncoder(
         name=_short(weights.path),
         kind=weights.kind,
-        encoder=encoder.eval(),
+        encoder=build_encoder(weights),
         has_head=any(name.startswith("head.") for name in weights.tensors),
         config=weights.config,
         recipe=weights.recipe,

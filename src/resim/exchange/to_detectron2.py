@@ -64,6 +64,10 @@ def write_detectron2(weights: Weights, folder: Path, name: str, metadata: Mappin
         checks=checks,
         starts_new=expected,
         left_out=tuple(ours for ours, theirs in renamed.items() if theirs is None),
+        notes=(
+            "of what starts new, backbone.fpn_* is of FPN models, roi_heads.res5.norm of C4 models with one more norm; "
+            "the RPN and the other heads start new in any detector",
+        ),
     )
 
 
@@ -72,15 +76,12 @@ def starts_new(weights: Weights) -> tuple[str, ...]:
 
     The C4 models' extra norm after the fifth stage is in the list; heads and proposals start new in any detector.
     """
-    leaves = ["weight"]
-    if weights.config.fpn_norm:
-        leaves += [f"norm.{leaf}" for leaf in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")]
-    else:
-        leaves += ["bias"]
+    norm = [f"norm.{leaf}" for leaf in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")]
+    leaves = ["weight", *(norm if weights.config.fpn_norm else ["bias"])]
     parts = [f"fpn_{part}{level}" for level in (2, 3, 4, 5) for part in ("lateral", "output")]
     there = {(to_detectron2(name) or "").partition(".")[0] for name in weights.tensors}
     fpn = [f"backbone.{part}.{leaf}" for part in parts if part not in there for leaf in leaves]
-    return (*fpn, "roi_heads.res5.norm.* (C4 models)")
+    return (*fpn, *(f"roi_heads.res5.{leaf}" for leaf in norm))
 
 
 def detectron2_config(weights: Weights, *, c4: bool, norm: str = "SyncBN") -> Any:

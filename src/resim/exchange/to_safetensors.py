@@ -11,7 +11,7 @@ from typing import Any
 import safetensors
 from safetensors.torch import save_file
 
-from resim.exchange.card import model_card
+from resim.exchange.card import model_card, source_names
 from resim.exchange.features import features_of, probe_images
 from resim.exchange.recipe_of import recipe_of
 from resim.exchange.weights import Weights, read_weights
@@ -46,7 +46,8 @@ def _write(
 
     recipe = recipe_of(weights)
     header = {"format": "pt", "resim": resim.__version__, "recipe": json.dumps(recipe.to_json()), **metadata}
-    known = {"step": weights.step, "epoch": weights.epoch, "data": weights.data}
+    data = weights.data and {**weights.data, "sources": source_names(weights.data)}  # not the paths of a machine
+    known = {"step": weights.step, "epoch": weights.epoch, "data": data}
     header |= {key: json.dumps(value) for key, value in known.items() if value is not None}
     save_file({key: value.contiguous() for key, value in weights.tensors.items()}, folder / name, metadata=header)
     text = model_card(weights, recipe, licence=metadata.get("licence"), probes=probes)

@@ -67,7 +67,8 @@ def read_weights(path: str | Path) -> Weights:
 
 def weights_in(contents: Contents) -> Weights:
     """The same of a file that is open already."""
-    if "resim" in contents.data and isinstance(contents.data.get("model"), Mapping):
+    detector = contents.data.get("kind") == "detect"  # ours are torchvision's, by name too
+    if "resim" in contents.data and isinstance(contents.data.get("model"), Mapping) and not detector:
         return _own_checkpoint(contents)
     if "resim" in contents.metadata:
         return _own_safetensors(contents)
@@ -214,8 +215,10 @@ def _recipe_in(path: Path, data: object) -> Recipe:
     try:
         if not isinstance(data, dict):
             raise ValueError("there is none")
-        return Recipe.from_json(data)
-    except (ValueError, AttributeError) as error:
+        recipe = Recipe.from_json(data)
+        encoder_shapes(recipe.model)
+        return recipe
+    except (ValueError, AttributeError, RuntimeError, OverflowError) as error:  # numbers that no network can have
         raise UserError(f"{path}: holds no recipe of this version ({error})") from None
 
 

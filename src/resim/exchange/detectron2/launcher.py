@@ -162,6 +162,8 @@ def _densepose() -> Any:
 def _trainer(config: Any) -> Any:
     """Detectron2's trainer with the evaluator that each data set names; DensePose's own where that is on."""
     if config.MODEL.get("DENSEPOSE_ON", False):
+        # its evaluation fetches a file with a time limit, which not every kind of path takes
+        detectron2("utils.file_io").PathManager.set_strict_kwargs_checking(False)
         return importlib.import_module("densepose.engine").Trainer
     engine, evaluation, catalog = detectron2("engine"), detectron2("evaluation"), detectron2("data").MetadataCatalog
 
