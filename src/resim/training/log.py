@@ -34,9 +34,18 @@ class Log:
     """Collects each step's numbers on the device and reads them together, so that a step never waits for them.
 
     Only the first process writes; all must call `add` and `flush` alike, because numbers are averaged over processes.
+
+    Args:
+        folder: of the run.
+        processes: whose numbers are averaged.
+        progress: shows the last numbers.
+        batch_size: images a step.
+        steps: of an epoch; where an epoch is no whole number of steps, a fraction.
     """
 
-    def __init__(self, folder: Path, processes: Processes, progress: Progress, *, batch_size: int, steps: int) -> None:
+    def __init__(
+        self, folder: Path, processes: Processes, progress: Progress, *, batch_size: int, steps: float
+    ) -> None:
         self.folder, self.processes, self.progress = folder, processes, progress
         self.batch_size, self.steps_per_epoch = batch_size, steps
         self._pending: list[tuple[int, float, dict[str, Tensor]]] = []

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from resim.errors import UserError
 from resim.model.resim import ReSim
@@ -25,6 +25,7 @@ from resim.training import run_folder
 from resim.training.checkpoints import write_atomically
 from resim.training.config import Recipe, RunConfig
 from resim.training.log import Log, Reading
+from resim.training.loop import run_steps
 from resim.training.precision import choose_precision
 from resim.training.processes import Processes, catch_termination, start_processes
 from resim.training.progress import Progress
@@ -131,61 +132,43 @@ def pretrain(
         )  # fmt: skip
         loader = make_loader(dataset, order, workers=workers, pin_memory=processes.device.type == "cuda")
         bad_files = run_folder.BadFiles(out, processes, run.max_bad_share)
-        saved_at = time.monotonic()
-        invocation_end = min(end, step + run.stop_after) if run.stop_after else end
-        stop = step >= invocation_end
 
-        def checkpoint(done: int, *, keep: bool = False) -> None:
+        def checkpoint(done: int) -> None:
             """Save the state after `done` steps."""
             bad_files.write()
-            log.flush()
             if processes.first:
-                name = f"epoch_{done // steps:04d}.pt" if keep else None
+                epochs_done, in_epoch = divmod(done, steps)
+                keep = in_epoch == 0 and run.keep_every > 0 and epochs_done % run.keep_every == 0
+                name = f"epoch_{epochs_done:04d}.pt" if keep else None
                 run_folder.save(out, _state(recipe, precision, data, stepper, done, steps), keep_as=name)
 
         with (
             tell_of_killed_workers(),
             contextlib.closing(read_batches(loader)) as batches,
-            Progress(epochs=optim.epochs, steps=steps, first_step=step, show=show and processes.first) as progress,
+            Progress(steps=end, epoch_steps=steps, first_step=step, show=show and processes.first) as progress,
         ):
             log = Log(out, processes, progress, batch_size=optim.batch_size, steps=steps)
             log.start(step)
             _greet(progress, recipe, processes, precision, data, out, step, steps, workers)
-            while not stop:
-                waiting = time.perf_counter()
-                batch = next(batches)
-                log.waited(time.perf_counter() - waiting)
-                bad_files.seen(len(batch), {file.path: file.reason for file in batch.bad})
 
-                epoch, first_of_epoch = step // steps, step % steps == 0
-                if look is not None and first_of_epoch:  # after the checkpoint, so that nothing is lost while it looks
+            def take_step(batch: PairBatch, step: int) -> tuple[float, dict[str, Tensor]]:
+                """One batch, one step of SGD; the learning rate and the numbers of the step."""
+                bad_files.seen(len(batch), {file.path: file.reason for file in batch.bad})
+                epoch = step // steps
+                if look is not None and step % steps == 0:  # after the checkpoint: nothing is lost while it looks
                     log.look(step, functools.partial(look, stepper.model, step))
                 lr = learning_rate(optim, epoch)
                 for group in stepper.optimizer.param_groups:
                     group["lr"] = lr
                 views_q, views_k = batch.views(recipe.views, processes.device)
                 losses = stepper(views_q, views_k, shuffle_order(optim.batch_size, optim.seed, step))
-                log.add(step, lr, losses)
-                if first_of_epoch and processes.first and run.picture_every and epoch % run.picture_every == 0:
+                if step % steps == 0 and processes.first and run.picture_every and epoch % run.picture_every == 0:
                     _draw(out, log, recipe, batch, (views_q, views_k), paths, epoch, step)
-                step += 1
+                return lr, losses
 
-                reading = step % run.log_every == 0 or step == invocation_end
-                end_of_epoch = step % steps == 0
-                if reading or end_of_epoch:
-                    log.flush()
-                save = stop = False
-                # on GPUs agreeing waits for the device, so it is done where the metrics are read anyway
-                if processes.device.type == "cpu" or processes.count == 1 or reading or end_of_epoch:
-                    overdue = time.monotonic() - saved_at >= 60 * run.checkpoint_minutes
-                    stop, save = processes.agree(bool(signals), overdue)
-                    stop = stop or step >= invocation_end
-                if save or stop or end_of_epoch:
-                    epochs_done = step // steps
-                    keep = end_of_epoch and run.keep_every > 0 and epochs_done % run.keep_every == 0
-                    checkpoint(step, keep=keep)
-                    saved_at = time.monotonic()
-
+            step = run_steps(
+                batches, take_step, checkpoint, log, run, processes, signals, step=step, end=end, every=steps
+            )
             if look is not None and step == end:
                 log.look(step, functools.partial(look, stepper.model, step))
             log.close()

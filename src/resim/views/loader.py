@@ -7,9 +7,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from resim.views.decode import BadImageError, Photo
 from resim.views.photometric import augment, blur_reach
 from resim.views.views import Views
 
+S = TypeVar("S")
+K = TypeVar("K")
+B = TypeVar("B")
 _TRIES = 20  # draws in a row that may be undecodable
 
 
@@ -162,13 +165,26 @@ def collate(samples: list[Sample]) -> PairBatch:
 
 
 def make_loader(
-    dataset: PairDataset, order: BatchOrder, *, workers: int, pin_memory: bool = False
-) -> DataLoader[PairBatch]:
-    """Batches in the given order, decoded by `workers` processes (0: in this one)."""
+    dataset: Dataset[S],
+    order: Sampler[list[K]],
+    *,
+    workers: int,
+    pin_memory: bool = False,
+    join: Callable[[list[S]], B] = collate,
+) -> DataLoader[B]:
+    """Batches in the given order, decoded by `workers` processes (0: in this one).
+
+    Args:
+        dataset: samples by key.
+        order: the keys of each batch.
+        workers: processes.
+        pin_memory: into page-locked memory.
+        join: makes a batch of samples.
+    """
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_sampler=order,
-        collate_fn=collate,
+        collate_fn=join,
         num_workers=workers,
         pin_memory=pin_memory,
         prefetch_factor=2 if workers else None,
