@@ -11,7 +11,8 @@ from typing import Annotated
 import tyro
 
 from resim import recipes
-from resim.cli_options import OneLineParser, Sources, print_recipes, read_options
+from resim.cli_exchange import export_verb, import_verb
+from resim.cli_options import OneLineParser, Sources, print_recipes, read_options, recipe_called
 from resim.cli_pictures import explore_verb, report_verb, similarity_verb
 from resim.errors import UserError
 from resim.model.encoder import ModelConfig
@@ -111,7 +112,7 @@ def recipes_verb(argv: Sequence[str]) -> None:
         batch = f"{recipe.optim.batch_size} in groups of {recipe.model.group_size}"
         table[name] = (make, (recipe.model.backbone, levels, recipe.views.image_size, batch, recipe.optim.epochs))
     columns = ("backbone", "levels", "view px", "batch", "epochs")
-    print_recipes(argv, "recipes", recipes_verb.__doc__ or "", columns, table)
+    print_recipes(argv, "recipes", recipes_verb.__doc__ or "", columns, table, recipe_called)
 
 
 def preview_verb(argv: Sequence[str]) -> None:
@@ -173,7 +174,7 @@ def probe_verb(argv: Sequence[str]) -> None:
     """Measure features: nearest neighbours, linear probe, region correspondence, health."""
     from resim.cli_probe import ProbeOptions, run_probe
 
-    run_probe(_read(ProbeOptions, argv, "probe", probe_verb.__doc__ or ""))
+    run_probe(read_options(ProbeOptions, argv, "probe", probe_verb.__doc__ or ""))
 
 
 def _chosen_recipe(argv: Sequence[str], verb: str) -> tuple[str, Recipe, RunConfig]:
@@ -189,15 +190,7 @@ def _chosen_recipe(argv: Sequence[str], verb: str) -> tuple[str, Recipe, RunConf
             recipe = read_recipe(stored)
             return recipe.name, recipe, read_run_settings(stored)
     name = known.recipe or "resim-fpn"
-    return name, _recipe_called(name), RunConfig()
-
-
-def _recipe_called(name: str) -> Recipe:
-    if name in recipes.RECIPES:
-        return recipes.RECIPES[name]()
-    if Path(name).suffix == ".json":
-        return read_recipe(Path(name))
-    raise UserError(f"no recipe {name!r}: one of {', '.join(recipes.RECIPES)}, or a .json file that holds one")
+    return name, recipe_called(name), RunConfig()
 
 
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -211,6 +204,8 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "report": report_verb,
     "detect": detect_verb,
     "compare": compare_verb,
+    "import": import_verb,
+    "export": export_verb,
     "demo": demo_verb,
 }
 

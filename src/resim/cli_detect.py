@@ -15,6 +15,7 @@ from resim.detection.config import DetectorConfig, DetectRecipe, DetectRun, Imag
 from resim.detection.recipes import DETECT_RECIPES
 from resim.detection.records import DetectionData
 from resim.errors import UserError
+from resim.training.config import read_recipe, read_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +195,7 @@ def _recipes(argv: Sequence[str]) -> None:
             make,
             (recipe.detector.neck, f"{recipe.tune.steps} of {recipe.tune.batch_size}", f"{sizes[0]}-{sizes[-1]}"),
         )
-    print_recipes(argv, "detect recipes", _recipes.__doc__ or "", ("neck", "steps", "px"), table)
+    print_recipes(argv, "detect recipes", _recipes.__doc__ or "", ("neck", "steps", "px"), table, recipe_called)
 
 
 def recipe_of(name: str, detector: DetectorConfig, images: ImagesConfig, tune: TuneConfig) -> DetectRecipe:
@@ -232,8 +233,6 @@ def read_data(path: Path, options: DataOptions) -> tuple[DetectionData, Detectio
 
 def chosen_recipe(argv: Sequence[str], verb: str) -> tuple[str, DetectRecipe, DetectRun, str]:
     """The defaults of all other options: the protocol that --recipe names, or all of the run to be resumed."""
-    from resim.training.config import read_recipe, read_settings
-
     parser = OneLineParser(prog=f"resim {verb}", add_help=False, allow_abbrev=False)
     parser.add_argument("--recipe")
     parser.add_argument("--out", type=Path)
@@ -246,10 +245,19 @@ def chosen_recipe(argv: Sequence[str], verb: str) -> tuple[str, DetectRecipe, De
             init = json.loads(stored.read_text(encoding="utf-8")).get("init", "random")
             return recipe.name, recipe, read_settings(stored, DetectRun, _KEPT_ON_RESUME), init
     name = known.recipe or "quick"
+    return name, recipe_called(name), DetectRun(), "random"
+
+
+def recipe_called(name: str) -> DetectRecipe:
+    """The protocol of a name, or of a .json file.
+
+    Raises:
+        UserError: there is none.
+    """
     if name in DETECT_RECIPES:
-        return name, DETECT_RECIPES[name](), DetectRun(), "random"
+        return DETECT_RECIPES[name]()
     if Path(name).suffix == ".json":
-        return name, read_recipe(Path(name), DetectRecipe), DetectRun(), "random"
+        return read_recipe(Path(name), DetectRecipe)
     raise UserError(f"no protocol {name!r}: one of {', '.join(DETECT_RECIPES)}, or a .json file that holds one")
 
 

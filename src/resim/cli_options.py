@@ -15,9 +15,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from resim import recipes
 from resim.errors import UserError
 from resim.regions.level import Level
-from resim.training.config import AnyRecipe
+from resim.training.config import AnyRecipe, Recipe, read_recipe
 
 T = TypeVar("T")
 Sources = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR [DIR ...]")]
@@ -104,6 +105,7 @@ def print_recipes(
     description: str,
     columns: Sequence[str],
     table: Mapping[str, tuple[Callable[[], AnyRecipe], Sequence[object]]],
+    find: Callable[[str], AnyRecipe],
 ) -> None:
     """List recipes, or print the one that is named whole as JSON.
 
@@ -113,6 +115,7 @@ def print_recipes(
         description: of the verb.
         columns: headings between the name and what the recipe is.
         table: by name, the function that makes the recipe, and its cells.
+        find: the recipe of a name or file.
 
     Raises:
         UserError: no recipe of that name.
@@ -120,12 +123,23 @@ def print_recipes(
     parser = OneLineParser(prog=f"resim {verb}", description=description)
     parser.add_argument("name", nargs="?", help="a recipe, printed with every field")
     chosen = parser.parse_args(argv).name
-    if chosen and chosen not in table:
-        raise UserError(f"no recipe {chosen!r}: one of {', '.join(table)}")
     if chosen:
-        print(json.dumps(table[chosen][0]().to_json(), indent=2))
+        print(json.dumps(find(chosen).to_json(), indent=2))
         return
     drawn = Table("recipe", *columns, "what", box=None, padding=(0, 2, 0, 0))
     for name, (make, cells) in table.items():
         drawn.add_row(name, *map(str, cells), (make.__doc__ or "").strip())
     Console(width=None if sys.stdout.isatty() else 180).print(drawn)
+
+
+def recipe_called(name: str) -> Recipe:
+    """The recipe of a name, or of a .json file.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name in recipes.RECIPES:
+        return recipes.RECIPES[name]()
+    if Path(name).suffix == ".json":
+        return read_recipe(Path(name))
+    raise UserError(f"no recipe {name!r}: one of {', '.join(recipes.RECIPES)}, or a .json file that holds one")

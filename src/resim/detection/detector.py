@@ -100,8 +100,9 @@ def build_detector(
     """
     if config.backbone == "auto" or config.backbone.startswith("timm/"):
         raise UserError(f"backbone {config.backbone!r}: a detector needs a torchvision ResNet, such as resnet50")
-    build_backbone(config.backbone)  # raises if there is none of that name
     with torch.random.fork_rng([]):
+        with torch.device("meta"):
+            build_backbone(config.backbone)  # raises if there is none of that name
         torch.manual_seed(seed)
         norm = norm_layer(config.norm, processes)
         network: Any = torchvision.models.get_model(config.backbone, weights=None, norm_layer=norm)

@@ -78,6 +78,11 @@ def load_init(model: GeneralizedRCNN, config: DetectorConfig, weights: Weights |
     state = model.state_dict()
     tensors = {} if weights is None else weights.tensors
     source = "no file: all is new" if weights is None else f"{weights.path}, {weights.kind}"
+    if weights is not None and weights.config.backbone != config.backbone:  # shapes alone would let half of it pass
+        raise UserError(
+            f"{source}: is of a {weights.config.backbone}, the detector's backbone is {config.backbone}: "
+            "leave --backbone to the file"
+        )
     filled: dict[str, Tensor] = {}
     used: set[str] = set()
     notes: list[str] = []
@@ -105,7 +110,7 @@ def load_init(model: GeneralizedRCNN, config: DetectorConfig, weights: Weights |
         name = wrong[0]
         raise UserError(
             f"{source}: {name} is {list(filled[name].shape)}, a detector on {config.backbone} with an FPN of width "
-            f"{config.fpn_width} has {list(state[name].shape)}: leave --backbone and --fpn-width to the file"
+            f"{config.fpn_width} has {list(state[name].shape)}: leave --fpn-width to the file"
         )
     if tensors and not filled:
         raise UserError(f"{source}: none of its {len(tensors)} entries belongs to a backbone")

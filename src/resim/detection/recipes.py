@@ -12,6 +12,7 @@ from collections.abc import Callable
 from resim.detection.config import DetectorConfig, DetectRecipe, ImagesConfig, TuneConfig
 
 PRECISE_BATCHES = 200  # Detectron2's TEST.PRECISE_BN.NUM_ITER
+C4_PROPOSALS = 2000  # Detectron2's POST_NMS_TOPK_TRAIN, which its FPN configs lower to 1,000 and its C4 ones do not
 
 
 def coco_fpn_1x() -> DetectRecipe:
@@ -36,8 +37,8 @@ def coco_fpn_2x_moco() -> DetectRecipe:
 
 def coco_c4_2x() -> DetectRecipe:
     """COCO Mask R-CNN on C4, 180k steps, MoCo's protocol: all trained, precise BatchNorm, an extra one after C5."""
-    detector = DetectorConfig(neck="c4", masks=True)
-    tune = TuneConfig(steps=180_000, drops=(120_000, 160_000), warmup_steps=100, precise_bn=PRECISE_BATCHES)
+    detector = DetectorConfig(neck="c4", masks=True, proposals_train=C4_PROPOSALS)
+    tune = TuneConfig(steps=180_000, drops=(120_000, 160_000), precise_bn=PRECISE_BATCHES)
     return DetectRecipe(name="coco-c4-2x", detector=detector, tune=tune)
 
 
@@ -45,7 +46,7 @@ def voc_c4_24k() -> DetectRecipe:
     """VOC 2007+2012 Faster R-CNN on C4, 24k steps, MoCo's protocol: all trained, precise BatchNorm."""
     return DetectRecipe(
         name="voc-c4-24k",
-        detector=DetectorConfig(neck="c4"),
+        detector=DetectorConfig(neck="c4", proposals_train=C4_PROPOSALS),
         images=ImagesConfig(min_sizes=tuple(range(480, 801, 32))),
         tune=TuneConfig(steps=24_000, drops=(18_000, 22_000), warmup_steps=100, precise_bn=PRECISE_BATCHES),
     )

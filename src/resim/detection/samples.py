@@ -5,6 +5,7 @@ Shapes: n objects, H x W pixels of an image, K keypoints.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ from resim.views.decode import BadImageError, Photo
 from resim.views.loader import epoch_order
 
 Target = dict[str, Tensor]
+
+SMALLEST = 0.01  # px: a thinner box may have no extent left in single precision, once flipped and resized
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class DetectionBatch:
     def pin_memory(self) -> DetectionBatch:
         """The same in page-locked memory."""
         pinned = [
-            Sample(s.image.pin_memory(), {k: v.pin_memory() for k, v in s.target.items()}, s.index, s.size, s.seed)
+            dataclasses.replace(s, image=s.image.pin_memory(), target={k: v.pin_memory() for k, v in s.target.items()})
             for s in self.samples
         ]
         return DetectionBatch(pinned)
@@ -170,7 +173,7 @@ def clipped(record: Record) -> np.ndarray:
 def objects_to_learn(record: Record, *, difficult: bool, masks: bool) -> np.ndarray:
     """(n,) bool: no crowd region, no empty box, with a mask where masks are learnt, difficult ones if asked for."""
     boxes = clipped(record)
-    keep = ~record.crowd & ((boxes[:, 2:] - boxes[:, :2]) > 0).all(axis=1)
+    keep = ~record.crowd & (boxes[:, 2:] - boxes[:, :2] >= SMALLEST).all(axis=1)
     if not difficult:
         keep &= ~record.difficult
     return keep & record.has_mask if masks else keep
@@ -181,7 +184,7 @@ def keypoint_swaps(names: Sequence[str]) -> list[int]:
     mirrored = [
         name.replace("left", "\0").replace("right", "left").replace("\0", "right") if name else name for name in names
     ]
-    return [names.index(name) if name in names else place for place, name in enumerate(mirrored)]
+    return [names.index(name) if name and name in names else place for place, name in enumerate(mirrored)]
 
 
 def collate_samples(samples: list[Sample]) -> DetectionBatch:

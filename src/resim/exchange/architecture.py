@@ -51,7 +51,7 @@ def infer_config(tensors: Mapping[str, Tensor]) -> ModelConfig:
     )
     if outputs:
         norm = any(re.fullmatch(r"fpn\.output\d\.1\.weight", name) for name in tensors)
-        weight = tensors.get(f"fpn.{outputs[0]}.{'0.' if norm else ''}weight")
+        weight = tensors.get(f"fpn.lateral5.{'0.' if norm else ''}weight")
         width = weight.shape[0] if weight is not None and weight.dim() else config.fpn_width
         config = dataclasses.replace(config, fpn_norm=norm, fpn_width=int(width))
     last = tensors.get("head.2.weight")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -140,7 +141,8 @@ def _read_torch(path: Path, head: bytes) -> Any:
         if packed:  # torch.save never does it, and little can unpack to much
             raise UserError(f"{path}: {packed[0]} in it is compressed, as torch.save does not do; save it anew")
     allowed: list[Any] = [(stand_in, name) for name, stand_in in NUMPY.items()]
-    with torch.serialization.safe_globals(allowed):
+    with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of how long it takes to check what will be refused
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -151,8 +153,10 @@ def _told(error: Exception, size: int) -> str:
     if wanted:
         name = wanted[1] or wanted[2]
         return f"refused: it asks for {name} when it is read, and only tensors, arrays and plain data are read"
-    if isinstance(error, pickle.UnpicklingError) and text.startswith("it "):
-        return f"refused: {text}, and only tensors, arrays and plain data are read"
+    reason = re.search(r"(?:^|WeightsUnpickler error:\s*)(it [^\n]+)", text)
+    if isinstance(error, pickle.UnpicklingError) and reason:
+        return f"refused: {reason[1].strip()}, and only tensors, arrays and plain data are read"
+    text = text.partition("WeightsUnpickler error:")[2] or text
     if isinstance(error, SafetensorError):
         return f"damaged, or no safetensors file ({size} bytes; {text.splitlines()[0][:120]})"
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -142,7 +142,13 @@ NUMPY: dict[str, Callable[..., Any]] = {
 }
 """What stands in a pickle for NumPy's names."""
 
-_ALLOWED = NUMPY | {"_codecs.encode": _Function(_latin1), "collections.OrderedDict": OrderedDict}
+_NO_BYTES = _Function(lambda: b"")  # how protocol 2 writes them
+_ALLOWED = NUMPY | {
+    "_codecs.encode": _Function(_latin1),
+    "builtins.bytes": _NO_BYTES,
+    "__builtin__.bytes": _NO_BYTES,
+    "collections.OrderedDict": OrderedDict,
+}
 
 _OPCODES = frozenset(
     """

@@ -44,6 +44,9 @@ class Weights:
     """The network of the tensors; of a foreign file, what its names and shapes say."""
     step: int | None = None
     """Steps of pre-training, where the file says."""
+    epoch: int | None = None
+    data: Mapping[str, Any] | None = None
+    """What the weights were trained on, as our checkpoints note it: `images` (how many), `sources`, `hash`."""
     added: tuple[str, ...] = ()
     """Counters of batches that the file lacks and that stand at 0 in `tensors`."""
 
@@ -90,7 +93,7 @@ def _own_checkpoint(contents: Contents) -> Weights:
     ]
     left_over = [f"query.{name}" for name in _take_unknown(query, recipe.model)] + unknown + others
     check_complete(contents.path, query, recipe.model, whole=True)
-    step, source = data.get("step"), data.get("imported")
+    step, source, images = data.get("step"), data.get("imported"), data.get("data")
     source = source if isinstance(source, Mapping) else {}
     return Weights(
         path=contents.path,
@@ -101,31 +104,31 @@ def _own_checkpoint(contents: Contents) -> Weights:
         origin=_text(source.get("origin")),
         recipe=recipe,
         config=recipe.model,
-        step=step if isinstance(step, int) else None,
+        step=_count(step),
+        epoch=_count(data.get("epoch")),
+        data=images if isinstance(images, Mapping) else None,
     )
 
 
 def _own_safetensors(contents: Contents) -> Weights:
     metadata = contents.metadata
-    try:
-        stored = json.loads(metadata.get("recipe", ""))
-    except ValueError:
-        stored = None
-    recipe = _recipe_in(contents.path, stored)
+    recipe = _recipe_in(contents.path, _json(metadata.get("recipe")))
     tensors, _ = tensors_in(contents, contents.data)
     left_over = _take_unknown(tensors, recipe.model)
     check_complete(contents.path, tensors, recipe.model, whole=True)
-    step = metadata.get("step", "")
+    step, images = _json(metadata.get("step")), _json(metadata.get("data"))
     return Weights(
         path=contents.path,
-        kind=f"resim safetensors file ({recipe.name}, {recipe.model.backbone}, step {step or 'unknown'})",
+        kind=f"resim safetensors file ({recipe.name}, {recipe.model.backbone}, step {step})",
         tensors=tensors,
         left_over=tuple(left_over),
         licence=metadata.get("licence"),
         origin=metadata.get("origin"),
         recipe=recipe,
         config=recipe.model,
-        step=int(step) if step.isdecimal() else None,
+        step=_count(step),
+        epoch=_count(_json(metadata.get("epoch"))),
+        data=images if isinstance(images, Mapping) else None,
     )
 
 
@@ -160,6 +163,7 @@ def _foreign(contents: Contents) -> Weights:
         origin=_text(made_by.get("origin")) or _text(contents.data.get("__author__")),
         recipe=None,
         config=config,
+        epoch=_count(contents.data.get("epoch")),
         added=tuple(added),
     )
 
@@ -183,8 +187,8 @@ def _kind(
             if head
             else "MoCo v1"
         )
-        epoch = contents.data.get("epoch")
-        after = f", epoch {epoch}" if isinstance(epoch, int) else ""
+        epoch = _count(contents.data.get("epoch"))
+        after = "" if epoch is None else f", epoch {epoch}"
         return f"published {program} checkpoint ({config.backbone}{pyramid}{after})"
     if form.name == "detectron2":
         detector = any("roi_heads" in name or "proposal_generator" in name for name in left_over)
@@ -217,3 +221,15 @@ def _recipe_in(path: Path, data: object) -> Recipe:
 
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _json(text: str | None) -> Any:
+    """A value of a safetensors file's metadata, which are texts; None for what is no JSON."""
+    try:
+        return json.loads(text or "null")
+    except ValueError:
+        return None

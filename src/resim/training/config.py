@@ -121,6 +121,11 @@ class RunConfig:
     """Folder of the run; default: runs/RECIPE-DATE-TIME."""
     resume: bool = False
     """Continue the run in --out exactly where its last checkpoint is."""
+    start_from: str | None = None
+    """Checkpoint or run whose weights, keys, queue and momentum a new run begins with; resim import makes one of other
+    programs' files."""
+    start_epoch: int = 0
+    """Epoch of the schedule at which a run with --start-from begins."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto: a GPU if there is one."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
@@ -158,6 +163,7 @@ class RunConfig:
         at_least = {
             "groups_at_a_time": 0, "workers": -1, "log_every": 1, "checkpoint_minutes": 0, "keep_every": 0,
             "picture_every": 0, "probe_every": 0, "probe_images": 0, "max_bad_share": 0, "stop_after": 0,
+            "start_epoch": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             if not getattr(self, name) >= least:
@@ -204,6 +210,7 @@ D = TypeVar("D")
 _KEPT_ON_RESUME = (
     "compile", "groups_at_a_time", "log_every", "checkpoint_minutes", "keep_every", "picture_every", "probe_every",
     "probe_data", "probe_images", "max_bad_share",
+    "start_from", "start_epoch",
 )  # fmt: skip
 
 

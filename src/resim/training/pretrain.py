@@ -31,6 +31,7 @@ from resim.training.processes import Processes, catch_termination, start_process
 from resim.training.progress import Progress
 from resim.training.provenance import versions
 from resim.training.schedule import learning_rate
+from resim.training.starting import read_start, start
 from resim.training.step import Stepper, make_stepper
 from resim.views.folder import PathList, find_images
 from resim.views.loader import (
@@ -94,7 +95,8 @@ def pretrain(
         run_folder.check_folder(out, resume=run.resume)
         held.enter_context(run_folder.hold(out, processes))
         state = run_folder.open_run(out, recipe, resume=run.resume)
-        step = state["step"] if state else 0
+        first = None if state else read_start(run, optim)
+        step = state["step"] if state else steps * run.start_epoch
         end = steps * optim.epochs
         precision = state["precision"] if state else choose_precision(run.precision, processes.device)
         precision = processes.gather_objects(precision)[0]  # it is a measurement: the first process's counts
@@ -104,6 +106,10 @@ def pretrain(
         told = [sources] if isinstance(sources, str | Path) else sources
         look = probe(recipe, run, precision, paths, steps) if probe is not None and processes.first else None
         data = {"sources": [str(source) for source in told], "images": len(paths), "hash": paths.fingerprint()}
+
+        # the licence and origin of imported weights go with what is made of them
+        origin = (state or first or {}).get("imported")
+        imported = {"imported": origin} if origin else {}
 
         workers = run.workers if run.workers >= 0 else min(processes.cores, 16)
         stepper = make_stepper(
@@ -119,7 +125,9 @@ def pretrain(
             stepper.optimizer.load_state_dict(state["optimizer"])
             if processes.first:
                 run_folder.note_resume(out, step)
-        elif processes.first:
+        elif first:
+            start(stepper, first, str(run.start_from))
+        if not state and processes.first:
             resolved = dataclasses.replace(
                 run, out=out, device=processes.device.type, precision=precision, workers=workers
             )
@@ -140,7 +148,7 @@ def pretrain(
                 epochs_done, in_epoch = divmod(done, steps)
                 keep = in_epoch == 0 and run.keep_every > 0 and epochs_done % run.keep_every == 0
                 name = f"epoch_{epochs_done:04d}.pt" if keep else None
-                run_folder.save(out, _state(recipe, precision, data, stepper, done, steps), keep_as=name)
+                run_folder.save(out, _state(recipe, precision, data, stepper, done, steps) | imported, keep_as=name)
 
         with (
             tell_of_killed_workers(),
