@@ -169,6 +169,8 @@ def test_a_k_above_the_number_of_images_is_cut_and_told(capsys: Captured, run: P
 
 def test_what_cannot_work(capsys: Captured, run: Path, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "file").touch()
     mine, data, out = str(run), str(folder), str(tmp_path / "p.json")
     for words, told in (
         ([], "NETWORK and DATA are needed"),
@@ -179,6 +181,9 @@ def test_what_cannot_work(capsys: Captured, run: Path, folder: Path, tmp_path: P
         ([str(tmp_path / "empty"), data], str(tmp_path / "empty")),
         (["random:none", data], "random:none: no recipe 'none'"),
         ([mine, data, "--out", "p.txt"], "--out p.txt: must end in .json"),
+        ([mine, data, "--out", str(tmp_path / "folder.json")], "folder.json: is a folder"),
+        ([mine, data, "--out", str(tmp_path / "file" / "p.json")], "file cannot be written to"),
+        ([mine, data, "--image-size", "99999"], "image-size 99999: must be at most 4096 px"),
         ([mine, data, "--k", "0"], "k 0: must be at least 1"),
         ([mine, data, "--temperature", "0"], "temperature 0.0: must be above 0"),
         ([mine, data, "--image-size", "32"], "image-size 32: must be at least 64 px"),

@@ -22,6 +22,7 @@ from resim.probes.linear import fit_linear
 from resim.probes.linear_sgd import LinearConfig, train_linear
 from resim.probes.unlabelled import LEAST_SIZE, Told, correspondence_probe, health_probe, probe_window
 
+MOST_SIZE = 4096  # px
 Path = tuple[str, ...]
 """Where a score stands: ("knn", "C5"), ("correspondence", "scale", "P4"), ("health", "global")."""
 
@@ -72,6 +73,8 @@ class ProbeConfig:
         self.sgd()
         if 0 < self.image_size < LEAST_SIZE:
             raise ValueError(f"image-size {self.image_size}: must be at least {LEAST_SIZE} px")
+        if self.image_size > MOST_SIZE:
+            raise ValueError(f"image-size {self.image_size}: must be at most {MOST_SIZE} px")
 
     def sgd(self) -> LinearConfig:
         """The schedule of linear-sgd.
