@@ -16,6 +16,7 @@ from resim.cli import main
 from resim.errors import UserError
 from resim.model.encoder import ModelConfig
 from resim.model.resim import ReSim
+from resim.probes.features import Network, pooled_features
 from resim.probes.online import OnlineProbe
 from resim.recipes import quick
 from resim.regions.level import Level
@@ -179,14 +180,27 @@ def test_of_a_queue_that_is_not_full_the_newest_keys_count(folder: Path) -> None
 def test_an_encoder_that_collapses_is_told_of_while_it_happens(folder: Path) -> None:
     model, probe = ReSim(RECIPE.model), probe_of(folder, probe_every=1)
     parameters = dict(model.query.named_parameters())
+    spread = "spread/global"
     with torch.no_grad():
-        vectors = probe(model, 0).values["spread/global"]
+        # the vectors of an untrained network lie close together around their mean: around 0 they point everywhere
+        network = Network(name="", encoder=model.query.eval())
+        vectors = pooled_features(network, probe.pairs, size=64).vectors["global"]
+        parameters["head.2.bias"].sub_(vectors.mean(dim=0))
+        first = probe(model, 0)
         parameters["head.2.weight"].zero_()
         parameters["head.2.bias"].fill_(1.0)
-        told = probe(model, 6)
-    assert vectors > 0.01
-    assert told.values["spread/global"] == pytest.approx(0, abs=1e-4)
-    assert any("the global vectors of all 8 images are nearly the same (spread 0.00 of 1)" in t for t in told.lines)
+        second = probe(model, 6)
+    assert first.values[spread] > 0.9
+    assert len(first.lines) == 1
+    assert second.values[spread] == pytest.approx(0, abs=1e-4)
+    assert second.lines[1].startswith(
+        "collapse: the global vectors of all 8 images are nearly the same (spread 0.00 of 1); the spread was "
+    )
+
+
+def test_an_untrained_network_is_no_collapse(folder: Path) -> None:
+    probe = probe_of(folder, probe_every=1)
+    assert [line.partition(":")[0] for line in probe(ReSim(RECIPE.model), 0).lines] == ["probes before the first step"]
 
 
 def test_images_that_went_away_do_not_stop_a_run(folder: Path, tmp_path: Path) -> None:
