@@ -240,3 +240,10 @@ def test_a_shard_that_went_away(tmp_path: Path) -> None:
     tar.unlink()
     with pytest.raises(BadImageError, match="FileNotFoundError"):
         images.open(0)
+
+
+def test_real_shards(shared: Path) -> None:
+    images = read_images(shared / "data" / "places" / "scenes_val.tar")
+    assert images.labels is not None
+    assert np.bincount(images.labels).tolist() == [15] * 100
+    assert images.open(1499).decode().size == (128, 128)

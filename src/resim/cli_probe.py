@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,11 +65,16 @@ def run_probe(options: ProbeOptions) -> None:
     out = options.out
     if out is not None and out.suffix != ".json":
         raise UserError(f"--out {out}: must end in .json")
+    if out is not None and out.is_dir():
+        raise UserError(f"--out {out}: is a folder, a .json file is needed")
     train, test = read_sets(data, options.test, labelled=not options.unlabelled, seed=options.config.seed)
     loaded = load_encoders(words, seed=options.config.seed)
     config = dataclasses.replace(options.config, image_size=_size(options.config, loaded))
     train, test = train.draw(config.images, config.seed), test.draw(config.images, config.seed)
     out = out or _default_out(loaded)
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):  # now, not after minutes of work
+        raise UserError(f"--out {out}: {above} cannot be written to")
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
     for line in _greeting(train, test, config):
         console.print(line, markup=False, soft_wrap=True)

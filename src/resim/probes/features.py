@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Literal
 
 import numpy as np
@@ -188,7 +189,7 @@ def read_views(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ThreadPoolExecutor(min(cores, 16)) as threads:
         ahead: list[Future[np.ndarray | BadFile]] = []
-        for part, after in zip(parts, [*parts[1:], []], strict=True):
+        for part, after in zip_longest(parts, parts[1:], fillvalue=[]):
             now = ahead or [threads.submit(one, index) for index in part]
             ahead = [threads.submit(one, index) for index in after]
             done = [future.result() for future in now]

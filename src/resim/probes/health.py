@@ -127,9 +127,9 @@ def collapse(health: Health, *, what: str, before: Health | None = None) -> str:
         if before is not None and before.spread >= SPREAD:
             return f"collapse: {told}; the spread was {before.spread:.2f}. Lower the learning rate or check the images"
         return f"{told}: not spread out yet, or collapsed. If it stays so, lower the learning rate or check the images"
-    if health.rank < FEW_DIRECTIONS * health.directions and (before is None or health.rank < before.rank / 2):
+    if before is not None and health.rank < min(FEW_DIRECTIONS * health.directions, before.rank / 2):
         told = f"{what} use {health.rank:.1f} of {health.directions} directions"
-        return f"partial collapse: {told}" + (f"; it was {before.rank:.1f}" if before is not None else "")
+        return f"partial collapse: {told}; it was {before.rank:.1f}"
     return ""
 
 

@@ -1,40 +1,23 @@
-"""Images to probe with, and their classes where they have any: class folders, CSV files, tar shards.
-
-Nothing is unpacked: an image in a tar is read from where it lies, so that names in a foreign tar lead nowhere.
-"""
+"""Images to probe with, and their classes where they have any: class folders, CSV files, tar shards."""
 
 from __future__ import annotations
 
 import csv
-import glob
 import hashlib
 import io
 import os
-import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path, PurePath
 
 import numpy as np
 
 from resim.errors import UserError
+from resim.probes.shards import TarImage, find_shards, read_shards
 from resim.views.decode import BadImageError, Photo
-from resim.views.folder import EXTENSIONS, PathList, find_images
+from resim.views.folder import PathList, find_images
 
 _TRAIN, _TEST = ("train", "training"), ("val", "validation", "test")
-_LONGEST_CLASS = 1024  # bytes of a .cls file
-
-
-@dataclass(frozen=True)
-class TarImage:
-    """An image as it lies in an uncompressed tar."""
-
-    shard: str
-    name: str
-    start: int
-    """First byte of its data."""
-    size: int
-    """Bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,9 +131,10 @@ def read_images(source: str | Path, *, labelled: bool = True) -> ProbeImages:
         UserError: nothing there, or classes that cannot be read: which file and line.
     """
     path = os.path.expanduser(os.fspath(source))  # noqa: PTH111
-    shards = _shards(path)
+    shards = find_shards(path)
     if shards:
-        found = _read_shards(str(source), shards)
+        refs, names, kind = read_shards(str(source), shards)
+        found = _unlabelled(str(source), refs) if names is None else _labelled(str(source), kind, refs, names)
     elif path.lower().endswith(".csv"):
         found = _read_csv(path)
     else:
@@ -229,58 +213,3 @@ def _read_csv(path: str) -> ProbeImages:
     if not refs:
         raise UserError(f"{path}: has no rows: path,label is expected in each")
     return _labelled(path, "CSV", PathList(refs), names)
-
-
-def _shards(path: str) -> list[str]:
-    """The tar files that a path, a folder or a pattern stands for."""
-    if path.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
-        raise UserError(f"{path}: a compressed tar cannot be read at random: unpack it to a .tar")
-    if Path(path).is_dir():
-        return sorted(str(file) for file in Path(path).glob("*.tar"))
-    if path.lower().endswith(".tar"):
-        found = [path] if Path(path).exists() else sorted(glob.glob(path))  # noqa: PTH207
-        if not found:
-            raise UserError(f"{path}: there is no such file")
-        return found
-    return []
-
-
-def _read_shards(source: str, shards: list[str]) -> ProbeImages:
-    refs: list[TarImage] = []
-    keys: list[tuple[str, str]] = []  # of each image: its shard and webdataset key, the name up to its first dot
-    classes: dict[tuple[str, str], str] = {}
-    for shard in shards:
-        try:
-            length = Path(shard).stat().st_size
-            with tarfile.open(shard, "r:") as tar:
-                for member in tar:
-                    parent, _, name = member.name.rpartition("/")
-                    stem, _, extension = name.partition(".")
-                    key = (shard, f"{parent}/{stem}")
-                    if not member.isfile() or name.startswith("."):
-                        continue
-                    if member.offset_data + member.size > length:
-                        raise UserError(f"{shard}: is cut off in {member.name}")
-                    if extension.lower() == "cls":
-                        file = tar.extractfile(member)
-                        assert file is not None
-                        classes[key] = file.read(_LONGEST_CLASS).decode("utf-8", "surrogateescape").strip()
-                    elif PurePosixPath(name).suffix.lower() in EXTENSIONS:
-                        refs.append(TarImage(shard, member.name, member.offset_data, member.size))
-                        keys.append(key)
-        except OSError as error:
-            raise UserError(f"{shard}: cannot be read ({error.strerror or error})") from None
-        except tarfile.TarError as error:
-            raise UserError(f"{shard}: damaged, or no tar file ({error})") from None
-    if not refs:
-        raise UserError(f"{source}: no images in {len(shards)} tar files")
-    if classes:
-        missing = next((i for i, key in enumerate(keys) if not classes.get(key)), None)
-        if missing is not None:
-            ref = refs[missing]
-            raise UserError(f"{ref.shard}: {ref.name} has no class, {keys[missing][1].strip('/')}.cls is expected")
-        return _labelled(source, "tar shards, .cls", refs, [classes[key] for key in keys])
-    folders = [str(PurePosixPath(ref.name).parent).lstrip("./").partition("/")[0] for ref in refs]
-    if not all(folders) or len(set(folders)) < 2:
-        return _unlabelled(source, refs)
-    return _labelled(source, "tar shards, folders", refs, folders)

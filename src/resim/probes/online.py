@@ -87,7 +87,9 @@ class OnlineProbe:
         wrong = collapse(health, what="the last keys", before=self._queue_before)
         self._queue_before = _best(self._queue_before, health)
         values = {"queue/age": float(age), "queue/rank": health.rank, "queue/spread": health.spread}
-        return values, [wrong] if wrong and self._tells(wrong, step) else []
+        # at the start of every run the vectors lie close together: that is told if it stays so
+        early = step <= _EARLY * self.steps * self.recipe.optim.epochs
+        return values, [wrong] if wrong and (_is_a_fall(wrong) or not early) else []
 
     def _measure(self, encoder: Encoder, step: int) -> tuple[dict[str, float], list[str]]:
         network = Network(name="query encoder", encoder=encoder, precision=self.precision)
@@ -120,16 +122,18 @@ class OnlineProbe:
             }
             what = "the global vectors" if level == GLOBAL else f"the {level} vectors"
             wrong = collapse(value, what=what, before=self._levels_before.get(level))
-            if wrong and self._tells(wrong, step):
+            # running statistics lag behind early weights, so that here only a fall tells of a collapse
+            if _is_a_fall(wrong):
                 warned.append(wrong)
             self._levels_before[level] = _best(self._levels_before.get(level), value)
         told.append(f"rank {health[GLOBAL].rank:.0f} of {health[GLOBAL].directions}")
         when = f"after epoch {step // self.steps}" if step else "before the first step"
         return values, [f"probes {when}: {', '.join(told)}", *warned]
 
-    def _tells(self, wrong: str, step: int) -> bool:
-        """Whether to say it: at the start of every run the vectors of an untrained network lie close together."""
-        return wrong.startswith(("collapse", "partial")) or step > _EARLY * self.steps * self.recipe.optim.epochs
+
+def _is_a_fall(wrong: str) -> bool:
+    """Whether `collapse` tells of something that was better before."""
+    return wrong.startswith(("collapse", "partial"))
 
 
 @contextmanager

@@ -20,8 +20,9 @@ from resim.probes.knn import NEIGHBOURS, TEMPERATURE, knn_votes
 from resim.probes.labels import ProbeImages
 from resim.probes.linear import fit_linear
 from resim.probes.linear_sgd import LinearConfig, train_linear
-from resim.probes.unlabelled import LEAST_SIZE, Told, correspondence_probe, health_probe
+from resim.probes.unlabelled import LEAST_SIZE, Told, correspondence_probe, health_probe, probe_window
 
+MOST_SIZE = 4096  # px
 Path = tuple[str, ...]
 """Where a score stands: ("knn", "C5"), ("correspondence", "scale", "P4"), ("health", "global")."""
 
@@ -72,6 +73,8 @@ class ProbeConfig:
         self.sgd()
         if 0 < self.image_size < LEAST_SIZE:
             raise ValueError(f"image-size {self.image_size}: must be at least {LEAST_SIZE} px")
+        if self.image_size > MOST_SIZE:
+            raise ValueError(f"image-size {self.image_size}: must be at most {MOST_SIZE} px")
 
     def sgd(self) -> LinearConfig:
         """The schedule of linear-sgd.
@@ -141,8 +144,10 @@ def probe_network(
         found = correspondence_probe(
             network, chosen, size=size, seed=config.seed, radius=config.radius or None, told=told
         )
+        details = {"window_px": probe_window(size)}
         for change, levels in found.items():
-            scores |= {("correspondence", change, level): Score(value=v, details={}) for level, v in levels.items()}
+            for level, value in levels.items():
+                scores["correspondence", change, level] = Score(value=value, details=details)
     if "health" in config.probes:
         health = health_probe(network, chosen, size=size, seed=config.seed, told=told)
         scores |= {("health", level): Score(value=value, details={}) for level, value in health.items()}

@@ -24,11 +24,18 @@ from resim.views.decode import Photo
 from resim.views.loader import BadFile
 from resim.views.photometric import augment, blur_reach
 
-WINDOW, STEP = 48, 16  # px of the view, the same for every level, so that levels answer the same questions
-LEAST_SIZE = WINDOW + STEP
+LEAST_SIZE = 64  # px: below it the top map has a single cell
 
 Told = Callable[[str, int, int], None]
 """Called with what is being done, how many more images of it are done, and how many there are."""
+
+
+def probe_window(size: int) -> int:
+    """Side of the windows in a view of `size` px: 48 px, 3/8 of a view below 128 px; they lie a third of it apart.
+
+    The same for every level, so that levels answer the same questions.
+    """
+    return min(48, size * 3 // 8)
 
 
 def correspondence_probe(
@@ -59,8 +66,8 @@ def correspondence_probe(
                 lambda views: network.maps(views)[1],
                 pairs,
                 strides=network.strides,
-                window=WINDOW,
-                step=STEP,
+                window=probe_window(size),
+                step=probe_window(size) // 3,
                 radius=radius,
             )
         except ValueError as error:
