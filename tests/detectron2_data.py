@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 _POINTS = 30
 
@@ -64,6 +65,25 @@ def _dense(box: dict[str, Any], number: int) -> dict[str, Any]:
     surface = {name: rng.uniform(0, 1, _POINTS).round(4).tolist() for name in ("dp_U", "dp_V")}
     parts = [float(value) for value in rng.integers(1, 25, _POINTS)]
     return box | {"id": number, **spots, **surface, "dp_I": parts, "dp_masks": [part, *([[]] * 13)]}
+
+
+def lay_out_cityscapes(folder: Path, images: int = 2) -> Path:
+    """Street scenes of noise with a car and a person each, in the layout of Cityscapes."""
+    for part in ("train", "val"):
+        streets, truths = (folder / "cityscapes" / kind / part / "city" for kind in ("leftImg8bit", "gtFine"))
+        streets.mkdir(parents=True)
+        truths.mkdir(parents=True)
+        for index in range(images):
+            stem = f"city_00000{index}_000019"
+            noise = np.random.default_rng(index).integers(0, 255, (128, 256, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(streets / f"{stem}_leftImg8bit.png")
+            car, person = [[20, 40], [120, 40], [120, 100], [20, 100]], [[160, 30], [200, 30], [200, 120], [160, 120]]
+            objects = [{"label": "car", "polygon": car}, {"label": "person", "polygon": person}]
+            content = {"imgHeight": 128, "imgWidth": 256, "objects": objects}
+            (truths / f"{stem}_gtFine_polygons.json").write_text(json.dumps(content))
+            for kind in ("instanceIds", "labelIds"):
+                Image.fromarray(np.zeros((128, 256), dtype=np.uint8)).save(truths / f"{stem}_gtFine_{kind}.png")
+    return folder
 
 
 def _symmetries(path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from detectron2_data import lay_out
+from detectron2_data import lay_out, lay_out_cityscapes
 from exchange_files import own_checkpoint, published, small, trained
 from torch import Tensor
 
@@ -197,6 +197,7 @@ RUNS = {
     "voc-c4-24k": {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc"},
     "coco-keypoints-fpn-1x": {"loss_keypoint", "loss_box_reg"},
     "coco-densepose-fpn-s1x": {"loss_densepose_U", "loss_densepose_V", "loss_densepose_I", "loss_densepose_S"},
+    "cityscapes-fpn": {"loss_cls", "loss_box_reg", "loss_mask", "loss_rpn_cls", "loss_rpn_loc"},
 }
 
 
@@ -206,9 +207,13 @@ RUNS = {
 def test_detectron2_takes_training_steps_from_our_backbone(shared: Path, tmp_path: Path, name: str) -> None:
     if "densepose" in name:
         pytest.importorskip("densepose")
+    if "cityscapes" in name:
+        pytest.importorskip("cityscapesscripts")
+        pytest.importorskip("shapely")
     own_checkpoint(tmp_path / "last.pt", small(backbone="resnet50"))
     export(tmp_path / "last.pt", "detectron2", tmp_path / "backbone.pth")
     data = lay_out(shared / "data", tmp_path / "datasets")
+    lay_out_cityscapes(data)
     words = [
         "train",
         "--config-file",
@@ -277,6 +282,23 @@ def test_what_the_launcher_refuses(capsys: pytest.CaptureFixture[str], words: li
     error = capsys.readouterr().err
     assert told in error
     assert error.count("\n") == 1
+
+
+def test_the_cityscapes_scripts_are_found_by_the_name_that_detectron2_calls_them() -> None:
+    pytest.importorskip("cityscapesscripts")
+    program = """
+from resim.exchange.detectron2.launcher import name_cityscapes
+name_cityscapes()
+name_cityscapes()
+import deeplearning.projects.cityscapesApi.cityscapesscripts.helpers.labels as module
+from deeplearning.projects.cityscapesApi.cityscapesscripts.helpers.labels import name2label
+print(name2label["car"].id, module.name2label is name2label)
+"""
+    paths = os.pathsep.join([str(Path(resim.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}
+    )
+    assert done.stdout == "26 True\n", done.stderr
 
 
 def test_the_launcher_lists_its_configs(capsys: pytest.CaptureFixture[str]) -> None:

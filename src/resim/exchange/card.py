@@ -26,6 +26,7 @@ def model_card(weights: Weights, recipe: Recipe, *, licence: str | None, probes:
     trained = (
         "made by resim" if weights.recipe else "of another program; the recipe below is read off its names and shapes"
     )
+    how = "pre-trained on images without labels" if weights.recipe else "weights of another program under resim's names"
     header = ["---", "library_name: resim", "tags: [self-supervised-learning, object-detection, resim]"]
     header += [f"license: {licence.lower()}"] if licence else []
     lines = [
@@ -33,7 +34,7 @@ def model_card(weights: Weights, recipe: Recipe, *, licence: str | None, probes:
         "---",
         f"# {recipe.name}, {model.backbone}",
         "",
-        f"{model.backbone}{' with an FPN' if any(level.from_fpn for level in model.levels) else ''}, without labels.",
+        f"{model.backbone}{' with an FPN' if any(level.from_fpn for level in model.levels) else ''}, {how}.",
         "",
         "```python",
         "import resim",

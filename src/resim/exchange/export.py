@@ -112,17 +112,20 @@ def _converted(weights: Weights, to: str, fpn_norm: str) -> tuple[Weights, tuple
         name: value.float() if value.is_floating_point() else value for name, value in weights.tensors.items()
     }
     wanted = {"keep": None, "plain": False, "batchnorm": True, "auto": True if to == "detectron2" else None}[fpn_norm]
-    config, notes = weights.config, []
-    if any(name.startswith("fpn.") for name in tensors) and wanted not in (None, config.fpn_norm):
-        tensors = with_norms(tensors) if wanted else without_norms(tensors)
-        config = dataclasses.replace(config, fpn_norm=wanted)
-        notes = [
-            "FPN biases were folded into BatchNorm's shift (scale 1, mean 0, variance 1 - eps): features are the same"
-            if wanted
-            else "the FPN's BatchNorm was folded into its convolutions (running statistics): features are the same"
-        ]
+    weights = dataclasses.replace(weights, tensors=tensors)
+    if wanted in (None, weights.config.fpn_norm):
+        return weights, ()
+    config = dataclasses.replace(weights.config, fpn_norm=wanted)
+    if not any(name.startswith("fpn.") for name in tensors):
+        return dataclasses.replace(weights, config=config), ()
     recipe = weights.recipe and dataclasses.replace(weights.recipe, model=config)
-    return dataclasses.replace(weights, tensors=tensors, config=config, recipe=recipe), tuple(notes)
+    tensors = with_norms(tensors) if wanted else without_norms(tensors)
+    note = (
+        "FPN biases were folded into BatchNorm's shift (scale 1, mean 0, variance 1 - eps): features are the same"
+        if wanted
+        else "the FPN's BatchNorm was folded into its convolutions (running statistics): features are the same"
+    )
+    return dataclasses.replace(weights, tensors=tensors, config=config, recipe=recipe), (note,)
 
 
 def _metadata(weights: Weights, licence: str | None) -> dict[str, str]:
@@ -155,7 +158,13 @@ def _compare(weights: Weights, written: Written) -> dict[str, float] | None:
         return None
     found: dict[str, float] = {}
     for check in written.checks:
-        for name, value in differences(features_of(weights, check.images), check.maps).items():
+        ours = features_of(weights, check.images)
+        wild = [name for name, value in ours.items() if not value.isfinite().all()]
+        if wild:
+            raise UserError(
+                f"{weights.path}: gives features that are not finite ({', '.join(wild)}); nothing was written"
+            )
+        for name, value in differences(ours, check.maps).items():
             found[name] = max(value, found.get(name, 0.0))
     return found
 

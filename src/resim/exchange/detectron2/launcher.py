@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import types
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -110,6 +111,8 @@ def run(arguments: Any) -> Any:
     config = make_config(Path(arguments.config_file), arguments.opts)
     config.freeze()
     engine.default_setup(config, arguments)
+    if any("cityscapes" in name for name in (*config.DATASETS.TRAIN, *config.DATASETS.TEST)):
+        name_cityscapes()
     trainer_class = _trainer(config)
     if arguments.eval_only:
         model = trainer_class.build_model(config)
@@ -143,6 +146,31 @@ def _train(argv: list[str]) -> int:
         args=(arguments,),
     )
     return 0
+
+
+def name_cityscapes() -> None:
+    """Let Detectron2 find the Cityscapes scripts, which its sources of 2026 call by a name of their authors' own.
+
+    Raises:
+        UserError: they are not installed.
+    """
+    *parents, last = ["deeplearning", "projects", "cityscapesApi", "cityscapesscripts"]
+    try:
+        importlib.import_module(".".join([*parents, last]))
+        return
+    except ModuleNotFoundError:
+        pass
+    try:
+        module: Any = importlib.import_module("cityscapesscripts")
+    except ModuleNotFoundError:
+        raise UserError("Cityscapes needs its scripts: pip install cityscapesscripts shapely") from None
+    sys.modules[".".join([*parents, last])] = module
+    for end in range(len(parents), 0, -1):
+        name = ".".join(parents[:end])
+        package: Any = sys.modules.setdefault(name, types.ModuleType(name))
+        package.__path__ = getattr(package, "__path__", [])
+        setattr(package, [*parents, last][end], module)
+        module = package
 
 
 def _densepose() -> Any:
