@@ -45,6 +45,11 @@ def no_waiting_for_the_disk() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def curves_of_one_run_are_enough(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "draw_curves", lambda *arguments, **more: None)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DetectionData:
     return things(tmp_path_factory.mktemp("data"), num_images=5)

@@ -193,7 +193,9 @@ def detector(folder: Path, ap: float) -> Path:
 
 
 def test_a_pretraining_is_reported_from_its_folder(run: Path, tmp_path: Path) -> None:
-    page = Page(report([run], tmp_path / "report.html"))
+    copy = Path(shutil.copytree(run, tmp_path / "first"))
+    (copy / "probes.jsonl").unlink(missing_ok=True)
+    page = Page(report([copy], tmp_path / "report.html"))
     assert needs_nothing(page)
     for title in ("What ran", "Curves", "Matched windows", "Similarity before and after"):
         assert title in page.words
@@ -264,6 +266,15 @@ def test_images_that_are_gone_are_named_anew(run: Path, tmp_path: Path) -> None:
     assert "name others with --images" in page.text
     assert main(["report", str(moved), "-o", str(tmp_path / "b.html"), "--images", *sources]) == 0
     assert Page(tmp_path / "b.html").tags.count("img") == 1 + 3 * 3
+
+
+def test_images_that_cannot_be_decoded_are_passed_over(run: Path, tmp_path: Path) -> None:
+    for i in range(8):
+        (tmp_path / f"{i}.jpg").write_bytes(b"no picture")
+    Image.new("RGB", (64, 48), (200, 100, 0)).save(tmp_path / "good.png")
+    page = Page(report([run], tmp_path / "a.html", images=[tmp_path]))
+    assert page.tags.count("img") == 1 + 3
+    assert "good.png" in page.text
 
 
 def test_the_same_runs_give_the_same_page(run: Path, tmp_path: Path) -> None:

@@ -141,13 +141,19 @@ def _eval(argv: Sequence[str]) -> None:
     from resim.training.processes import start_processes
 
     options = read_options(EvalOptions, argv, "detect eval", _eval.__doc__ or "")
+    if options.out is not None and (options.out / "config.json").exists():
+        raise UserError(f"--out {options.out}: holds a run, whose own scores would be replaced: name another folder")
+    if options.eval_images < 1:
+        raise UserError(f"--eval-images {options.eval_images}: must be at least 1")
+    if options.workers < 0:
+        raise UserError(f"--workers {options.workers}: must be at least 0")
     data = read_detection(
         options.data, options.split, images=options.images_in or None, classes=options.classes or None,
         strict=options.strict, check_images=options.model.suffix != ".json",
     )  # fmt: skip
-    for line in data.repairs.lines():
-        print(line)
     with start_processes(options.device) as processes:
+        for line in data.repairs.lines() if processes.first else ():
+            print(line)
         if options.model.suffix == ".json":
             results, source, step = read_results(options.model), str(options.model), 0
             kinds = kinds_in(results)
@@ -216,7 +222,7 @@ def read_data(path: Path, options: DataOptions) -> tuple[DetectionData, Detectio
     Raises:
         UserError: a data set that cannot be read.
     """
-    from resim.detection.read import read_detection
+    from resim.detection.read import is_data_set, read_detection
 
     def read(where: Path, split: str | None, images: tuple[Path, ...]) -> DetectionData:
         return read_detection(
@@ -226,7 +232,8 @@ def read_data(path: Path, options: DataOptions) -> tuple[DetectionData, Detectio
     data = read(path, options.split, options.images_in)
     if options.val is None:
         return data, None
-    if Path(options.val).exists():
+    # a folder of images beside DATA often has the name of a split
+    if len(Path(options.val).parts) > 1 or is_data_set(Path(options.val)):
         return data, read(Path(options.val), options.val_split, options.val_images_in)
     return data, read(path, options.val, options.val_images_in or options.images_in)
 

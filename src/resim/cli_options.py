@@ -88,11 +88,13 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def _first_paragraph(box: str) -> str:
-    """What tyro's box says, up to its first rule, as one line."""
+    """What tyro's box says, up to its first rule, as one line. Where the output is no UTF-8 the box is drawn in -."""
+    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()]
+    if len(lines) > 1 and set(lines[1]) == {"-"}:  # below a title
+        lines = lines[2:]
     words: list[str] = []
-    for line in box.splitlines():
-        text = line.strip("│╭╮╰╯ ")
-        if text.strip("─ ") == "" and words:
+    for text in lines:
+        if text.strip("─- ") == "" and words:
             break
         if "─" not in text:
             words += text.split()

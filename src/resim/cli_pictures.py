@@ -47,7 +47,7 @@ class ExploreOptions:
     """Checkpoints or run folders, side by side; `random` is the untrained network of the first one's recipe,
     `random:RECIPE` that of another."""
     images: Path
-    """Folder of images; no other file is served."""
+    """Folder of images; nothing but its images is shown (links in it are followed)."""
     host: str = "127.0.0.1"
     """Address to listen at; the default is reached from this machine alone."""
     port: int = 7860
@@ -81,7 +81,7 @@ def similarity_verb(argv: Sequence[str]) -> None:
         if value < least:
             raise UserError(f"{name} {value}: must be at least {least}")
 
-    from resim.pictures.similarity_blocks import write_similarity
+    from resim.pictures.similarity_sheets import write_similarity
     from resim.views.folder import find_images
 
     paths = find_images(options.images)
@@ -108,11 +108,11 @@ def explore_verb(argv: Sequence[str]) -> None:
     if not 0 < options.port < 65536:
         raise UserError(f"--port {options.port}: must be from 1 to 65535")
 
+    from resim.exchange.encoders import load_encoders
     from resim.pictures.explorer import Explorer
     from resim.pictures.explorer_page import serve
-    from resim.pictures.networks import load_networks
 
-    explorer = Explorer(options.images, load_networks(options.checkpoints), options.max_side)
+    explorer = Explorer(options.images, load_encoders(options.checkpoints), options.max_side)
     serve(explorer, host=options.host, port=options.port)
 
 

@@ -72,14 +72,17 @@ def load_detector(path: str | Path, device: torch.device | str = "cpu") -> Train
     """Load what `train_detector` wrote: a run's folder or a checkpoint.
 
     Raises:
-        UserError: no such file, or not a detector's checkpoint.
+        UserError: no such file, or not a detector's checkpoint of this version.
     """
     path = Path(path)
     file = path / "checkpoints" / "last.pt" if path.is_dir() else path
     state = load_checkpoint(file)
     if state.get("kind") != "detect":
         raise UserError(f"{file}: holds no detector but a pre-training: fine-tune it by resim detect train --init")
-    recipe = DetectRecipe.from_json(state["recipe"])
+    try:
+        recipe = DetectRecipe.from_json(state["recipe"])
+    except ValueError as error:
+        raise UserError(f"{file}: {error}") from None
     model = build_detector(
         recipe.detector, recipe.images, num_classes=len(state["classes"]), num_keypoints=len(state["keypoint_names"])
     )
