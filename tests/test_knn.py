@@ -103,11 +103,22 @@ def test_the_interval_of_a_share_is_the_binomials() -> None:
     assert (low, high) == pytest.approx((0.3 - spread, 0.3 + spread), abs=0.003)
 
 
-def test_many_images_are_drawn_in_parts() -> None:
-    correct = np.arange(200_000) % 4 == 0
-    shares = resample(correct, np.ones(200_000, dtype=np.int64))
+def test_a_million_images_are_drawn_at_once() -> None:
+    correct = np.arange(1_000_000) % 4 == 0
+    shares = resample(correct, np.ones(1_000_000, dtype=np.int64))
     assert shares.shape == (2000,)
-    assert shares.std() == pytest.approx(math.sqrt(0.25 * 0.75 / 200_000), rel=0.1)
+    assert shares.std() == pytest.approx(math.sqrt(0.25 * 0.75 / 1_000_000), rel=0.1)
+
+
+def test_images_drawn_by_kind_are_images_drawn_one_by_one() -> None:
+    rng = np.random.default_rng(1)
+    counts = rng.integers(0, 9, 60)
+    correct = rng.binomial(counts, 0.4)
+    drawn = rng.integers(60, size=(20000, 60))
+    one_by_one = correct[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    shares = resample(correct, counts)
+    assert shares.mean() == pytest.approx(one_by_one.mean(), abs=5 * one_by_one.std() / 2000**0.5)
+    assert shares.std() == pytest.approx(one_by_one.std(), rel=0.1)
 
 
 def test_the_difference_of_two_on_the_same_images() -> None:
