@@ -22,6 +22,7 @@ from resim import recipes
 from resim.cli import main
 from resim.errors import UserError
 from resim.pictures.explorer import Explorer
+from resim.pictures.explorer_page import build_page
 from resim.pictures.networks import untrained_network
 from resim.views.scenes import draw_scene
 
@@ -80,6 +81,21 @@ def test_names_cannot_smuggle_markup_into_the_page(tmp_path: Path) -> None:
     answer = Explorer(tmp_path, [untrained_network(recipes.quick())]).answer(name, (3.0, 3.0), [], ["P4"])
     assert "onerror" in answer
     assert "<img src=x" not in answer
+
+
+def test_a_name_that_is_no_text_can_be_chosen(tmp_path: Path) -> None:
+    for name in (b"a\xff.png", b"a\xfe.png"):
+        Image.new("RGB", (64, 64)).save(os.fsdecode(bytes(tmp_path) + b"/" + name))
+    explorer = Explorer(tmp_path, [untrained_network(recipes.quick())])
+    assert [name.encode() and name[:3] for name in explorer.names] == ["a\ufffd.", "a\ufffd."]
+    assert len(set(explorer.names)) == 2
+    assert explorer.photograph(explorer.names[1]).pixels.shape == (64, 64, 3)
+
+
+def test_without_gradio_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, explorer: Explorer) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(UserError, match=r"pip install 'resim\[explore\]'"):
+        build_page(explorer)
 
 
 def test_what_cannot_be_explored(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

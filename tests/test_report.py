@@ -266,6 +266,15 @@ def test_images_that_are_gone_are_named_anew(run: Path, tmp_path: Path) -> None:
     assert Page(tmp_path / "b.html").tags.count("img") == 1 + 3 * 3
 
 
+def test_images_that_cannot_be_decoded_are_passed_over(run: Path, tmp_path: Path) -> None:
+    for i in range(8):
+        (tmp_path / f"{i}.jpg").write_bytes(b"no picture")
+    Image.new("RGB", (64, 48), (200, 100, 0)).save(tmp_path / "good.png")
+    page = Page(report([run], tmp_path / "a.html", images=[tmp_path]))
+    assert page.tags.count("img") == 1 + 3
+    assert "good.png" in page.text
+
+
 def test_the_same_runs_give_the_same_page(run: Path, tmp_path: Path) -> None:
     pages = [report([run], tmp_path / name).read_bytes() for name in ("a.html", "b.html")]
     assert pages[0] == pages[1]

@@ -47,7 +47,7 @@ class ExploreOptions:
     """Checkpoints or run folders, side by side; `random` is the untrained network of the first one's recipe,
     `random:RECIPE` that of another."""
     images: Path
-    """Folder of images; no other file is served."""
+    """Folder of images; nothing but its images is shown (links in it are followed)."""
     host: str = "127.0.0.1"
     """Address to listen at; the default is reached from this machine alone."""
     port: int = 7860

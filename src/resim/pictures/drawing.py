@@ -98,6 +98,11 @@ def enlarge(picture: np.ndarray, width: int, height: int) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(picture)).resize((width, height), Image.Resampling.BICUBIC)
 
 
+def printable(text: str) -> str:
+    """A text in which what cannot be written, such as a byte that is no UTF-8, is a replacement character."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
 @functools.cache
 def letters(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which matplotlib brings along: the same letters on every machine."""

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from resim.errors import UserError
+from resim.pictures.drawing import printable
 from resim.pictures.feature_maps import FeatureMap, Photograph, feature_maps, levels_of, load_photograph
-from resim.pictures.html import block_html
+from resim.pictures.html_blocks import block_html
 from resim.pictures.networks import Network
 from resim.pictures.similarity import Region
 from resim.pictures.similarity_blocks import heat_blocks
@@ -34,7 +35,10 @@ class Explorer:
         if not folder.is_dir():
             raise UserError(f"--images {folder}: is no folder")
         self.folder, self.networks, self.max_side = folder, tuple(networks), max_side
-        self._paths = {Path(path).relative_to(folder).as_posix(): path for path in find_images([folder])}
+        self._paths: dict[str, str] = {}
+        for path in find_images([folder]):
+            name = printable(Path(path).relative_to(folder).as_posix())
+            self._paths[f"{name} ({len(self._paths) + 1})" if name in self._paths else name] = path
         self.photograph = functools.lru_cache(_KEPT)(self._photograph)
         self._maps = functools.lru_cache(_KEPT)(self._compute_maps)
 

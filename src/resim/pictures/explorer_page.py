@@ -13,7 +13,7 @@ from PIL import Image
 
 from resim.errors import UserError
 from resim.pictures.explorer import Explorer
-from resim.pictures.html import BLOCK_CSS, data_url
+from resim.pictures.html_blocks import BLOCK_CSS, data_url
 
 OTHERS = 3  # images that are searched at the start
 LEVELS = 2

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from resim.errors import UserError
 from resim.model.encoder import Encoder
+from resim.pictures.drawing import printable
 from resim.views.decode import BadImageError, Photo
 from resim.views.photometric import MEAN, STD
 
@@ -80,7 +81,7 @@ def load_photograph(path: str | Path, max_side: int = MAX_SIDE) -> Photograph:
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     if image.size != size:
         image = image.resize(size, Image.Resampling.BILINEAR)
-    return Photograph(Path(path).name, np.asarray(image), (width, height))
+    return Photograph(printable(Path(path).name), np.asarray(image), (width, height))
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ What a run's folder holds is shown, what it does not hold is left out.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from resim.pictures.feature_maps import feature_maps, load_photograph
+from resim.errors import UserError
+from resim.pictures.feature_maps import Photograph, feature_maps, load_photograph
 from resim.pictures.networks import load_network, untrained_network
 from resim.pictures.report_detection import detection, opened
 from resim.pictures.report_metrics import curves, probe_curves
@@ -24,6 +26,7 @@ from resim.pictures.similarity_blocks import HEAT_NOTE, default_levels, heat_blo
 from resim.views.folder import find_images
 
 SHOWN_IMAGES, SHOWN_LEVELS, MAX_SIDE = 3, 2, 640
+_TRIES = 20  # images that are opened until as many as are shown can be decoded
 
 
 def report(runs: Sequence[Path], out: Path, *, images: Sequence[Path] = (), seed: int = 0) -> Path:
@@ -68,7 +71,9 @@ def _windows(runs: Sequence[RunFiles]) -> list[Part]:
     for run in runs:
         drawn = [path for path in run.pictures if path.stem.startswith("epoch_")]
         if run.kind == "pretrain" and drawn:
-            told = f"{run.name}, epoch {int(drawn[-1].stem.removeprefix('epoch_')):d}: views and the windows compared"
+            told = (
+                f"{run.name}, {drawn[-1].stem.replace('_', ' ')}: two views an image, and what the loss compares"
+            )
             parts.append(Picture(picture=opened(drawn[-1]), caption=told, least_px=WIDE_PX))
     return parts
 
@@ -81,11 +86,14 @@ def _similarity(runs: Sequence[RunFiles], images: Sequence[Path], seed: int) -> 
         return []
     first = having[0][0]
     sources = list(images) or [Path(str(source)) for source in first.config.get("data", {}).get("sources", ())]
-    if not images and not all(source.exists() for source in sources):
+    try:
+        photographs = _drawn(sources, seed)
+    except UserError:
+        if images:
+            raise
         return [Text(text=f"The images of {first.name} are not where they were: name others with --images.", note=True)]
-    paths = find_images(sources)
-    drawn = np.random.default_rng([6, seed]).permutation(len(paths))[:SHOWN_IMAGES]
-    photographs = [load_photograph(paths[int(i)], MAX_SIDE) for i in drawn]
+    if not photographs:
+        return []
     assert first.recipe is not None
     networks = [
         untrained_network(first.recipe),
@@ -99,6 +107,18 @@ def _similarity(runs: Sequence[RunFiles], images: Sequence[Path], seed: int) -> 
     blocks = heat_blocks(photographs, networks, maps, levels, region, panel_px=320)
     told = "The region is the middle of the first image, and the images were drawn at random: nothing was picked."
     return [Text(text=told), *(Pictures(block=block) for block in blocks), Text(text=HEAT_NOTE, note=True)]
+
+
+def _drawn(sources: Sequence[Path], seed: int) -> list[Photograph]:
+    """A few images drawn at random; those that cannot be decoded are passed over."""
+    paths = find_images(sources)
+    found: list[Photograph] = []
+    for i in np.random.default_rng([6, seed]).permutation(len(paths))[:_TRIES]:
+        with contextlib.suppress(UserError):
+            found.append(load_photograph(paths[int(i)], MAX_SIDE))
+        if len(found) == SHOWN_IMAGES:
+            break
+    return found
 
 
 def central_box(width: int, height: int, side: int = 48) -> Region:

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 
 from resim.errors import UserError
-from resim.pictures.html import BLOCK_CSS, block_html, data_url
+from resim.pictures.html_blocks import BLOCK_CSS, block_html, data_url
 from resim.pictures.sheet import Block
 from resim.training.checkpoints import write_atomically
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from resim.errors import UserError
 from resim.pictures.feature_maps import FeatureMap, Photograph
-from resim.regions.pooling import precise_roi_pool
+from resim.regions.pooling import axis_weights, precise_roi_pool
 
 WINDOW_CELLS = 3  # 48 px on P4, the published window; as many cells as a negative is the mean of
 _CHUNK = 1024
@@ -102,13 +102,10 @@ def mutual_nearest(
         size_b: of the second.
         count: of pairs, at most.
     """
-    windows_a, windows_b = (
-        region_grid(*size, window=WINDOW_CELLS * features.stride, step=features.stride)
-        for features, size in ((a, size_a), (b, size_b))
-    )
+    window, step = WINDOW_CELLS * a.stride, a.stride
+    windows_a, windows_b = (region_grid(*size, window=window, step=step) for size in (size_a, size_b))
     regions_a, regions_b = (
-        F.normalize(precise_roi_pool(features.cells[None], windows, features.stride)[0], dim=1)
-        for features, windows in ((a, windows_a), (b, windows_b))
+        grid_vectors(features, *size, window=window, step=step) for features, size in ((a, size_a), (b, size_b))
     )
     best_b, nearest_a = torch.full((len(regions_b),), -2.0), torch.zeros(len(regions_b), dtype=torch.int64)
     best_a, nearest_b = [], []
@@ -142,10 +139,32 @@ def mutual_nearest(
 
 def region_grid(width: int, height: int, *, window: int, step: int) -> Tensor:
     """Square windows at every `step` px that lie within an image, at least one: (R, 4) float64, row by row."""
-    x0, y0 = (torch.arange(0, max(side - window, 0) + 1, step, dtype=torch.float64) for side in (width, height))
-    top, left = torch.meshgrid(y0, x0, indexing="ij")
-    left, top = left.flatten(), top.flatten()
-    return torch.stack([left, top, left + min(window, width), top + min(window, height)], dim=1)
+    (left, right), (top, bottom) = (_spans(side, window, step) for side in (width, height))
+    y0, x0 = torch.meshgrid(top, left, indexing="ij")
+    y1, x1 = torch.meshgrid(bottom, right, indexing="ij")
+    return torch.stack([x0, y0, x1, y1], dim=-1).flatten(0, 1)
+
+
+def grid_vectors(features: FeatureMap, width: int, height: int, *, window: int, step: int) -> Tensor:
+    """What a map says of each window of `region_grid`: (R, C), L2-normalised.
+
+    It is precise RoI pooling; over a grid its weights are those of rows times those of columns for all windows at
+    once, where weights of single windows would need R x H x W numbers.
+    """
+    _, rows, columns = features.cells.shape
+    weights = []
+    for side, cells in ((height, rows), (width, columns)):
+        low, high = _spans(side, window, step)
+        scale = features.stride / (high - low)[:, None]
+        weights.append((axis_weights(low / features.stride, high / features.stride, cells) * scale).float())
+    pooled = weights[0] @ features.cells @ weights[1].T
+    return F.normalize(pooled.flatten(1).T, dim=1)
+
+
+def _spans(side: int, window: int, step: int) -> tuple[Tensor, Tensor]:
+    """Where the windows of one direction begin and end, px."""
+    low = torch.arange(0, max(side - window, 0) + 1, step, dtype=torch.float64)
+    return low, low + min(window, side)
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:
