@@ -136,8 +136,10 @@ def serve(explorer: Explorer, *, host: str = "127.0.0.1", port: int = 7860, bloc
             allowed_paths=[], max_file_size=1, ssr_mode=False, footer_links=[], theme=gr.themes.Default(**fonts),
             css=PAGE_CSS,
         )  # fmt: skip
-    except OSError as error:
-        raise UserError(f"--host {host} --port {port}: cannot be served there ({error})") from None
+    except OSError:  # gradio's own words for it name its own settings
+        raise UserError(
+            f"--host {host} --port {port}: cannot be served there; another program may use the port: name another --port"
+        ) from None
     if block:
         print(f"{len(explorer.names)} images of {explorer.folder} at {page.local_url} (Ctrl+C ends it)", flush=True)
         page.block_thread()

@@ -42,7 +42,7 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; wh
 table.facts td { overflow-wrap: anywhere; }
 table.facts th { font-weight: normal; color: var(--soft); white-space: nowrap; }
 figure { margin: 0.8em 0; } figure img { display: block; max-width: 100%; height: auto; }
-figure .scroll { margin: 0; } figure.wide .scroll img { max-width: none; width: max(100%, var(--least)); }
+figure .scroll { margin: 0; } figure.wide img { min-width: var(--least); }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); gap: 12px; }
 .curves figure { margin: 0; background: var(--panel); border-radius: 8px; padding: 8px; }
 .curves svg { display: block; width: 100%; height: auto; }
@@ -194,7 +194,7 @@ def _part(part: Part, url: Callable[[Image.Image], str], quality: int) -> str:
             caption = f"<figcaption>{escape(part.caption)}</figcaption>"
             if not part.least_px:
                 return f"<figure>{image}{caption}</figure>"
-            least = f'style="--least: {part.least_px}px"'
+            least = f'style="--least: {min(part.least_px, part.picture.width)}px"'
             return f'<figure class="wide" {least}><div class="scroll">{image}</div>{caption}</figure>'
         case Curves():
             return f'<div class="curves">{"".join(part.panels)}</div>'
