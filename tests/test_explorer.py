@@ -22,7 +22,7 @@ from resim import recipes
 from resim.cli import main
 from resim.errors import UserError
 from resim.pictures.explorer import Explorer
-from resim.pictures.explorer_page import build_page
+from resim.pictures.explorer_page import build_page, picker_value
 from resim.pictures.networks import untrained_network
 from resim.views.scenes import draw_scene
 
@@ -76,9 +76,12 @@ def test_an_answer_holds_a_heat_map_for_every_level_network_and_image(folder: Pa
 
 
 def test_names_cannot_smuggle_markup_into_the_page(tmp_path: Path) -> None:
-    name = "<img src=x onerror=alert(1)>.png"
+    name = '"><img src=x onerror=alert(1)>.png'
     Image.new("RGB", (64, 64)).save(tmp_path / name)
-    answer = Explorer(tmp_path, [untrained_network(recipes.quick())]).answer(name, (3.0, 3.0), [], ["P4"])
+    explorer = Explorer(tmp_path, [untrained_network(recipes.quick())])
+    shown = picker_value(explorer, name, [0.5, 0.5])
+    assert not set('<>"') & set(shown["name"] + shown["band"])
+    answer = explorer.answer(name, (3.0, 3.0), [], ["P4"])
     assert "onerror" in answer
     assert "<img src=x" not in answer
 

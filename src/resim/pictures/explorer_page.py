@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from html import escape
 from typing import Any
 
 from PIL import Image
@@ -81,9 +82,9 @@ def build_page(explorer: Explorer) -> Any:
         try:
             place = explorer.region(name, region)
             ordered = [level for level in levels if level in chosen]
-            return _picker(explorer, name, region), explorer.answer(name, place, others, ordered)
+            return picker_value(explorer, name, region), explorer.answer(name, place, others, ordered)
         except UserError as error:
-            raise gr.Error(str(error)) from None
+            raise gr.Error(escape(str(error))) from None
 
     def picked(name: str, others: list[str], chosen: list[str], event: Any) -> tuple[dict[str, str], str, list[float]]:
         region = [float(value) for value in event.region][:4]
@@ -101,7 +102,7 @@ def build_page(explorer: Explorer) -> Any:
             with gr.Column(scale=2, min_width=300, elem_id="asked"):
                 image = gr.Dropdown(names, value=names[0], label="Image")
                 picker = gr.HTML(
-                    _picker(explorer, names[0], [0.5, 0.5]),
+                    picker_value(explorer, names[0], [0.5, 0.5]),
                     html_template=PICKER, css_template=PICKER_CSS, js_on_load=PICKER_JS, elem_id="picker",
                 )  # fmt: skip
                 with gr.Accordion("Other images and levels", open=False):
@@ -146,15 +147,22 @@ def serve(explorer: Explorer, *, host: str = "127.0.0.1", port: int = 7860, bloc
     return page
 
 
-def _picker(explorer: Explorer, name: str, region: list[float]) -> dict[str, str]:
-    """What the picker shows: the image, and the mark of the region in it."""
+def picker_value(explorer: Explorer, name: str, region: list[float]) -> dict[str, str]:
+    """What the picker shows: the image, and the mark of the region in it.
+
+    The template puts these texts into the page as they are, so a file's name must not be markup.
+    """
     x0, y0, x1, y1 = (*region, *region)[:4]
     left, top, width, height = min(x0, x1), min(y0, y1), abs(x1 - x0), abs(y1 - y0)
     place = f"left: {100 * left:.3f}%; top: {100 * top:.3f}%;"
     size = f"width: {100 * width:.3f}%; height: {100 * height:.3f}%;"
     if len(region) == 2:
         size = "width: 18px; height: 18px; margin: -9px; border-radius: 50%;"
-    return {"name": name, "picture": data_url(Image.fromarray(explorer.photograph(name).pixels)), "band": place + size}
+    return {
+        "name": escape(name),
+        "picture": data_url(Image.fromarray(explorer.photograph(name).pixels)),
+        "band": place + size,
+    }
 
 
 def _gradio() -> Any:

@@ -71,9 +71,7 @@ def _windows(runs: Sequence[RunFiles]) -> list[Part]:
     for run in runs:
         drawn = [path for path in run.pictures if path.stem.startswith("epoch_")]
         if run.kind == "pretrain" and drawn:
-            told = (
-                f"{run.name}, {drawn[-1].stem.replace('_', ' ')}: two views an image, and what the loss compares"
-            )
+            told = f"{run.name}, {drawn[-1].stem.replace('_', ' ')}: two views an image, and what the loss compares"
             parts.append(Picture(picture=opened(drawn[-1]), caption=told, least_px=WIDE_PX))
     return parts
 
