@@ -139,7 +139,7 @@ def serve(explorer: Explorer, *, host: str = "127.0.0.1", port: int = 7860, bloc
         )  # fmt: skip
     except OSError:  # gradio's own words for it name its own settings
         raise UserError(
-            f"--host {host} --port {port}: cannot be served there; another program may use the port: name another --port"
+            f"--host {host} --port {port}: cannot be served there: is the port in use? name another --port"
         ) from None
     if block:
         print(f"{len(explorer.names)} images of {explorer.folder} at {page.local_url} (Ctrl+C ends it)", flush=True)
