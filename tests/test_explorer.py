@@ -18,12 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resim import recipes
 from resim.cli import main
 from resim.errors import UserError
+from resim.exchange.encoders import load_encoders
 from resim.pictures.explorer import Explorer
 from resim.pictures.explorer_page import build_page, picker_value
-from resim.pictures.networks import untrained_network
 from resim.views.scenes import draw_scene
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -42,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def explorer(folder: Path) -> Explorer:
-    return Explorer(folder, [untrained_network(recipes.quick())])
+    return Explorer(folder, load_encoders(["random:quick"]))
 
 
 def test_images_are_named_within_the_folder_and_no_other_file_is_read(explorer: Explorer, folder: Path) -> None:
@@ -62,11 +61,8 @@ def test_clicks_and_drags_are_regions_of_the_image(explorer: Explorer) -> None:
 
 
 def test_an_answer_holds_a_heat_map_for_every_level_network_and_image(folder: Path) -> None:
-    plain = recipes.moco_v2()
-    networks = [untrained_network(recipes.quick()), untrained_network(recipes.Recipe(model=recipes.quick().model))]
-    explorer = Explorer(folder, networks)
+    explorer = Explorer(folder, load_encoders(["random:quick", "random:quick"]))
     assert explorer.levels == ["P4", "P3", "C3", "C4", "C5"]
-    assert plain.model.levels == ()
     answer = explorer.answer("a.png", (40.0, 56.0), ["b.png", "a.png", "more/c.png"], ["P4", "C5"])
     assert answer.count("<section") == 2
     assert answer.count("<img src=") == 2 * 2 * 3
@@ -78,7 +74,7 @@ def test_an_answer_holds_a_heat_map_for_every_level_network_and_image(folder: Pa
 def test_names_cannot_smuggle_markup_into_the_page(tmp_path: Path) -> None:
     name = '"><img src=x onerror=alert(1)>.png'
     Image.new("RGB", (64, 64)).save(tmp_path / name)
-    explorer = Explorer(tmp_path, [untrained_network(recipes.quick())])
+    explorer = Explorer(tmp_path, load_encoders(["random:quick"]))
     shown = picker_value(explorer, name, [0.5, 0.5])
     assert not set('<>"') & set(shown["name"] + shown["band"])
     answer = explorer.answer(name, (3.0, 3.0), [], ["P4"])
@@ -89,7 +85,7 @@ def test_names_cannot_smuggle_markup_into_the_page(tmp_path: Path) -> None:
 def test_a_name_that_is_no_text_can_be_chosen(tmp_path: Path) -> None:
     for name in (b"a\xff.png", b"a\xfe.png"):
         Image.new("RGB", (64, 64)).save(os.fsdecode(bytes(tmp_path) + b"/" + name))
-    explorer = Explorer(tmp_path, [untrained_network(recipes.quick())])
+    explorer = Explorer(tmp_path, load_encoders(["random:quick"]))
     assert [name.encode() and name[:3] for name in explorer.names] == ["a\ufffd.", "a\ufffd."]
     assert len(set(explorer.names)) == 2
     assert explorer.photograph(explorer.names[1]).pixels.shape == (64, 64, 3)

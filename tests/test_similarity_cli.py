@@ -11,9 +11,9 @@ from PIL import Image
 
 from resim import recipes
 from resim.cli import main
-from resim.errors import UserError
+from resim.exchange.encoders import load_encoders
 from resim.model.resim import ReSim
-from resim.pictures.networks import load_encoder, load_networks
+from resim.pictures.feature_maps import region_levels
 from resim.pictures.sheet import BAR_PX, GAP, HEAD_PX, MARGIN, PANEL_PX
 from resim.pictures.similarity_blocks import default_levels
 from resim.training.checkpoints import load_checkpoint
@@ -52,7 +52,7 @@ def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_is_its_query_encoder_and_random_what_it_started_from(run: Path) -> None:
-    trained, untrained = load_networks([str(run), "random"])
+    trained, untrained = load_encoders([str(run), "random"])
     state = load_checkpoint(run / "checkpoints" / "last.pt")["model"]
     for name, value in trained.encoder.state_dict().items():
         assert torch.equal(value, state[f"query.{name}"]), name
@@ -61,38 +61,14 @@ def test_a_run_is_its_query_encoder_and_random_what_it_started_from(run: Path) -
         assert torch.equal(value, start.state_dict()[name]), name
     assert not trained.encoder.training
     assert not untrained.encoder.training
-    assert trained.region_levels == untrained.region_levels == ("P4",)
-    assert trained.name == "mine"
-    assert "quick" in trained.told
-    file = load_encoder(run / "checkpoints" / "last.pt")
-    assert torch.equal(file.state_dict()["backbone.conv1.weight"], state["query.backbone.conv1.weight"])
 
 
-def test_networks_of_the_same_name_go_by_the_words_of_the_user(run: Path) -> None:
-    words = [str(run), str(run / "checkpoints" / "last.pt"), "random:quick", "random:moco-v2"]
-    networks = load_networks(words)
-    assert [network.name for network in networks] == words
+def test_levels_are_those_that_the_region_losses_have_seen(run: Path) -> None:
+    networks = load_encoders([str(run), "random:quick", "random:moco-v2"])
     assert default_levels(networks) == ("P4", "P3", "C4")
     assert default_levels(networks[:1]) == ("P4",)
-
-
-def test_loading_draws_no_random_number(run: Path) -> None:
-    torch.manual_seed(0)
-    before = torch.random.get_rng_state()
-    load_networks([str(run), "random"])
-    assert torch.equal(torch.random.get_rng_state(), before)
-
-
-@pytest.mark.parametrize("words", [[], ["random:quik"], ["none.pt"]])
-def test_words_that_name_no_network(words: list[str]) -> None:
-    with pytest.raises(UserError, match=r"no checkpoint|no recipe 'quik'|none\.pt"):
-        load_networks(words)
-
-
-def test_a_level_c_is_seen_through_its_convolution() -> None:
-    (network,) = load_networks(["random:resim-c4"])
-    assert network.region_levels == ("C4+conv",)
-    assert recipes.resim_c4().model.levels[0].name == "C4"
+    # a C level is seen through a convolution of its own
+    assert region_levels(recipes.resim_c4().model) == ("C4+conv",)
 
 
 # -- what it writes

@@ -108,11 +108,11 @@ def explore_verb(argv: Sequence[str]) -> None:
     if not 0 < options.port < 65536:
         raise UserError(f"--port {options.port}: must be from 1 to 65535")
 
+    from resim.exchange.encoders import load_encoders
     from resim.pictures.explorer import Explorer
     from resim.pictures.explorer_page import serve
-    from resim.pictures.networks import load_networks
 
-    explorer = Explorer(options.images, load_networks(options.checkpoints), options.max_side)
+    explorer = Explorer(options.images, load_encoders(options.checkpoints), options.max_side)
     serve(explorer, host=options.host, port=options.port)
 
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from resim.errors import UserError
+from resim.exchange.encoders import LoadedEncoder
 from resim.pictures.drawing import printable
-from resim.pictures.feature_maps import FeatureMap, Photograph, feature_maps, levels_of, load_photograph
+from resim.pictures.feature_maps import FeatureMap, Photograph, feature_maps, levels_of, load_photograph, region_levels
 from resim.pictures.html_blocks import block_html
-from resim.pictures.networks import Network
 from resim.pictures.similarity import Region
 from resim.pictures.similarity_blocks import heat_blocks
 from resim.views.folder import find_images
@@ -31,7 +31,7 @@ class Explorer:
         UserError: no such folder, or no image in it.
     """
 
-    def __init__(self, folder: Path, networks: Sequence[Network], max_side: int = MAX_SIDE) -> None:
+    def __init__(self, folder: Path, networks: Sequence[LoadedEncoder], max_side: int = MAX_SIDE) -> None:
         if not folder.is_dir():
             raise UserError(f"--images {folder}: is no folder")
         self.folder, self.networks, self.max_side = folder, tuple(networks), max_side
@@ -50,7 +50,7 @@ class Explorer:
     @property
     def levels(self) -> list[str]:
         """Every level that a network has, those of the region losses first."""
-        seen = [level for network in self.networks for level in network.region_levels]
+        seen = [level for network in self.networks for level in region_levels(network.config)]
         return list(dict.fromkeys([*seen, *(level for n in self.networks for level in levels_of(n.encoder))]))
 
     def region(self, name: str, fractions: Sequence[float]) -> Region:

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from resim.errors import UserError
-from resim.model.encoder import Encoder
+from resim.model.encoder import Encoder, ModelConfig
 from resim.pictures.drawing import printable
 from resim.views.decode import BadImageError, Photo
 from resim.views.photometric import MEAN, STD
@@ -119,6 +119,11 @@ def levels_of(encoder: Encoder) -> list[str]:
     """The names of all levels that `level_maps` gives."""
     pyramid = [] if encoder.fpn is None else list(encoder.fpn.levels)
     return [*pyramid, *(f"{name}+conv" for name in encoder.convs), "C3", "C4", "C5"]
+
+
+def region_levels(config: ModelConfig) -> tuple[str, ...]:
+    """The levels that the region loss looks at, by their names in `level_maps`; none for MoCo v2."""
+    return tuple(level.name if level.from_fpn else f"{level.name}+conv" for level in config.levels)
 
 
 def stride_of(level: str) -> int:

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from resim.errors import UserError
+from resim.exchange.encoders import load_encoders
 from resim.pictures.feature_maps import Photograph, feature_maps, load_photograph
-from resim.pictures.networks import load_network, untrained_network
 from resim.pictures.report_detection import detection, opened
 from resim.pictures.report_metrics import curves, probe_curves
 from resim.pictures.report_page import WIDE_PX, Folded, Part, Picture, Pictures, Section, Text, write_report
@@ -92,11 +92,9 @@ def _similarity(runs: Sequence[RunFiles], images: Sequence[Path], seed: int) -> 
         return [Text(text=f"The images of {first.name} are not where they were: name others with --images.", note=True)]
     if not photographs:
         return []
-    assert first.recipe is not None
-    networks = [
-        untrained_network(first.recipe),
-        *(dataclasses.replace(load_network(path), name=run.name) for run, path in having),
-    ]
+    loaded = load_encoders(["random", *(str(path) for _, path in having)])  # random: what the first run started from
+    names = ["untrained", *(run.name for run, _ in having)]
+    networks = [dataclasses.replace(network, name=name) for network, name in zip(loaded, names, strict=True)]
     levels = default_levels(networks)
     # C4 is there where a network has seen no level, and must be shown
     levels = (levels[0], "C4") if levels[SHOWN_LEVELS:] and "C4" in levels else levels[:SHOWN_LEVELS]

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from resim.errors import UserError
+from resim.exchange.encoders import LoadedEncoder, load_encoders
 from resim.pictures.drawing import PALETTE, contrast, drawn_box, outline, tag
 from resim.pictures.feature_maps import (
     MAX_SIDE,
@@ -19,10 +20,10 @@ from resim.pictures.feature_maps import (
     Photograph,
     feature_maps,
     load_photograph,
+    region_levels,
     stride_of,
 )
 from resim.pictures.heat import component_pictures, heat_picture, mark_point, mark_region
-from resim.pictures.networks import Network, load_networks
 from resim.pictures.sheet import PANEL_PX, Block, Head, Panel, draw_sheet, fit
 from resim.pictures.similarity import (
     Matches,
@@ -55,18 +56,23 @@ PCA_NOTE = (
 )
 
 
-def default_levels(networks: Sequence[Network]) -> tuple[str, ...]:
+def default_levels(networks: Sequence[LoadedEncoder]) -> tuple[str, ...]:
     """The levels that the region losses have seen, and C4 if a network has seen none."""
-    seen = dict.fromkeys(level for network in networks for level in network.region_levels)
-    if not all(network.region_levels for network in networks):
+    seen = dict.fromkeys(level for network in networks for level in region_levels(network.config))
+    if not all(network.config.levels for network in networks):
         seen["C4"] = None
     return tuple(seen)
 
 
 def heat_blocks(
-    photographs: Sequence[Photograph], networks: Sequence[Network], maps: Maps, levels: Sequence[str], region: Region,
-    *, panel_px: int = PANEL_PX,
-) -> list[Block]:  # fmt: skip
+    photographs: Sequence[Photograph],
+    networks: Sequence[LoadedEncoder],
+    maps: Maps,
+    levels: Sequence[str],
+    region: Region,
+    *,
+    panel_px: int = PANEL_PX,
+) -> list[Block]:
     """Heat maps of a region of the first image over all of them.
 
     Args:
@@ -84,7 +90,7 @@ def heat_blocks(
             vector = region_vector(features[0], region)
             heats = [similarity_map(vector, of_image) for of_image in features]
             ends = (min(float(heat.min()) for heat in heats), max(float(heat.max()) for heat in heats))
-            heads.append(Head(name=network.name, told=network.told, bar=ends))
+            heads.append(Head(name=network.name, told=network.kind, bar=ends))
             column = []
             for i, (photograph, heat) in enumerate(zip(photographs, heats, strict=True)):
                 picture, factor = fit(heat_picture(photograph, heat, stride_of(level), ends), panel_px)
@@ -103,7 +109,11 @@ def heat_blocks(
 
 
 def match_blocks(
-    photographs: Sequence[Photograph], networks: Sequence[Network], maps: Maps, levels: Sequence[str], count: int = 12
+    photographs: Sequence[Photograph],
+    networks: Sequence[LoadedEncoder],
+    maps: Maps,
+    levels: Sequence[str],
+    count: int = 12,
 ) -> list[Block]:
     """Mutual nearest regions of the first image and each of the others, at most `count` a pair, joined by lines.
 
@@ -114,7 +124,7 @@ def match_blocks(
     for level in levels:
         heads, columns = [], []
         for network, features in _having(networks, maps, level):
-            heads.append(Head(name=network.name, told=network.told))
+            heads.append(Head(name=network.name, told=network.kind))
             column = []
             for other, of_other in zip(others, features[1:], strict=True):
                 sizes = (first.width, first.height), (other.width, other.height)
@@ -126,7 +136,7 @@ def match_blocks(
 
 
 def pca_blocks(
-    photographs: Sequence[Photograph], networks: Sequence[Network], maps: Maps, levels: Sequence[str]
+    photographs: Sequence[Photograph], networks: Sequence[LoadedEncoder], maps: Maps, levels: Sequence[str]
 ) -> list[Block]:
     """The first three principal components of every map as colours; the arguments are those of `heat_blocks`."""
     blocks = []
@@ -134,7 +144,7 @@ def pca_blocks(
         heads, columns = [Head(name="Image")], [_originals(photographs)]
         for network, features in _having(networks, maps, level):
             components, shares = principal_components(features)
-            heads.append(Head(name=network.name, told=network.told))
+            heads.append(Head(name=network.name, told=network.kind))
             pictures = component_pictures(components, stride_of(level), photographs)
             told = f"{', '.join(f'{100 * share:.0f}' for share in shares.tolist())} % of the variance"
             columns.append([Panel(picture=fit(picture)[0], caption=told) for picture in pictures])
@@ -142,7 +152,7 @@ def pca_blocks(
     return blocks
 
 
-def _having(networks: Sequence[Network], maps: Maps, level: str) -> list[tuple[Network, list[FeatureMap]]]:
+def _having(networks: Sequence[LoadedEncoder], maps: Maps, level: str) -> list[tuple[LoadedEncoder, list[FeatureMap]]]:
     """The networks that have a level, with their maps of it."""
     pairs = zip(networks, maps, strict=True)
     return [(network, [of[level] for of in images]) for network, images in pairs if all(level in of for of in images)]
@@ -210,7 +220,7 @@ def write_similarity(
 
     Args:
         paths: of images; the region is the first one's.
-        checkpoints: as `load_networks` takes them.
+        checkpoints: as `load_encoders` takes them.
         out: folder of the pictures.
         region: a point (x, y) or a box (x0, y0, x1, y1) of the first image, px of the file.
         levels: default: those of the region losses.
@@ -222,7 +232,7 @@ def write_similarity(
     """
     photographs = [load_photograph(path, max_side) for path in paths]
     place = None if region is None else encoded_region(photographs[0], region)
-    networks = load_networks(checkpoints)
+    networks = load_encoders(checkpoints)
     maps = [[feature_maps(network.encoder, photograph) for photograph in photographs] for network in networks]
     for level in levels:
         known = dict.fromkeys(name for images in maps for name in images[0])
