@@ -81,7 +81,7 @@ def similarity_verb(argv: Sequence[str]) -> None:
         if value < least:
             raise UserError(f"{name} {value}: must be at least {least}")
 
-    from resim.pictures.similarity_blocks import write_similarity
+    from resim.pictures.similarity_sheets import write_similarity
     from resim.views.folder import find_images
 
     paths = find_images(options.images)

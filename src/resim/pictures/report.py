@@ -22,7 +22,8 @@ from resim.pictures.report_page import WIDE_PX, Folded, Part, Picture, Pictures,
 from resim.pictures.report_runs import RunFiles, read_runs
 from resim.pictures.report_tables import probe_tables, what_ran
 from resim.pictures.similarity import Region
-from resim.pictures.similarity_blocks import HEAT_NOTE, default_levels, heat_blocks
+from resim.pictures.similarity_blocks import default_levels, heat_blocks
+from resim.pictures.similarity_sheets import HEAT_NOTE
 from resim.views.folder import find_images
 
 SHOWN_IMAGES, SHOWN_LEVELS, MAX_SIDE = 3, 2, 640
