@@ -17,7 +17,7 @@ _MEASURES = {
     "correspondence": ("Regions found again in the other view", "found (%)", 100.0),
     "median_error_px": ("Median error of the regions", "px of the view", 1.0),
     "rank": ("Rank of the vectors (RankMe)", "directions", 1.0),
-    "spread": ("Spread of the vectors", "1: everywhere, 0: all the same", 1.0),
+    "spread": ("Spread of the vectors", "0: all the same, 1: spread", 1.0),
     "alignment": ("Alignment of two views", "squared distance", 1.0),
     "uniformity": ("Uniformity", "log of the mean kernel", 1.0),
     "age": ("Age of the oldest key in the queue", "steps", 1.0),
@@ -100,9 +100,11 @@ def probe_curves(runs: Sequence[RunFiles]) -> list[Part]:
                 measure, level = level, "queue"
             y = np.array([_finite(line.get(key)) for line in lines]) * _MEASURES.get(measure, ("", "", 1.0))[2]
             known = np.isfinite(y)
-            colour = COLOURS[len(drawn.get(measure, ())) % len(COLOURS)]
             if known.any():
-                drawn.setdefault(measure, []).append(Line(label=level, x=x[known], y=y[known], colour=colour))
+                lines_of = drawn.setdefault(measure, [])
+                colour = INK if level == "queue" else COLOURS[len(lines_of) % len(COLOURS)]
+                dashed = len(lines_of) >= len(COLOURS) and colour != INK
+                lines_of.append(Line(label=level, x=x[known], y=y[known], colour=colour, dashed=dashed))
         panels = []
         for measure, of_measure in drawn.items():
             title, unit, factor = _MEASURES.get(measure, (measure, measure, 1.0))
