@@ -106,7 +106,7 @@ def test_given_torchvisions_weights_it_detects_and_learns_as_torchvisions(kind: 
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_the_weights_of_torchvisions_functions_fit(kind: str) -> None:
-    theirs = torchvision.models.get_model(kind, weights=None, weights_backbone=None, min_size=64, max_size=128)
+    theirs: Any = torchvision.models.get_model(kind, weights=None, weights_backbone=None, min_size=64, max_size=128)
     ours = ours_like(kind, theirs)
     with torch.no_grad():  # in evaluation BatchNorm and fixed BatchNorm are the same
         expected, found = theirs.eval().backbone(photos()[0][None]), ours.eval().backbone(photos()[0][None])
