@@ -110,7 +110,7 @@ def train_detector(
                 out, recipe, resolved, told, kind="detect", init=str(init), processes=processes.count,
                 classes=data.classes, weights=dataclasses.asdict(report),
             )  # fmt: skip
-        tuning = _Tuning(recipe, run, data, val, stepper, out, told, str(init))
+        tuning = _Tuning(recipe, run, data, val, stepper, out, told, str(init), origin_of(weights, state))
         return tuning.go(state, report, signals, show=show, watch=watch)
 
 
@@ -126,6 +126,8 @@ class _Tuning:
     out: Path
     told: dict[str, Any]
     init: str
+    origin: dict[str, str]
+    """Licence and origin of the weights that it began with, which go with what is made of them."""
 
     def go(
         self, state: dict[str, Any] | None, report: InitReport, signals: list[int], *, show: bool, watch: Watch | None
@@ -230,7 +232,8 @@ class _Tuning:
             return
         state = detector_state(
             self.recipe, self.data, self.init, precision=self.stepper.precision, data=self.told, step=done,
-            evaluated=evaluated, model=self.stepper.model.state_dict(), optimizer=self.stepper.optimizer.state_dict(),
+            evaluated=evaluated, metadata=self.origin, model=self.stepper.model.state_dict(),
+            optimizer=self.stepper.optimizer.state_dict(),
         )  # fmt: skip
         run_folder.save(self.out, state)
 
@@ -243,6 +246,14 @@ class _Tuning:
             return
         names = ("checkpoints/last.pt", "scores.jsonl", "results.json", "pictures/detections.png", "curves.png")
         progress.say("done: " + ", ".join(str(self.out / name) for name in names if (self.out / name).exists()))
+
+
+def origin_of(weights: Weights | None, state: dict[str, Any] | None) -> dict[str, str]:
+    """Licence and origin of the weights, or those that a checkpoint has of them."""
+    if state is not None:
+        return state.get("metadata", {})
+    told = {} if weights is None else {"licence": weights.licence, "origin": weights.origin}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def _stepper(
