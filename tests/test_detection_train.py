@@ -32,6 +32,7 @@ from resim.regions.level import Level
 from resim.training.checkpoints import load_checkpoint, save_checkpoint
 from resim.training.config import Recipe
 from resim.training.log import read_metrics
+from resim.training.processes import Processes
 
 STEPS = 5
 RECIPE = tiny_recipe(steps=STEPS, precise_bn=2, drops=(3,), warmup_steps=2)
@@ -218,6 +219,17 @@ def test_precise_statistics_are_those_of_the_weights_at_the_end(data: DetectionD
     differing = {name for name in ours if not torch.equal(ours[name], theirs[name])}
     assert differing
     assert all(name.endswith(("running_mean", "running_var", "num_batches_tracked")) for name in differing)
+
+
+@pytest.mark.parametrize(("norm", "averaged"), [("batch", True), ("sync", False)])
+def test_statistics_of_each_process_are_averaged_before_they_are_saved(
+    data: DetectionData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, norm: Any, averaged: bool
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(Processes, "average_", lambda processes, tensors: seen.append(len(tensors)))
+    train(tmp_path / "run", data, None, tiny_recipe(tiny(norm=norm), steps=1))
+    statistics = sum("running_" in name for name in state_of(tmp_path / "run")["model"])
+    assert (statistics in seen) == averaged
 
 
 # -- from pre-trained weights
