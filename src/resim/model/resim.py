@@ -202,40 +202,27 @@ class ReSim(nn.Module):
         vectors, maps = (self.query if encoder is None else encoder)(images)
         device = images.device
         matmul = _matmul_dtype(device)
-        contrasts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
+        here = slice(first_group * per_group, first_group * per_group + len(images))
+        means: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         with torch.autocast(device.type, enabled=False):
             vectors = F.normalize(_wide(vectors), dim=1)
-            regions = {
-                level.name: _regions(_wide(maps[level.name]), keys.levels[level.name].windows, level.stride)
-                for level in self.config.levels
-            }
-            queue = self.queue.to(vectors.dtype)
-            for group in range(groups):
-                here = slice(group * per_group, (group + 1) * per_group)
-                there = slice((first_group + group) * per_group, (first_group + group + 1) * per_group)
+            contrast = info_nce(
+                vectors, keys.vectors[here], self.queue.to(vectors.dtype), temperature=self.config.temperature
+            )
+            means["instance"] = _mean(contrast, torch.ones(len(images), dtype=torch.bool, device=device), groups)
+            for level in self.config.levels:
+                level_keys = keys.levels[level.name]
+                regions = _regions(_wide(maps[level.name]), level_keys.windows, level.stride).flatten(0, 1)
+                positives = level_keys.positives[here].flatten(0, 1)
+                negatives = level_keys.cells
+                if level.negatives == "group":
+                    regions, positives = (x.unflatten(0, (groups, -1)) for x in (regions, positives))
+                    negatives = negatives[here].flatten(0, 1).unflatten(0, (groups, -1))
                 contrast = info_nce(
-                    vectors[here],
-                    keys.vectors[there],
-                    queue.to(vectors.dtype),
-                    temperature=self.config.temperature,
+                    regions, positives, negatives, temperature=self.config.temperature, matmul_dtype=matmul
                 )
-                everyone = torch.ones(per_group, dtype=torch.bool, device=device)
-                contrasts.setdefault("instance", []).append(_mean(contrast, everyone))
-                for level in self.config.levels:
-                    level_keys = keys.levels[level.name]
-                    negatives = level_keys.cells if level.negatives == "all" else level_keys.cells[there].flatten(0, 1)
-                    contrast = info_nce(
-                        regions[level.name][here].flatten(0, 1),
-                        level_keys.positives[there].flatten(0, 1),
-                        negatives,
-                        temperature=self.config.temperature,
-                        matmul_dtype=matmul,
-                    )
-                    contrasts.setdefault(level.name, []).append(_mean(contrast, level_keys.valid[there].flatten()))
+                means[level.name] = _mean(contrast, level_keys.valid[here], groups)
         weights = {"instance": 1.0} | {level.name: level.weight for level in self.config.levels}
-        means = {
-            name: [torch.stack(column).mean() for column in zip(*rows, strict=True)] for name, rows in contrasts.items()
-        }
         losses = {name: columns[0] for name, columns in means.items()}
         losses["total"] = torch.stack([losses[name] * weight for name, weight in weights.items()]).sum()
         losses |= {f"accuracy/{name}": columns[1] for name, columns in means.items()}
@@ -296,12 +283,13 @@ def _regions(features: Tensor, boxes: Tensor, stride: int) -> Tensor:
     return F.normalize(precise_roi_pool(features, boxes, stride), dim=-1)
 
 
-def _mean(contrast: Contrast, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean loss and accuracy over the valid queries (0 if there are none), and the share of them."""
-    count = valid.sum().clamp(min=1)
+def _mean(contrast: Contrast, valid: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and accuracy of the valid queries (0 if there are none) and the share of them: means of the groups' means."""
+    loss, correct, valid = (x.reshape(groups, -1) for x in (*contrast, valid))
+    count = valid.sum(1).clamp(min=1)
     return (
-        torch.where(valid, contrast.loss, 0.0).sum() / count,
-        (contrast.correct & valid).sum() / count,
+        (torch.where(valid, loss, 0.0).sum(1) / count).mean(),
+        ((correct & valid).sum(1) / count).mean(),
         valid.float().mean(),
     )
 
