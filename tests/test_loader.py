@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from resim.errors import UserError
+from resim.views import loader
 from resim.views.crops import ViewsConfig
 from resim.views.loader import (
     BatchOrder,
@@ -70,6 +71,27 @@ def test_the_number_of_workers_changes_no_pixel_no_draw_and_no_order(with_bad: l
     assert len(alone) == len(helped) == 6
     for a, b in zip(alone, helped, strict=True):
         assert_same(a, b)
+
+
+def test_batches_are_whole_however_small_the_parts_that_workers_hand_over(
+    with_bad: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = read(with_bad, 0, batch=8, end_step=4)
+    monkeypatch.setattr(loader, "PART", 3)
+    for workers in (0, 2):
+        batches = read(with_bad, workers, batch=8, end_step=4)
+        assert len(batches) == 4
+        for a, b in zip(batches, whole, strict=True):
+            assert_same(a, b)
+
+
+def test_no_more_parts_wait_than_two_batches_or_two_a_worker(images: list[str]) -> None:
+    def waiting(batch: int, workers: int) -> int:
+        order = BatchOrder(1024, batch, seed=0, end_step=1)
+        return workers * (make_loader(PairDataset(images, CONFIG, seed=0), order, workers=workers).prefetch_factor or 0)
+
+    assert waiting(256, 2) == waiting(256, 1) == 16  # parts of 32 images: two batches
+    assert waiting(32, 2) == waiting(64, 2) == 4
 
 
 def test_workers_leave_a_signal_to_stop_to_the_training_process(images: list[str]) -> None:

@@ -8,6 +8,8 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
+from resim.views.shards import open_bytes
+
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
 
@@ -28,7 +30,7 @@ class Photo:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                image = Image.open(path)
+                image = Image.open(open_bytes(path))
                 if image.format == "TIFF":  # Pillow turns it upright by itself, and its size by then at the latest
                     image.load()
                 orientation = image.getexif().get(_ORIENTATION, 1)
