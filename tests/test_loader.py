@@ -6,6 +6,7 @@ import multiprocessing
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +54,8 @@ def with_bad(images: list[str], tmp_path_factory: pytest.TempPathFactory) -> lis
 
 def read(paths: Sequence[str], workers: int, *, batch: int = 4, end_step: int = 6, **order: int) -> list[PairBatch]:
     dataset = PairDataset(paths, CONFIG, seed=order.pop("views_seed", 7))
-    batches = BatchOrder(len(paths), batch, seed=7, end_step=end_step, **order)
+    settings: dict[str, Any] = {"seed": 7, "end_step": end_step, **order}
+    batches = BatchOrder(len(paths), batch, **settings)
     return list(read_batches(make_loader(dataset, batches, workers=workers)))
 
 
@@ -127,7 +129,8 @@ def test_another_seed_cuts_other_views_of_the_same_images(images: list[str]) -> 
 
 
 def order(images: int = 10, batch: int = 4, **more: int) -> list[list[tuple[int, int]]]:
-    return list(BatchOrder(images, batch, **{"seed": 3, "end_step": 6, **more}))
+    settings: dict[str, Any] = {"seed": 3, "end_step": 6, **more}
+    return list(BatchOrder(images, batch, **settings))
 
 
 def test_an_epoch_sees_every_image_at_most_once_and_drops_its_incomplete_last_batch() -> None:

@@ -233,6 +233,13 @@ def scenes_verb(argv: Sequence[str]) -> None:
     print(path)
 
 
+def pack_verb(argv: Sequence[str]) -> None:
+    """Pack images into tar shards (webdataset's layout) that `resim pretrain` reads front to back."""
+    from resim import cli_pack
+
+    cli_pack.run(_read(cli_pack.PackOptions, argv, "pack", pack_verb.__doc__ or ""))
+
+
 def demo_verb(argv: Sequence[str]) -> None:
     """Pre-train ReSim and MoCo v2 for a few minutes and show what each has learned."""
     from resim.demo import demo
@@ -269,6 +276,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "pretrain": pretrain_verb,
     "preview": preview_verb,
     "recipes": recipes_verb,
+    "pack": pack_verb,
     "scenes": scenes_verb,
     "demo": demo_verb,
 }

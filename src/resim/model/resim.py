@@ -51,7 +51,7 @@ class LevelKeys:
 
     @functools.cached_property
     def cells(self) -> Tensor:
-        """Negatives: (N, cells, C) of this process's images, or (M, C) of all the processes' where the level says so."""
+        """Negatives: (N, cells, C) of this process's images, or (M, C) of all processes' where the level says "all"."""
         return self.coming_cells()
 
 

@@ -22,7 +22,7 @@ class Finisher:
     def __init__(self, config: ViewsConfig, device: torch.device) -> None:
         self.config, self.device = config, device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._steps: deque[torch.cuda.Event] = deque()
+        self._steps: deque[torch.Event] = deque()
 
     def __call__(self, batch: PairBatch) -> tuple[Views, Views]:
         """Query and key views of a batch."""

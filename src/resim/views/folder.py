@@ -113,7 +113,7 @@ def _add_shard(found: dict[str, str], shards: dict[str, int], tar: str) -> None:
 
 
 def _walk(folder: str, above: set[tuple[int, int]]) -> Iterator[tuple[str, bool]]:
-    """Images and tars below `folder`, and whether they are links; `above`: the folders on the way, so that a loop ends."""
+    """Images and tars below `folder`, and whether they are links; `above`: folders on the way, so that a loop ends."""
     status = os.stat(folder)  # noqa: PTH116
     identity = (status.st_dev, status.st_ino)
     if identity in above:

@@ -60,8 +60,17 @@ class Packed:
     bad: Sequence[BadFile]
 
 
-class _Files(Dataset[tuple[int, bytes, str] | BadFile]):
-    """The bytes to be written of each image, and the ending of its name."""
+@dataclass(frozen=True)
+class _Content:
+    """What is to be written of an image."""
+
+    path: str
+    data: bytes
+    ending: str
+
+
+class _Files(Dataset[_Content | BadFile]):
+    """What is to be written of each image, in the order of the shards."""
 
     def __init__(self, paths: Sequence[str], order: np.ndarray, config: PackConfig) -> None:
         self.paths, self.order, self.config = paths, order, config
@@ -69,14 +78,12 @@ class _Files(Dataset[tuple[int, bytes, str] | BadFile]):
     def __len__(self) -> int:
         return len(self.order)
 
-    def __getitem__(self, place: int) -> tuple[int, bytes, str] | BadFile:
-        index = int(self.order[place])
-        path = self.paths[index]
+    def __getitem__(self, place: int) -> _Content | BadFile:
+        path = self.paths[int(self.order[place])]
         try:
-            data, ending = _content(path, self.config)
+            return _Content(path, *_content(path, self.config))
         except (BadImageError, OSError) as error:
             return BadFile(path, str(error))
-        return index, data, ending
 
 
 def _content(path: str, config: PackConfig) -> tuple[bytes, str]:
@@ -143,13 +150,14 @@ def _write(paths: Sequence[str], folder: Path, config: PackConfig, progress: Cal
     index: dict[str, dict[str, Any]] = {}
     shard: _Shard | None = None
     images = 0
+    item: _Content | BadFile
     for done, item in enumerate(loader, start=1):
         if isinstance(item, BadFile):
             bad.append(item)
         else:
             if shard is None:
                 shard = _Shard(folder / f"shard-{len(index):06d}.tar")
-            shard.add(images, paths[item[0]], item[1], item[2])
+            shard.add(images, item)
             images += 1
             if shard.size >= config.shard_mb * 1_000_000:
                 index[shard.path.name] = shard.close()
@@ -176,16 +184,16 @@ class _Shard:
         self._members: list[tuple[str, int, int]] = []
         self.size = 0
 
-    def add(self, number: int, path: str, data: bytes, ending: str) -> None:
+    def add(self, number: int, image: _Content) -> None:
         """Add an image; a key of webdataset ends at the first dot, so that the stem may have none."""
-        stem = os.path.splitext(path.rpartition("/")[2])[0]  # noqa: PTH122
+        stem = os.path.splitext(image.path.rpartition("/")[2])[0]  # noqa: PTH122
         stem = "".join(letter if letter.isprintable() and letter not in "./\\" else "_" for letter in stem)[-80:]
-        entry = tarfile.TarInfo(f"{number:09d}-{stem}{ending}")
-        entry.size, entry.mode = len(data), 0o644
-        self._tar.addfile(entry, io.BytesIO(data))
+        entry = tarfile.TarInfo(f"{number:09d}-{stem}{image.ending}")
+        entry.size, entry.mode = len(image.data), 0o644
+        self._tar.addfile(entry, io.BytesIO(image.data))
         end = self._tar.offset  # of the padded data
-        start = end - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-        self._members.append((entry.name, start, len(data)))
+        start = end - -(-len(image.data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        self._members.append((entry.name, start, len(image.data)))
         self.size = end
 
     def close(self) -> dict[str, Any]:

@@ -98,11 +98,11 @@ def shard_order(
     about `window` images; a window is shuffled whole. The order is a function of its arguments alone.
     """
     generator = np.random.default_rng([2, seed, epoch])
-    starts = np.concatenate([[0], np.cumsum(lengths)])
+    ends = np.cumsum(lengths).tolist()
     shuffled = generator.permutation(len(lengths))
     order = []
     for first in range(0, len(shuffled), streams):
-        together = [np.arange(starts[i], starts[i + 1]) for i in shuffled[first : first + streams]]
+        together = [np.arange(ends[i] - lengths[i], ends[i]) for i in shuffled[first : first + streams].tolist()]
         pieces = max(1, round(sum(map(len, together)) / window))
         cut = [np.array_split(shard, pieces) for shard in together]
         order += [generator.permutation(np.concatenate(piece)) for piece in zip(*cut, strict=True)]
@@ -110,7 +110,7 @@ def shard_order(
 
 
 def list_shard(tar: str, wanted: Callable[[str], bool]) -> list[Member]:
-    """The images in a tar, in its order: from the folder's index where there is one of this very tar, else by reading it.
+    """The images in a tar, in its order: by the folder's index where it has one of this very tar, else by reading it.
 
     Raises:
         UserError: it cannot be read, is cut off, or holds a name or a kind of entry that has no place in a data set.
