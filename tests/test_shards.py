@@ -1,4 +1,4 @@
-"""Shards hold the images byte for byte and are read where they lie, in an order of their own; foreign ones are checked."""
+"""Shards hold the images byte for byte and are read where they lie, in their own order; foreign ones are checked."""
 
 from __future__ import annotations
 

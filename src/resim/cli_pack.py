@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -54,7 +55,7 @@ def run(options: PackOptions) -> None:
     except ValueError as error:
         raise UserError(str(error)) from None
     paths = find_images(sources)
-    with Progress(transient=True) as progress:
+    with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
         task = progress.add_task("packing", total=len(paths))
         packed = pack(paths, out, config, lambda done: progress.update(task, completed=done))
     print(_told(packed, out))
