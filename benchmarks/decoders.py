@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import statistics
 import time
 from collections.abc import Callable

@@ -247,12 +247,17 @@ def test_what_is_no_jpeg_is_decoded_whole(tmp_path: Path, kind: str) -> None:
 # -- the faster decoder
 
 
-@pytest.fixture(params=["pillow", "simplejpeg"])
+def none_at_all(data: bytes) -> np.ndarray:
+    raise ValueError("cannot")
+
+
+@pytest.fixture(params=["pillow", "torchvision", "simplejpeg"])
 def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "simplejpeg":
         pytest.importorskip("simplejpeg")
     else:
-        monkeypatch.setattr(decode, "_simplejpeg", lambda: None)
+        chosen = {"pillow": none_at_all, "torchvision": decode._torchvision_decode}[request.param]
+        monkeypatch.setattr(decode, "_jpeg_decoder", lambda: chosen)
     return request.param
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import importlib
 import warnings
-from types import ModuleType
+from collections.abc import Callable
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
+from torchvision.io import ImageReadMode, decode_jpeg
 
 from resim.views.shards import open_bytes
 
@@ -70,22 +72,20 @@ class Photo:
             raise BadImageError(f"{type(error).__name__}: {error}") from None
 
     def pixels(self, reduction: float = 1.0) -> np.ndarray:
-        """What `decode` gives, as (H, W, 3) uint8; a whole JPEG by simplejpeg, where that is installed.
+        """What `decode` gives, as (H, W, 3) uint8; of a whole JPEG by the fastest decoder that is installed.
 
-        Both are libjpeg-turbo and give the same bytes; simplejpeg takes three quarters of the time (docs/speed.md).
+        All of them are libjpeg-turbo and give the same bytes (docs/speed.md has their times).
 
         Raises:
             BadImageError: as `decode`.
         """
         image = self._image
-        library = _simplejpeg()
-        if library is not None and reduction < 2 and self._upright and image.format == "JPEG" and image.mode == "RGB":
+        if reduction < 2 and self._upright and image.format == "JPEG" and image.mode == "RGB":
             assert image.fp is not None
             try:
                 image.fp.seek(0)
-                data = image.fp.read()
-                found = library.decode_jpeg(data, "RGB")
-            except (ValueError, OSError):  # Pillow has the last word on what can be read
+                found = _jpeg_decoder()(image.fp.read())
+            except (ValueError, RuntimeError, OSError):  # Pillow has the last word on what can be read
                 image.fp.seek(0)
             else:
                 image.close()
@@ -94,11 +94,18 @@ class Photo:
 
 
 @functools.cache
-def _simplejpeg() -> ModuleType | None:
+def _jpeg_decoder() -> Callable[[bytes], np.ndarray]:
+    """simplejpeg, an extra (pip install 'resim[fast]'), or torchvision's."""
     try:
-        return importlib.import_module("simplejpeg")
-    except ImportError:  # an extra: pip install 'resim[fast]'
-        return None
+        return importlib.import_module("simplejpeg").decode_jpeg
+    except ImportError:
+        return _torchvision_decode
+
+
+def _torchvision_decode(data: bytes) -> np.ndarray:
+    image = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    assert isinstance(image, torch.Tensor)
+    return image.permute(1, 2, 0).numpy()  # no copy: it is (H, W, 3) in memory
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
