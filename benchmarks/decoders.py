@@ -15,6 +15,7 @@ import io
 import math
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,9 +71,13 @@ def pyturbojpeg() -> Decode:
 
 
 def torchcodec() -> Decode:
-    from torchcodec.decoders import VideoDecoder  # type: ignore[import-not-found]
+    from torchcodec.decoders import ImageReadMode, decode_jpeg  # type: ignore[import-not-found]
 
-    return lambda data, reduction: VideoDecoder(data, dimension_order="NHWC").get_frame_at(0).data.numpy()
+    def decode(data: bytes, reduction: float) -> np.ndarray:
+        raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        return decode_jpeg(raw, mode=ImageReadMode.RGB).permute(1, 2, 0).contiguous().numpy()
+
+    return decode
 
 
 DECODERS: dict[str, Callable[[], Decode]] = {
@@ -108,6 +113,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore", DeprecationWarning)  # torchvision.io's, from torchvision 0.29 on
     files = [
         path.read_bytes() for path in sorted(options.folder.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")
     ]

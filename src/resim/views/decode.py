@@ -5,12 +5,10 @@ from __future__ import annotations
 import functools
 import importlib
 import warnings
-from collections.abc import Callable
+from types import ModuleType
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from resim.views.shards import open_bytes
 
@@ -72,20 +70,21 @@ class Photo:
             raise BadImageError(f"{type(error).__name__}: {error}") from None
 
     def pixels(self, reduction: float = 1.0) -> np.ndarray:
-        """What `decode` gives, as (H, W, 3) uint8; of a whole JPEG by the fastest decoder that is installed.
+        """What `decode` gives, as (H, W, 3) uint8; a whole JPEG by simplejpeg, where that is installed.
 
-        All of them are libjpeg-turbo and give the same bytes (docs/speed.md has their times).
+        Both are libjpeg-turbo and give the same bytes (docs/speed.md has their times).
 
         Raises:
             BadImageError: as `decode`.
         """
         image = self._image
-        if reduction < 2 and self._upright and image.format == "JPEG" and image.mode == "RGB":
+        library = _simplejpeg()
+        if library is not None and reduction < 2 and self._upright and (image.format, image.mode) == ("JPEG", "RGB"):
             assert image.fp is not None
             try:
                 image.fp.seek(0)
-                found = _jpeg_decoder()(image.fp.read())
-            except (ValueError, RuntimeError, OSError):  # Pillow has the last word on what can be read
+                found = library.decode_jpeg(image.fp.read())
+            except (ValueError, OSError):  # Pillow has the last word on what can be read
                 image.fp.seek(0)
             else:
                 image.close()
@@ -94,18 +93,11 @@ class Photo:
 
 
 @functools.cache
-def _jpeg_decoder() -> Callable[[bytes], np.ndarray]:
-    """simplejpeg, an extra (pip install 'resim[fast]'), or torchvision's."""
+def _simplejpeg() -> ModuleType | None:
     try:
-        return importlib.import_module("simplejpeg").decode_jpeg
-    except ImportError:
-        return _torchvision_decode
-
-
-def _torchvision_decode(data: bytes) -> np.ndarray:
-    image = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
-    assert isinstance(image, torch.Tensor)
-    return image.permute(1, 2, 0).numpy()  # no copy: it is (H, W, 3) in memory
+        return importlib.import_module("simplejpeg")
+    except ImportError:  # an extra: pip install 'resim[fast]'
+        return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
