@@ -137,7 +137,10 @@ def test_settings_that_cannot_work(
 
 
 def test_unknown_verbs_and_options(capsys: Captured, tmp_path: Path) -> None:
-    assert refusal(capsys, "train") == "resim: no verb 'train': one of pretrain, preview, recipes, pack, scenes, demo"
+    assert (
+        refusal(capsys, "train")
+        == "resim: no verb 'train': one of pretrain, preview, recipes, pack, bench, scenes, demo"
+    )
     assert "no verb '--quiet'" in refusal(capsys, "--quiet")
     for words in (["recipes", "--all"], ["scenes", str(tmp_path / "s"), "--all"], ["demo", "--all"]):
         line = refusal(capsys, *words)

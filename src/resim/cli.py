@@ -240,6 +240,18 @@ def pack_verb(argv: Sequence[str]) -> None:
     cli_pack.run(_read(cli_pack.PackOptions, argv, "pack", pack_verb.__doc__ or ""))
 
 
+def bench_verb(argv: Sequence[str]) -> None:
+    """Measure loader and step on this machine and your folder: what limits, and which settings to use."""
+    from resim import cli_bench
+
+    name, recipe, _ = _chosen_recipe(argv, "bench")
+    default = cli_bench.BenchOptions(
+        sources=tyro.MISSING, recipe=name, model=recipe.model, views=recipe.views, optim=recipe.optim,
+        bench=cli_bench.BenchConfig(),
+    )  # fmt: skip
+    cli_bench.run(_read(cli_bench.BenchOptions, argv, "bench", bench_verb.__doc__ or "", default))
+
+
 def demo_verb(argv: Sequence[str]) -> None:
     """Pre-train ReSim and MoCo v2 for a few minutes and show what each has learned."""
     from resim.demo import demo
@@ -277,6 +289,7 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "preview": preview_verb,
     "recipes": recipes_verb,
     "pack": pack_verb,
+    "bench": bench_verb,
     "scenes": scenes_verb,
     "demo": demo_verb,
 }
