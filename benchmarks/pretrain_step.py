@@ -37,7 +37,6 @@ from resim.training.config import Recipe
 from resim.training.processes import Processes
 from resim.training.step import Stepper, make_stepper
 from resim.views.folder import find_images
-from resim.views.scenes import write_scenes
 from resim.views.views import Views
 
 Precision = Literal["float32", "bf16"]
@@ -46,6 +45,7 @@ VARIANTS: dict[str, Precision] = {
     "float32": "float32",
     "bf16": "bf16",
     "bf16 compiled": "bf16",
+    "bf16 graphs": "bf16",  # compiled, and replayed as CUDA graphs
 }
 
 
@@ -83,7 +83,11 @@ def build(
         recipe.model, recipe.optim, alone, precision=precision, groups_at_a_time=options.groups_at_a_time,
         compile_encoders=variant.endswith("compiled"),
     )  # fmt: skip
-    return lambda q, k: stepper(q, k, None), stepper
+    if variant == "bf16 graphs":
+        query, key = (torch.compile(e, mode="reduce-overhead") for e in (stepper.model.query, stepper.model.key))
+        stepper = dataclasses.replace(stepper, query=query, key=key)
+    made = stepper
+    return lambda q, k: made(q, k, None), made
 
 
 def seconds(device: torch.device, function: Callable[[], object], times: int, warmup: int = 1) -> list[float]:
@@ -226,6 +230,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         if options.jpeg == "scenes":
+            from resim.views.scenes import write_scenes
+
             write_scenes(Path(folder) / "scenes", 128, width=500, height=375)
             options.jpeg = str(Path(folder) / "scenes")
         report(options)
