@@ -152,8 +152,13 @@ def group_norms(module: nn.Module, group_size: int) -> None:
 
 
 @torch.no_grad()
-def commit_statistics(module: nn.Module) -> None:
-    """Move all running statistics in `module` by the mean over all the processes' groups since the last call."""
+def commit_statistics(module: nn.Module) -> Tensor:
+    """Move all running statistics in `module` by the mean over all the processes' groups since the last call.
+
+    Returns:
+        0, or NaN if any of the statistics was not finite: to be added to the loss that is reported.
+    """
+    spoiled: list[Tensor] = []
     by_momentum: dict[float, list[GroupedBatchNorm2d]] = {}
     for norm in module.modules():
         if isinstance(norm, GroupedBatchNorm2d):
@@ -161,6 +166,7 @@ def commit_statistics(module: nn.Module) -> None:
     for momentum, norms in by_momentum.items():
         pending = torch.cat([norm.pending for norm in norms], dim=1)  # all the channels at once, (3, sum of C)
         groups = pending[2]
+        spoiled.append(0.0 * pending.sum())
         (seen,) = mean_over_processes([pending[:2] / groups.clamp(min=1)])
         running = [[norm.running_mean for norm in norms], [norm.running_var for norm in norms]]
         share = (groups > 0).to(groups.dtype) * momentum  # a norm that saw nothing stays
@@ -174,3 +180,4 @@ def commit_statistics(module: nn.Module) -> None:
         saw = [(norm.pending[2, 0] > 0).to(torch.int64) for norm in norms]
         torch._foreach_add_(counts, saw)  # type: ignore[attr-defined]
         torch._foreach_zero_([norm.pending for norm in norms])  # type: ignore[attr-defined]
+    return torch.stack(spoiled).sum() if spoiled else torch.zeros(())

@@ -249,17 +249,21 @@ class ReSim(nn.Module):
         return losses
 
     @torch.no_grad()
-    def finish_step(self, keys: Keys) -> None:
-        """In training mode: all the processes' keys enter the queue, first in first out; running statistics move."""
+    def finish_step(self, keys: Keys) -> Tensor | None:
+        """In training mode: all the processes' keys enter the queue, first in first out; running statistics move.
+
+        Returns:
+            0, or NaN if a BatchNorm saw what is not finite; None where nothing moved.
+        """
         if not self.training:
-            return
+            return None
         capacity = len(self.queue)
         new = keys.all_vectors[-capacity:].to(self.queue.dtype)
         skipped = len(keys.all_vectors) - len(new)
         place = (self.queue_position + skipped + torch.arange(len(new), device=self.queue.device)) % capacity
         self.queue[place] = new
         self.queue_position.copy_((self.queue_position + len(keys.all_vectors)) % capacity)
-        commit_statistics(self)
+        return commit_statistics(self)
 
     def load_published(self, state: dict[str, Tensor]) -> None:
         """Load the `state_dict` of a published ReSim-FPN checkpoint, whole: names with or without `module.`.
