@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -262,10 +263,13 @@ def tell_of_killed_workers() -> Iterator[None]:
     """
     try:
         yield
+        return
     except RuntimeError as error:
         if not any("DataLoader worker" in str(e) for e in (error, error.__context__)):
             raise
-        raise UserError(
-            "a loader process was killed, is the memory full? Set --workers lower; "
-            "--resume goes on from the last checkpoint"
-        ) from None
+    except (ConnectionError, EOFError):  # it was killed while it handed over images
+        with contextlib.suppress(RuntimeError):
+            time.sleep(2)  # until PyTorch's signal, which would come at an even worse moment
+    raise UserError(
+        "a loader process was killed, is the memory full? Set --workers lower; --resume goes on from the last checkpoint"
+    )
