@@ -271,5 +271,6 @@ def tell_of_killed_workers() -> Iterator[None]:
         with contextlib.suppress(RuntimeError):
             time.sleep(2)  # until PyTorch's signal, which would come at an even worse moment
     raise UserError(
-        "a loader process was killed, is the memory full? Set --workers lower; --resume goes on from the last checkpoint"
+        "a loader process was killed, is the memory full? Set --workers lower; "
+        "--resume goes on from the last checkpoint"
     )
