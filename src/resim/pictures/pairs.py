@@ -17,6 +17,7 @@ from resim.views.crops import ViewsConfig
 from resim.views.decode import BadImageError, Photo
 from resim.views.loader import PairBatch, PairDataset, collate
 from resim.views.photometric import MEAN, STD
+from resim.views.shards import split_member_path
 from resim.views.views import Views
 
 _THUMBNAIL_PX = 320
@@ -94,7 +95,9 @@ def batch_pictures(
 
 def _title(path: str) -> str:
     """The file's name; what cannot be written, such as a byte that is no UTF-8, as a replacement character."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in Path(path).name)
+    in_tar = split_member_path(path)
+    name = Path(path if in_tar is None else in_tar[1].name).name
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
 
 
 def _thumbnail(path: str, flip: bool) -> tuple[np.ndarray, float] | None:
