@@ -13,7 +13,9 @@ from PIL import Image
 
 from resim import recipes
 from resim.cli import VERBS, DemoOptions, PretrainOptions, PreviewOptions, ScenesOptions, main
+from resim.cli_probe import ProbeOptions
 from resim.model.encoder import ModelConfig
+from resim.probes.suite import ProbeConfig
 from resim.regions.level import Level
 from resim.training.config import OptimConfig, RunConfig, read_recipe
 from resim.views.crops import ViewsConfig
@@ -137,10 +139,7 @@ def test_settings_that_cannot_work(
 
 
 def test_unknown_verbs_and_options(capsys: Captured, tmp_path: Path) -> None:
-    assert (
-        refusal(capsys, "train")
-        == "resim: no verb 'train': one of pretrain, preview, recipes, pack, bench, scenes, demo"
-    )
+    assert refusal(capsys, "train") == f"resim: no verb 'train': one of {', '.join(VERBS)}"
     assert "no verb '--quiet'" in refusal(capsys, "--quiet")
     for words in (["recipes", "--all"], ["scenes", str(tmp_path / "s"), "--all"], ["demo", "--all"]):
         line = refusal(capsys, *words)
@@ -261,6 +260,7 @@ def test_a_truncated_config(capsys: Captured, images: str, run: Path) -> None:
         ("preview", [PreviewOptions, ViewsConfig]),
         ("scenes", [ScenesOptions]),
         ("demo", [DemoOptions]),
+        ("probe", [ProbeOptions, ProbeConfig]),
     ],
 )
 def test_help_explains_every_field(capsys: Captured, verb: str, kinds: list[type]) -> None:
@@ -271,10 +271,11 @@ def test_help_explains_every_field(capsys: Captured, verb: str, kinds: list[type
     assert (VERBS[verb].__doc__ or "").split(":")[0].split(".")[0] in " ".join(told.replace("│", " ").split())
     for kind in kinds:
         for field in dataclasses.fields(kind):
-            if dataclasses.is_dataclass(field.type) or field.name in ("model", "views", "optim", "run"):
+            if dataclasses.is_dataclass(field.type) or field.name in ("model", "views", "optim", "run", "config"):
                 continue
-            positional = field.name == "sources" or (verb == "scenes" and field.name == "out")
-            name = {"sources": "DIR", "out": "PATH"}[field.name] if positional else "--" + field.name.replace("_", "-")
+            positional = field.name in ("sources", "words") or (verb == "scenes" and field.name == "out")
+            metavars = {"sources": "DIR", "words": "NETWORK", "out": "PATH"}
+            name = metavars[field.name] if positional else "--" + field.name.replace("_", "-")
             assert name in told.replace(",", " ").split(), name
 
 

@@ -150,6 +150,19 @@ def test_scores_are_those_of_pycocotools_on_the_file_itself(shared: Path, kind: 
 # -- COCO by hand
 
 
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_the_faster_evaluator_gives_the_same_numbers(shared: Path, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faster_coco_eval")
+    folder = shared / "data" / "coco543"
+    data = read_coco(folder / "instances_val.json", folder / "images", check_images=False)
+    results = jittered(data)
+    fast = coco_scores(data, results, [kind])[kind]
+    monkeypatch.setattr("resim.detection.coco_scores._implementation", lambda fast: (COCO, COCOeval))
+    slow = coco_scores(data, results, [kind])[kind]
+    assert fast.values == slow.values
+    assert fast.per_class == pytest.approx(slow.per_class, abs=1e-12, nan_ok=True)  # means, summed in another order
+
+
 def test_coco_ap_by_hand(tmp_path: Path) -> None:
     data = read_coco(write_coco(tmp_path, [thing(1, 1, DOG, (0, 0, 20, 20)), thing(2, 2, DOG, (50, 0, 70, 20))]))
     results = [

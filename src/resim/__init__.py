@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from resim import recipes as recipes
     from resim.errors import UserError as UserError
+    from resim.exchange.load import load as load
+    from resim.exchange.weights import read_weights as read_weights
     from resim.model.encoder import ModelConfig as ModelConfig
     from resim.model.infonce import info_nce as info_nce
     from resim.model.resim import ReSim as ReSim
@@ -35,9 +37,11 @@ _HOMES = {
     "ViewsConfig": "resim.views.crops",
     "info_nce": "resim.model.infonce",
     "inside_view": "resim.regions.windows",
+    "load": "resim.exchange.load",
     "map_windows": "resim.regions.windows",
     "precise_roi_pool": "resim.regions.pooling",
     "pretrain": "resim.training.pretrain",
+    "read_weights": "resim.exchange.weights",
     "window_grid": "resim.regions.windows",
 }
 __all__ = [
@@ -52,9 +56,11 @@ __all__ = [
     "__version__",
     "info_nce",
     "inside_view",
+    "load",
     "map_windows",
     "precise_roi_pool",
     "pretrain",
+    "read_weights",
     "recipes",
     "window_grid",
 ]

@@ -2,103 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import io
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from resim import recipes
+from resim.cli_exchange import export_verb, import_verb
+from resim.cli_options import OneLineParser, Sources, print_recipes, read_options, recipe_called
+from resim.cli_pictures import explore_verb, report_verb, similarity_verb
 from resim.errors import UserError
 from resim.model.encoder import ModelConfig
 from resim.regions.level import Level
 from resim.training.config import OptimConfig, Recipe, RunConfig, read_recipe, read_run_settings
 from resim.views.crops import ViewsConfig
-
-T = TypeVar("T")
-Sources = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR [DIR ...]")]
-
-_registry = tyro.constructors.ConstructorRegistry()
-
-
-@_registry.primitive_rule
-def _level_rule(
-    type_info: tyro.constructors.PrimitiveTypeInfo,
-) -> tyro.constructors.PrimitiveConstructorSpec[Level] | None:
-    """A level is one word on the command line: P4:window=48,step=32,negatives=all."""
-    if type_info.type is not Level:
-        return None
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="LEVEL",
-        instance_from_str=lambda words: _parse_level(words[0]),
-        is_instance=lambda instance: isinstance(instance, Level),
-        str_from_instance=lambda level: [str(level)],
-    )
-
-
-class _OptionError(Exception):
-    """A value on the command line that cannot be read; tyro passes it on where it would hide a ValueError's text."""
-
-
-def _parse_level(text: str) -> Level:
-    try:
-        return Level.parse(text)
-    except ValueError as error:
-        raise _OptionError(f"--levels: {error}") from None
-
-
-def _read(kind: type[T], argv: Sequence[str], verb: str, description: str, default: T | None = None) -> T:
-    """Options as a dataclass.
-
-    Raises:
-        UserError: options that cannot be read, in one line.
-    """
-    settings: dict[str, Any] = {} if default is None else {"default": default}
-    told = io.StringIO()
-    try:
-        with _registry, contextlib.redirect_stderr(told):
-            return tyro.cli(
-                kind,
-                args=list(argv),
-                prog=f"resim {verb}",
-                description=description,
-                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-                **settings,
-            )
-    except _OptionError as error:
-        raise UserError(str(error)) from None
-    except SystemExit as stop:
-        if stop.code in (0, None):  # --help
-            raise
-        raise UserError(f"{_first_paragraph(told.getvalue())} (resim {verb} --help explains the options)") from None
-
-
-class _OneLineParser(argparse.ArgumentParser):
-    """A parser whose errors are told in one line, as all others."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} ({self.prog} --help explains the options)")
-
-
-def _first_paragraph(box: str) -> str:
-    """What tyro's box says, up to its first rule, as one line."""
-    words: list[str] = []
-    for line in box.splitlines():
-        text = line.strip("│╭╮╰╯ ")
-        if text.strip("─ ") == "" and words:
-            break
-        if "─" not in text:
-            words += text.split()
-    return " ".join(words) or "the options cannot be read"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,38 +86,33 @@ class DemoOptions:
 
 def pretrain_verb(argv: Sequence[str]) -> None:
     """Pre-train on folders of images without labels."""
+    from resim.probes.online import OnlineProbe
     from resim.training.pretrain import pretrain
 
     name, recipe, run = _chosen_recipe(argv, "pretrain")
     default = PretrainOptions(
         sources=tyro.MISSING, recipe=name, model=recipe.model, views=recipe.views, optim=recipe.optim, run=run
     )
-    options = _read(PretrainOptions, argv, "pretrain", pretrain_verb.__doc__ or "", default)
+    options = read_options(PretrainOptions, argv, "pretrain", pretrain_verb.__doc__ or "", default)
     try:
         chosen = Recipe(name=recipe.name, model=options.model, views=options.views, optim=options.optim)
     except ValueError as error:
         raise UserError(str(error)) from None
     if options.run.resume and options.run.out is None:
         raise UserError("--resume needs --out: the folder of the run to continue")
-    pretrain(chosen, options.run, options.sources)
+    pretrain(chosen, options.run, options.sources, probe=OnlineProbe)
 
 
 def recipes_verb(argv: Sequence[str]) -> None:
     """List the recipes, or print one whole as JSON: `resim recipes NAME`."""
-    parser = _OneLineParser(prog="resim recipes", description=recipes_verb.__doc__)
-    parser.add_argument("name", nargs="?", help="a recipe, printed with every field")
-    chosen = parser.parse_args(argv).name
-    if chosen:
-        print(json.dumps(_recipe_called(chosen).to_json(), indent=2))
-        return
-    table = Table("recipe", "backbone", "levels", "view px", "batch", "epochs", "what", box=None, padding=(0, 2, 0, 0))
+    table = {}
     for name, make in recipes.RECIPES.items():
         recipe = make()
         levels = " ".join(level.name for level in recipe.model.levels) or "-"
         batch = f"{recipe.optim.batch_size} in groups of {recipe.model.group_size}"
-        cells = (recipe.model.backbone, levels, recipe.views.image_size, batch, recipe.optim.epochs)
-        table.add_row(name, *map(str, cells), (make.__doc__ or "").strip())
-    Console(width=None if sys.stdout.isatty() else 180).print(table)
+        table[name] = (make, (recipe.model.backbone, levels, recipe.views.image_size, batch, recipe.optim.epochs))
+    columns = ("backbone", "levels", "view px", "batch", "epochs")
+    print_recipes(argv, "recipes", recipes_verb.__doc__ or "", columns, table, recipe_called)
 
 
 def preview_verb(argv: Sequence[str]) -> None:
@@ -208,7 +123,7 @@ def preview_verb(argv: Sequence[str]) -> None:
 
     name, recipe, _ = _chosen_recipe(argv, "preview")
     default = PreviewOptions(sources=tyro.MISSING, recipe=name, levels=recipe.model.levels, views=recipe.views)
-    options = _read(PreviewOptions, argv, "preview", preview_verb.__doc__ or "", default)
+    options = read_options(PreviewOptions, argv, "preview", preview_verb.__doc__ or "", default)
     if options.count < 1:
         raise UserError(f"--count {options.count}: must be at least 1")
     if options.out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
@@ -228,7 +143,7 @@ def scenes_verb(argv: Sequence[str]) -> None:
     """Draw scenes of textured objects: JPEG files with COCO-style boxes and masks, the same for the same seed."""
     from resim.views.scenes import write_scenes
 
-    options = _read(ScenesOptions, argv, "scenes", scenes_verb.__doc__ or "")
+    options = read_options(ScenesOptions, argv, "scenes", scenes_verb.__doc__ or "")
     path = write_scenes(options.out, options.count, seed=options.seed, width=options.width, height=options.height)
     print(path)
 
@@ -237,7 +152,7 @@ def pack_verb(argv: Sequence[str]) -> None:
     """Pack images into tar shards (webdataset's layout) that `resim pretrain` reads front to back."""
     from resim import cli_pack
 
-    cli_pack.run(_read(cli_pack.PackOptions, argv, "pack", pack_verb.__doc__ or ""))
+    cli_pack.run(read_options(cli_pack.PackOptions, argv, "pack", pack_verb.__doc__ or ""))
 
 
 def bench_verb(argv: Sequence[str]) -> None:
@@ -249,20 +164,41 @@ def bench_verb(argv: Sequence[str]) -> None:
         sources=tyro.MISSING, recipe=name, model=recipe.model, views=recipe.views, optim=recipe.optim,
         bench=cli_bench.BenchConfig(),
     )  # fmt: skip
-    cli_bench.run(_read(cli_bench.BenchOptions, argv, "bench", bench_verb.__doc__ or "", default))
+    cli_bench.run(read_options(cli_bench.BenchOptions, argv, "bench", bench_verb.__doc__ or "", default))
+
+
+def detect_verb(argv: Sequence[str]) -> None:
+    """Fine-tune detectors, evaluate them, detect: `resim detect train|eval|predict|recipes`."""
+    from resim.cli_detect import detect
+
+    detect(argv)
+
+
+def compare_verb(argv: Sequence[str]) -> None:
+    """Fine-tune from several initialisations and seeds with one protocol: a table, intervals, curves, detections."""
+    from resim import cli_compare
+
+    cli_compare.compare_verb(argv)
 
 
 def demo_verb(argv: Sequence[str]) -> None:
-    """Pre-train ReSim and MoCo v2 for a few minutes and show what each has learned."""
-    from resim.demo import demo
+    """The whole story in a quarter of an hour: pre-train ReSim and MoCo v2, probe both, fine-tune detectors, report."""
+    from resim.demo.story import demo
 
-    options = _read(DemoOptions, argv, "demo", demo_verb.__doc__ or "")
+    options = read_options(DemoOptions, argv, "demo", demo_verb.__doc__ or "")
     demo(options.data, options.out, pairs=options.pairs, seed=options.seed)
+
+
+def probe_verb(argv: Sequence[str]) -> None:
+    """Measure features: nearest neighbours, linear probe, region correspondence, health."""
+    from resim.cli_probe import ProbeOptions, run_probe
+
+    run_probe(read_options(ProbeOptions, argv, "probe", probe_verb.__doc__ or ""))
 
 
 def _chosen_recipe(argv: Sequence[str], verb: str) -> tuple[str, Recipe, RunConfig]:
     """The defaults of all other options: the recipe that --recipe names, or all of the run to be resumed."""
-    parser = _OneLineParser(prog=f"resim {verb}", add_help=False, allow_abbrev=False)
+    parser = OneLineParser(prog=f"resim {verb}", add_help=False, allow_abbrev=False)
     parser.add_argument("--recipe")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--resume", action="store_true")
@@ -273,24 +209,24 @@ def _chosen_recipe(argv: Sequence[str], verb: str) -> tuple[str, Recipe, RunConf
             recipe = read_recipe(stored)
             return recipe.name, recipe, read_run_settings(stored)
     name = known.recipe or "resim-fpn"
-    return name, _recipe_called(name), RunConfig()
-
-
-def _recipe_called(name: str) -> Recipe:
-    if name in recipes.RECIPES:
-        return recipes.RECIPES[name]()
-    if Path(name).suffix == ".json":
-        return read_recipe(Path(name))
-    raise UserError(f"no recipe {name!r}: one of {', '.join(recipes.RECIPES)}, or a .json file that holds one")
+    return name, recipe_called(name), RunConfig()
 
 
 VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "pretrain": pretrain_verb,
     "preview": preview_verb,
+    "probe": probe_verb,
     "recipes": recipes_verb,
     "pack": pack_verb,
     "bench": bench_verb,
     "scenes": scenes_verb,
+    "similarity": similarity_verb,
+    "explore": explore_verb,
+    "report": report_verb,
+    "detect": detect_verb,
+    "compare": compare_verb,
+    "import": import_verb,
+    "export": export_verb,
     "demo": demo_verb,
 }
 

@@ -9,91 +9,77 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resim import demo as demo_module
-from resim.demo import demo, demo_recipes, verdict
+from resim.demo import images as demo_images
+from resim.demo import story
+from resim.demo.story import demo, demo_recipes
+from resim.demo.verdict import verdict
+from resim.detection.compare import Comparison, Difference
 from resim.errors import UserError
 from resim.probes.correspondence import Correspondence
+from resim.probes.suite import Path as ScorePath
+from resim.probes.suite import Score
 from resim.training.checkpoints import load_checkpoint
 from resim.training.log import read_metrics
 
-NOISE = "within the noise, this run cannot tell them apart"
+NOISE = "within the noise: this run cannot tell them apart"
 
 
-def found(*correct: int) -> Correspondence:
+def found(*correct: int) -> Score:
     """So many of ten windows found again in each image."""
-    return Correspondence(
+    value = Correspondence(
         correct=np.array(correct), windows=np.full(len(correct), 10), chance=0.02, median_error=12.0, radius=16.0
+    )
+    return Score(value=value, details={})
+
+
+def scores(random: Score, resim: Score, moco: Score) -> dict[str, dict[ScorePath, Score]]:
+    both = {"random": random, "resim": resim, "moco-v2": moco}
+    return {name: {("correspondence", "both", level): score for level in ("C4", "P4")} for name, score in both.items()}
+
+
+def comparison(*, low: float, high: float) -> Comparison:
+    """Three detectors of two seeds; ReSim 10 points above the untrained and 4 above MoCo v2, so sure."""
+    ap50 = {"random": [0.1, 0.2], "resim": [0.3, 0.4], "moco-v2": [0.25, 0.35]}
+    return Comparison(
+        names=tuple(ap50),
+        seeds=(0, 1),
+        scores={name: {"bbox": {"AP50": values}} for name, values in ap50.items()},
+        differences=(
+            Difference(first="random", second="resim", value=-0.10, low=-0.15, high=-0.05),
+            Difference(first="random", second="moco-v2", value=-0.06, low=-0.11, high=-0.01),
+            Difference(first="resim", second="moco-v2", value=0.04, low=low, high=high),
+        ),
+        folders={name: [] for name in ap50},
     )
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """A run of two epochs of two steps."""
-    lines = [
-        {"epoch": epoch, "accuracy/P4": p4, "accuracy/P3": 0.0, "loss/P4": loss, "loss/P3": 6.0}
-        for epoch, p4, loss in ((0, 0.10, 5.0), (0, 0.20, 4.0), (1, 0.50, 2.0), (1, 0.70, 1.5))
-    ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return tmp_path
-
-
-def compared(lines: list[str]) -> dict[str, str]:
-    """The lines that compare two models, by what they compare."""
-    return {line.split(": ")[0].strip(): line for line in lines if " less " in line}
-
-
-def test_a_difference_that_every_image_shows_is_sure(run: Path) -> None:
+def test_the_verdict_is_five_lines_with_numbers_and_paths() -> None:
     best, middle, worst = found(*[8] * 30), found(*[5] * 30), found(*[1] * 30)
-    scores = {
-        "untrained": {"C4": worst, "P4": worst}, "ReSim": {"C4": best, "P4": middle}, "MoCo v2": {"C4": middle}
-    }  # fmt: skip
-    told = compared(verdict(scores, run, held_out_is_new=True))
-    assert told == {
-        "P4, ReSim less untrained": "  P4, ReSim less untrained: +40.0 points, 95 % interval +40.0 to +40.0",
-        "C4, ReSim less untrained": "  C4, ReSim less untrained: +70.0 points, 95 % interval +70.0 to +70.0",
-        "C4, ReSim less MoCo v2": "  C4, ReSim less MoCo v2: +30.0 points, 95 % interval +30.0 to +30.0",
-    }
+    lines = verdict(scores(worst, best, middle), comparison(low=0.01, high=0.07), Path("out"), held_out_is_new=True)
+    assert [line[:2] for line in lines] == ["1.", "2.", "3.", "4.", "5."]
+    assert "ReSim is right for 80.0%, untrained for 10.0%: +70.0 points (95 % interval +70.0 to +70.0)" in lines[0]
+    assert "on scenes that were not trained on, n = 300 windows of 30 images" in lines[0]
+    assert "ReSim is right for 80.0%, MoCo v2 for 50.0%: +30.0 points (95 % interval +30.0 to +30.0)" in lines[1]
+    assert "box AP50 in percent: untrained 15.0, ReSim 35.0, MoCo v2 30.0" in lines[2]
+    assert "ReSim less untrained +10.0 (95 % interval +5.0 to +15.0)" in lines[2]
+    assert "ReSim less MoCo v2 +4.0 (95 % interval +1.0 to +7.0)" in lines[2]
+    assert "out/report.html" in lines[4]
+    assert not any(NOISE in line for line in lines)
 
 
-def test_a_loss_is_told_as_a_loss(run: Path) -> None:
-    best, worst = found(*[8] * 30), found(*[1] * 30)
-    scores = {"untrained": {"C4": best, "P4": best}, "ReSim": {"C4": worst, "P4": worst}, "MoCo v2": {"C4": best}}
-    told = compared(verdict(scores, run, held_out_is_new=True))
-    assert all("-70.0 points, 95 % interval -70.0 to -70.0" in line for line in told.values())
-    assert not any(NOISE in line for line in told.values())
-
-
-def test_a_difference_of_some_images_is_within_the_noise(run: Path) -> None:
+def test_the_verdict_says_what_is_within_the_noise() -> None:
     one, other = found(*[2, 8] * 15), found(*[8, 1] * 15)  # 50 % and 45 %, image by image far apart
-    scores = {"untrained": {"C4": other, "P4": other}, "ReSim": {"C4": one, "P4": one}, "MoCo v2": {"C4": other}}
-    told = compared(verdict(scores, run, held_out_is_new=True))
-    assert len(told) == 3
-    for line in told.values():
-        assert line.endswith(": " + NOISE)
-        change, low, high = (float(number) for number in re.findall(r"[+-]\d+\.\d", line))
-        assert change == 5.0
-        assert low < 0 < high
+    lines = verdict(scores(other, one, other), comparison(low=-0.02, high=0.09), Path("out"), held_out_is_new=False)
+    assert all(NOISE in line for line in lines[:2])
+    assert lines[2].count(NOISE) == 1  # of MoCo v2 alone
+    assert "the training images, views drawn anew" in lines[0]
 
 
-def test_equal_models_are_within_the_noise(run: Path) -> None:
-    score = found(3, 4, 5)
-    scores = {"untrained": {"C4": score, "P4": score}, "ReSim": {"C4": score, "P4": score}, "MoCo v2": {"C4": score}}
-    told = compared(verdict(scores, run, held_out_is_new=True))
-    assert all(line.endswith("+0.0 points, 95 % interval +0.0 to +0.0: " + NOISE) for line in told.values())
-
-
-@pytest.mark.parametrize(
-    ("new", "where"), [(True, "scenes that were not trained on"), (False, "the training images, views drawn anew")]
-)
-def test_the_verdict_says_what_was_measured(run: Path, new: bool, where: str) -> None:
-    score = found(3, 4, 5)
-    scores = {"untrained": {"C4": score, "P4": score}, "ReSim": {"C4": score, "P4": score}, "MoCo v2": {"C4": score}}
-    lines = verdict(scores, run, held_out_is_new=new)
-    assert "  P4: region accuracy 15.0% in the first epoch, 60.0% in the last; loss 4.50, then 1.75" in lines
-    assert f"Is the most similar cell of the other view the right one? (on {where})" in lines
-    (line,) = (line for line in lines if line.startswith("  MoCo v2   C4: "))
-    assert "40.0% [" in line
-    assert line.endswith("within 16 px, chance 2.0%, median error 12 px, n = 30 windows of 3 images")
+def test_a_loss_is_told_as_a_loss() -> None:
+    best, worst = found(*[8] * 30), found(*[1] * 30)
+    lines = verdict(scores(best, worst, best), None, Path("out"), held_out_is_new=False)
+    assert all("-70.0 points (95 % interval -70.0 to -70.0)" in line for line in lines[:2])
+    assert "nothing was fine-tuned" in lines[2]
 
 
 def test_both_models_are_trained_alike() -> None:
@@ -116,23 +102,31 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(demo_module, "SCENES", 32)
-    monkeypatch.setattr(demo_module, "HELD_OUT", 8)
-    demo(None, tmp_path / "demo", pairs=32, seed=0)
+@pytest.mark.parametrize("own", [False, True])
+def test_the_demo(
+    own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, count in (("SCENES", 32), ("HELD_OUT", 6), ("LABELLED", 8)):
+        monkeypatch.setattr(demo_images, name, count)
+    monkeypatch.setattr(story, "TUNE_STEPS", 2)
+    monkeypatch.setattr(story, "TUNE_SEEDS", (0,))
+    data = None
+    if own:
+        data = demo_images.drawn_scenes(tmp_path / "mine", 0).train.parent / "scenes" / "train"
+    out = tmp_path / "demo"
+    demo(data, out, pairs=32, seed=0)
     lines = capsys.readouterr().out.splitlines()
-    assert f"Pre-training on 32 scenes drawn by the package, in {tmp_path / 'demo' / 'scenes'}" in lines
-    scores = [line for line in lines if re.search(r"n = \d+ windows of 8 images$", line)]
-    assert [line.split(":")[0].split() for line in scores] == [
-        ["untrained", "C4"], ["untrained", "P4"], ["ReSim", "C4"], ["ReSim", "P4"], ["MoCo", "v2", "C4"]
-    ]  # fmt: skip
-    told = compared(lines)
-    assert set(told) == {"P4, ReSim less untrained", "C4, ReSim less untrained", "C4, ReSim less MoCo v2"}
-    for line in told.values():
-        change, low, high = (float(number) for number in re.findall(r"[+-]\d+\.\d", line))
+    assert [line[:2] for line in lines[-5:]] == ["1.", "2.", "3.", "4.", "5."]
+    for line in lines[-5:-3]:
+        change, low, high = (float(number) for number in re.findall(r"[+-]\d+\.\d", line)[:3])
         assert low <= change <= high
         assert NOISE in line or low >= 0 or high <= 0
     for name in ("resim", "moco-v2"):
-        assert load_checkpoint(tmp_path / "demo" / name / "checkpoints" / "last.pt")["step"] == 1
-        assert len(read_metrics(tmp_path / "demo" / name / "metrics.jsonl")) == 1
-    assert (tmp_path / "demo" / "resim" / "curves.png").exists()
+        assert load_checkpoint(out / name / "checkpoints" / "last.pt")["step"] == 1
+        assert len(read_metrics(out / name / "metrics.jsonl")) == 1
+    stored = json.loads((out / "probe" / "probe.json").read_text())
+    assert [network["name"] for network in stored["networks"]] == ["random", "resim", "moco-v2"]
+    assert (out / "detectors" / "compare.json").exists() is not own
+    page = (out / "report.html").read_text()
+    assert len(page) < 5_000_000
+    assert ("detections.png" in page or "Detection" in page) is not own

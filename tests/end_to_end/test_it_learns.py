@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,37 +11,37 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resim.demo import measure, probe_pairs
-from resim.model.resim import ReSim
-from resim.probes.correspondence import difference
-from resim.training.checkpoints import load_checkpoint
-from resim.training.config import read_recipe
+from resim.demo.images import drawn_scenes
+from resim.demo.story import demo_recipes, probe
+from resim.probes.suite import difference
 from resim.training.log import read_metrics
-from resim.views.folder import find_images
 
 
 @pytest.mark.slow
 def test_region_features_are_learned_and_better_than_those_of_moco_v2(tmp_path: Path) -> None:
-    out = tmp_path / "demo"
+    images = drawn_scenes(tmp_path, seed=0)
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    words = [sys.executable, "-m", "resim", "demo", "--out", str(out), "--pairs", "4096"]
-    subprocess.run(words, env=environment, check=True, stdout=subprocess.DEVNULL)
+    for recipe in demo_recipes(images.count, pairs=4096, seed=0):
+        file = tmp_path / f"{recipe.name}.json"
+        file.write_text(json.dumps(recipe.to_json()))
+        words = ["pretrain", str(images.train), "--recipe", str(file), "--out", str(tmp_path / recipe.name)]
+        command = [sys.executable, "-m", "resim", *words, "--keep-every", "0", "--picture-every", "0"]
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    scores = probe(tmp_path, images, 0, lambda done, of: None)
 
-    recipe = read_recipe(out / "resim" / "config.json")
-    pairs = probe_pairs(find_images([out / "scenes" / "held_out"]), recipe, seed=0)
-    scores = {"untrained": measure(ReSim(recipe.model), pairs)}
-    for name in ("resim", "moco-v2"):
-        model = ReSim(read_recipe(out / name / "config.json").model)
-        model.load_state_dict(load_checkpoint(out / name / "checkpoints" / "last.pt")["model"])
-        scores[name] = measure(model, pairs)
-
-    gain, low, _ = difference(scores["resim"]["P4"], scores["untrained"]["P4"])
-    assert gain > 0.1
-    assert low > 0
-    gain, low, _ = difference(scores["resim"]["C4"], scores["moco-v2"]["C4"])
-    assert gain > 0
-    assert low > 0
-    metrics = read_metrics(out / "resim" / "metrics.jsonl")
+    gained = difference(
+        scores["resim"]["correspondence", "both", "P4"], scores["random"]["correspondence", "both", "P4"]
+    )
+    assert gained is not None
+    assert gained[0] > 0.1
+    assert gained[1] > 0
+    ahead = difference(
+        scores["resim"]["correspondence", "both", "C4"], scores["moco-v2"]["correspondence", "both", "C4"]
+    )
+    assert ahead is not None
+    assert ahead[0] > 0
+    assert ahead[1] > 0
+    metrics = read_metrics(tmp_path / "resim" / "metrics.jsonl")
     for level in ("P4", "P3"):
         accuracy = [m[f"accuracy/{level}"] for m in metrics]
         assert np.mean(accuracy[-16:]) > 1.5 * np.mean(accuracy[:16])

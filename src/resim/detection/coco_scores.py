@@ -1,8 +1,10 @@
-"""COCO's average precision of boxes, masks and keypoints, by pycocotools."""
+"""COCO's average precision of boxes, masks and keypoints, by pycocotools or, where it is installed, its faster twin."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.util
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -69,25 +71,10 @@ def coco_scores(
 def _scores(
     data: DetectionData, results: Sequence[dict[str, Any]], kind: Kind, sigmas: Sequence[float] | None
 ) -> Scores:
-    # images are numbered anew, from 1: ids may be text
-    numbers: dict[int | str, int] = {record.image_id: number for number, record in enumerate(data.records, start=1)}
+    evaluation = coco_evaluation(data, results, kind, fast=True)
+    if sigmas is not None and kind == "keypoints":
+        evaluation.params.kpt_oks_sigmas = np.asarray(sigmas, dtype=np.float64)
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = _truth(data, kind)  # type: ignore[assignment]
-        truth.createIndex()
-        found = [
-            {
-                "image_id": numbers[entry["image_id"]],
-                "category_id": entry["category_id"],
-                "score": float(entry["score"]),
-                FIELDS[kind]: entry[FIELDS[kind]],  # nothing else, or loadRes takes sizes and shapes from it
-            }
-            for entry in results
-            if entry["category_id"] in truth.cats
-        ]
-        evaluation = COCOeval(truth, truth.loadRes(found) if found else _none(truth), kind)  # type: ignore[arg-type]
-        if sigmas is not None and kind == "keypoints":
-            evaluation.params.kpt_oks_sigmas = np.asarray(sigmas, dtype=np.float64)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -99,19 +86,64 @@ def _scores(
     return Scores(kind=kind, values=values, per_class=per_class)
 
 
+def _implementation(fast: bool) -> tuple[Any, Any]:
+    """pycocotools' classes, or those of faster-coco-eval."""
+    if fast and importlib.util.find_spec("faster_coco_eval"):
+        faster: Any = importlib.import_module("faster_coco_eval")
+        return faster.COCO, faster.COCOeval_faster
+    return COCO, COCOeval
+
+
+def coco_evaluation(
+    data: DetectionData,
+    results: Sequence[dict[str, Any]],
+    kind: Kind,
+    *,
+    difficult_aside: bool = False,
+    fast: bool = False,
+) -> COCOeval:
+    """pycocotools' evaluation of detections, before its first step. Images and objects are numbered from 1.
+
+    Args:
+        data: the truth.
+        results: in the form of COCO results, of this data.
+        kind: what is compared.
+        difficult_aside: objects marked difficult are set aside like crowd regions.
+        fast: by faster-coco-eval (an extra) where it is installed, which computes the same numbers.
+    """
+    truth_type, evaluation_type = _implementation(fast)
+    # images are numbered anew, from 1: ids may be text
+    numbers: dict[int | str, int] = {record.image_id: number for number, record in enumerate(data.records, start=1)}
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = truth_type()
+        truth.dataset = _truth(data, kind, difficult_aside)
+        truth.createIndex()
+        found = [
+            {
+                "image_id": numbers[entry["image_id"]],
+                "category_id": entry["category_id"],
+                "score": float(entry["score"]),
+                FIELDS[kind]: entry[FIELDS[kind]],  # nothing else, or loadRes takes sizes and shapes from it
+            }
+            for entry in results
+            if entry["category_id"] in truth.cats
+        ]
+        return evaluation_type(truth, truth.loadRes(found) if found else _none(truth), kind)
+
+
 def _or_nan(value: float) -> float:
     return float("nan") if value < 0 else value
 
 
-def _none(truth: COCO) -> COCO:
+def _none(truth: Any) -> Any:
     """No detections, which loadRes cannot take."""
-    none = COCO()
+    none = type(truth)()
     none.dataset = {**truth.dataset, "annotations": []}
     none.createIndex()
     return none
 
 
-def _truth(data: DetectionData, kind: Kind) -> dict[str, Any]:
+def _truth(data: DetectionData, kind: Kind, difficult_aside: bool) -> dict[str, Any]:
     images, annotations = [], []
     labels = set(data.keypoint_labels) if kind == "keypoints" else set(range(1, len(data.classes) + 1))
     for number, record in enumerate(data.records, start=1):
@@ -120,7 +152,9 @@ def _truth(data: DetectionData, kind: Kind) -> dict[str, Any]:
             if int(record.labels[index]) in labels:
                 # numbered anew, from 1: COCOeval takes id 0 for "not matched"
                 extra = {"id": len(annotations) + 1, "image_id": number}
-                annotations.append({**_annotation(data, record, index, kind), **extra})
+                annotation = _annotation(data, record, index, kind)
+                annotation["iscrowd"] |= int(difficult_aside and record.difficult[index])
+                annotations.append({**annotation, **extra})
     categories = [
         {"id": number, "name": name}
         for label, (number, name) in enumerate(zip(data.category_ids, data.classes, strict=True), start=1)

@@ -55,6 +55,16 @@ def read_detection(
     return read_coco(file, images, strict=strict, check_images=check_images)
 
 
+def is_data_set(path: Path) -> bool:
+    """Whether there is anything at `path` that `read_detection` might read."""
+    if path.is_file():
+        return path.suffix.lower() == ".json"
+    if not path.is_dir():
+        return False
+    has_json = any(next(folder.glob("*.json"), None) for folder in (path, path / "annotations"))
+    return has_json or bool(years(path)) or (path / "gtFine").is_dir()
+
+
 def _coco_file(path: Path, split: str | None) -> Path:
     """The JSON file that is meant."""
     if path.is_file():

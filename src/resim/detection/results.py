@@ -48,6 +48,12 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
     return content
 
 
+def kinds_in(results: Sequence[dict[str, Any]]) -> tuple[Kind, ...]:
+    """What all of the detections hold; of none, boxes."""
+    kinds: list[Kind] = [kind for kind, name in FIELDS.items() if results and all(name in entry for entry in results)]
+    return tuple(kinds or ["bbox"])
+
+
 def check_results(data: DetectionData, results: Sequence[dict[str, Any]], kind: Kind, source: str = "results") -> None:
     """Raise if detections are incomplete or cannot be of this data set.
 

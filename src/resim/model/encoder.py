@@ -136,7 +136,10 @@ class Encoder(nn.Module):
         Returns:
             The global vectors (N, dim), not yet L2-normalised, and for every level its map (N, C, H, W).
         """
-        maps = self.backbone(images)
+        return self.from_stages(self.backbone(images))
+
+    def from_stages(self, maps: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """What `forward` gives, from the backbone's own maps C3, C4, C5."""
         vectors = self.head(maps["C5"].mean(dim=(2, 3)))
         levels = {} if self.fpn is None else self.fpn(maps)
         levels |= {name: conv(maps[name]) for name, conv in self.convs.items()}

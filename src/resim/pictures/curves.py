@@ -21,7 +21,9 @@ FEW_POINTS = 40  # below this single points are marked, so that one or a gap bet
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Panel:
+class MetricPanel:
+    """One diagram of a run, and the keys of its curves."""
+
     title: str
     unit: str  # the y axis
     keys: list[str]
@@ -50,17 +52,17 @@ def draw_curves(metrics: Path, out: Path, *, title: str = "") -> Path:
     Raises:
         UserError: the file is missing, has no line with a metric, or has a broken line before its last.
     """
-    records = _read(metrics)
+    records = read_records(metrics)
     x_key = "epoch_progress" if any("epoch_progress" in record for record in records) else "step"
     records = [record for record in records if _number(record.get(x_key)) is not None]
-    panels = _panels(list(dict.fromkeys(key for record in records for key in record)))
+    panels = metric_panels(list(dict.fromkeys(key for record in records for key in record)))
     if not panels:
         raise UserError(f"{metrics}: no metrics to draw; expected lines with 'step' and keys such as 'loss/total'")
-    x = _column(records, x_key)
+    x = column(records, x_key)
     figure = Figure(figsize=(13, 7.5 if len(panels) > 2 else 4.5), dpi=110, layout="constrained")
     if title:
         figure.suptitle(title, fontsize=14, fontweight="bold", x=0.01, ha="left")
-    colours = _colours(panels)
+    colours = series_colours(panels)
     for axes, panel in zip(_places(figure, len(panels)), panels, strict=True):
         _draw_panel(axes, panel, x, records, colours)
         axes.set_xlabel("epoch" if x_key == "epoch_progress" else "step")
@@ -86,8 +88,12 @@ def running_mean(values: np.ndarray, window: int) -> np.ndarray:
     return np.where(finite, means, np.nan)
 
 
-def _read(metrics: Path) -> list[dict[str, object]]:
-    """The file's objects in the order of their steps, those of the same step made one."""
+def read_records(metrics: Path) -> list[dict[str, object]]:
+    """The file's objects in the order of their steps, those of the same step made one.
+
+    Raises:
+        UserError: the file is missing, holds no metrics, or has a broken line before its last.
+    """
     try:
         lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError as error:
@@ -112,7 +118,7 @@ def _read(metrics: Path) -> list[dict[str, object]]:
     return [merged[step] for step in sorted(merged)]
 
 
-def _panels(keys: Sequence[str]) -> list[_Panel]:
+def metric_panels(keys: Sequence[str]) -> list[MetricPanel]:
     """The panels that have something to show; levels stand in the order of the file."""
 
     def under(prefix: str) -> list[str]:
@@ -120,17 +126,21 @@ def _panels(keys: Sequence[str]) -> list[_Panel]:
         return sorted(names, key=lambda key: (key != f"{prefix}/total", key != f"{prefix}/instance"))
 
     panels = (
-        _Panel(title="Losses", unit="InfoNCE loss (nats)", keys=under("loss")),
-        _Panel(
+        MetricPanel(
+            title="Losses",
+            unit="InfoNCE loss (nats)" if "loss/instance" in keys else "loss",  # a detector has other losses
+            keys=under("loss"),
+        ),
+        MetricPanel(
             title="Accuracies",
             unit="right answers (%)",
             keys=[*under("accuracy"), *under("correspondence")],
             factor=100.0,
             from_zero=True,
         ),
-        _Panel(title="Learning rate", unit="learning rate", keys=["lr"], from_zero=True, smooth=False),
-        _Panel(title="Throughput", unit="images / s", keys=["images_per_second"], from_zero=True),
-        _Panel(
+        MetricPanel(title="Learning rate", unit="learning rate", keys=["lr"], from_zero=True, smooth=False),
+        MetricPanel(title="Throughput", unit="images / s", keys=["images_per_second"], from_zero=True),
+        MetricPanel(
             title="Waiting for images",
             unit="share of the time (%)",
             keys=["data_wait"],
@@ -141,7 +151,7 @@ def _panels(keys: Sequence[str]) -> list[_Panel]:
     return [panel for panel in panels if any(key in keys for key in panel.keys)]
 
 
-def _colours(panels: Sequence[_Panel]) -> dict[str, str]:
+def series_colours(panels: Sequence[MetricPanel]) -> dict[str, str]:
     """One colour a name, the same in all panels: P4's loss, accuracy and correspondence belong together."""
     names = dict.fromkeys(key.split("/")[-1] for panel in panels for key in panel.keys if "/" in key)
     others = [name for name in names if name != "total"]
@@ -157,11 +167,11 @@ def _places(figure: Figure, count: int) -> list[Axes]:
 
 
 def _draw_panel(
-    axes: Axes, panel: _Panel, x: np.ndarray, records: Sequence[dict[str, object]], colours: dict[str, str]
+    axes: Axes, panel: MetricPanel, x: np.ndarray, records: Sequence[dict[str, object]], colours: dict[str, str]
 ) -> None:
     for key in panel.keys:
         logged = np.array([key in record for record in records])
-        values = panel.factor * _column(records, key)[logged]
+        values = panel.factor * column(records, key)[logged]
         group, _, name = key.rpartition("/")
         colour = colours.get(name, COLOURS[0])
         marker = "" if len(values) >= FEW_POINTS else "s" if group == "correspondence" else "o"
@@ -185,7 +195,7 @@ def _draw_panel(
         axes.legend(frameon=False, fontsize=9)
 
 
-def _column(records: Sequence[dict[str, object]], key: str) -> np.ndarray:
+def column(records: Sequence[dict[str, object]], key: str) -> np.ndarray:
     """(n,) float: a key's value in every record, NaN where it is missing or not finite."""
     numbers = [_number(record.get(key)) for record in records]
     return np.array([np.nan if number is None else number for number in numbers], dtype=np.float64)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageOps
 
 from resim.errors import UserError
+from resim.pictures.drawing import printable
 from resim.pictures.windows import LevelWindows, PairPicture, draw_pairs
 from resim.regions.level import Level
 from resim.regions.windows import inside_view, map_windows
@@ -90,14 +91,13 @@ def batch_pictures(
     )
     names = [paths[i] for i in batch.indices[chosen]]
     sources = [_thumbnail(name, flip) for name, flip in zip(names, batch.flips[chosen], strict=True)]
-    return pair_pictures(views_q, views_k, levels, titles=[_title(name) for name in names], sources=sources)
+    return pair_pictures(views_q, views_k, levels, titles=[printable(_name(name)) for name in names], sources=sources)
 
 
-def _title(path: str) -> str:
-    """The file's name; what cannot be written, such as a byte that is no UTF-8, as a replacement character."""
+def _name(path: str) -> str:
+    """The file's name; in a shard, its own."""
     in_tar = split_member_path(path)
-    name = Path(path if in_tar is None else in_tar[1].name).name
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
+    return Path(path if in_tar is None else in_tar[1].name).name
 
 
 def _thumbnail(path: str, flip: bool) -> tuple[np.ndarray, float] | None:

@@ -6,31 +6,31 @@ Boxes are (x0, y0, x1, y1), edges in px: a window of 48 px at the origin is (0, 
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-# Okabe and Ito's colour-blind-safe eight, with white for their black, neighbours far apart in luminance.
-PALETTE = (
-    (230, 159, 0),  # orange
-    (0, 114, 178),  # blue
-    (240, 228, 66),  # yellow
-    (204, 121, 167),  # reddish purple
-    (86, 180, 233),  # sky blue
-    (213, 94, 0),  # vermilion
-    (255, 255, 255),  # white
-    (0, 158, 115),  # bluish green
+from resim.pictures.drawing import (
+    DARK,
+    INK,
+    LIGHT,
+    PALETTE,
+    PAPER,
+    RULE,
+    SOFT_INK,
+    drawn_box,
+    enlarge,
+    letters,
+    outline,
+    shorten,
+    tag,
+    wrap,
 )
-INK, SOFT_INK, PAPER, RULE = (28, 28, 30), (98, 98, 104), (255, 255, 255), (225, 225, 228)
-DARK, LIGHT = (16, 16, 18), (255, 255, 255)
+
 VIEW_PX = 336  # width of an enlarged view: two levels and the source fit a 1920 px screen
-DASH_PX, GAP_PX = 9, 6
 CLEARANCE = 1.2  # from one drawn window to the next, in sides: outlines that touch are hard to tell apart
 MAX_PER_AXIS = 4  # 4 x 4 windows are as many as an eye can match
 HEAD_PX = 46  # two lines of text above the pictures of a panel
@@ -41,9 +41,6 @@ WINDOWS_LEGEND = (
     "Dashed: reaches outside the key view, unused."
 )
 VIEWS_LEGEND = "The loss compares the two views as wholes: this recipe has no windows."
-
-Box = tuple[int, int, int, int]  # px of a drawn image, right and bottom edge excluded
-Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +98,7 @@ def draw_pairs(pairs: Sequence[PairPicture], *, scale: int | None = None) -> Ima
     rows = [_draw_row(pair, scale) for pair in pairs]
     width = max(row.width for row in rows) + 2 * MARGIN
     legend = WINDOWS_LEGEND if any(pair.levels for pair in pairs) else VIEWS_LEGEND
-    legend_lines = _wrap(legend, _font(15), width - 2 * MARGIN)
+    legend_lines = wrap(legend, letters(15), width - 2 * MARGIN)
     rows_height = sum(row.height + ROW_GAP for row in rows)
     sheet = Image.new("RGB", (width, MARGIN + rows_height + 22 * len(legend_lines) + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -111,7 +108,7 @@ def draw_pairs(pairs: Sequence[PairPicture], *, scale: int | None = None) -> Ima
         y += row.height + ROW_GAP
     draw.line((MARGIN, y - ROW_GAP // 2, width - MARGIN - 1, y - ROW_GAP // 2), fill=RULE)
     for line in legend_lines:
-        draw.text((MARGIN, y), line, fill=INK, font=_font(15))
+        draw.text((MARGIN, y), line, fill=INK, font=letters(15))
         y += 22
     return sheet
 
@@ -178,8 +175,8 @@ def _draw_row(pair: PairPicture, scale: int | None) -> Image.Image:
     top = 30 if pair.title else 0
     row = Image.new("RGB", (width, top + max(panel.height for panel in panels)), PAPER)
     if pair.title:
-        title = _shorten(pair.title, _font(17, bold=True), width)
-        ImageDraw.Draw(row).text((0, 0), title, fill=INK, font=_font(17, bold=True))
+        title = shorten(pair.title, letters(17, bold=True), width)
+        ImageDraw.Draw(row).text((0, 0), title, fill=INK, font=letters(17, bold=True))
     x = 0
     for panel in panels:
         row.paste(panel, (x, top))
@@ -189,7 +186,7 @@ def _draw_row(pair: PairPicture, scale: int | None) -> Image.Image:
 
 def _draw_level(pair: PairPicture, level: LevelWindows | None, view_px: int) -> Image.Image:
     """Query and key view under a heading, with the level's windows; without a level the bare views."""
-    query, key = (_enlarge(view, view_px, view_px) for view in (pair.query, pair.key))
+    query, key = (enlarge(view, view_px, view_px) for view in (pair.query, pair.key))
     name, words = "Views", "compared as wholes, no windows"
     if level is not None:
         chosen = choose_windows(level)
@@ -200,11 +197,11 @@ def _draw_level(pair: PairPicture, level: LevelWindows | None, view_px: int) -> 
         _draw_windows(key, level.key[chosen], level.valid[chosen], view_px / pair.key.shape[0])
     panel = Image.new("RGB", (2 * view_px + PAIR_GAP, HEAD_PX + view_px), PAPER)
     draw = ImageDraw.Draw(panel)
-    draw.text((0, 0), name, fill=INK, font=_font(15, bold=True))
-    after = _font(15, bold=True).getlength(name) + 10
-    draw.text((after, 0), _shorten(words, _font(15), panel.width - after), fill=INK, font=_font(15))
+    draw.text((0, 0), name, fill=INK, font=letters(15, bold=True))
+    after = letters(15, bold=True).getlength(name) + 10
+    draw.text((after, 0), shorten(words, letters(15), panel.width - after), fill=INK, font=letters(15))
     for x, view, label in ((0, query, "query view"), (view_px + PAIR_GAP, key, "key view")):
-        draw.text((x, 24), label, fill=SOFT_INK, font=_font(13))
+        draw.text((x, 24), label, fill=SOFT_INK, font=letters(13))
         panel.paste(view, (x, HEAD_PX))
     return panel
 
@@ -213,22 +210,22 @@ def _draw_source(source: np.ndarray, crops: np.ndarray | None, view_px: int) -> 
     """The source, fitted into a view's square; what no crop sees is faded."""
     factor = view_px / max(source.shape[:2])
     width, height = (max(1, round(side * factor)) for side in (source.shape[1], source.shape[0]))
-    picture = _enlarge(source, width, height)
+    picture = enlarge(source, width, height)
     if crops is not None:
-        boxes = [_pixels(crop, factor) for crop in crops]
+        boxes = [drawn_box(crop, factor) for crop in crops]
         faded = Image.blend(picture, Image.new("RGB", picture.size, PAPER), 0.55)
         for box in boxes:
             faded.paste(picture.crop(box), box[:2])
         picture = faded
         for box, colour in zip(boxes, (LIGHT, DARK), strict=True):
-            _outline(ImageDraw.Draw(picture), box, colour, dashed=False)
-        _tag(picture, boxes[0], "query", LIGHT, corner="top left")
-        _tag(picture, boxes[1], "key", DARK, corner="bottom right")
+            outline(ImageDraw.Draw(picture), box, colour, dashed=False)
+        tag(picture, boxes[0], "query", LIGHT, corner="top left")
+        tag(picture, boxes[1], "key", DARK, corner="bottom right")
     panel = Image.new("RGB", (view_px, HEAD_PX + height), PAPER)
     draw = ImageDraw.Draw(panel)
-    draw.text((0, 0), "Source", fill=INK, font=_font(15, bold=True))
+    draw.text((0, 0), "Source", fill=INK, font=letters(15, bold=True))
     if crops is not None:
-        draw.text((0, 24), "and its two crops", fill=SOFT_INK, font=_font(13))
+        draw.text((0, 24), "and its two crops", fill=SOFT_INK, font=letters(13))
     panel.paste(picture, (0, HEAD_PX))
     return panel
 
@@ -236,106 +233,16 @@ def _draw_source(source: np.ndarray, crops: np.ndarray | None, view_px: int) -> 
 def _draw_windows(view: Image.Image, windows: np.ndarray, valid: np.ndarray, factor: float) -> None:
     """Draw windows (n, 4), given in the view's own px, onto the view enlarged by `factor`."""
     draw = ImageDraw.Draw(view)
-    boxes = [_pixels(window, factor) for window in windows]
+    boxes = [drawn_box(window, factor) for window in windows]
     colours = [PALETTE[_colour_of(i)] for i in range(len(boxes))]
     seen = [b[0] < view.width and b[1] < view.height and b[2] > 0 and b[3] > 0 for b in boxes]
     order = [i for i in sorted(range(len(boxes)), key=lambda i: bool(valid[i])) if seen[i]]
     for i in order:
-        _outline(draw, boxes[i], colours[i], dashed=not valid[i])
+        outline(draw, boxes[i], colours[i], dashed=not valid[i])
     for i in order:
-        _tag(view, boxes[i], str(i + 1), colours[i])
+        tag(view, boxes[i], str(i + 1), colours[i])
 
 
 def _colour_of(i: int) -> int:
     """The palette's eight in turn, the second time swapped in pairs: in rows of 4 no column repeats."""
     return (i % len(PALETTE)) ^ (2 * (i // len(PALETTE) % 2))
-
-
-def _outline(draw: ImageDraw.ImageDraw, box: Box, colour: Colour, *, dashed: bool) -> None:
-    """Outline a box from the inside: a line of 2 or 3 px, rimmed to stand out from any photograph."""
-    x0, y0, x1, y1 = box
-    band = 5 if _is_roomy(box) else 4
-    sides = [
-        *((a, y0, b, y0 + band) for a, b in _strokes(x0, x1, dashed=dashed)),
-        *((a, y1 - band, b, y1) for a, b in _strokes(x0, x1, dashed=dashed)),
-        *((x0, a, x0 + band, b) for a, b in _strokes(y0, y1, dashed=dashed)),
-        *((x1 - band, a, x1, b) for a, b in _strokes(y0, y1, dashed=dashed)),
-    ]
-    for grow, ink in ((0, _contrast(colour)), (1, colour)):
-        for a, b, c, d in sides:
-            if c - a > 2 * grow and d - b > 2 * grow:
-                draw.rectangle((a + grow, b + grow, c - 1 - grow, d - 1 - grow), fill=ink)
-
-
-def _strokes(start: int, end: int, *, dashed: bool) -> list[tuple[int, int]]:
-    """The stretches of a side that are drawn: all of it, or dashes that begin and end in the corners."""
-    if not dashed:
-        return [(start, end)]
-    gaps = max(1, round((end - start - DASH_PX) / (DASH_PX + GAP_PX)))
-    dash = (end - start - gaps * GAP_PX) / (gaps + 1)
-    if dash < 3:  # too short a side: two dashes and a gap, each a third
-        third = (end - start) // 3
-        return [(start, start + third), (end - third, end)]
-    places = [start + i * (dash + GAP_PX) for i in range(gaps + 1)]
-    return [(round(place), round(place + dash)) for place in places]
-
-
-def _tag(view: Image.Image, box: Box, text: str, colour: Colour, *, corner: str = "top left") -> None:
-    """Write a short text on the colour, in a corner of the part of the box that the view shows."""
-    size = 13 if _is_roomy(box) else 9
-    font = _font(size, bold=True)
-    width, height = int(font.getlength(text)) + size // 2 + 1, size + 4
-    if corner == "top left":
-        x, y = max(box[0], 0), max(box[1], 0)
-    else:
-        x, y = min(box[2], view.width) - width, min(box[3], view.height) - height
-    x, y = max(0, min(x, view.width - width)), max(0, min(y, view.height - height))
-    draw = ImageDraw.Draw(view)
-    draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour, outline=_contrast(colour))
-    draw.text((x + width / 2, y + height / 2), text, fill=_contrast(colour), font=font, anchor="mm")
-
-
-def _is_roomy(box: Box) -> bool:
-    """Whether a box has the room for a thick line and a large number."""
-    return min(box[2] - box[0], box[3] - box[1]) >= 40
-
-
-def _pixels(box: np.ndarray, factor: float) -> Box:
-    x0, x1 = sorted((round(float(box[0]) * factor), round(float(box[2]) * factor)))
-    y0, y1 = sorted((round(float(box[1]) * factor), round(float(box[3]) * factor)))
-    return x0, y0, x1, y1
-
-
-def _contrast(colour: Colour) -> Colour:
-    red, green, blue = colour
-    return DARK if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 115 else LIGHT
-
-
-def _enlarge(picture: np.ndarray, width: int, height: int) -> Image.Image:
-    return Image.fromarray(np.ascontiguousarray(picture)).resize((width, height), Image.Resampling.BICUBIC)
-
-
-@functools.cache
-def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib brings along: the same letters on every machine."""
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", name)), size)
-
-
-def _shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text.rstrip() + "…"
-
-
-def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines

@@ -11,17 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from resim.probes import intervals
+from resim.probes.pairs import KnownPairs, from_views
 from resim.regions.pooling import precise_roi_pool
-from resim.regions.windows import inside_view, map_windows, window_grid
+from resim.regions.windows import inside_view, window_grid
 from resim.views.views import Views
-
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,19 @@ class Correspondence:
 
     def interval(self) -> tuple[float, float]:
         """95 % bootstrap interval of the accuracy, images drawn with replacement."""
-        low, high = np.percentile(_resample(self.correct, self.windows), [2.5, 97.5])
-        return float(low), float(high)
+        return intervals.interval(self.correct, self.windows)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "accuracy": self.accuracy,
+            "interval": list(self.interval()),
+            "chance": self.chance,
+            "median_error_px": self.median_error,
+            "radius_px": self.radius,
+            "windows": int(self.windows.sum()),
+            "images": len(self.windows),
+        }
 
     def __str__(self) -> str:
         low, high = self.interval()
@@ -65,17 +77,9 @@ def difference(a: Correspondence, b: Correspondence) -> tuple[float, float, floa
     """
     if not np.array_equal(a.windows, b.windows):
         raise ValueError("the two were measured on different windows")
-    low, high = np.percentile(_resample(a.correct - b.correct, a.windows), [2.5, 97.5])
-    return a.accuracy - b.accuracy, float(low), float(high)
+    return intervals.difference(a.correct, b.correct, a.windows)
 
 
-def _resample(correct: np.ndarray, windows: np.ndarray) -> np.ndarray:
-    """(2000,) accuracies over images drawn with replacement, always the same draws."""
-    drawn = np.random.default_rng(0).integers(len(windows), size=(_RESAMPLES, len(windows)))
-    return correct[drawn].sum(axis=1) / np.maximum(windows[drawn].sum(axis=1), 1)
-
-
-@torch.no_grad()
 def correspondence(
     features: Callable[[Tensor], Tensor],
     pairs: Iterable[tuple[Views, Views]],
@@ -98,35 +102,82 @@ def correspondence(
     Raises:
         ValueError: no window lies inside a key view in any pair.
     """
-    radius = float(stride) if radius is None else radius
-    correct, windows, errors, chances = [], [], [], []
-    for views_q, views_k in pairs:
-        size = views_q.size
-        grid = window_grid(size, window, step, closed=True)
-        flips = {"flipped_q": views_q.flipped, "flipped_k": views_k.flipped}
-        mapped = map_windows(grid, views_q.crops, views_k.crops, size, **flips)
-        valid = inside_view(mapped, size)
-        map_k = features(views_k.images).float()
-        regions = F.normalize(precise_roi_pool(features(views_q.images).float(), grid.to(map_k.device), stride), dim=-1)
+    known = (from_views(views_q, views_k) for views_q, views_k in pairs)
+    return correspondences(
+        lambda images: {"": features(images)}, known, strides={"": stride}, window=window, step=step, radius=radius
+    )[""]
+
+
+@torch.no_grad()
+def correspondences(
+    maps: Callable[[Tensor], dict[str, Tensor]],
+    pairs: Iterable[KnownPairs],
+    *,
+    strides: dict[str, int],
+    window: int = 48,
+    step: int = 16,
+    radius: float | None = None,
+) -> dict[str, Correspondence]:
+    """Measure region correspondence of several maps of a network at once: each view is encoded once.
+
+    Args:
+        maps: (N, 3, S, S) views -> maps (N, C, H, W) by level, in evaluation mode.
+        pairs: batches of view pairs.
+        strides: of the levels to be measured, px of the view a cell.
+        window: side of a query window, px.
+        step: distance between windows, px.
+        radius: up to which distance a cell counts as right, px; default: one stride of each level.
+
+    Raises:
+        ValueError: no window lies inside a key view in any pair.
+    """
+    found = {name: _Answers(stride, float(stride) if radius is None else radius) for name, stride in strides.items()}
+    for pair in pairs:
+        grid = window_grid(pair.size, window, step, closed=True)
+        mapped = pair.find(grid)
+        valid = inside_view(mapped, pair.size)
+        maps_q, maps_k = maps(pair.query), maps(pair.key)
+        for name, answers in found.items():
+            answers.add(maps_q[name], maps_k[name], grid, mapped, valid)
+    return {name: answers.together() for name, answers in found.items()}
+
+
+class _Answers:
+    """What one map answers, batch by batch."""
+
+    def __init__(self, stride: int, radius: float) -> None:
+        self.stride, self.radius = stride, radius
+        self.correct: list[Tensor] = []
+        self.windows: list[Tensor] = []
+        self.errors: list[Tensor] = []
+        self.chances: list[Tensor] = []
+
+    def add(self, map_q: Tensor, map_k: Tensor, grid: Tensor, mapped: Tensor, valid: Tensor) -> None:
+        """A batch: maps (N, C, H, W), windows (R, 4), where they lie in the key views (N, R, 4), which count (N, R)."""
+        wide = torch.promote_types(map_k.dtype, torch.float32)
+        regions = precise_roi_pool(map_q.to(wide), grid.to(map_q.device), self.stride)
         height, width = map_k.shape[-2:]
-        cells = F.normalize(map_k.flatten(2), dim=1)  # (N, C, H * W)
-        nearest = (regions @ cells).argmax(dim=-1).cpu()  # (N, R)
+        cells = F.normalize(map_k.to(wide).flatten(2), dim=1)  # (N, C, H * W)
+        nearest = (F.normalize(regions, dim=-1) @ cells).argmax(dim=-1).cpu()  # (N, R)
         y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        places = torch.stack([x.flatten(), y.flatten()], dim=1).double() * stride  # (H * W, 2)
+        places = torch.stack([x.flatten(), y.flatten()], dim=1).double() * self.stride  # (H * W, 2)
         centres = (mapped[..., :2] + mapped[..., 2:]) / 2  # (N, R, 2)
         distance = torch.cdist(centres, places.expand(len(centres), -1, -1))  # (N, R, H * W)
         error = distance.gather(2, nearest[..., None])[..., 0]
-        correct.append(((error <= radius) & valid).sum(dim=1))
-        windows.append(valid.sum(dim=1))
-        errors.append(error[valid])
-        chances.append((distance <= radius).double().mean(dim=2)[valid])
-    asked = torch.cat(windows).numpy() if windows else np.zeros(0)
-    if not asked.sum():
-        raise ValueError("no window of the query views lies inside its key view: nothing to measure")
-    return Correspondence(
-        correct=torch.cat(correct).numpy(),
-        windows=asked,
-        chance=float(torch.cat(chances).mean()),
-        median_error=float(torch.cat(errors).median()),
-        radius=radius,
-    )
+        self.correct.append(((error <= self.radius) & valid).sum(dim=1))
+        self.windows.append(valid.sum(dim=1))
+        self.errors.append(error[valid])
+        self.chances.append((distance <= self.radius).double().mean(dim=2)[valid])
+
+    def together(self) -> Correspondence:
+        """All batches."""
+        asked = torch.cat(self.windows).numpy() if self.windows else np.zeros(0)
+        if not asked.sum():
+            raise ValueError("no window of the query views lies inside its key view: nothing to measure")
+        return Correspondence(
+            correct=torch.cat(self.correct).numpy(),
+            windows=asked,
+            chance=float(torch.cat(self.chances).mean()),
+            median_error=float(torch.cat(self.errors).median()),
+            radius=self.radius,
+        )

@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeVar, get_args, get_type_hints
 
 from resim.errors import UserError
 from resim.fields import check_fields
@@ -120,6 +121,11 @@ class RunConfig:
     """Folder of the run; default: runs/RECIPE-DATE-TIME."""
     resume: bool = False
     """Continue the run in --out exactly where its last checkpoint is."""
+    start_from: str | None = None
+    """Checkpoint or run whose weights, keys, queue and momentum a new run begins with; resim import makes one of other
+    programs' files."""
+    start_epoch: int = 0
+    """Epoch of the schedule at which a run with --start-from begins."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto: a GPU if there is one."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
@@ -138,6 +144,13 @@ class RunConfig:
     """Keep the checkpoint of every k-th epoch beside the last one, epochs; 0: only the last."""
     picture_every: int = 1
     """Epochs between two pictures of view pairs; 0: none."""
+    probe_every: int = 0
+    """Epochs between two readings of the probes (kNN, region correspondence, health); 0: only the queue's health."""
+    probe_data: Path | None = None
+    """Images for the probes, with classes if kNN is wanted: a folder, a CSV file, tar shards; default: the training
+    images, without classes."""
+    probe_images: int = 1024
+    """Most images of the probes' training and test set; 0: all."""
     max_bad_share: float = 0.1
     """Stop when more than this share of the files read cannot be decoded."""
     stop_after: int = 0
@@ -149,19 +162,39 @@ class RunConfig:
             raise ValueError(f"workers {self.workers}: must be at most 512")
         at_least = {
             "groups_at_a_time": 0, "workers": -1, "log_every": 1, "checkpoint_minutes": 0, "keep_every": 0,
-            "picture_every": 0, "max_bad_share": 0, "stop_after": 0,
+            "picture_every": 0, "probe_every": 0, "probe_images": 0, "max_bad_share": 0, "stop_after": 0,
+            "start_epoch": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name.replace('_', '-')} {getattr(self, name)}: must be at least {least}")
 
 
-def differences(before: Recipe, now: Recipe) -> list[str]:
+class AnyRecipe(Protocol):
+    """All that decides the result of a training, as plain data and back: groups of settings by name."""
+
+    @property
+    def name(self) -> str:
+        """Name of the recipe."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        ...
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Any:
+        """The recipe that `to_json` wrote; raises a ValueError where it is none."""
+        ...
+
+
+def differences(before: AnyRecipe, now: AnyRecipe) -> list[str]:
     """Every setting in which two recipes differ, as `--name old -> new`; their names do not count."""
     old, new = before.to_json(), now.to_json()
     return [
         f"--{key.replace('_', '-')} {_shown(old[part][key])} -> {_shown(new[part][key])}"
-        for part in ("model", "views", "optim")
+        for part in old
+        if isinstance(old[part], dict)
         for key in old[part]
         if old[part][key] != new[part][key]
     ]
@@ -171,35 +204,52 @@ def _shown(value: object) -> str:
     return " ".join(map(str, value)) or "none" if isinstance(value, (list, tuple)) else str(value)
 
 
+R = TypeVar("R", bound=AnyRecipe)
+D = TypeVar("D")
+
 _KEPT_ON_RESUME = (
-    "compile", "groups_at_a_time", "log_every", "checkpoint_minutes", "keep_every", "picture_every", "max_bad_share",
+    "compile", "groups_at_a_time", "log_every", "checkpoint_minutes", "keep_every", "picture_every", "probe_every",
+    "probe_data", "probe_images", "max_bad_share",
+    "start_from", "start_epoch",
 )  # fmt: skip
 
 
 def read_run_settings(path: Path) -> RunConfig:
-    """The settings with which the run of a `config.json` goes on; device, precision and workers are chosen anew.
+    """The settings with which the run of a `config.json` goes on; device, precision and workers are chosen anew."""
+    return read_settings(path, RunConfig, _KEPT_ON_RESUME)
+
+
+def read_settings(path: Path, kind: type[D], names: Sequence[str]) -> D:
+    """Of the settings in a run's `config.json` those of the given names, as a dataclass.
 
     Raises:
         UserError: no such file, or settings that are none.
     """
     try:
         stored = json.loads(path.read_text(encoding="utf-8")).get("run", {})
-        return RunConfig(**{name: stored[name] for name in _KEPT_ON_RESUME if name in stored})
+        hints = get_type_hints(kind)
+        kept = {name: stored[name] for name in names if name in stored}
+        paths = {name for name, value in kept.items() if isinstance(value, str) and Path in get_args(hints[name])}
+        return kind(**{name: Path(value) if name in paths else value for name, value in kept.items()})
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{path}: holds no run's settings ({error})") from None
 
 
-def read_recipe(path: Path) -> Recipe:
+def read_recipe(path: Path, kind: type[R] = Recipe) -> R:
     """The recipe in a run's `config.json`, or in a JSON file of the same form.
 
+    Args:
+        path: the file.
+        kind: the kind of recipe that it must hold.
+
     Raises:
-        UserError: no such file, or one that is no recipe.
+        UserError: no such file, or one that is no such recipe.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        return Recipe.from_json(data.get("recipe", data))
+        return kind.from_json(data.get("recipe", data))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, AttributeError) as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +20,32 @@ from resim.training.processes import Processes
 from resim.training.progress import Progress
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What was found out about a model between two steps."""
+
+    values: dict[str, float]
+    """Numbers by name, such as knn/C5."""
+    lines: tuple[str, ...] = ()
+    """What to tell a person."""
+
+
 class Log:
     """Collects each step's numbers on the device and reads them together, so that a step never waits for them.
 
     Only the first process writes; all must call `add` and `flush` alike, because numbers are averaged over processes.
+
+    Args:
+        folder: of the run.
+        processes: whose numbers are averaged.
+        progress: shows the last numbers.
+        batch_size: images a step.
+        steps: of an epoch; where an epoch is no whole number of steps, a fraction.
     """
 
-    def __init__(self, folder: Path, processes: Processes, progress: Progress, *, batch_size: int, steps: int) -> None:
+    def __init__(
+        self, folder: Path, processes: Processes, progress: Progress, *, batch_size: int, steps: float
+    ) -> None:
         self.folder, self.processes, self.progress = folder, processes, progress
         self.batch_size, self.steps_per_epoch = batch_size, steps
         self._pending: list[tuple[int, float, dict[str, Tensor]]] = []
@@ -36,10 +57,12 @@ class Log:
         """Open the files at `step`; what a stopped run wrote beyond it is dropped."""
         if not self.processes.first:
             return
-        path = self.folder / "metrics.jsonl"
-        if path.exists():
-            kept = "".join(line for line in _whole_lines(path) if json.loads(line)["step"] < step)
-            write_atomically(path, lambda file: file.write(kept.encode()))
+        # a line of the metrics is of the step that follows, one of the probes is of the steps done
+        for name, end in (("metrics.jsonl", step), ("probes.jsonl", step + 1)):
+            path = self.folder / name
+            if path.exists():
+                kept = "".join(line for line in _whole_lines(path) if json.loads(line)["step"] < end)
+                write_atomically(path, lambda file, kept=kept: file.write(kept.encode()))
         self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
         self._since = time.perf_counter()
 
@@ -92,6 +115,27 @@ class Log:
             for name, value in line.items():
                 if name not in ("step", "epoch"):
                     self._board.add_scalar(name, value, int(line["step"]))
+
+    def look(self, step: int, look: Callable[[], Reading]) -> None:
+        """Write and show what is found out after `step` steps; the time that it takes is not the training's.
+
+        A reading that an earlier invocation of the run has written is not taken again.
+        """
+        path = self.folder / "probes.jsonl"
+        if path.exists() and any(json.loads(line)["step"] == step for line in _whole_lines(path)):
+            return
+        started = time.perf_counter()
+        reading = look()
+        assert self._board is not None
+        if reading.values:
+            line = {"step": step, "epoch": step // self.steps_per_epoch} | reading.values
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            for name, value in reading.values.items():
+                self._board.add_scalar(f"probe/{name}", value, step)
+        for text in reading.lines:
+            self.progress.say(text)
+        self._since += time.perf_counter() - started
 
     def picture(self, name: str, step: int, pixels: np.ndarray) -> None:
         """Show a picture (H, W, 3) uint8 in TensorBoard."""

@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from resim.errors import UserError
+from resim.model.resim import ReSim
 from resim.pictures.curves import draw_curves
 from resim.pictures.pairs import batch_pictures
 from resim.pictures.windows import draw_pairs
 from resim.training import run_folder
 from resim.training.checkpoints import write_atomically
 from resim.training.config import Recipe, RunConfig
-from resim.training.log import Log
+from resim.training.log import Log, Reading
+from resim.training.loop import run_steps
 from resim.training.precision import choose_precision
 from resim.training.processes import Processes, catch_termination, start_processes
-from resim.training.progress import Progress
+from resim.training.progress import Progress, Watch
 from resim.training.provenance import versions
 from resim.training.schedule import learning_rate
+from resim.training.starting import read_start, start
 from resim.training.step import Stepper, make_stepper
 from resim.views.finish import Finisher
 from resim.views.folder import PathList, find_images
@@ -44,6 +48,11 @@ from resim.views.views import Views
 
 PICTURE_PAIRS = 4
 
+Look = Callable[[ReSim, int], Reading]
+"""A model and the number of steps that it has been trained -> what was found out about it."""
+MakeProbe = Callable[[Recipe, RunConfig, Literal["float32", "bf16"], Sequence[str], int], Look]
+"""The recipe, the run, its precision, the training images and the steps of an epoch -> what looks at the model."""
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -56,7 +65,13 @@ class RunResult:
 
 
 def pretrain(
-    recipe: Recipe, run: RunConfig, sources: str | Path | Sequence[str | Path], *, show: bool = True
+    recipe: Recipe,
+    run: RunConfig,
+    sources: str | Path | Sequence[str | Path],
+    *,
+    show: bool = True,
+    probe: MakeProbe | None = None,
+    watch: Watch | None = None,
 ) -> RunResult:
     """Pre-train a recipe on images without labels.
 
@@ -65,10 +80,16 @@ def pretrain(
         run: where and how.
         sources: folders, images, text files of paths.
         show: print progress.
+        probe: makes what looks at the model before the first step and after every epoch, on the first process, such as
+            `resim.probes.online.OnlineProbe`; it must not change it.
+        watch: told of the steps done and of all steps.
 
     Raises:
+        ValueError: `run` asks for probes and `probe` is None.
         UserError: images, settings or a run folder that cannot work; what the remedy is.
     """
+    if run.probe_every and probe is None:
+        raise ValueError("probe_every needs what measures: pretrain(..., probe=resim.probes.online.OnlineProbe)")
     optim = recipe.optim
     with start_processes(run.device) as processes, catch_termination() as signals, contextlib.ExitStack() as held:
         paths = find_images(sources)
@@ -77,7 +98,8 @@ def pretrain(
         run_folder.check_folder(out, resume=run.resume)
         held.enter_context(run_folder.hold(out, processes))
         state = run_folder.open_run(out, recipe, resume=run.resume)
-        step = state["step"] if state else 0
+        first = None if state else read_start(run, optim)
+        step = state["step"] if state else steps * run.start_epoch
         end = steps * optim.epochs
         precision = state["precision"] if state else choose_precision(run.precision, processes.device)
         precision = processes.gather_objects(precision)[0]  # it is a measurement: the first process's counts
@@ -85,7 +107,12 @@ def pretrain(
             raise UserError(f"--resume in {run.precision}: the run is in {precision}; leave --precision out")
         _check_agreement(processes, paths, precision, state)
         told = [sources] if isinstance(sources, str | Path) else sources
+        look = probe(recipe, run, precision, paths, steps) if probe is not None and processes.first else None
         data = {"sources": [str(source) for source in told], "images": len(paths), "hash": paths.fingerprint()}
+
+        # the licence and origin of imported weights go with what is made of them
+        origin = (state or first or {}).get("imported")
+        imported = {"imported": origin} if origin else {}
 
         workers = run.workers if run.workers >= 0 else min(processes.cores, 16)
         stepper = make_stepper(
@@ -101,7 +128,9 @@ def pretrain(
             stepper.optimizer.load_state_dict(state["optimizer"])
             if processes.first:
                 run_folder.note_resume(out, step)
-        elif processes.first:
+        elif first:
+            start(stepper, first, str(run.start_from))
+        if not state and processes.first:
             resolved = dataclasses.replace(
                 run, out=out, device=processes.device.type, precision=precision, workers=workers
             )
@@ -115,59 +144,47 @@ def pretrain(
         loader = make_loader(dataset, order, workers=workers, pin_memory=processes.device.type == "cuda")
         finish = Finisher(recipe.views, processes.device)
         bad_files = run_folder.BadFiles(out, processes, run.max_bad_share)
-        saved_at = time.monotonic()
-        invocation_end = min(end, step + run.stop_after) if run.stop_after else end
-        stop = step >= invocation_end
 
-        def checkpoint(done: int, *, keep: bool = False) -> None:
+        def checkpoint(done: int) -> None:
             """Save the state after `done` steps."""
             bad_files.write()
-            log.flush()
             if processes.first:
-                name = f"epoch_{done // steps:04d}.pt" if keep else None
-                run_folder.save(out, _state(recipe, precision, data, stepper, done, steps), keep_as=name)
+                epochs_done, in_epoch = divmod(done, steps)
+                keep = in_epoch == 0 and run.keep_every > 0 and epochs_done % run.keep_every == 0
+                name = f"epoch_{epochs_done:04d}.pt" if keep else None
+                run_folder.save(out, _state(recipe, precision, data, stepper, done, steps) | imported, keep_as=name)
 
         with (
             tell_of_killed_workers(),
             contextlib.closing(read_batches(loader)) as batches,
-            Progress(epochs=optim.epochs, steps=steps, first_step=step, show=show and processes.first) as progress,
+            Progress(
+                steps=end, epoch_steps=steps, first_step=step, show=show and processes.first, watch=watch
+            ) as progress,
         ):
             log = Log(out, processes, progress, batch_size=optim.batch_size, steps=steps)
             log.start(step)
             _greet(progress, recipe, processes, precision, data, out, step, steps, workers)
-            while not stop:
-                waiting = time.perf_counter()
-                batch = next(batches)
-                log.waited(time.perf_counter() - waiting)
-                bad_files.seen(len(batch), {file.path: file.reason for file in batch.bad})
 
-                epoch, first_of_epoch = step // steps, step % steps == 0
+            def take_step(batch: PairBatch, step: int) -> tuple[float, dict[str, Tensor]]:
+                """One batch, one step of SGD; the learning rate and the numbers of the step."""
+                bad_files.seen(len(batch), {file.path: file.reason for file in batch.bad})
+                epoch = step // steps
+                if look is not None and step % steps == 0:  # after the checkpoint: nothing is lost while it looks
+                    log.look(step, functools.partial(look, stepper.model, step))
                 lr = learning_rate(optim, epoch)
                 for group in stepper.optimizer.param_groups:
                     group["lr"] = lr
                 views_q, views_k = finish(batch)
                 losses = stepper(views_q, views_k, shuffle_order(optim.batch_size, optim.seed, step))
-                log.add(step, lr, losses)
-                if first_of_epoch and processes.first and run.picture_every and epoch % run.picture_every == 0:
+                if step % steps == 0 and processes.first and run.picture_every and epoch % run.picture_every == 0:
                     _draw(out, log, recipe, batch, (views_q, views_k), paths, epoch, step)
-                step += 1
+                return lr, losses
 
-                reading = step % run.log_every == 0 or step == invocation_end
-                end_of_epoch = step % steps == 0
-                if reading or end_of_epoch:
-                    log.flush()
-                save = stop = False
-                # on GPUs agreeing waits for the device, so it is done where the metrics are read anyway
-                if processes.device.type == "cpu" or processes.count == 1 or reading or end_of_epoch:
-                    overdue = time.monotonic() - saved_at >= 60 * run.checkpoint_minutes
-                    stop, save = processes.agree(bool(signals), overdue)
-                    stop = stop or step >= invocation_end
-                if save or stop or end_of_epoch:
-                    epochs_done = step // steps
-                    keep = end_of_epoch and run.keep_every > 0 and epochs_done % run.keep_every == 0
-                    checkpoint(step, keep=keep)
-                    saved_at = time.monotonic()
-
+            step = run_steps(
+                batches, take_step, checkpoint, log, run, processes, signals, step=step, end=end, every=steps
+            )
+            if look is not None and step == end:
+                log.look(step, functools.partial(look, stepper.model, step))
             log.close()
             count = bad_files.write()
             if processes.first:

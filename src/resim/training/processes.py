@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from resim.errors import UserError
 
@@ -59,6 +61,24 @@ class Processes:
         values: list[Any] = [None] * self.count
         dist.all_gather_object(values, value)
         return values
+
+
+def in_parallel(module: nn.Module, processes: Processes) -> nn.Module:
+    """The module with its gradients averaged over the processes; itself where there is one. Buffers stay each one's."""
+    if processes.count == 1:
+        return module
+    # the older name warns from PyTorch 2.15 on
+    newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    settings: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
+    devices = [processes.device] if processes.device.type == "cuda" else None
+    return DistributedDataParallel(module, device_ids=devices, **settings)
+
+
+def averaging(module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+    """Around a step's passes: gradients are averaged over the processes once, in the last backward pass."""
+    if isinstance(module, DistributedDataParallel) and not last:
+        return module.no_sync()
+    return nullcontext()
 
 
 @contextmanager

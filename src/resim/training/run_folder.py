@@ -3,6 +3,7 @@
 config.json         recipe, run, data, versions, git state, command
 resumed.jsonl       versions, git state and command of every --resume
 metrics.jsonl       one line a step
+probes.jsonl        one line a reading of the probes
 bad_files.txt       files that could not be decoded, with the reason
 checkpoints/        last.pt, and epoch_0020.pt, epoch_0040.pt, ...
 pictures/           view pairs with their windows, an epoch
@@ -24,12 +25,12 @@ from typing import Any
 
 from resim.errors import UserError
 from resim.training.checkpoints import load_checkpoint, save_checkpoint, write_atomically
-from resim.training.config import Recipe, RunConfig, differences, read_recipe
+from resim.training.config import AnyRecipe, differences, read_recipe
 from resim.training.processes import Processes
 from resim.training.provenance import describe_run
 
 
-def default_folder(recipe: Recipe) -> Path:
+def default_folder(recipe: AnyRecipe) -> Path:
     """runs/RECIPE-DATE-TIME, below the working folder."""
     return Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
@@ -42,7 +43,7 @@ def check_folder(out: Path, *, resume: bool = False) -> None:
         raise UserError(f"--resume: {out} holds no run (no config.json); leave --resume out to start one there")
 
 
-def open_run(out: Path, recipe: Recipe, *, resume: bool) -> dict[str, Any] | None:
+def open_run(out: Path, recipe: AnyRecipe, *, resume: bool) -> dict[str, Any] | None:
     """Check that the run may start in `out`, or load the checkpoint from which it goes on there.
 
     Returns:
@@ -59,7 +60,7 @@ def open_run(out: Path, recipe: Recipe, *, resume: bool) -> dict[str, Any] | Non
             raise UserError(f"--out {out}: holds a metrics.jsonl that a run would overwrite: name another folder")
         return None
     check_folder(out, resume=True)
-    changed = differences(read_recipe(config), recipe)
+    changed = differences(read_recipe(config, type(recipe)), recipe)
     if changed:
         raise UserError(f"--resume with another recipe than the run's: {', '.join(changed)}")
     for left_over in last.parent.glob(".*.tmp"):  # a run that is killed while it writes one cannot remove it
@@ -67,7 +68,7 @@ def open_run(out: Path, recipe: Recipe, *, resume: bool) -> dict[str, Any] | Non
     if not last.exists():
         return None  # stopped before its first checkpoint
     state = load_checkpoint(last)
-    changed = differences(Recipe.from_json(state["recipe"]), recipe)
+    changed = differences(type(recipe).from_json(state["recipe"]), recipe)
     if changed:
         raise UserError(f"{last}: is of another recipe: {', '.join(changed)}")
     return state
@@ -112,8 +113,8 @@ def note_resume(out: Path, step: int) -> None:
         file.write(json.dumps({"step": step} | describe_run()) + "\n")
 
 
-def write_config(out: Path, recipe: Recipe, run: RunConfig, data: dict[str, Any], **more: Any) -> None:
-    """Write config.json, atomically."""
+def write_config(out: Path, recipe: AnyRecipe, run: Any, data: dict[str, Any], **more: Any) -> None:
+    """Write config.json, atomically; `run` is the dataclass of the run's settings."""
     settings = {name: value for name, value in dataclasses.asdict(run).items() if name != "resume"}
     content = {"recipe": recipe.to_json(), "run": settings | {"out": str(out)}, "data": data} | more | describe_run()
     text = json.dumps(content, indent=2, default=str) + "\n"

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from resim.model.encoder import ModelConfig
 from resim.model.grouped_norm import count_groups
 from resim.model.resim import ReSim
 from resim.training.config import OptimConfig
-from resim.training.processes import Processes
+from resim.training.processes import Processes, averaging, in_parallel
 from resim.views.views import Views
 
 
@@ -61,7 +58,7 @@ class Stepper:
         for start in starts:
             part = views_q.images[start : start + per_pass]
             share = len(part) / images
-            with self._averaging(last=start == starts[-1]):
+            with averaging(self.query, last=start == starts[-1]):
                 with torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
                     losses = self.model.query_losses(
                         part, keys, first_group=start * groups // images, encoder=self.query
@@ -74,12 +71,6 @@ class Stepper:
         if spoiled is not None:
             sums["total"] = sums["total"] + spoiled
         return sums
-
-    def _averaging(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Gradients are averaged over processes once a step, in its last backward pass."""
-        if isinstance(self.query, DistributedDataParallel) and not last:
-            return self.query.no_sync()
-        return contextlib.nullcontext()
 
 
 def make_stepper(
@@ -115,11 +106,6 @@ def make_stepper(
     key: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]] = model.key
     if compile_encoders:
         query, key = torch.compile(query), torch.compile(key)  # type: ignore[assignment]
-    if processes.count > 1:
-        # the older name warns from PyTorch 2.15 on
-        newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-        settings: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
-        devices = [device] if device.type == "cuda" else None
-        query = DistributedDataParallel(query, device_ids=devices, **settings)
+    query = in_parallel(query, processes)
     at_a_time = groups_at_a_time or (1 if device.type == "cpu" else 2**31)
     return Stepper(model, optimizer, query, key, at_a_time, precision)

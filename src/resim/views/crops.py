@@ -7,6 +7,7 @@ the sample alone: not on loader processes, on processes of the training, or on w
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -155,18 +156,18 @@ def _draw_crop(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def cut_views(photo: Photo, flip: bool, draws: tuple[Draw, Draw], size: int) -> np.ndarray:
-    """Decode an image once and cut both views out of it.
+def cut_views(photo: Photo, flip: bool, draws: Sequence[Draw], size: int) -> np.ndarray:
+    """Decode an image once and cut all the views that were drawn out of it.
 
     Returns:
-        (2, size, size, 3) uint8: bilinear with antialiasing, mirrored where `flip` or the draw says so.
+        (V, size, size, 3) uint8 for V draws: bilinear with antialiasing, mirrored where `flip` or the draw says so.
 
     Raises:
         BadImageError: the pixels cannot be decoded.
     """
     pixels = photo.pixels(min(min(draw.crop[2:]) for draw in draws) / size)
     whole = pixels.shape[:2] == (photo.height, photo.width)
-    views = np.empty((2, size, size, 3), dtype=np.uint8)
+    views = np.empty((len(draws), size, size, 3), dtype=np.uint8)
     for i, draw in enumerate(draws):
         top, left, height, width = draw.crop
         if flip:  # a crop of the mirrored image is the mirrored crop of the image

@@ -6,6 +6,7 @@ import functools
 import importlib
 import warnings
 from types import ModuleType
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -23,16 +24,18 @@ class BadImageError(Exception):
 class Photo:
     """An opened image file: its upright size is known at once, its pixels are decoded when a scale is asked for.
 
+    It is named by its path, or given as a binary file that is open (one read out of an archive).
+
     Raises:
         BadImageError: the file cannot be opened, or is larger than Pillow's limit against decompression bombs.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str | BinaryIO) -> None:
         image: Image.Image | None = None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                image = Image.open(open_bytes(path))
+                image = Image.open(open_bytes(path) if isinstance(path, str) else path)
                 if image.format == "TIFF":  # Pillow turns it upright by itself, and its size by then at the latest
                     image.load()
                 orientation = image.getexif().get(_ORIENTATION, 1)

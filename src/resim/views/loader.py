@@ -8,9 +8,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from resim.views.photometric import augment, blur_reach
 from resim.views.shards import shard_order
 from resim.views.views import Views
 
+S = TypeVar("S")
+K = TypeVar("K")
+B = TypeVar("B")
 _TRIES = 20  # draws in a row that may be undecodable
 PART = 32  # images that a worker hands over at once: a batch is made of parts, so that few images wait in memory
 
@@ -187,25 +190,41 @@ class _Parts(Sampler[list[tuple[int, int]]]):
 
 
 def make_loader(
-    dataset: PairDataset, order: BatchOrder, *, workers: int, pin_memory: bool = False
-) -> DataLoader[PairBatch]:
-    """Parts of the batches in the given order, decoded by `workers` processes (0: in this one); see `read_batches`."""
-    parts = _Parts(order)
+    dataset: Dataset[S],
+    order: Sampler[list[K]],
+    *,
+    workers: int,
+    pin_memory: bool = False,
+    join: Callable[[list[S]], B] = collate,
+) -> DataLoader[B]:
+    """Batches in the given order, decoded by `workers` processes (0: in this one).
+
+    Those of a `BatchOrder` come in parts, which `read_batches` puts together.
+
+    Args:
+        dataset: samples by key.
+        order: the keys of each batch.
+        workers: processes.
+        pin_memory: into page-locked memory.
+        join: makes a batch of samples.
+    """
+    parts = _Parts(order) if isinstance(order, BatchOrder) else order
+    per_batch = parts.per_batch if isinstance(parts, _Parts) else 1
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_sampler=parts,
-        collate_fn=collate,
+        collate_fn=join,
         num_workers=workers,
         pin_memory=pin_memory,
         # two batches under way, or two parts a worker
-        prefetch_factor=max(2, -(-2 * parts.per_batch // workers)) if workers else None,
+        prefetch_factor=max(2, -(-2 * per_batch // workers)) if workers else None,
         worker_init_fn=_leave_signals_to_the_parent if workers else None,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
     return loader
 
 
-def join(parts: Sequence[PairBatch]) -> PairBatch:
+def join_parts(parts: Sequence[PairBatch]) -> PairBatch:
     """Parts of a batch, one after the other."""
     if len(parts) == 1:
         return parts[0]
@@ -250,7 +269,7 @@ def read_batches(loader: DataLoader[PairBatch]) -> Generator[PairBatch, None, No
             raise UserError(f"{_TRIES} images in a row cannot be decoded, the last is {last.path} ({last.reason})")
         parts.append(part)
         if len(parts) == order.per_batch:
-            yield join(parts)
+            yield join_parts(parts)
             parts = []
 
 

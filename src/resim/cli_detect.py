@@ -1,0 +1,271 @@
+"""`resim detect train|eval|predict`: options, and calls of the room that does the work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from resim.cli_options import OneLineParser, read_options
+from resim.detection.config import DetectorConfig, DetectRecipe, DetectRun, ImagesConfig, TuneConfig
+from resim.detection.recipes import DETECT_RECIPES
+from resim.detection.records import DetectionData
+from resim.errors import UserError
+from resim.training.config import read_recipe, read_settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """A labelled data set."""
+
+    split: str | None = None
+    """train2017 for a folder of COCO files, "2007 trainval+2012 trainval" for VOC, train or val for Cityscapes."""
+    val: str | None = None
+    """To evaluate on: a split of DATA, or another data set's path; none: no evaluation."""
+    val_split: str | None = None
+    """The split, where --val is a path."""
+    images_in: tuple[Path, ...] = ()
+    """Folders of the images, for a COCO file whose images are not beside it."""
+    val_images_in: tuple[Path, ...] = ()
+    """The same for --val."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes, for VOC's layout with others than VOC's twenty."""
+    strict: bool = False
+    """Stop at faults of the annotations instead of repairing and listing them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Options of `resim detect train`."""
+
+    data: Annotated[Path, tyro.conf.Positional]
+    """COCO JSON file, or a folder in COCO's, VOC's or Cityscapes' layout."""
+    init: str = "random"
+    """Weights to begin with: a run's folder, a checkpoint, a file of another program's; or random."""
+    recipe: str = "quick"
+    """Name of a protocol (`resim detect recipes` lists them), or a run's config.json."""
+    data_options: DataOptions
+    detector: DetectorConfig
+    images: ImagesConfig
+    tune: TuneConfig
+    run: DetectRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions:
+    """Options of `resim detect eval`."""
+
+    model: Annotated[Path, tyro.conf.Positional]
+    """A fine-tuning's folder or checkpoint, or a COCO results file (.json) to score."""
+    data: Annotated[Path, tyro.conf.Positional]
+    """COCO JSON file, or a folder in COCO's, VOC's or Cityscapes' layout."""
+    split: str | None = None
+    """val2017 for a folder of COCO files, "2007 test" for VOC, val for Cityscapes."""
+    images_in: tuple[Path, ...] = ()
+    """Folders of the images, for a COCO file whose images are not beside it."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes, for VOC's layout with others than VOC's twenty."""
+    strict: bool = False
+    """Stop at faults of the annotations instead of repairing and listing them."""
+    out: Path | None = None
+    """Folder for scores.jsonl, results.json and pictures; none: the scores are only printed."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto: a GPU if there is one."""
+    eval_images: int = 1
+    """Images that are detected in together."""
+    workers: int = 2
+    """Processes that decode images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """Options of `resim detect predict`."""
+
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE|DIR [...]")]
+    """Images, or folders of them."""
+    model: Path
+    """A fine-tuning's folder or checkpoint."""
+    out: Path = Path("detections")
+    """Folder for the pictures and results.json."""
+    threshold: float = 0.5
+    """Score from which detections are drawn (results.json has all)."""
+    pictures: bool = True
+    """Draw the detections on every image."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto: a GPU if there is one."""
+
+
+def detect(argv: Sequence[str]) -> None:
+    """Fine-tune a detector from any pre-training, evaluate it, and detect: `resim detect train|eval|predict`."""
+    parts = {"train": _train, "eval": _eval, "predict": _predict, "recipes": _recipes}
+    if not argv or argv[0] not in parts:
+        if argv and argv[0] in ("-h", "--help"):
+            print("usage: resim detect train|eval|predict|recipes ...\n")
+            for name, part in parts.items():
+                print(f"  {name:<8} {(part.__doc__ or '').strip()}")
+            return
+        found = f"not {argv[0]!r}" if argv else "none is given"
+        raise UserError(f"one of {', '.join(parts)} is needed, {found}")
+    parts[argv[0]](argv[1:])
+
+
+def _train(argv: Sequence[str]) -> None:
+    """Fine-tune a detector."""
+    from resim.detection.train import train_detector
+
+    name, recipe, run, init = chosen_recipe(argv, "detect train")
+    default = TrainOptions(
+        data=tyro.MISSING, init=init, recipe=name, data_options=DataOptions(), detector=recipe.detector,
+        images=recipe.images, tune=recipe.tune, run=run,
+    )  # fmt: skip
+    options = read_options(TrainOptions, argv, "detect train", _train.__doc__ or "", default)
+    if options.run.resume and options.run.out is None:
+        raise UserError("--resume needs --out: the folder of the run to continue")
+    chosen = recipe_of(recipe.name, options.detector, options.images, options.tune)
+    data, val = read_data(options.data, options.data_options)
+    train_detector(chosen, options.run, data, val, init=options.init)
+
+
+def _eval(argv: Sequence[str]) -> None:
+    """Score a detector, or a results file, by the data set's official evaluation."""
+    from resim.detection.checkpoint import load_detector
+    from resim.detection.evaluate import kinds_of, lines, official_scores, write_evaluation
+    from resim.detection.predict import detect
+    from resim.detection.prepare import with_classes_of
+    from resim.detection.read import read_detection
+    from resim.detection.results import kinds_in, read_results
+    from resim.training.processes import start_processes
+
+    options = read_options(EvalOptions, argv, "detect eval", _eval.__doc__ or "")
+    if options.out is not None and (options.out / "config.json").exists():
+        raise UserError(f"--out {options.out}: holds a run, whose own scores would be replaced: name another folder")
+    if options.eval_images < 1:
+        raise UserError(f"--eval-images {options.eval_images}: must be at least 1")
+    if options.workers < 0:
+        raise UserError(f"--workers {options.workers}: must be at least 0")
+    data = read_detection(
+        options.data, options.split, images=options.images_in or None, classes=options.classes or None,
+        strict=options.strict, check_images=options.model.suffix != ".json",
+    )  # fmt: skip
+    with start_processes(options.device) as processes:
+        for line in data.repairs.lines() if processes.first else ():
+            print(line)
+        if options.model.suffix == ".json":
+            results, source, step = read_results(options.model), str(options.model), 0
+            kinds = kinds_in(results)
+        else:
+            detector = load_detector(options.model, processes.device)
+            data = with_classes_of(data, detector.classes, detector.category_ids, detector.source)
+            kinds, source, step = kinds_of(detector.recipe.detector), detector.source, detector.step
+            results = detect(
+                detector.model, data, processes, precision=detector.precision, batch=options.eval_images,
+                workers=options.workers,
+            )  # fmt: skip
+        if not processes.first:
+            return
+        scores = official_scores(data, results, kinds, source=source)
+        for line in lines(scores, data):
+            print(line)
+        if options.out is not None:
+            write_evaluation(options.out, data, results, scores, step=step, name=options.model.name, title=data.source)
+            print(options.out)
+
+
+def _predict(argv: Sequence[str]) -> None:
+    """Detect in images without labels: pictures, and a COCO results file."""
+    from resim.detection.predict import predict_images
+
+    options = read_options(PredictOptions, argv, "detect predict", _predict.__doc__ or "")
+    if not 0 <= options.threshold <= 1:
+        raise UserError(f"--threshold {options.threshold}: must be in [0, 1]")
+    predict_images(
+        options.model, options.images, options.out, threshold=options.threshold, pictures=options.pictures,
+        device=options.device,
+    )  # fmt: skip
+    print(options.out / "results.json")
+
+
+def _recipes(argv: Sequence[str]) -> None:
+    """List the protocols, or print one whole as JSON: `resim detect recipes NAME`."""
+    from resim.cli_options import print_recipes
+
+    table = {}
+    for name, make in DETECT_RECIPES.items():
+        recipe = make()
+        sizes = recipe.images.min_sizes
+        table[name] = (
+            make,
+            (recipe.detector.neck, f"{recipe.tune.steps} of {recipe.tune.batch_size}", f"{sizes[0]}-{sizes[-1]}"),
+        )
+    print_recipes(argv, "detect recipes", _recipes.__doc__ or "", ("neck", "steps", "px"), table, recipe_called)
+
+
+def recipe_of(name: str, detector: DetectorConfig, images: ImagesConfig, tune: TuneConfig) -> DetectRecipe:
+    """The protocol with every field as it was set.
+
+    Raises:
+        UserError: fields that do not go together.
+    """
+    try:
+        return DetectRecipe(name=name, detector=detector, images=images, tune=tune)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def read_data(path: Path, options: DataOptions) -> tuple[DetectionData, DetectionData | None]:
+    """What is trained on, and what is evaluated on.
+
+    Raises:
+        UserError: a data set that cannot be read.
+    """
+    from resim.detection.read import is_data_set, read_detection
+
+    def read(where: Path, split: str | None, images: tuple[Path, ...]) -> DetectionData:
+        return read_detection(
+            where, split, images=images or None, classes=options.classes or None, strict=options.strict
+        )
+
+    data = read(path, options.split, options.images_in)
+    if options.val is None:
+        return data, None
+    # a folder of images beside DATA often has the name of a split
+    if len(Path(options.val).parts) > 1 or is_data_set(Path(options.val)):
+        return data, read(Path(options.val), options.val_split, options.val_images_in)
+    return data, read(path, options.val, options.val_images_in or options.images_in)
+
+
+def chosen_recipe(argv: Sequence[str], verb: str) -> tuple[str, DetectRecipe, DetectRun, str]:
+    """The defaults of all other options: the protocol that --recipe names, or all of the run to be resumed."""
+    parser = OneLineParser(prog=f"resim {verb}", add_help=False, allow_abbrev=False)
+    parser.add_argument("--recipe")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    known, _ = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])
+    if known.recipe is None and known.resume and known.out is not None:
+        stored = known.out / "config.json"
+        if stored.exists():
+            recipe = read_recipe(stored, DetectRecipe)
+            init = json.loads(stored.read_text(encoding="utf-8")).get("init", "random")
+            return recipe.name, recipe, read_settings(stored, DetectRun, _KEPT_ON_RESUME), init
+    name = known.recipe or "quick"
+    return name, recipe_called(name), DetectRun(), "random"
+
+
+def recipe_called(name: str) -> DetectRecipe:
+    """The protocol of a name, or of a .json file.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name in DETECT_RECIPES:
+        return DETECT_RECIPES[name]()
+    if Path(name).suffix == ".json":
+        return read_recipe(Path(name), DetectRecipe)
+    raise UserError(f"no protocol {name!r}: one of {', '.join(DETECT_RECIPES)}, or a .json file that holds one")
+
+
+_KEPT_ON_RESUME = ("images_per_pass", "eval_images", "eval_every", "log_every", "checkpoint_minutes")

@@ -1,0 +1,139 @@
+"""The verbs that exchange weights with other programs: `resim import` and `resim export`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from resim.cli_options import read_options, recipe_called
+from resim.errors import UserError
+from resim.exchange.targets import FpnNorm, Target
+
+if TYPE_CHECKING:
+    from resim.exchange.training_state import Imported
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """Options of `resim import`."""
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """A checkpoint of ReSim, MoCo, DenseCL, Detectron2, torchvision, timm or of our own; a run's or hub folder."""
+    out: Path | None = None
+    """Checkpoint to write, from which pre-training can start (--start-from), and its recipe beside it as .json."""
+    recipe: str | None = None
+    """Recipe that will be trained, by name or as a .json file; default: what the file says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Options of `resim export`."""
+
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """A checkpoint, a run's folder, or any file that `resim import` reads."""
+    to: Target
+    """Format."""
+    out: Path | None = None
+    """File to write (a folder with --to hub); default: RECIPE-FORMAT in the working folder."""
+    fpn_norm: FpnNorm = "auto"
+    """BatchNorm after FPN convolutions: keep as trained, plain (folded away), batchnorm (put in); auto: batchnorm for
+    detectron2, else keep. Features stay the same."""
+    licence: str | None = None
+    """Licence of the weights, such as Apache-2.0, for the metadata and the card."""
+    probes: Path | None = None
+    """JSON of probe results for the model card; default: the run's probe.json, which resim probe writes."""
+
+
+def import_verb(argv: Sequence[str]) -> None:
+    """Read a checkpoint of another program: what it is, which entries are loaded, new and left over."""
+    from resim.exchange.training_state import import_state
+    from resim.exchange.weights import read_weights
+    from resim.training.checkpoints import save_checkpoint, write_atomically
+
+    options = read_options(ImportOptions, argv, "import", import_verb.__doc__ or "")
+    if options.out is not None and options.out.suffix != ".pt":
+        raise UserError(f"--out {options.out}: must end in .pt")
+    if options.out is not None and options.out.is_dir():
+        raise UserError(f"--out {options.out}: is a folder, a file is needed")
+    imported = import_state(options.file, recipe_called(options.recipe) if options.recipe else None)
+    _tell(imported)
+    if options.out is None:
+        return
+    save_checkpoint(options.out, imported.state)
+    again = read_weights(options.out)
+    kept = {name.removeprefix("query.") for name in imported.loaded if name.startswith("query.")}
+    different = [name for name in kept if not again.tensors[name].equal(imported.weights.tensors[name])]
+    if different:
+        raise UserError(f"{options.out}: {different[0]} was not read as it was written")
+    text = json.dumps(imported.recipe.to_json(), indent=2) + "\n"
+    recipe = options.out.with_suffix(".json")
+    write_atomically(recipe, lambda file: file.write(text.encode()))
+    print(f"wrote {options.out}, bit-equal when read again, and its recipe {recipe}")
+    epoch = imported.weights.epoch
+    more = f" --start-epoch {epoch} --epochs {2 * epoch}" if epoch else ""
+    print(f"go on with: resim pretrain DIR --recipe {recipe} --start-from {options.out}{more}")
+
+
+def export_verb(argv: Sequence[str]) -> None:
+    """Write weights for torchvision, Detectron2, timm, the hub or ONNX, verified there against our features."""
+    options = read_options(ExportOptions, argv, "export", export_verb.__doc__ or "")
+
+    from resim.exchange.export import export
+
+    settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    done = export(**settings)
+    print(f"read {done.weights.path}: {done.weights.kind}")
+    for note in done.notes:
+        print(note)
+    _list("left out", done.written.left_out)
+    _list(f"starts new in {done.written.target}", done.written.starts_new)
+    if done.differences is None:
+        print(f"could not verify: {done.written.target.partition(',')[0]} is not installed here")
+    else:
+        told = ", ".join(f"{name} {value:.1e}" for name, value in done.differences.items())
+        print(f"verified in {done.written.target}: largest difference from our features: {told}")
+    _tell_licence(done.licence)
+    print(f"wrote {', '.join(map(str, done.paths))}")
+    print(f"load it: {done.written.load}")
+
+
+def _tell(imported: Imported) -> None:
+    weights = imported.weights
+    print(f"{weights.path}: {weights.kind}")
+    if weights.origin:
+        print(f"origin: {weights.origin}")
+    _tell_licence(weights.licence)
+    _list("loaded", imported.loaded)
+    _list("key encoder copied from the query", imported.copied)
+    _list("new", imported.new)
+    _list("left over", imported.left_over)
+    added = f", {len(weights.added)} counters of batches set to 0" if weights.added else ""
+    print(
+        f"in all {len(imported.loaded)} loaded, {len(imported.copied)} copied, {len(imported.new)} new, "
+        f"{len(imported.left_over)} left over, momentum of {imported.momentum} parameters{added}"
+    )
+
+
+def _tell_licence(licence: str | None) -> None:
+    if licence == "CC-BY-NC-4.0":
+        print("licence: CC-BY-NC 4.0 (as published): not for commercial use, and neither is what is made from it")
+    elif licence:
+        print(f"licence: {licence}")
+
+
+def _list(title: str, names: Sequence[str]) -> None:
+    """Every name; those that differ only in their last part on one line: `bn1.{weight,bias}`."""
+    print(f"{title}: {len(names) or 'none'}")
+    grouped: dict[str, list[str]] = {}
+    for name in names:
+        stem, _, leaf = name.rpartition(".")
+        grouped.setdefault(stem, []).append(leaf)
+    for stem, leaves in grouped.items():
+        joined = leaves[0] if len(leaves) == 1 else f"{{{','.join(leaves)}}}"
+        print(f"  {stem}.{joined}" if stem else "\n".join(f"  {leaf}" for leaf in leaves))

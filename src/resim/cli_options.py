@@ -1,0 +1,147 @@
+"""Options of the `resim` command: read into dataclasses, and every mistake told in one line."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from resim import recipes
+from resim.errors import UserError
+from resim.regions.level import Level
+from resim.training.config import AnyRecipe, Recipe, read_recipe
+
+T = TypeVar("T")
+Sources = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR [DIR ...]")]
+
+_registry = tyro.constructors.ConstructorRegistry()
+
+
+@_registry.primitive_rule
+def _level_rule(
+    type_info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[Level] | None:
+    """A level is one word on the command line: P4:window=48,step=32,negatives=all."""
+    if type_info.type is not Level:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="LEVEL",
+        instance_from_str=lambda words: _parse_level(words[0]),
+        is_instance=lambda instance: isinstance(instance, Level),
+        str_from_instance=lambda level: [str(level)],
+    )
+
+
+class _OptionError(Exception):
+    """A value on the command line that cannot be read; tyro passes it on where it would hide a ValueError's text."""
+
+
+def _parse_level(text: str) -> Level:
+    try:
+        return Level.parse(text)
+    except ValueError as error:
+        raise _OptionError(f"--levels: {error}") from None
+
+
+def read_options(kind: type[T], argv: Sequence[str], verb: str, description: str, default: T | None = None) -> T:
+    """Options as a dataclass.
+
+    Raises:
+        UserError: options that cannot be read, in one line.
+    """
+    settings: dict[str, Any] = {} if default is None else {"default": default}
+    told = io.StringIO()
+    try:
+        with _registry, contextlib.redirect_stderr(told):
+            return tyro.cli(
+                kind,
+                args=list(argv),
+                prog=f"resim {verb}",
+                description=description,
+                config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+                **settings,
+            )
+    except _OptionError as error:
+        raise UserError(str(error)) from None
+    except SystemExit as stop:
+        if stop.code in (0, None):  # --help
+            raise
+        raise UserError(f"{_first_paragraph(told.getvalue())} (resim {verb} --help explains the options)") from None
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """A parser whose errors are told in one line, as all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise it, where argparse would print and exit."""
+        raise UserError(f"{message} ({self.prog} --help explains the options)")
+
+
+def _first_paragraph(box: str) -> str:
+    """What tyro's box says, up to its first rule, as one line. Where the output is no UTF-8 the box is drawn in -."""
+    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()]
+    if len(lines) > 1 and set(lines[1]) == {"-"}:  # below a title
+        lines = lines[2:]
+    words: list[str] = []
+    for text in lines:
+        if text.strip("─- ") == "" and words:
+            break
+        if "─" not in text:
+            words += text.split()
+    return " ".join(words) or "the options cannot be read"
+
+
+def print_recipes(
+    argv: Sequence[str],
+    verb: str,
+    description: str,
+    columns: Sequence[str],
+    table: Mapping[str, tuple[Callable[[], AnyRecipe], Sequence[object]]],
+    find: Callable[[str], AnyRecipe],
+) -> None:
+    """List recipes, or print the one that is named whole as JSON.
+
+    Args:
+        argv: a name, or nothing.
+        verb: as it is typed.
+        description: of the verb.
+        columns: headings between the name and what the recipe is.
+        table: by name, the function that makes the recipe, and its cells.
+        find: the recipe of a name or file.
+
+    Raises:
+        UserError: no recipe of that name.
+    """
+    parser = OneLineParser(prog=f"resim {verb}", description=description)
+    parser.add_argument("name", nargs="?", help="a recipe, printed with every field")
+    chosen = parser.parse_args(argv).name
+    if chosen:
+        print(json.dumps(find(chosen).to_json(), indent=2))
+        return
+    drawn = Table("recipe", *columns, "what", box=None, padding=(0, 2, 0, 0))
+    for name, (make, cells) in table.items():
+        drawn.add_row(name, *map(str, cells), (make.__doc__ or "").strip())
+    Console(width=None if sys.stdout.isatty() else 180).print(drawn)
+
+
+def recipe_called(name: str) -> Recipe:
+    """The recipe of a name, or of a .json file.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name in recipes.RECIPES:
+        return recipes.RECIPES[name]()
+    if Path(name).suffix == ".json":
+        return read_recipe(Path(name))
+    raise UserError(f"no recipe {name!r}: one of {', '.join(recipes.RECIPES)}, or a .json file that holds one")

@@ -1,0 +1,174 @@
+"""`resim probe`: its options, and what it prints and writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from resim.errors import UserError
+from resim.exchange.encoders import LoadedEncoder, load_encoders
+from resim.model.encoder import Encoder
+from resim.probes.features import Network
+from resim.probes.labels import ProbeImages, read_sets
+from resim.probes.suite import ProbeConfig, probe_network
+from resim.probes.tables import Results, record, tables, warnings
+from resim.probes.unlabelled import LEAST_SIZE, Told
+from resim.training.checkpoints import write_atomically
+from resim.training.precision import choose_precision
+from resim.views.crops import ViewsConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions:
+    """Options of `resim probe`."""
+
+    words: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="NETWORK [NETWORK ...] DATA", name="words")
+    ]
+    """Networks, then the images. A network is a checkpoint, a run's folder, any file of weights, random (untrained), or
+    random:RECIPE. Images are a folder (class folders give the classes), a CSV file of path,label, a tar, a folder or a
+    quoted pattern of tars, or a .txt file of paths."""
+    test: str | None = None
+    """Images to test on; default: val or test beside train in DATA, else a fifth of each class drawn at random."""
+    unlabelled: bool = False
+    """Use no classes: correspondence and health alone."""
+    out: Path | None = None
+    """JSON file to write; default: probe.json in the first checkpoint's run folder, or beside it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto: a GPU if there is one."""
+    precision: Literal["auto", "float32", "bf16"] = "float32"
+    """bf16 runs convolutions in bfloat16; auto: bf16 where it is faster. Features are compared in float32."""
+    config: ProbeConfig
+
+
+def run_probe(options: ProbeOptions) -> None:
+    """Measure the networks, print the tables, write the file.
+
+    Raises:
+        UserError: networks or images that cannot be read, or an output that cannot be written.
+    """
+    if len(options.words) < 2:
+        raise UserError("NETWORK and DATA are needed: resim probe CHECKPOINT DIR")
+    *words, data = options.words
+    device = _device(options.device)
+    out = options.out
+    if out is not None and out.suffix != ".json":
+        raise UserError(f"--out {out}: must end in .json")
+    if out is not None and out.is_dir():
+        raise UserError(f"--out {out}: is a folder, a .json file is needed")
+    train, test = read_sets(data, options.test, labelled=not options.unlabelled, seed=options.config.seed)
+    loaded = load_encoders(words, seed=options.config.seed)
+    config = dataclasses.replace(options.config, image_size=_size(options.config, loaded))
+    train, test = train.draw(config.images, config.seed), test.draw(config.images, config.seed)
+    out = out or _default_out(loaded)
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):  # now, not after minutes of work
+        raise UserError(f"--out {out}: {above} cannot be written to")
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
+    for line in _greeting(train, test, config):
+        console.print(line, markup=False, soft_wrap=True)
+    precision = choose_precision(options.precision, device)
+    results: dict[str, Any] = {}
+    with _Bars(console) as bars:
+        for item in loaded:
+            network = Network(
+                name=item.name, encoder=_at(item.encoder, device), has_head=item.has_head, precision=precision
+            )
+            results[item.name] = probe_network(network, train, test, config, told=bars.told(item.name))
+            item.encoder.cpu()
+    settings = dataclasses.asdict(config) | {"precision": precision}
+    content = record(results, {item.name: item.about() for item in loaded}, train, test, settings)
+    text = json.dumps(content, indent=2) + "\n"
+    write_atomically(out, lambda file: file.write(text.encode()))
+    _print(console, results)
+    console.print(f"wrote {out}", markup=False, soft_wrap=True)
+
+
+def _device(asked: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no GPU is to be seen; use --device cpu, or look at the output of nvidia-smi")
+    return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _at(encoder: Encoder, device: torch.device) -> Encoder:
+    return encoder.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _size(config: ProbeConfig, loaded: Sequence[LoadedEncoder]) -> int:
+    if config.image_size:
+        return config.image_size
+    views = next((item.recipe.views for item in loaded if item.recipe is not None), ViewsConfig())
+    if views.image_size < LEAST_SIZE:
+        raise UserError(f"the recipe's views have {views.image_size} px: set --image-size to {LEAST_SIZE} or more")
+    return views.image_size
+
+
+def _default_out(loaded: Sequence[LoadedEncoder]) -> Path:
+    path = next((item.path for item in loaded if item.path is not None), None)
+    if path is None:
+        return Path("probe.json")
+    return (path.parent.parent if path.parent.name == "checkpoints" else path.parent) / "probe.json"
+
+
+def _greeting(train: ProbeImages, test: ProbeImages, config: ProbeConfig) -> list[str]:
+    lines = [f"views of {config.image_size} px, test: {test}"]
+    by_classes = {"knn", "linear", "linear-sgd"} & set(config.probes)
+    if not by_classes:
+        return lines
+    if train.labels is None or test.labels is None:
+        return [*lines, "the images have no classes: kNN and linear probes are left out"]
+    lines[0] += f"; train: {train}"
+    if "knn" in by_classes and config.k > len(train):
+        lines.append(f"k is {len(train)}, the number of training images, for --k {config.k}")
+    return lines
+
+
+def _print(console: Console, results: Results) -> None:
+    for table in tables(results):
+        console.print()
+        console.print(table)
+    told = warnings(results)
+    console.print()
+    for line in told:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+class _Bars:
+    """One bar for what is being measured; nothing where the output is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._bars = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            console=console, transient=True, disable=not console.is_terminal,
+        )  # fmt: skip
+
+    def __enter__(self) -> _Bars:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()
+
+    def told(self, name: str) -> Told:
+        """What `probe_network` tells of its progress with the network of this name."""
+        now: dict[str, Any] = {}
+
+        def tell(what: str, done: int, of: int) -> None:
+            if now.get("what") != what:
+                if now:
+                    self._bars.remove_task(now["task"])
+                now.update(what=what, task=self._bars.add_task(f"{name}: {what}", total=of or None))
+            self._bars.update(now["task"], advance=done)
+
+        return tell

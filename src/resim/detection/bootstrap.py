@@ -1,0 +1,140 @@
+"""How sure an average precision is: COCO's AP of boxes under resampled images.
+
+Shapes: I images, d detections and T = 10 IoU thresholds of a class.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from resim.detection.coco_scores import coco_evaluation
+from resim.detection.records import DetectionData
+from resim.detection.results import Kind
+
+_RECALLS = np.linspace(0.0, 1.0, 101)  # COCO's
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassMatches:
+    """What COCO's evaluation found of a class, by falling score.
+
+    Attributes:
+        images: (d,) int64, the position of each detection's image.
+        right: (T, d) bool.
+        wrong: (T, d) bool; neither where a detection is set aside.
+        objects: (I,) float64, objects to find in each image.
+    """
+
+    images: np.ndarray
+    right: np.ndarray
+    wrong: np.ndarray
+    objects: np.ndarray
+
+
+def match(data: DetectionData, results: Sequence[dict[str, Any]], kind: Kind = "bbox") -> list[ClassMatches]:
+    """Match detections to the truth as COCO's evaluation does, once; a list of classes.
+
+    Objects marked difficult are set aside like crowd regions.
+
+    Args:
+        data: the truth.
+        results: in the form of COCO results, of this data.
+        kind: what is compared.
+    """
+    evaluation = coco_evaluation(data, results, kind, difficult_aside=True)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+    params: Any = evaluation.params
+    num_images, num_areas = len(params.imgIds), len(params.areaRng)
+    classes = []
+    for at in range(len(params.catIds)):
+        start = at * num_areas * num_images  # of all sizes, which come first
+        found: list[Any] = evaluation.evalImgs[start : start + num_images]
+        parts = [(image, entry) for image, entry in enumerate(found) if entry is not None]
+        objects = np.zeros(num_images)
+        for image, entry in parts:
+            objects[image] = (np.asarray(entry["gtIgnore"]) == 0).sum()
+        if not objects.any():
+            continue
+        scores = np.concatenate([np.asarray(entry["dtScores"], dtype=np.float64) for _, entry in parts])
+        images = np.concatenate([np.full(len(entry["dtScores"]), image) for image, entry in parts])
+        hit = np.concatenate([np.asarray(entry["dtMatches"]) > 0 for _, entry in parts], axis=1)
+        aside = np.concatenate([np.asarray(entry["dtIgnore"]).astype(bool) for _, entry in parts], axis=1)
+        order = np.argsort(-scores, kind="mergesort")
+        classes.append(
+            ClassMatches(
+                images=images[order].astype(np.int64),
+                right=(hit & ~aside)[:, order],
+                wrong=(~hit & ~aside)[:, order],
+                objects=objects,
+            )
+        )
+    return classes
+
+
+def average_precision(classes: Sequence[ClassMatches], weights: np.ndarray) -> float:
+    """COCO's AP over the images, each as often as its weight says.
+
+    Args:
+        classes: from `match`.
+        weights: (I,) numbers of times, at least 0; all 1: the AP of COCOeval.
+
+    Returns:
+        Mean over classes that have an object and over IoU thresholds; NaN if there is none.
+    """
+    values = []
+    for one in classes:
+        total = float(one.objects @ weights)
+        if total == 0:
+            continue
+        each = weights[one.images]
+        right, wrong = np.cumsum(one.right * each, axis=1), np.cumsum(one.wrong * each, axis=1)
+        precision = right / np.maximum(right + wrong, np.finfo(np.float64).tiny)
+        envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        recall = right / total
+        for level, envelope_t in zip(recall, envelope, strict=True):
+            places = np.searchsorted(level, _RECALLS, side="left")
+            inside = places < len(envelope_t)
+            values.append(envelope_t[places[inside]].sum() / len(_RECALLS))
+    return float(np.mean(values)) if values else float("nan")
+
+
+def resampled(
+    classes_of_runs: Sequence[Sequence[ClassMatches]], images: int, *, replicates: int, seed: int
+) -> np.ndarray:
+    """(runs, replicates) float64: each run's AP under the same draws of images, with replacement.
+
+    Args:
+        classes_of_runs: of each run, from `match`, over the same data.
+        images: I.
+        replicates: number of draws.
+        seed: of the draws.
+    """
+    generator = np.random.default_rng([7, seed])
+    draws = generator.multinomial(images, np.full(images, 1 / images), size=replicates).astype(np.float64)
+    return np.array([[average_precision(classes, weights) for weights in draws] for classes in classes_of_runs])
+
+
+def paired_interval(first: np.ndarray, second: np.ndarray, *, seed: int) -> tuple[float, float]:
+    """A 95 % interval of the difference of two means over seeds, seeds and images resampled together.
+
+    Args:
+        first: (seeds, replicates), from `resampled`.
+        second: of the same seeds, under the same draws of images.
+        seed: of the draws of seeds.
+
+    Returns:
+        Low and high end.
+    """
+    generator = np.random.default_rng([8, seed])
+    seeds, replicates = first.shape
+    chosen = generator.integers(seeds, size=(replicates, seeds))
+    differences = (first - second)[chosen, np.arange(replicates)[:, None]].mean(axis=1)
+    low, high = np.nanpercentile(differences, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,101 @@
+"""A detector's checkpoint, and the detector that it holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+
+from resim.detection.config import DetectRecipe
+from resim.detection.detector import build_detector, freeze_stages
+from resim.detection.records import DetectionData
+from resim.errors import UserError
+from resim.training.checkpoints import load_checkpoint
+from resim.training.provenance import versions
+
+
+def detector_state(recipe: DetectRecipe, seen: DetectionData, init: str, **more: Any) -> dict[str, Any]:
+    """What a checkpoint says of a detector beside its weights: its recipe, its classes and where it began."""
+    return {
+        "resim": versions().get("resim", "not installed"),
+        "kind": "detect",
+        "recipe": recipe.to_json(),
+        "classes": list(seen.classes),
+        "category_ids": list(seen.category_ids),
+        "keypoint_names": list(seen.keypoint_names),
+        "keypoint_labels": list(seen.keypoint_labels),
+        "init": init,
+    } | more
+
+
+def check_same_run(state: dict[str, Any], data: dict[str, Any], init: str) -> None:
+    """Raise if a fine-tuning would go on with something else than it began with.
+
+    Args:
+        state: its checkpoint.
+        data: `source` and `hash` of what is trained on, `val` and `val_hash` of what is evaluated on.
+        init: the weights to begin with.
+
+    Raises:
+        UserError: other data, or other weights.
+    """
+    before = state["data"]
+    if before["hash"] != data["hash"]:
+        raise UserError(f"--resume with other data: the run began with {before['source']} as it was then")
+    if before["val_hash"] != data["val_hash"]:
+        told = f"is evaluated on {before['val']} as it was then" if before["val"] else "is not evaluated"
+        raise UserError(f"--resume with --val {data['val'] or 'left out'}: the run {told}")
+    if state["init"] != init:
+        raise UserError(f"--resume with --init {init}: the run began with {state['init']}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedDetector:
+    """A detector as a checkpoint holds it, in evaluation mode."""
+
+    model: GeneralizedRCNN
+    recipe: DetectRecipe
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    keypoint_names: tuple[str, ...]
+    keypoint_labels: tuple[int, ...]
+    precision: Literal["float32", "bf16"]
+    source: str
+    """File and step, for messages."""
+    step: int
+
+
+def load_detector(path: str | Path, device: torch.device | str = "cpu") -> TrainedDetector:
+    """Load what `train_detector` wrote: a run's folder or a checkpoint.
+
+    Raises:
+        UserError: no such file, or not a detector's checkpoint of this version.
+    """
+    path = Path(path)
+    file = path / "checkpoints" / "last.pt" if path.is_dir() else path
+    state = load_checkpoint(file)
+    if state.get("kind") != "detect":
+        raise UserError(f"{file}: holds no detector but a pre-training: fine-tune it by resim detect train --init")
+    try:
+        recipe = DetectRecipe.from_json(state["recipe"])
+    except ValueError as error:
+        raise UserError(f"{file}: {error}") from None
+    model = build_detector(
+        recipe.detector, recipe.images, num_classes=len(state["classes"]), num_keypoints=len(state["keypoint_names"])
+    )
+    freeze_stages(model, recipe.detector.frozen_stages)
+    model.load_state_dict(state["model"])
+    return TrainedDetector(
+        model=model.to(device).eval(),
+        recipe=recipe,
+        classes=tuple(state["classes"]),
+        category_ids=tuple(state["category_ids"]),
+        keypoint_names=tuple(state["keypoint_names"]),
+        keypoint_labels=tuple(state["keypoint_labels"]),
+        precision=state["precision"],
+        source=f"{file}, step {state['step']}",
+        step=state["step"],
+    )

@@ -1,0 +1,223 @@
+"""One protocol from several initialisations and with several seeds: scores, differences, and how sure they are."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resim.detection.bootstrap import average_precision, match, paired_interval, resampled
+from resim.detection.config import DetectorConfig, DetectRecipe, DetectRun
+from resim.detection.evaluate import read_scores
+from resim.detection.init import has_fpn, resolve
+from resim.detection.records import DetectionData
+from resim.detection.results import read_results
+from resim.detection.train import train_detector
+from resim.errors import UserError
+from resim.exchange.weights import read_weights
+from resim.training.checkpoints import write_atomically
+from resim.training.processes import start_processes
+from resim.training.progress import Watch
+from resim.training.provenance import describe_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Weights to begin with, under a short name."""
+
+    name: str
+    weights: str
+    """A file or folder, or `random`."""
+
+    @staticmethod
+    def parse(text: str) -> Start:
+        """`NAME=PATH`, or a path, whose run's folder gives the name."""
+        name, equals, path = text.partition("=")
+        if equals and name and path and not Path(text).exists():
+            return Start(name=name, weights=path)
+        parts = [part for part in Path(text).with_suffix("").parts if part not in ("checkpoints", "last", "/", "..")]
+        return Start(name=parts[-1] if parts else text, weights=text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Box AP of one initialisation less another's, as a share; the interval is over images and seeds, of 95 %."""
+
+    first: str
+    second: str
+    value: float
+    low: float
+    high: float
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What `compare` found.
+
+    Attributes:
+        names: of the initialisations.
+        seeds: of the runs of each.
+        scores: by name, kind and score's name the last evaluation's values, one a seed; NaN where nothing is to find.
+        differences: of box AP, for every pair of names.
+        folders: of the runs, by name, one a seed.
+    """
+
+    names: tuple[str, ...]
+    seeds: tuple[int, ...]
+    scores: dict[str, dict[str, dict[str, list[float]]]]
+    differences: tuple[Difference, ...]
+    folders: dict[str, list[Path]]
+
+
+def compare(
+    recipe: DetectRecipe,
+    run: DetectRun,
+    data: DetectionData,
+    val: DetectionData,
+    starts: Sequence[Start],
+    seeds: Sequence[int],
+    out: Path,
+    *,
+    replicates: int = 300,
+    show: bool = True,
+    watch: Watch | None = None,
+) -> Comparison | None:
+    """Fine-tune from every initialisation with every seed, and compare.
+
+    Each run has a folder of its own in `out`; one that is finished there is taken as it is, one that was stopped goes
+    on. All detectors have the same architecture, that of the first weights where the recipe leaves it open.
+
+    Args:
+        recipe: of every run; its seed is replaced.
+        run: where and how; its folder is replaced.
+        data: to train on.
+        val: to evaluate on.
+        starts: initialisations.
+        seeds: of the new weights, the order of the images and all draws.
+        out: folder of the comparison.
+        replicates: draws of the images for the intervals.
+        show: print progress.
+        watch: told of the steps done and of all steps, of all runs together.
+
+    Returns:
+        None if it was asked to stop before the end: the same call goes on.
+
+    Raises:
+        UserError: names that are there twice, weights of different architectures, or what `train_detector` raises.
+    """
+    _check(starts, seeds)
+    recipe = dataclasses.replace(recipe, detector=_architecture(recipe.detector, starts))
+    folders: dict[str, list[Path]] = {start.name: [] for start in starts}
+    with start_processes(run.device) as processes:
+        for number, (seed, start) in enumerate(itertools.product(seeds, starts)):
+            folder = out / f"{start.name}-seed{seed}"
+            folders[start.name].append(folder)
+            seeded = dataclasses.replace(recipe, tune=dataclasses.replace(recipe.tune, seed=seed))
+            settings = dataclasses.replace(run, out=folder, resume=(folder / "config.json").exists())
+            if show and processes.first:
+                print(f"\n{start.name}, seed {seed}: {folder}", flush=True)
+            seen = None if watch is None else _shifted(watch, number, len(seeds) * len(starts))
+            if not train_detector(seeded, settings, data, val, init=start.weights, show=show, watch=seen).finished:
+                return None
+        if not processes.first:
+            return None
+    comparison = Comparison(
+        names=tuple(folders),
+        seeds=tuple(seeds),
+        scores={name: _scores(runs) for name, runs in folders.items()},
+        differences=_differences(folders, val, replicates),
+        folders=folders,
+    )
+    content = json.dumps(to_json(comparison, recipe) | describe_run(), indent=2) + "\n"
+    write_atomically(out / "compare.json", lambda file: file.write(content.encode()))
+    return comparison
+
+
+def _shifted(watch: Watch, number: int, runs: int) -> Watch:
+    """What watches run `number` of so many of the same length."""
+    return lambda done, steps: watch(number * steps + done, runs * steps)
+
+
+def _check(starts: Sequence[Start], seeds: Sequence[int]) -> None:
+    names = [start.name for start in starts]
+    if not starts or not seeds:
+        raise UserError("a comparison needs at least one initialisation and one seed")
+    if len(set(names)) < len(names):
+        raise UserError(f"initialisations {', '.join(names)}: two have the same name; write NAME=PATH")
+    if any(not name or "/" in name or name.startswith(".") for name in names):
+        raise UserError(f"initialisations {', '.join(names)}: a name cannot be empty, hold a / or begin with a dot")
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {' '.join(map(str, seeds))}: one is there twice")
+
+
+def _architecture(config: DetectorConfig, starts: Sequence[Start]) -> DetectorConfig:
+    """The recipe's detector with what it leaves open, which must be the same for all weights."""
+    files = [read_weights(start.weights) for start in starts if start.weights != "random"]
+    resolved = [resolve(config, weights) for weights in files]
+    with_fpn = [found for found, weights in zip(resolved, files, strict=True) if has_fpn(weights)]
+    backbones, widths = {found.backbone for found in resolved}, {found.fpn_width for found in with_fpn}
+    if len(backbones) > 1:
+        raise UserError(f"weights of different backbones cannot be compared: {', '.join(sorted(backbones))}")
+    if len(widths) > 1:
+        raise UserError(f"weights with FPNs of different widths cannot be compared: {sorted(widths)}")
+    return (with_fpn or resolved or [resolve(config, None)])[0]
+
+
+def _scores(runs: Sequence[Path]) -> dict[str, dict[str, list[float]]]:
+    found: dict[str, dict[str, list[float]]] = {}
+    for folder in runs:
+        for kind, values in read_scores(folder)[-1]["scores"].items():
+            for name, value in values.items():
+                found.setdefault(kind, {}).setdefault(name, []).append(math.nan if value is None else value)
+    return found
+
+
+def _differences(folders: dict[str, list[Path]], val: DetectionData, replicates: int) -> tuple[Difference, ...]:
+    if len(folders) < 2:
+        return ()
+    ids = {record.image_id for record in val.records}
+    under: dict[str, np.ndarray] = {}
+    plain: dict[str, float] = {}
+    for name, runs in folders.items():
+        results = [[r for r in read_results(folder / "results.json") if r["image_id"] in ids] for folder in runs]
+        classes = [match(val, found) for found in results]
+        under[name] = resampled(classes, len(val), replicates=replicates, seed=0)
+        plain[name] = float(np.mean([average_precision(one, np.ones(len(val))) for one in classes]))
+    return tuple(
+        Difference(
+            first=a, second=b, value=plain[a] - plain[b],
+            **dict(zip(("low", "high"), paired_interval(under[a], under[b], seed=0), strict=True)),
+        )
+        for a, b in itertools.combinations(folders, 2)
+    )  # fmt: skip
+
+
+def to_json(comparison: Comparison, recipe: DetectRecipe) -> dict[str, Any]:
+    """As plain data: scores from 0 to 1, None where there is nothing to find."""
+    scores = {
+        name: {
+            kind: {score: [None if math.isnan(v) else v for v in values] for score, values in by_score.items()}
+            for kind, by_score in kinds.items()
+        }
+        for name, kinds in comparison.scores.items()
+    }
+    return {
+        "kind": "compare",
+        "recipe": recipe.to_json(),
+        "seeds": list(comparison.seeds),
+        "scores": scores,
+        "differences": [dataclasses.asdict(one) for one in comparison.differences],
+        "runs": {name: [str(folder) for folder in runs] for name, runs in comparison.folders.items()},
+    }

@@ -1,0 +1,238 @@
+"""What a fine-tuning is: a detector, how its images are fed, how it is optimised, how it is scored."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from resim.fields import check_fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorConfig:
+    """Faster, Mask or Keypoint R-CNN on a ResNet with an FPN, or Faster or Mask R-CNN on a ResNet's C4.
+
+    Source: torchvision's detectors, whose defaults these are; Xiao et al., ICCV 2021, section 5; He et al.,
+    arXiv 1911.05722, appendix, for C4 with one extra BatchNorm.
+    """
+
+    backbone: str = "auto"
+    """torchvision ResNet or ResNeXt by name; auto: that of --init."""
+    neck: Literal["fpn", "c4"] = "fpn"
+    """fpn: boxes are seen on P2 to P5; c4: on C4, by the fifth stage, with an extra BatchNorm after it."""
+    fpn_width: int = 0
+    """Channels of every FPN map; 0: that of --init, or 256."""
+    norm: Literal["sync", "batch", "frozen"] = "sync"
+    """BatchNorm of the backbone: over all processes, of each, or with fixed statistics and weights."""
+    fpn_norm: bool = True
+    """The same normalisation after each FPN convolution, which then has no bias."""
+    frozen_stages: int = 0
+    """Stages that are not trained: 0: none, 1: the stem, 2: the stem and the first stage (Detectron2's FREEZE_AT)."""
+    fold_biases: bool = True
+    """Biases of a plain pre-trained FPN go into BatchNorm's beta; no-fold-biases drops them, as published."""
+    masks: bool = False
+    """Mask R-CNN."""
+    keypoints: bool = False
+    """Keypoint R-CNN."""
+    rpn_regions: int = 256
+    """Anchors an image that the RPN's losses sample."""
+    box_regions: int = 512
+    """Proposals an image that the box head's losses sample."""
+    proposals_train: int = 1000
+    """Proposals an image that the RPN gives in training."""
+    proposals_test: int = 1000
+    """The same at test."""
+    rpn_beta: float = 1 / 9
+    """Where the RPN's smooth L1 turns into L1."""
+    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
+    """Side of the anchors, px: one a level of the FPN, all of them on C4."""
+    score_threshold: float = 0.05
+    """Detections below it are not given."""
+    detections: int = 100
+    """Detections an image, at most."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        at_least = {
+            "fpn_width": 0, "frozen_stages": 0, "rpn_regions": 1, "box_regions": 1, "proposals_train": 1,
+            "proposals_test": 1, "score_threshold": 0, "detections": 1,
+        }  # fmt: skip
+        _at_least(self, at_least)
+        if self.frozen_stages > 5:
+            raise ValueError(f"frozen-stages {self.frozen_stages}: must be at most 5, the stem and four stages")
+        if self.masks and self.keypoints:
+            raise ValueError("masks and keypoints: one detector has one of them")
+        if self.neck == "c4" and self.keypoints:
+            raise ValueError("keypoints need --neck fpn")
+        if self.neck == "fpn" and len(self.anchor_sizes) != 5:
+            raise ValueError(f"anchor-sizes: an FPN needs five, one a level, not {len(self.anchor_sizes)}")
+        if not self.anchor_sizes or min(self.anchor_sizes) < 1:
+            raise ValueError("anchor-sizes: must be at least 1 px")
+        if not self.rpn_beta > 0:
+            raise ValueError(f"rpn-beta {self.rpn_beta}: must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagesConfig:
+    """How images reach the detector. Source: Detectron2's defaults, which the published protocols use."""
+
+    min_sizes: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
+    """Shorter side in training, px: one of them for each image."""
+    max_size: int = 1333
+    """Longer side, px, at most."""
+    test_size: int = 800
+    """Shorter side at test, px."""
+    flip: float = 0.5
+    """Probability of a horizontal flip in training."""
+    empty: bool = False
+    """Train on images without objects too."""
+    difficult: bool = True
+    """Train on objects marked difficult too."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not self.min_sizes:
+            raise ValueError("min-sizes: at least one is needed")
+        for size in (*self.min_sizes, self.test_size):
+            if not 32 <= size <= self.max_size:
+                raise ValueError(f"size {size} px: must be from 32 to --max-size {self.max_size}")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip {self.flip}: must be in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig:
+    """SGD over a number of steps. Source: the published protocols, and Detectron2's defaults."""
+
+    steps: int = 90_000
+    """Steps of the whole training."""
+    batch_size: int = 16
+    """Images a step, over all processes and passes."""
+    lr: float = 0.02
+    """Learning rate after the warm-up; as it is, unless --lr-batch says otherwise."""
+    lr_batch: int = 0
+    """Batch that --lr is meant for: the lr is scaled by batch-size over it; 0: never scaled."""
+    drops: tuple[int, ...] = (60_000, 80_000)
+    """Steps after which the lr is multiplied by 0.1."""
+    warmup_steps: int = 1000
+    """Steps of linear warm-up."""
+    warmup_factor: float = 0.001
+    """Share of the lr at the first step."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 1e-4
+    """L2 penalty on weights and biases."""
+    norm_weight_decay: float = 0.0
+    """L2 penalty on normalisation layers."""
+    clip_norm: float = 0.0
+    """Gradients are scaled to this norm at most; 0: never."""
+    precise_bn: int = 0
+    """Training batches over which BatchNorm's statistics are recomputed before each evaluation; 0: running ones."""
+    fraction: float = 1.0
+    """Share of the training images that is used, drawn by the seed; with one seed a smaller is part of a larger."""
+    seed: int = 0
+    """Seed of the new weights, the order, the flips and sizes, the sampled regions and the share of the images."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        at_least = {
+            "steps": 1, "batch_size": 1, "lr": 0, "lr_batch": 0, "warmup_steps": 0, "warmup_factor": 0, "momentum": 0,
+            "weight_decay": 0, "norm_weight_decay": 0, "clip_norm": 0, "precise_bn": 0, "seed": 0,
+        }  # fmt: skip
+        _at_least(self, at_least)
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction {self.fraction}: must be above 0 and at most 1")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed {self.seed}: must be below 2**63")
+        if list(self.drops) != sorted(set(self.drops)) or any(drop < 1 for drop in self.drops):
+            raise ValueError(f"drops {' '.join(map(str, self.drops))}: must rise, from 1")
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step (from 0): linear warm-up, then a tenth after each drop."""
+        lr = self.lr * (self.batch_size / self.lr_batch if self.lr_batch else 1.0)
+        if step < self.warmup_steps:
+            lr *= self.warmup_factor + (1 - self.warmup_factor) * step / self.warmup_steps
+        return lr * 0.1 ** sum(step >= drop for drop in self.drops)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectRecipe:
+    """All that decides the result of a fine-tuning but the data and the weights that it begins with."""
+
+    name: str = "coco-fpn-1x"
+    """Name of the recipe."""
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
+    images: ImagesConfig = field(default_factory=ImagesConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> DetectRecipe:
+        """The recipe that `to_json` wrote.
+
+        Raises:
+            ValueError: a field that a recipe does not have, or a value that does not fit.
+        """
+        try:
+            parts: dict[str, dict[str, Any]] = {
+                name: {key: tuple(value) if isinstance(value, list) else value for key, value in data[name].items()}
+                for name in ("detector", "images", "tune")
+            }
+            return DetectRecipe(
+                name=data["name"],
+                detector=DetectorConfig(**parts["detector"]),
+                images=ImagesConfig(**parts["images"]),
+                tune=TuneConfig(**parts["tune"]),
+            )
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"not a detection recipe of this version: {error}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectRun:
+    """Where and how a fine-tuning is run."""
+
+    out: Path | None = None
+    """Folder of the run; default: runs/RECIPE-DATE-TIME."""
+    resume: bool = False
+    """Continue the run in --out exactly where its last checkpoint is."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto: a GPU if there is one."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """bf16 runs convolutions in bfloat16 (autocast), weights stay float32; auto: bf16 where it is faster."""
+    images_per_pass: int = 0
+    """Images that go forward and backward together, a process: less takes less memory; 0: all of the process's."""
+    eval_images: int = 1
+    """Images that are detected in together at test."""
+    workers: int = -1
+    """Processes that decode images, for each training process; -1: one a core, 16 at most."""
+    eval_every: int = 0
+    """Steps between two evaluations; 0: at the end alone."""
+    log_every: int = 20
+    """Steps between two readings of the metrics (a line is written for every step all the same)."""
+    checkpoint_minutes: float = 15.0
+    """Minutes between two checkpoints; 0: after every step."""
+    stop_after: int = 0
+    """Stop cleanly after this many steps of this invocation, with a checkpoint; 0: run to the end."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        at_least = {
+            "images_per_pass": 0, "eval_images": 1, "workers": -1, "eval_every": 0, "log_every": 1,
+            "checkpoint_minutes": 0, "stop_after": 0,
+        }  # fmt: skip
+        _at_least(self, at_least)
+        if self.workers > 512:
+            raise ValueError(f"workers {self.workers}: must be at most 512")
+
+
+def _at_least(config: object, bounds: Mapping[str, float]) -> None:
+    for name, least in bounds.items():
+        if not getattr(config, name) >= least:
+            raise ValueError(f"{name.replace('_', '-')} {getattr(config, name)}: must be at least {least}")

@@ -1,0 +1,189 @@
+"""Detectors from torchvision's parts: Faster, Mask and Keypoint R-CNN on a ResNet's FPN, or on its C4.
+
+Shapes: N images, R regions, C channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.detection import FasterRCNN, KeypointRCNN, MaskRCNN
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+from torchvision.models.detection.rpn import AnchorGenerator
+from torchvision.ops import MultiScaleRoIAlign
+
+from resim.detection.config import DetectorConfig, ImagesConfig
+from resim.detection.draws import BetaRPN, ChosenSizes, SeededSampler
+from resim.detection.norms import freeze, norm_layer
+from resim.errors import UserError
+from resim.model.backbone import build_backbone
+from resim.training.processes import Processes
+from resim.views.photometric import MEAN, STD
+
+STAGES = ("layer1", "layer2", "layer3", "layer4")
+RATIOS = (0.5, 1.0, 2.0)
+FPN_WIDTH = 256
+
+
+class Res5(nn.Module):
+    """The fifth stage of a ResNet as a box head, followed by one extra normalisation.
+
+    Source: He et al., arXiv 1911.05722, appendix: R50-C4 with BatchNorm needs it.
+    """
+
+    def __init__(self, layer4: nn.Module, norm: nn.Module) -> None:
+        super().__init__()
+        self.layer4, self.norm = layer4, norm
+
+    def maps(self, regions: Tensor) -> Tensor:
+        """(R, C4 channels, 14, 14) -> (R, C5 channels, 7, 7)."""
+        return self.norm(self.layer4(regions))
+
+    def forward(self, regions: Tensor) -> Tensor:
+        """(R, C4 channels, 14, 14) -> (R, C5 channels)."""
+        return self.maps(regions).mean(dim=(2, 3))
+
+
+class _SharedMaps(nn.Module):
+    """The box head's maps for the mask head: the same layers, which stay the box head's."""
+
+    def __init__(self, box_head: Res5) -> None:
+        super().__init__()
+        self._box_head = (box_head,)  # in a tuple: not registered twice
+
+    def forward(self, regions: Tensor) -> Tensor:
+        return self._box_head[0].maps(regions)
+
+
+class _C4(nn.Module):
+    """A ResNet up to its fourth stage: one map at stride 16."""
+
+    def __init__(self, network: Any, channels: int) -> None:
+        super().__init__()
+        self.body = IntermediateLayerGetter(network, {"layer3": "0"})
+        self.out_channels = channels
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return self.body(images)
+
+
+def build_detector(
+    config: DetectorConfig,
+    images: ImagesConfig,
+    *,
+    num_classes: int,
+    num_keypoints: int = 0,
+    processes: Processes | None = None,
+    seed: int = 0,
+) -> GeneralizedRCNN:
+    """A detector with new weights. With `norm="frozen"` and no FPN norm its state is laid out as torchvision's own.
+
+    Stages are frozen by `freeze_stages`, after weights have been loaded.
+
+    Args:
+        config: with its backbone and FPN width resolved.
+        images: sizes at which images are seen.
+        num_classes: without the background.
+        num_keypoints: of a Keypoint R-CNN.
+        processes: that BatchNorm is synchronised over.
+        seed: of the new weights.
+
+    Raises:
+        UserError: no such backbone.
+    """
+    if config.backbone == "auto" or config.backbone.startswith("timm/"):
+        raise UserError(f"backbone {config.backbone!r}: a detector needs a torchvision ResNet, such as resnet50")
+    with torch.random.fork_rng([]):
+        with torch.device("meta"):
+            build_backbone(config.backbone)  # raises if there is none of that name
+        torch.manual_seed(seed)
+        norm = norm_layer(config.norm, processes)
+        network: Any = torchvision.models.get_model(config.backbone, weights=None, norm_layer=norm)
+        top = network.fc.in_features
+        settings: dict[str, Any] = {
+            "rpn_post_nms_top_n_train": config.proposals_train,
+            "rpn_post_nms_top_n_test": config.proposals_test,
+            "rpn_batch_size_per_image": config.rpn_regions,
+            "box_batch_size_per_image": config.box_regions,
+            "box_score_thresh": config.score_threshold,
+            "box_detections_per_img": config.detections,
+        }
+        build = _fpn_detector if config.neck == "fpn" else _c4_detector
+        model = build(config, network, top, norm, num_classes, num_keypoints, settings)
+    sizes: Any = [*images.min_sizes, images.test_size]  # torchvision takes the last at test
+    model.transform = ChosenSizes(sizes, images.max_size, list(MEAN), list(STD))
+    rpn: Any = model.rpn
+    heads: Any = model.roi_heads
+    for stream, part in enumerate((rpn, heads), start=1):
+        sampler = part.fg_bg_sampler
+        part.fg_bg_sampler = SeededSampler(sampler.batch_size_per_image, sampler.positive_fraction, stream)
+    if config.rpn_beta != BetaRPN.beta:
+        rpn.__class__, rpn.beta = BetaRPN, config.rpn_beta
+    return model
+
+
+def _fpn_detector(
+    config: DetectorConfig, network: Any, top: int, norm: Any, classes: int, keypoints: int, settings: dict[str, Any]
+) -> GeneralizedRCNN:
+    backbone = BackboneWithFPN(
+        network,
+        return_layers={stage: str(index) for index, stage in enumerate(STAGES)},
+        in_channels_list=[top // 8, top // 4, top // 2, top],
+        out_channels=config.fpn_width or FPN_WIDTH,
+        norm_layer=norm if config.fpn_norm else None,
+    )
+    anchors = AnchorGenerator(tuple((size,) for size in config.anchor_sizes), (RATIOS,) * 5)
+    kind: Any = MaskRCNN if config.masks else KeypointRCNN if config.keypoints else FasterRCNN
+    if config.keypoints:
+        settings = settings | {"num_keypoints": keypoints}
+    model = kind(backbone, classes + 1, rpn_anchor_generator=anchors, **settings)
+    if config.keypoints:  # torchvision's loss takes a view of the heat maps, which channels-last ones do not allow
+        model.roi_heads.keypoint_predictor.register_forward_hook(lambda module, inputs, maps: maps.contiguous())
+    return model
+
+
+def _c4_detector(
+    config: DetectorConfig, network: Any, top: int, norm: Any, classes: int, keypoints: int, settings: dict[str, Any]
+) -> GeneralizedRCNN:
+    box_head = Res5(network.layer4, norm(top))
+    mask_parts: dict[str, Any] = {}
+    if config.masks:
+        mask_parts = {
+            "mask_roi_pool": MultiScaleRoIAlign(["0"], output_size=14, sampling_ratio=2),
+            "mask_head": _SharedMaps(box_head),
+            "mask_predictor": MaskRCNNPredictor(top, 256, classes + 1),
+        }
+    kind: Any = MaskRCNN if config.masks else FasterRCNN
+    return kind(
+        _C4(network, top // 2),
+        rpn_anchor_generator=AnchorGenerator((config.anchor_sizes,), (RATIOS,)),
+        rpn_pre_nms_top_n_train=12_000,  # Detectron2's for C4, where all anchors are on one level
+        rpn_pre_nms_top_n_test=6_000,
+        box_roi_pool=MultiScaleRoIAlign(["0"], output_size=14, sampling_ratio=2),
+        box_head=box_head,
+        box_predictor=FastRCNNPredictor(top, classes + 1),
+        **mask_parts,
+        **settings,
+    )
+
+
+def freeze_stages(model: GeneralizedRCNN, stages: int) -> None:
+    """Fix the stem (1), the first stage too (2), and so on; their BatchNorms keep the statistics that they have."""
+    body: Any = model.backbone.body
+    named = [("conv1", "bn1"), *((stage,) for stage in STAGES)]
+    for name in (name for names in named[:stages] for name in names):
+        if name == "layer4" and isinstance(model.roi_heads.box_head, Res5):
+            freeze(model.roi_heads.box_head.layer4)
+        elif name == "bn1":
+            holder = nn.ModuleDict({"bn1": body["bn1"]})
+            freeze(holder)
+            body["bn1"] = holder["bn1"]
+        else:
+            freeze(body[name])

@@ -1,0 +1,73 @@
+"""Everything random in a detector's forward pass, made a function of the image and not of its place in a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
+from torchvision.models.detection.rpn import RegionProposalNetwork
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+
+class SeededSampler(BalancedPositiveNegativeSampler):
+    """Torchvision's sampler of positive and negative regions, its draws seeded for each image of the batch."""
+
+    def __init__(self, regions: int, positive_fraction: float, stream: int) -> None:
+        super().__init__(regions, positive_fraction)
+        self.stream = stream
+        self.seeds: Sequence[int] = ()
+
+    def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """As torchvision's; where no seeds are set, from the global generator as there."""
+        if not self.seeds:
+            return super().__call__(matched_idxs)
+        positives, negatives = [], []
+        device = matched_idxs[0].device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            for one, seed in zip(matched_idxs, self.seeds, strict=True):
+                torch.manual_seed((seed + self.stream) % 2**63)
+                positive, negative = super().__call__([one])
+                positives += positive
+                negatives += negative
+        return positives, negatives
+
+
+class ChosenSizes(GeneralizedRCNNTransform):
+    """Torchvision's resizing and normalisation; in training to the shorter side that was drawn for each image."""
+
+    sizes: Sequence[int] = ()
+
+    def torch_choice(self, k: list[int]) -> int:
+        """The next image's shorter side, px; where none was drawn, one of them from the global generator."""
+        if not self.sizes:
+            return super().torch_choice(k)
+        size, self.sizes = self.sizes[0], self.sizes[1:]
+        return size
+
+
+class BetaRPN(RegionProposalNetwork):
+    """Torchvision's RPN with another beta in its smooth L1, which is the same loss of scaled differences."""
+
+    beta = 1 / 9
+
+    def compute_loss(
+        self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """As torchvision's: smooth_l1(x, beta) = smooth_l1(s x, s beta) / s."""
+        scale = 1 / 9 / self.beta
+        objectness_loss, box_loss = super().compute_loss(
+            objectness, pred_bbox_deltas * scale, labels, [target * scale for target in regression_targets]
+        )
+        return objectness_loss, box_loss / scale
+
+
+def set_draws(model: nn.Module, sizes: Sequence[int], seeds: Sequence[int]) -> None:
+    """What the next forward pass in training draws: each image's shorter side in px, and the seed of its regions."""
+    for module in model.modules():
+        if isinstance(module, ChosenSizes):
+            module.sizes = sizes
+        sampler = getattr(module, "fg_bg_sampler", None)
+        if isinstance(sampler, SeededSampler):
+            sampler.seeds = seeds

@@ -1,0 +1,183 @@
+"""Pre-trained weights into a detector: what was loaded, what is new and what was left over, nothing in silence."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+
+from resim.detection.config import DetectorConfig
+from resim.detection.detector import FPN_WIDTH
+from resim.errors import UserError
+from resim.exchange.weights import Weights
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+_BLOCKS = {"lateral": ("inner_blocks", 2), "output": ("layer_blocks", 2)}  # torchvision counts from C2
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitReport:
+    """What became of the entries of a file and of a detector.
+
+    Attributes:
+        source: the file, and what it was recognised as; or that there is none.
+        loaded: entries of the detector that were filled.
+        new: its parameters and statistics that start new.
+        left_over: entries of the file that the detector has no place for.
+        notes: what was done to biases and normalisations on the way.
+    """
+
+    source: str
+    loaded: tuple[str, ...]
+    new: tuple[str, ...]
+    left_over: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        counts = f"{len(self.loaded)} entries loaded, {len(self.new)} new, {len(self.left_over)} left over"
+        parts = [f"weights from {self.source}: {counts}"]
+        parts += [f"  {name}: {', '.join(_short(entries))}" for name, entries in self._lists() if entries]
+        return parts + [f"  {note}" for note in self.notes]
+
+    def _lists(self) -> list[tuple[str, tuple[str, ...]]]:
+        return [("loaded", self.loaded), ("new", self.new), ("left over", self.left_over)]
+
+
+def resolve(config: DetectorConfig, weights: Weights | None) -> DetectorConfig:
+    """The config with `auto` and 0 replaced by what the weights have (None: new weights)."""
+    backbone, width = config.backbone, config.fpn_width
+    if backbone == "auto":
+        backbone = weights.config.backbone if weights else "resnet50"
+    if not width:
+        width = weights.config.fpn_width if weights is not None and has_fpn(weights) else FPN_WIDTH
+    return dataclasses.replace(config, backbone=backbone, fpn_width=width)
+
+
+def has_fpn(weights: Weights) -> bool:
+    """Whether the weights are of a network with an FPN."""
+    return any(name.startswith("fpn.") for name in weights.tensors)
+
+
+@torch.no_grad()
+def load_init(model: GeneralizedRCNN, config: DetectorConfig, weights: Weights | None) -> InitReport:
+    """Fill a detector's backbone, and its FPN where the weights have one.
+
+    Args:
+        model: from `build_detector`, before `freeze_stages`.
+        config: it was built from.
+        weights: as `read_weights` gives them; None: all stays new.
+
+    Raises:
+        UserError: weights of another backbone or width.
+    """
+    state = model.state_dict()
+    tensors = {} if weights is None else weights.tensors
+    source = "no file: all is new" if weights is None else f"{weights.path}, {weights.kind}"
+    if weights is not None and weights.config.backbone != config.backbone:  # shapes alone would let half of it pass
+        raise UserError(
+            f"{source}: is of a {weights.config.backbone}, the detector's backbone is {config.backbone}: "
+            "leave --backbone to the file"
+        )
+    filled: dict[str, Tensor] = {}
+    used: set[str] = set()
+    notes: list[str] = []
+    for name in tensors:
+        if not name.startswith("backbone."):
+            continue
+        rest = name.removeprefix("backbone.")
+        body = f"backbone.body.{rest}"
+        if config.neck == "c4" and rest.startswith("layer4."):
+            body = f"roi_heads.box_head.{rest}"
+        if body in state:
+            filled[body] = tensors[name]
+            used.add(name)
+        elif name.endswith("num_batches_tracked"):
+            used.add(name)  # a frozen BatchNorm counts nothing
+    if config.neck == "fpn":
+        for name, at in _fpn_convolutions(tensors).items():
+            entries, note = _fpn_entries(tensors, name, at, state, fold=config.fold_biases)
+            filled |= entries
+            used |= {entry for entry in tensors if entry.startswith(f"{name}.")}
+            if note and note not in notes:
+                notes.append(note)
+    wrong = [name for name, value in filled.items() if value.shape != state[name].shape]
+    if wrong:
+        name = wrong[0]
+        raise UserError(
+            f"{source}: {name} is {list(filled[name].shape)}, a detector on {config.backbone} with an FPN of width "
+            f"{config.fpn_width} has {list(state[name].shape)}: leave --fpn-width to the file"
+        )
+    if tensors and not filled:
+        raise UserError(f"{source}: none of its {len(tensors)} entries belongs to a backbone")
+    model.load_state_dict(filled, strict=False)
+    return InitReport(
+        source=source,
+        loaded=tuple(sorted(filled)),
+        new=tuple(sorted(name for name in state if name not in filled)),
+        left_over=(*sorted(set(tensors) - used), *(weights.left_over if weights else ())),
+        notes=tuple(notes),
+    )
+
+
+def _fpn_convolutions(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Our FPN convolutions, `fpn.lateral5` and the like, and where torchvision's FPN has them."""
+    places = {}
+    for name in tensors:
+        parts = name.split(".")
+        if parts[0] == "fpn" and parts[1][:-1] in _BLOCKS:
+            block, first = _BLOCKS[parts[1][:-1]]
+            places[f"fpn.{parts[1]}"] = f"backbone.fpn.{block}.{int(parts[1][-1]) - first}"
+    return places
+
+
+def _fpn_entries(
+    tensors: Mapping[str, Tensor], name: str, at: str, state: Mapping[str, Tensor], *, fold: bool
+) -> tuple[dict[str, Tensor], str]:
+    """One FPN convolution in the form that the detector has it, and what was done."""
+    normed, to_normed = f"{name}.0.weight" in tensors, f"{at}.1.weight" in state
+    weight, bias = f"{at}.0.weight", f"{at}.0.bias"
+    if normed and to_normed:
+        entries = {
+            f"{at}.{layer}.{leaf}": tensors[f"{name}.{layer}.{leaf}"]
+            for layer, leaf in [("0", "weight"), ("1", "weight"), ("1", "bias"), *(("1", s) for s in _STATISTICS)]
+            if f"{name}.{layer}.{leaf}" in tensors and f"{at}.{layer}.{leaf}" in state
+        }
+        return entries, ""
+    if normed:
+        gamma, beta, mean, variance = (
+            tensors[f"{name}.1.{leaf}"] for leaf in ("weight", "bias", "running_mean", "running_var")
+        )
+        scale = gamma * torch.rsqrt(variance + 1e-5)
+        return (
+            {weight: tensors[f"{name}.0.weight"] * scale.view(-1, 1, 1, 1), bias: beta - mean * scale},
+            "FPN: BatchNorm of the pre-training folded into weights and biases (features in evaluation are equal)",
+        )
+    if not to_normed:
+        return {weight: tensors[f"{name}.weight"], bias: tensors[f"{name}.bias"]}, ""
+    if not fold:
+        return {weight: tensors[f"{name}.weight"]}, "FPN: biases of the plain convolutions dropped, as published"
+    # (x - 0) / sqrt(1 - eps + eps) * 1 + bias
+    entries = {
+        weight: tensors[f"{name}.weight"],
+        f"{at}.1.weight": torch.ones_like(state[f"{at}.1.weight"]),
+        f"{at}.1.bias": tensors[f"{name}.bias"],
+        f"{at}.1.running_mean": torch.zeros_like(state[f"{at}.1.running_mean"]),
+        f"{at}.1.running_var": torch.full_like(state[f"{at}.1.running_var"], 1 - 1e-5),
+    }
+    return entries, "FPN: biases folded into BatchNorm's beta (features in evaluation are equal)"
+
+
+def _short(entries: tuple[str, ...]) -> list[str]:
+    """Entries by the module that they belong to, with counts: layer4 (60)."""
+    counts: dict[str, int] = {}
+    for entry in entries:
+        parts = entry.split(".")
+        deep = 4 if "fpn" in parts[:2] and parts[0] == "backbone" else 3 if len(parts) > 3 else len(parts) - 1
+        key = ".".join(parts[: max(1, min(deep, len(parts) - 1))])
+        counts[key] = counts.get(key, 0) + 1
+    return [f"{key} ({count})" for key, count in counts.items()]

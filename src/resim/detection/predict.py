@@ -1,0 +1,181 @@
+"""What a detector finds, in the form of COCO's results.
+
+Shapes: n detections, H x W pixels of an image, K keypoints.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pycocotools import mask as rle
+from rich.progress import track
+from torch import Tensor, nn
+
+from resim.detection.checkpoint import load_detector
+from resim.detection.records import DetectionData
+from resim.detection.samples import DetectionBatch, Sample, TestSet, collate_samples, read_samples
+from resim.pictures.detections import draw_results
+from resim.training.checkpoints import write_atomically
+from resim.training.processes import Processes, start_processes
+from resim.views.decode import BadImageError, Photo
+from resim.views.folder import find_images
+from resim.views.loader import make_loader
+
+Result = dict[str, Any]
+
+
+@torch.inference_mode()
+def detect(
+    model: nn.Module,
+    data: DetectionData,
+    processes: Processes,
+    *,
+    precision: Literal["float32", "bf16"] = "float32",
+    batch: int = 1,
+    workers: int = 0,
+    seen: Callable[[int], None] | None = None,
+) -> list[Result]:
+    """Run a detector over all images, shared among the processes.
+
+    Args:
+        model: gives what torchvision's detectors give; it is put into evaluation mode and back.
+        data: the images, and the category ids of the classes.
+        processes: all of which call this.
+        precision: of convolutions.
+        batch: images together.
+        workers: processes that decode.
+        seen: called with the number of images done by this process.
+
+    Returns:
+        The detections of all images, on every process, in the order of the data.
+    """
+    positions = list(range(processes.rank, len(data), processes.count))
+    order: Any = [positions[start : start + batch] for start in range(0, len(positions), batch)]
+    loader = make_loader(TestSet(data.records), order, workers=workers, join=collate_samples)
+    was_training = model.training
+    model.eval()
+    found: dict[int, list[Result]] = {}
+    try:
+        for images in read_samples(loader):
+            for sample, output in zip(images.samples, run(model, images, processes.device, precision), strict=True):
+                found[sample.index] = to_results(output, data.records[sample.index].image_id, data.category_ids)
+            if seen is not None:
+                seen(len(found))
+    finally:
+        model.train(was_training)
+    together: dict[int, list[Result]] = {}
+    for part in processes.gather_objects(found):
+        together |= part
+    return [result for position in sorted(together) for result in together[position]]
+
+
+def run(
+    model: nn.Module, batch: DetectionBatch, device: torch.device, precision: Literal["float32", "bf16"]
+) -> Sequence[dict[str, Tensor]]:
+    """Torchvision's detections of a batch, on the CPU."""
+    images, _ = batch.to(device)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        outputs = model(images)
+    return [{name: value.float().cpu() for name, value in output.items()} for output in outputs]
+
+
+def to_results(output: dict[str, Tensor], image_id: int | str, category_ids: Sequence[int]) -> list[Result]:
+    """Torchvision's detections of an image as entries of a COCO results file.
+
+    Args:
+        output: boxes (n, 4) px, scores (n,), labels (n,) from 1, and masks (n, 1, H, W) in [0, 1] or keypoints
+            (n, K, 3).
+        image_id: of the image.
+        category_ids: of label 1, 2, ...
+    """
+    boxes = output["boxes"].double().numpy()
+    sizes = boxes[:, 2:] - boxes[:, :2]
+    results = [
+        {
+            "image_id": image_id,
+            "category_id": category_ids[int(label) - 1],
+            "bbox": [*map(float, box[:2]), *map(float, size)],
+            "score": float(score),
+        }
+        for box, size, label, score in zip(boxes, sizes, output["labels"], output["scores"], strict=True)
+    ]
+    if "masks" in output:
+        masks = (output["masks"][:, 0] >= 0.5).numpy().astype(np.uint8)
+        for result, mask in zip(results, masks, strict=True):
+            code: Any = rle.encode(np.asfortranarray(mask))
+            result["segmentation"] = {"size": code["size"], "counts": code["counts"].decode()}
+    if "keypoints" in output:
+        points = output["keypoints"].double().numpy() - [0.5, 0.5, 0.0]  # COCO counts pixels
+        for result, one in zip(results, points, strict=True):
+            result["keypoints"] = one.ravel().tolist()
+    return results
+
+
+def predict_images(
+    model: str | Path,
+    images: Sequence[str | Path],
+    out: Path,
+    *,
+    threshold: float = 0.5,
+    pictures: bool = True,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+) -> list[Result]:
+    """Detect in images without labels; write `results.json`, and the images with what was found in them.
+
+    Args:
+        model: a fine-tuning's folder or checkpoint.
+        images: images, folders of them, or lists of paths.
+        out: folder. `results.json` has COCO results whose `image_id` is the image's path; `classes.json` the names of
+            its category ids; each picture has its image's name, numbered where two would have the same.
+        threshold: score from which a detection is drawn; `results.json` has all.
+        pictures: draw them.
+        device: where to compute.
+
+    Returns:
+        The detections.
+
+    Raises:
+        UserError: no images, no detector, or a folder that cannot be written to.
+    """
+    paths = find_images(images)
+    results: list[Result] = []
+    passed_over = []
+    taken: set[str] = set()
+    with start_processes(device) as processes:
+        detector = load_detector(model, processes.device)
+        names = dict(zip(detector.category_ids, detector.classes, strict=True))
+        for path in track(paths, description="detecting", transient=True):
+            try:
+                pixels = np.array(Photo(path).decode())
+            except BadImageError as error:
+                passed_over.append(f"{path}: {error}")
+                continue
+            sample = Sample(torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), {}, 0, 0, 0)
+            with torch.inference_mode():
+                output = run(detector.model, DetectionBatch([sample]), processes.device, detector.precision)[0]
+            found = to_results(output, path, detector.category_ids)
+            results += found
+            if pictures:
+                drawn = draw_results(pixels, found, names, threshold=threshold)
+                write_atomically(_free_name(out, path, taken), lambda file, drawn=drawn: drawn.save(file, "jpeg"))
+    for name, content in (("results.json", results), ("classes.json", names)):
+        text = json.dumps(content)
+        write_atomically(out / name, lambda file, text=text: file.write(text.encode()))
+    if passed_over:
+        print(f"{len(passed_over)} images could not be decoded and were passed over, the first is {passed_over[0]}")
+    return results
+
+
+def _free_name(out: Path, path: str, taken: set[str]) -> Path:
+    stem, number = Path(path).stem, 1
+    name = stem
+    while name in taken:
+        number += 1
+        name = f"{stem}-{number}"
+    taken.add(name)
+    return out / f"{name}.jpg"

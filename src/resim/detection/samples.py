@@ -1,0 +1,256 @@
+"""From records to what a detector trains on: images with their objects, flipped, in batches of like shape.
+
+Shapes: n objects, H x W pixels of an image, K keypoints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from resim.detection.config import ImagesConfig
+from resim.detection.masks import decode_masks
+from resim.detection.records import DetectionData, Record
+from resim.errors import UserError
+from resim.views.crops import sample_generator
+from resim.views.decode import BadImageError, Photo
+from resim.views.loader import epoch_order
+
+Target = dict[str, Tensor]
+
+SMALLEST = 0.01  # px: a thinner box may have no extent left in single precision, once flipped and resized
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image as the workers hand it over."""
+
+    image: Tensor
+    """(3, H, W) uint8; where it cannot be decoded, empty."""
+    target: Target
+    """boxes (n, 4) px, labels (n,), and masks (n, H, W) uint8 or keypoints (n, K, 3) as the detector needs them."""
+    index: int
+    """Which record it is of."""
+    size: int
+    """Shorter side to be seen at, px."""
+    seed: int
+    """Of the regions that the losses sample."""
+    fault: str = ""
+    """Why it cannot be decoded."""
+
+
+@dataclass(frozen=True)
+class DetectionBatch:
+    """Images of any size, together."""
+
+    samples: Sequence[Sample]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def pin_memory(self) -> DetectionBatch:
+        """The same in page-locked memory."""
+        pinned = [
+            dataclasses.replace(s, image=s.image.pin_memory(), target={k: v.pin_memory() for k, v in s.target.items()})
+            for s in self.samples
+        ]
+        return DetectionBatch(pinned)
+
+    def to(self, device: torch.device) -> tuple[list[Tensor], list[Target]]:
+        """Images as floats in [0, 1] and their targets, on `device`."""
+        images = [sample.image.to(device, non_blocking=True).float().div_(255) for sample in self.samples]
+        targets = [{k: v.to(device, non_blocking=True) for k, v in s.target.items()} for s in self.samples]
+        return images, targets
+
+
+class TrainingSet(Dataset[Sample]):
+    """Images with their objects by (epoch, index): flipped or not, to be seen at one of the sizes.
+
+    Crowd regions are left out, and objects marked difficult unless they are asked for. Boxes end at the image's edge.
+    """
+
+    def __init__(
+        self, data: DetectionData, images: ImagesConfig, seed: int, *, masks: bool = False, keypoints: bool = False
+    ) -> None:
+        self.records, self.config, self.seed = data.records, images, seed
+        self.masks, self.keypoints = masks, keypoints
+        self.swaps = keypoint_swaps(data.keypoint_names)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        epoch, index = key
+        generator = sample_generator(self.seed, epoch, index)
+        flip = bool(generator.random() < self.config.flip)
+        size = self.config.min_sizes[int(generator.integers(len(self.config.min_sizes)))]
+        seed = int(generator.integers(2**62))
+        record = self.records[index]
+        try:
+            pixels = read_pixels(record)
+        except BadImageError as error:
+            return Sample(torch.empty(0), {}, index, size, seed, fault=str(error))
+        target = self._target(record)
+        image = torch.from_numpy(pixels).permute(2, 0, 1)
+        if flip:
+            image, target = self._flipped(image, target, record.width)
+        return Sample(image.contiguous(), target, index, size, seed)
+
+    def _target(self, record: Record) -> Target:
+        keep = objects_to_learn(record, difficult=self.config.difficult, masks=self.masks)
+        boxes = clipped(record)[keep]
+        target = {
+            "boxes": torch.from_numpy(boxes.astype(np.float32)),
+            "labels": torch.from_numpy(record.labels[keep].astype(np.int64)),
+        }
+        if self.masks:
+            target["masks"] = torch.from_numpy(decode_masks(record)[keep].astype(np.uint8))
+        if self.keypoints:
+            assert record.keypoints is not None
+            points = record.keypoints[keep].astype(np.float32)
+            points[..., :2] += 0.5  # COCO counts pixels; here 0 is the left edge of the first
+            target["keypoints"] = torch.from_numpy(points)
+        return target
+
+    def _flipped(self, image: Tensor, target: Target, width: int) -> tuple[Tensor, Target]:
+        x0, y0, x1, y1 = target["boxes"].unbind(1)
+        flipped = target | {"boxes": torch.stack([width - x1, y0, width - x0, y1], dim=1)}
+        if "masks" in target:
+            flipped["masks"] = target["masks"].flip(2).contiguous()
+        if "keypoints" in target:
+            points = target["keypoints"][:, self.swaps].clone()
+            seen = points[..., 2] > 0
+            points[..., 0] = torch.where(seen, width - points[..., 0], points[..., 0])
+            flipped["keypoints"] = points
+        return image.flip(2), flipped
+
+
+class TestSet(Dataset[Sample]):
+    """Images as they are, by the position of their record."""
+
+    __test__ = False  # not a test
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.records = records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        try:
+            pixels = read_pixels(self.records[index])
+        except BadImageError as error:
+            return Sample(torch.empty(0), {}, index, 0, 0, fault=str(error))
+        return Sample(torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), {}, index, 0, 0)
+
+
+def read_pixels(record: Record) -> np.ndarray:
+    """(H, W, 3) uint8.
+
+    Raises:
+        BadImageError: the file cannot be decoded, or has another size than its record says.
+    """
+    pixels = np.array(Photo(record.image).decode())
+    if pixels.shape[:2] != (record.height, record.width):
+        found = f"{pixels.shape[1]} x {pixels.shape[0]}"
+        raise BadImageError(f"is {found} px, its annotation says {record.width} x {record.height}")
+    return pixels
+
+
+def clipped(record: Record) -> np.ndarray:
+    """(n, 4) boxes that end at the image's edge."""
+    limits = np.array([record.width, record.height, record.width, record.height], dtype=np.float64)
+    return np.clip(record.boxes, 0, limits)
+
+
+def objects_to_learn(record: Record, *, difficult: bool, masks: bool) -> np.ndarray:
+    """(n,) bool: no crowd region, no empty box, with a mask where masks are learnt, difficult ones if asked for."""
+    boxes = clipped(record)
+    keep = ~record.crowd & (boxes[:, 2:] - boxes[:, :2] >= SMALLEST).all(axis=1)
+    if not difficult:
+        keep &= ~record.difficult
+    return keep & record.has_mask if masks else keep
+
+
+def keypoint_swaps(names: Sequence[str]) -> list[int]:
+    """For each keypoint its place in the mirror: left_eye becomes right_eye, a nose stays."""
+    mirrored = [
+        name.replace("left", "\0").replace("right", "left").replace("\0", "right") if name else name for name in names
+    ]
+    return [names.index(name) if name and name in names else place for place, name in enumerate(mirrored)]
+
+
+def collate_samples(samples: list[Sample]) -> DetectionBatch:
+    """Samples as one batch."""
+    return DetectionBatch(samples)
+
+
+def read_samples(loader: Any) -> Generator[DetectionBatch, None, None]:
+    """The loader's batches.
+
+    Raises:
+        UserError: an image that cannot be decoded.
+    """
+    for batch in loader:
+        for sample in batch.samples:
+            if sample.fault:
+                path = loader.dataset.records[sample.index].image
+                raise UserError(f"{path}: cannot be decoded ({sample.fault}): mend it, or take it out of the data set")
+        yield batch
+
+
+class ShapeOrder(Sampler[list[tuple[int, int]]]):
+    """This process's part of every batch: epochs of all images in random order, upright and lying ones apart.
+
+    An image waits for others of its shape, so that a batch needs little padding; a batch may reach into the next
+    epoch. Of each batch, process r of W has the r-th run of batch / W images.
+
+    Args:
+        lying: (images,) bool: width above height.
+        batch: images a step, over all processes.
+        seed: of the order.
+        start_step: first batch that is given.
+        end_step: end of the batches.
+        rank: r.
+        processes: W.
+    """
+
+    def __init__(
+        self,
+        lying: np.ndarray,
+        batch: int,
+        *,
+        seed: int,
+        start_step: int = 0,
+        end_step: int,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.lying, self.batch, self.seed = lying, batch, seed
+        self.start_step, self.end_step, self.rank, self.processes = start_step, end_step, rank, processes
+
+    def __len__(self) -> int:
+        return self.end_step - self.start_step
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        part = self.batch // self.processes
+        waiting: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
+        epoch = step = 0
+        while step < self.end_step:
+            for index in epoch_order(len(self.lying), self.seed, epoch).tolist():
+                bucket = waiting[bool(self.lying[index])]
+                bucket.append((epoch, index))
+                if len(bucket) < self.batch:
+                    continue
+                if self.start_step <= step < self.end_step:
+                    yield bucket[self.rank * part : (self.rank + 1) * part]
+                step += 1
+                bucket.clear()
+            epoch += 1

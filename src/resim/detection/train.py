@@ -1,0 +1,283 @@
+"""Fine-tuning, from top to bottom: a data set and weights in; a detector, its scores and pictures out."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resim.detection.checkpoint import check_same_run, detector_state
+from resim.detection.config import DetectRecipe, DetectRun
+from resim.detection.detector import build_detector, freeze_stages
+from resim.detection.evaluate import kinds_of, lines, official_scores, read_scores, write_evaluation
+from resim.detection.init import InitReport, load_init, resolve
+from resim.detection.norms import recompute_statistics
+from resim.detection.predict import detect
+from resim.detection.prepare import check_tasks, fingerprint, usable, with_classes_of
+from resim.detection.records import DetectionData
+from resim.detection.samples import DetectionBatch, ShapeOrder, TrainingSet, collate_samples, read_samples
+from resim.detection.step import DetectorStepper, make_detector_stepper
+from resim.errors import UserError
+from resim.exchange.weights import Weights, read_weights
+from resim.pictures.curves import draw_curves
+from resim.training import run_folder
+from resim.training.log import Log
+from resim.training.loop import run_steps
+from resim.training.precision import choose_precision
+from resim.training.processes import Processes, catch_termination, start_processes
+from resim.training.progress import Progress, Watch
+from resim.views.loader import make_loader, tell_of_killed_workers
+
+_PRECISE_STREAM = 1  # added to the seed: batches for statistics are other draws than those trained on
+
+
+@dataclass(frozen=True)
+class DetectResult:
+    """Where a fine-tuning ended."""
+
+    out: Path
+    step: int
+    finished: bool
+    """False: it was asked to stop before the end, and can be resumed."""
+    scores: dict[str, dict[str, float | None]]
+    """The last evaluation's, by kind and name, from 0 to 1; empty without one."""
+
+
+def train_detector(
+    recipe: DetectRecipe,
+    run: DetectRun,
+    data: DetectionData,
+    val: DetectionData | None,
+    *,
+    init: str | Path = "random",
+    show: bool = True,
+    watch: Watch | None = None,
+) -> DetectResult:
+    """Fine-tune a detector from pre-trained weights, and score it.
+
+    Args:
+        recipe: what is computed.
+        run: where and how.
+        data: to train on.
+        val: to evaluate on; None: no evaluation.
+        init: a file of weights that `read_weights` knows, or `random`.
+        show: print progress.
+        watch: told of the steps done and of all steps.
+
+    Raises:
+        UserError: data, weights, settings or a run folder that cannot work, and what the remedy is.
+    """
+    with start_processes(run.device) as processes, catch_termination() as signals, contextlib.ExitStack() as held:
+        if recipe.tune.batch_size % processes.count:
+            raise UserError(
+                f"a batch of {recipe.tune.batch_size} cannot be shared among {processes.count} processes: "
+                "set --batch-size to a multiple"
+            )
+        open_fields = recipe.detector.backbone == "auto" or not recipe.detector.fpn_width
+        has_state = run.resume and run.out is not None and (run.out / "checkpoints" / "last.pt").exists()
+        needed = str(init) != "random" and (open_fields or not has_state)
+        weights = read_weights(init) if needed else None
+        recipe = dataclasses.replace(recipe, detector=resolve(recipe.detector, weights))
+        check_tasks(recipe.detector, data)
+        data = usable(data, recipe)
+        val = None if val is None else with_classes_of(val, data.classes, data.category_ids, data.source)
+        out = Path(processes.gather_objects(run.out or run_folder.default_folder(recipe))[0])
+        run_folder.check_folder(out, resume=run.resume)
+        held.enter_context(run_folder.hold(out, processes))
+        state = run_folder.open_run(out, recipe, resume=run.resume)
+        precision = state["precision"] if state else choose_precision(run.precision, processes.device)
+        precision = processes.gather_objects(precision)[0]
+        told = {"source": data.source, "images": len(data), "objects": data.num_objects, "hash": fingerprint(data)}
+        told |= {"val": None if val is None else val.source, "val_hash": None if val is None else fingerprint(val)}
+        if state:
+            check_same_run(state, told, str(init))
+        stepper, report = _stepper(recipe, run, data, weights, processes, precision)
+        if state:
+            stepper.model.load_state_dict(state["model"])
+            stepper.optimizer.load_state_dict(state["optimizer"])
+            if processes.first:
+                run_folder.note_resume(out, state["step"])
+        elif processes.first:
+            resolved = dataclasses.replace(run, out=out, device=processes.device.type, precision=precision)
+            run_folder.write_config(
+                out, recipe, resolved, told, kind="detect", init=str(init), processes=processes.count,
+                classes=data.classes, weights=dataclasses.asdict(report),
+            )  # fmt: skip
+        tuning = _Tuning(recipe, run, data, val, stepper, out, told, str(init))
+        return tuning.go(state, report, signals, show=show, watch=watch)
+
+
+@dataclass
+class _Tuning:
+    """A fine-tuning under way: what its steps, evaluations and checkpoints share."""
+
+    recipe: DetectRecipe
+    run: DetectRun
+    data: DetectionData
+    val: DetectionData | None
+    stepper: DetectorStepper
+    out: Path
+    told: dict[str, Any]
+    init: str
+
+    def go(
+        self, state: dict[str, Any] | None, report: InitReport, signals: list[int], *, show: bool, watch: Watch | None
+    ) -> DetectResult:
+        processes, tune, run = self.stepper.processes, self.recipe.tune, self.run
+        step, end = (state["step"] if state else 0), tune.steps
+        workers = run.workers if run.workers >= 0 else min(processes.cores, 16)
+
+        def take_step(batch: DetectionBatch, step: int) -> tuple[float, dict[str, Tensor]]:
+            """One batch, one step of SGD; the learning rate and the numbers of the step."""
+            lr = tune.learning_rate(step)
+            for group in self.stepper.optimizer.param_groups:
+                group["lr"] = lr
+            return lr, self.stepper(batch)
+
+        def checkpoint(done: int) -> None:
+            """Save the state after `done` steps; where an evaluation is due, once more after it."""
+            if self.recipe.detector.norm == "batch":
+                self._average_statistics()
+            self._save(done, evaluated=False)
+            if self._is_due(done):
+                self._evaluate(done, progress, workers)
+                self._save(done, evaluated=True)
+
+        first = processes.first
+        with (
+            tell_of_killed_workers(),
+            Progress(steps=end, first_step=step, show=show and first, watch=watch) as progress,
+            contextlib.closing(self._batches(step, end, workers)) as batches,
+        ):
+            log = Log(self.out, processes, progress, batch_size=tune.batch_size, steps=len(self.data) / tune.batch_size)
+            log.start(step)
+            self._greet(progress, report, step, state)
+            if state and not state["evaluated"] and self._is_due(step):
+                self._evaluate(step, progress, workers)  # it was stopped between a checkpoint and its evaluation
+                self._save(step, evaluated=True)
+            step = run_steps(
+                batches, take_step, checkpoint, log, run, processes, signals, step=step, end=end,
+                every=self._every,
+            )  # fmt: skip
+            log.close()
+            if first:
+                self._close(progress, step, end)
+        scores = read_scores(self.out)
+        return DetectResult(self.out, step, step >= end, scores[-1]["scores"] if scores else {})
+
+    def _batches(self, start: int, end: int, workers: int, *, stream: int = 0) -> Generator[DetectionBatch, None, None]:
+        config, seed, processes = self.recipe.detector, self.recipe.tune.seed + stream, self.stepper.processes
+        dataset = TrainingSet(self.data, self.recipe.images, seed, masks=config.masks, keypoints=config.keypoints)
+        lying = np.array([record.width >= record.height for record in self.data.records])
+        order = ShapeOrder(
+            lying, self.recipe.tune.batch_size, seed=seed, start_step=start, end_step=end,
+            rank=processes.rank, processes=processes.count,
+        )  # fmt: skip
+        pin = processes.device.type == "cuda"
+        loader = make_loader(dataset, order, workers=workers, pin_memory=pin, join=collate_samples)
+        return read_samples(loader)
+
+    @property
+    def _every(self) -> int:
+        """Steps from one evaluation to the next."""
+        return min(self.run.eval_every or self.recipe.tune.steps, self.recipe.tune.steps)
+
+    def _is_due(self, done: int) -> bool:
+        """Whether an evaluation belongs after so many steps, or at the end at least precise statistics."""
+        if self.val is None:
+            return done == self.recipe.tune.steps and self.recipe.tune.precise_bn > 0
+        return done % self._every == 0 or done == self.recipe.tune.steps
+
+    def _average_statistics(self) -> None:
+        """Where each process has running statistics of its own: their mean over the processes."""
+        buffers = self.stepper.model.named_buffers()
+        self.stepper.processes.average_([buffer for name, buffer in buffers if "running_" in name])
+
+    def _evaluate(self, done: int, progress: Progress, workers: int) -> None:
+        """Detect in all validation images, score, write it down. All processes must call it."""
+        processes, stepper, config = self.stepper.processes, self.stepper, self.recipe.detector
+        if self.recipe.tune.precise_bn:
+            batches = self._batches(0, self.recipe.tune.precise_bn, workers, stream=_PRECISE_STREAM)
+            recompute_statistics(stepper.model, stepper.look_at, batches)
+            if config.norm == "batch":
+                self._average_statistics()
+        if self.val is None:
+            return
+        with progress.aside(f"evaluation after step {done}", -(-len(self.val) // processes.count)) as seen:
+            results = detect(
+                stepper.model, self.val, processes, precision=stepper.precision, batch=self.run.eval_images,
+                workers=workers, seen=seen,
+            )  # fmt: skip
+        if processes.first:
+            scores = official_scores(self.val, results, kinds_of(config))
+            for line in lines(scores, self.val):
+                progress.say(f"after step {done}: {line}")
+            write_evaluation(self.out, self.val, results, scores, step=done, name=self.init, title=self.recipe.name)
+
+    def _save(self, done: int, *, evaluated: bool) -> None:
+        if not self.stepper.processes.first:
+            return
+        state = detector_state(
+            self.recipe, self.data, self.init, precision=self.stepper.precision, data=self.told, step=done,
+            evaluated=evaluated, model=self.stepper.model.state_dict(), optimizer=self.stepper.optimizer.state_dict(),
+        )  # fmt: skip
+        run_folder.save(self.out, state)
+
+    def _greet(self, progress: Progress, report: InitReport, step: int, state: dict[str, Any] | None) -> None:
+        processes, tune, detector = self.stepper.processes, self.recipe.tune, self.recipe.detector
+        kind = "Mask R-CNN" if detector.masks else "Keypoint R-CNN" if detector.keypoints else "Faster R-CNN"
+        device = torch.cuda.get_device_name(processes.device) if processes.device.type == "cuda" else "CPU"
+        progress.say(
+            f"{self.recipe.name}: {kind} on {detector.backbone}-{detector.neck}, {len(self.data)} images with "
+            f"{self.data.num_objects} objects of {len(self.data.classes)} classes, {tune.steps} steps"
+        )
+        each = tune.batch_size // processes.count
+        size = min(self.run.images_per_pass or each, each)
+        passes = f" in {-(-each // size)} passes of {size}, BatchNorm and losses by pass" if size < each else ""
+        progress.say(
+            f"a step is {tune.batch_size} images, {each} on each of {processes.count} x {device}{passes}; lr "
+            f"{tune.learning_rate(tune.warmup_steps):g}; {self.stepper.precision}; the run's folder is {self.out}"
+            + (f"; resumed after step {step}" if step else "")
+        )
+        if state is None:
+            for line in report.lines():
+                progress.say(line)
+            if not report.loaded and detector.frozen_stages:
+                progress.say("warning: --frozen-stages fixes stages that were never trained: set it to 0")
+        for line in self.data.repairs.lines():
+            progress.say(f"  {line}")
+        if self.val is None:
+            progress.say("no --val: it is not evaluated")
+
+    def _close(self, progress: Progress, step: int, end: int) -> None:
+        metrics = self.out / "metrics.jsonl"
+        if metrics.exists() and metrics.stat().st_size:
+            draw_curves(metrics, self.out / "curves.png", title=f"{self.recipe.name}, {self.init}")
+        if step < end:
+            progress.say(f"stopped after step {step} of {end}, saved; go on with --out {self.out} --resume")
+            return
+        names = ("checkpoints/last.pt", "scores.jsonl", "results.json", "pictures/detections.png", "curves.png")
+        progress.say("done: " + ", ".join(str(self.out / name) for name in names if (self.out / name).exists()))
+
+
+def _stepper(
+    recipe: DetectRecipe, run: DetectRun, data: DetectionData, weights: Weights | None, processes: Processes,
+    precision: Any,
+) -> tuple[DetectorStepper, InitReport]:  # fmt: skip
+    model = build_detector(
+        recipe.detector, recipe.images, num_classes=len(data.classes), num_keypoints=len(data.keypoint_names),
+        processes=processes, seed=recipe.tune.seed,
+    )  # fmt: skip
+    report = load_init(model, recipe.detector, weights)
+    freeze_stages(model, recipe.detector.frozen_stages)
+    stepper = make_detector_stepper(
+        model, recipe.tune, processes, precision=precision, images_per_pass=run.images_per_pass
+    )
+    return stepper, report

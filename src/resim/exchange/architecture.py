@@ -1,0 +1,134 @@
+"""Which network a set of weights belongs to, and whether it is all there."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from resim.errors import UserError
+from resim.model.encoder import Encoder, ModelConfig
+from resim.recipes import resim_fpn
+from resim.regions.level import Level
+
+# by blocks a stage, and whether a block has three convolutions; the plainest first
+_RESNETS: dict[tuple[tuple[int, ...], bool], tuple[str, ...]] = {
+    ((2, 2, 2, 2), False): ("resnet18",),
+    ((3, 4, 6, 3), False): ("resnet34",),
+    ((3, 4, 6, 3), True): ("resnet50", "resnext50_32x4d", "wide_resnet50_2"),
+    ((3, 4, 23, 3), True): ("resnet101", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet101_2"),
+    ((3, 8, 36, 3), True): ("resnet152",),
+}
+
+
+@functools.lru_cache(maxsize=16)
+def encoder_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Every entry of an `Encoder`'s state_dict with its shape; nothing is allocated."""
+    with torch.device("meta"):
+        return {name: tuple(value.shape) for name, value in Encoder(config).state_dict().items()}
+
+
+def infer_config(tensors: Mapping[str, Tensor]) -> ModelConfig:
+    """The network that foreign weights belong to, from their names (ours) and shapes.
+
+    Levels are those of the FPN outputs that are there, with the windows of the published recipe; no file says those.
+
+    Raises:
+        ValueError: no ResNet of torchvision's, or an FPN without outputs.
+    """
+    pyramid = sorted({name.split(".")[1] for name in tensors if name.startswith("fpn.")})
+    outputs = [part for part in pyramid if part in ("output3", "output4", "output5")]
+    if pyramid and not outputs:
+        raise ValueError(f"an FPN without outputs ({', '.join(pyramid)})")
+    known = {level.name: level for level in resim_fpn().model.levels}
+    names = [f"P{part[-1]}" for part in sorted(outputs, reverse=True)]
+    config = ModelConfig(
+        backbone=_resnet_name(tensors), levels=tuple(known.get(name) or Level(name=name) for name in names)
+    )
+    if outputs:
+        norm = any(re.fullmatch(r"fpn\.output\d\.1\.weight", name) for name in tensors)
+        weight = tensors.get(f"fpn.lateral5.{'0.' if norm else ''}weight")
+        width = weight.shape[0] if weight is not None and weight.dim() else config.fpn_width
+        config = dataclasses.replace(config, fpn_norm=norm, fpn_width=int(width))
+    last = tensors.get("head.2.weight")
+    return dataclasses.replace(config, dim=last.shape[0]) if last is not None and last.dim() == 2 else config
+
+
+def check_complete(path: object, tensors: Mapping[str, Tensor], config: ModelConfig, *, whole: bool = False) -> None:
+    """Check that each part of the network that is there at all is whole and of the right shapes.
+
+    Args:
+        path: the file, to be named.
+        tensors: under our names.
+        config: their network.
+        whole: every part must be there.
+
+    Raises:
+        UserError: which entries are missing or of another shape.
+    """
+    shapes = encoder_shapes(config)
+    parts = {name.partition(".")[0] for name in (shapes if whole else tensors)} | {"backbone"}
+    parts |= {"fpn"} if any(level.from_fpn for level in config.levels) else set()
+    missing = [name for name in shapes if name.partition(".")[0] in parts and name not in tensors]
+    wrong = [
+        f"{name} {tuple(tensors[name].shape)} for {shape}"
+        for name, shape in shapes.items()
+        if name in tensors and tuple(tensors[name].shape) != shape
+    ]
+    problems = {"missing": missing, "of another shape": wrong}
+    told = [f"{len(names)} {what} ({shorten(names)})" for what, names in problems.items() if names]
+    if told:
+        raise UserError(f"{path}: is no whole {config.backbone}{_with_fpn(config)}: {'; '.join(told)}")
+
+
+def add_counters(tensors: dict[str, Tensor], config: ModelConfig) -> list[str]:
+    """Add BatchNorm's counters of batches (0) where its running statistics are there: some programs keep none.
+
+    Returns:
+        The names added.
+    """
+    added = [
+        name
+        for name in encoder_shapes(config)
+        if name.endswith(".num_batches_tracked")
+        and name not in tensors
+        and name.replace("num_batches_tracked", "running_var") in tensors
+    ]
+    tensors.update({name: torch.zeros((), dtype=torch.int64) for name in added})
+    return added
+
+
+def shorten(names: list[str], at_most: int = 3) -> str:
+    """The first few names of a list, for one line."""
+    return ", ".join(names[:at_most]) + (f", ... {len(names)} in all" if len(names) > at_most else "")
+
+
+def _resnet_name(tensors: Mapping[str, Tensor]) -> str:
+    """The torchvision ResNet of which the most entries have the right shape.
+
+    Raises:
+        ValueError: its blocks are those of none.
+    """
+    blocks = tuple(
+        len({name.split(".")[2] for name in tensors if name.startswith(f"backbone.layer{stage}.")})
+        for stage in range(1, 5)
+    )
+    bottleneck = any(name.startswith("backbone.layer") and ".conv3." in name for name in tensors)
+    candidates = _RESNETS.get((blocks, bottleneck), ())
+    if not candidates:
+        raise ValueError(f"a ResNet of {'-'.join(map(str, blocks))} blocks, which is none of torchvision's")
+
+    def fitting(name: str) -> int:
+        shapes = encoder_shapes(ModelConfig(backbone=name, levels=()))
+        return sum(tuple(tensors[key].shape) == shape for key, shape in shapes.items() if key in tensors)
+
+    return max(candidates, key=fitting)
+
+
+def _with_fpn(config: ModelConfig) -> str:
+    levels = [level.name for level in config.levels if level.from_fpn]
+    return f" with an FPN for {', '.join(levels)}" if levels else ""

@@ -1,0 +1,140 @@
+"""The model card of exported weights: what they are, what they were made from, and under which licence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from resim.errors import UserError
+from resim.exchange.weights import Weights
+from resim.training.config import Recipe
+
+CITATION = """@inproceedings{xiao2021region,
+  title     = {Region Similarity Representation Learning},
+  author    = {Xiao, Tete and Reed, Colorado J and Wang, Xiaolong and Keutzer, Kurt and Darrell, Trevor},
+  booktitle = {International Conference on Computer Vision (ICCV)},
+  year      = {2021},
+}"""
+
+
+def model_card(weights: Weights, recipe: Recipe, *, licence: str | None, probes: Mapping[str, Any] | None) -> str:
+    """A card in Markdown, with the header that the Hugging Face hub reads."""
+    model, optim = recipe.model, recipe.optim
+    levels = ", ".join(str(level) for level in model.levels) or "none (the global loss alone)"
+    trained = (
+        "made by resim" if weights.recipe else "of another program; the recipe below is read off its names and shapes"
+    )
+    how = "pre-trained on images without labels" if weights.recipe else "weights of another program under resim's names"
+    header = ["---", "library_name: resim", "tags: [self-supervised-learning, object-detection, resim]"]
+    header += [f"license: {licence.lower()}"] if licence else []
+    lines = [
+        *header,
+        "---",
+        f"# {recipe.name}, {model.backbone}",
+        "",
+        f"{model.backbone}{' with an FPN' if any(level.from_fpn for level in model.levels) else ''}, {how}.",
+        "",
+        "```python",
+        "import resim",
+        'encoder = resim.load("this folder, or its name on the hub")',
+        "maps = encoder.backbone(images)  # C3, C4, C5; images: RGB, normalised by ImageNet's mean and deviation",
+        "```",
+        "",
+        "| | |",
+        "| --- | --- |",
+        f"| source | {weights.kind}, {trained} |",
+        *([f"| origin | {weights.origin} |"] if weights.origin else []),
+        f"| data | {_data(weights.data)} |",
+        f"| epochs | {_epochs(weights, optim.epochs)} |",
+        f"| levels | {levels} |",
+        f"| views | {recipe.views.image_size} px |",
+        f"| batch | {optim.batch_size} in groups of {model.group_size} |",
+        f"| licence | {licence or 'not stated: whoever publishes these weights states it'} |",
+        "",
+        "## Probes",
+        "",
+        *(_probes(probes) if probes else ["None were given when this card was written."]),
+        "",
+        "## Recipe",
+        "",
+        "```json",
+        json.dumps(recipe.to_json(), indent=2),
+        "```",
+        "",
+        "## Citation",
+        "",
+        "```bibtex",
+        CITATION,
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def find_probes(weights: Weights) -> Path | None:
+    """The probe.json that `resim probe` writes beside a checkpoint or into its run's folder."""
+    folder = weights.path.parent
+    path = (folder.parent if folder.name == "checkpoints" else folder) / "probe.json"
+    return path if path.is_file() else None
+
+
+def read_probes(path: Path, weights: Weights) -> Mapping[str, Any]:
+    """The results that `resim probe` wrote, of these weights alone where their path is named; or any JSON object.
+
+    Paths, commands and versions of the machine are left out.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--probes {path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"--probes {path}: is no JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise UserError(f"--probes {path}: holds no object with results")
+    networks = data.get("networks")
+    if not isinstance(networks, list):
+        return data
+    entries = [entry for entry in networks if isinstance(entry, dict)]
+    own = [entry for entry in entries if _is_of(entry, weights)]
+    kept = {key: _without_paths(data[key]) for key in ("train", "test", "settings") if key in data}
+    return kept | {"networks": [_without_paths(entry) for entry in own or entries]}
+
+
+def _is_of(entry: Mapping[str, Any], weights: Weights) -> bool:
+    path = entry.get("path")
+    return isinstance(path, str) and Path(path).resolve() == weights.path.resolve()
+
+
+def _without_paths(entry: Any) -> Any:
+    if not isinstance(entry, dict):
+        return entry
+    named = {"source": Path(entry["source"]).name} if isinstance(entry.get("source"), str) else {}
+    return {key: value for key, value in entry.items() if key not in ("path", "less_first")} | named
+
+
+def source_names(data: Mapping[str, Any]) -> list[str]:
+    """The folders that a model was trained on, without the paths to them."""
+    sources = data.get("sources")
+    return [Path(str(source)).name for source in sources] if isinstance(sources, list) else []
+
+
+def _probes(probes: Mapping[str, Any]) -> list[str]:
+    return ["```json", json.dumps(probes, indent=2), "```"]
+
+
+def _data(data: Mapping[str, Any] | None) -> str:
+    if not data:
+        return "not stated in the file"
+    names = ", ".join(source_names(data)) or "unnamed"
+    return f"{data.get('images')} images ({names}; fingerprint {data.get('hash')})"
+
+
+def _epochs(weights: Weights, planned: int) -> str:
+    if weights.epoch is None:
+        return "not stated in the file"
+    return f"{weights.epoch} of {planned}" if weights.recipe else str(weights.epoch)

@@ -1,0 +1,192 @@
+"""Weights written in another program's format, and verified in that program before they are put in place."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from resim.errors import UserError
+from resim.exchange.card import find_probes, read_probes
+from resim.exchange.features import TOLERANCE, differences, features_of
+from resim.exchange.fpn_norms import with_norms, without_norms
+from resim.exchange.recipe_of import recipe_of
+from resim.exchange.targets import ENDINGS, FpnNorm, Target
+from resim.exchange.to_detectron2 import write_detectron2
+from resim.exchange.to_onnx import write_onnx
+from resim.exchange.to_safetensors import write_hub, write_safetensors
+from resim.exchange.to_timm import write_timm
+from resim.exchange.to_torchvision import write_torchvision, write_torchvision_detection
+from resim.exchange.weights import Weights, read_weights
+from resim.exchange.written import Written
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What was written, and how near the target's features are to ours."""
+
+    weights: Weights
+    paths: tuple[Path, ...]
+    written: Written
+    differences: Mapping[str, float] | None
+    """Largest difference of each map; None: the target is not installed and nothing could be verified."""
+    notes: tuple[str, ...]
+    licence: str | None
+
+
+def export(
+    checkpoint: str | Path, to: Target, out: Path | None = None, *, fpn_norm: FpnNorm = "auto",
+    licence: str | None = None, probes: Path | None = None,
+) -> Exported:  # fmt: skip
+    """Write a checkpoint's query encoder for another program.
+
+    The files are written beside their place, read by the target's own code, compared with our features on the same
+    images, and only then moved into place.
+
+    Args:
+        checkpoint: whatever `read_weights` reads.
+        to: the target.
+        out: file, or folder of `hub`; default: RECIPE-TARGET.ENDING in the working folder.
+        fpn_norm: BatchNorm after the FPN's convolutions: as trained (`keep`), folded away (`plain`) or put in
+            (`batchnorm`), with the same features; `auto` is `batchnorm` for Detectron2, else `keep`.
+        licence: of the exported weights, where they are your own.
+        probes: JSON of probe results for the model card; None: the probe.json of the run, if there is one.
+
+    Raises:
+        UserError: a file, an option or a network that cannot be exported, or features that differ; nothing is written.
+    """
+    if to not in ENDINGS:
+        raise UserError(f"--to {to}: one of {', '.join(ENDINGS)}")
+    weights = read_weights(checkpoint)
+    probes = probes or find_probes(weights)
+    results = read_probes(probes, weights) if probes else None
+    if licence and weights.licence and licence != weights.licence:
+        raise UserError(f"--licence {licence}: these weights are {weights.licence}, which an export cannot change")
+    licence = weights.licence or licence
+    out = out or Path(f"{recipe_of(weights).name}-{to}{ENDINGS[to][0]}")
+    _check_out(out, to)
+    converted, notes = _converted(weights, to, fpn_norm)
+    metadata = _metadata(weights, licence)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staging = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)
+    except OSError as error:
+        raise UserError(f"{out.parent}: cannot be written to ({error.strerror})") from None
+    with staging as folder:
+        try:
+            written = _write(converted, to, Path(folder), out.name, metadata, results)
+            found = _compare(weights, written)
+            _refuse_differences(out, written, found)
+            paths = tuple(_put(Path(folder) / name, out.parent / name) for name in written.files)
+        except OSError as error:
+            raise UserError(f"{out}: cannot be written ({error.strerror or error})") from None
+    return Exported(
+        weights=weights,
+        paths=paths,
+        written=written,
+        differences=found,
+        notes=(*notes, *written.notes),
+        licence=licence,
+    )
+
+
+def _check_out(out: Path, to: Target) -> None:
+    endings = ENDINGS[to]
+    if to != "hub" and out.suffix not in endings:
+        raise UserError(f"--out {out}: a file for {to} must end in {' or '.join(endings)}")
+    if to == "hub" and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out}: is there already: name another folder")
+    if to != "hub" and out.is_dir():
+        raise UserError(f"--out {out}: is a folder, a file is needed")
+
+
+def _converted(weights: Weights, to: str, fpn_norm: str) -> tuple[Weights, tuple[str, ...]]:
+    """float32, with the FPN that the target wants; what was done about it."""
+    tensors: dict[str, Tensor] = {
+        name: value.float() if value.is_floating_point() else value for name, value in weights.tensors.items()
+    }
+    wanted = {"keep": None, "plain": False, "batchnorm": True, "auto": True if to == "detectron2" else None}[fpn_norm]
+    weights = dataclasses.replace(weights, tensors=tensors)
+    if wanted in (None, weights.config.fpn_norm):
+        return weights, ()
+    config = dataclasses.replace(weights.config, fpn_norm=wanted)
+    if not any(name.startswith("fpn.") for name in tensors):
+        return dataclasses.replace(weights, config=config), ()
+    recipe = weights.recipe and dataclasses.replace(weights.recipe, model=config)
+    tensors = with_norms(tensors) if wanted else without_norms(tensors)
+    note = (
+        "FPN biases were folded into BatchNorm's shift (scale 1, mean 0, variance 1 - eps): features are the same"
+        if wanted
+        else "the FPN's BatchNorm was folded into its convolutions (running statistics): features are the same"
+    )
+    return dataclasses.replace(weights, tensors=tensors, config=config, recipe=recipe), (note,)
+
+
+def _metadata(weights: Weights, licence: str | None) -> dict[str, str]:
+    import resim
+
+    metadata = {"origin": weights.origin or weights.kind, "made_by": f"resim {resim.__version__}"}
+    return metadata | ({"licence": licence} if licence else {})
+
+
+def _write(
+    weights: Weights, to: str, folder: Path, name: str, metadata: Mapping[str, str], probes: Mapping[str, Any] | None
+) -> Written:
+    if to == "safetensors":
+        return write_safetensors(weights, folder, name, metadata, probes)
+    if to == "hub":
+        return write_hub(weights, folder, name, metadata, probes)
+    writers = {
+        "torchvision": write_torchvision,
+        "torchvision-detection": write_torchvision_detection,
+        "detectron2": write_detectron2,
+        "timm": write_timm,
+        "onnx": write_onnx,
+    }
+    return writers[to](weights, folder, name, metadata)
+
+
+def _compare(weights: Weights, written: Written) -> dict[str, float] | None:
+    """The largest difference of each map from that of the weights as they were read, over all the checks."""
+    if not written.checks:
+        return None
+    found: dict[str, float] = {}
+    for check in written.checks:
+        ours = features_of(weights, check.images)
+        wild = [name for name, value in ours.items() if not value.isfinite().all()]
+        if wild:
+            raise UserError(
+                f"{weights.path}: gives features that are not finite ({', '.join(wild)}); nothing was written"
+            )
+        for name, value in differences(ours, check.maps).items():
+            found[name] = max(value, found.get(name, 0.0))
+    return found
+
+
+def _refuse_differences(out: Path, written: Written, found: Mapping[str, float] | None) -> None:
+    wrong = {name: value for name, value in (found or {}).items() if not value <= TOLERANCE}
+    if wrong:
+        told = ", ".join(f"{name} {value:.1e}" for name, value in wrong.items())
+        raise UserError(
+            f"--out {out}: not written: features in {written.target} differ by more than {TOLERANCE:g}: {told}"
+        )
+
+
+def _put(source: Path, place: Path) -> Path:
+    """Move a file or folder into place, once it is on the disk."""
+    for path in (source, *source.rglob("*")) if source.is_dir() else (source,):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    if place.is_dir():
+        place.rmdir()  # empty: it was looked at before
+    source.replace(place)
+    return place

@@ -1,0 +1,44 @@
+"""`resim.load`: an encoder from a file, a folder, or a name on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+from resim.errors import UserError
+from resim.exchange.features import build_encoder
+from resim.exchange.weights import read_weights
+from resim.model.encoder import Encoder
+
+
+def load(source: str | Path, *, revision: str | None = None) -> Encoder:
+    """A pre-trained encoder on the CPU, in evaluation mode.
+
+    `load(...)(images)` gives the global vectors and the levels' maps, `load(...).backbone(images)` C3, C4 and C5.
+
+    Args:
+        source: any file or folder that `read_weights` reads, or "user/name" on the hub, of which model.safetensors
+            alone is fetched (`HF_ENDPOINT` and `HF_TOKEN` are heeded).
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        UserError: no such file or repository, or weights that cannot be read.
+    """
+    path = Path(source)
+    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not path.suffix:
+        path = _from_hub(str(source), revision)
+    return build_encoder(read_weights(path))
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    try:
+        hub: Any = importlib.import_module("huggingface_hub")
+    except ModuleNotFoundError:
+        raise UserError(f"{name}: no such file here; to fetch it from the hub: pip install 'resim[hub]'") from None
+    try:
+        return Path(hub.hf_hub_download(name, "model.safetensors", revision=revision))
+    except Exception as error:  # of many kinds: no network, no such name, no access
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{name}: no such file here, and the hub does not give it ({lines[0][:160]})") from None

@@ -1,0 +1,38 @@
+"""A state_dict as a file: torch.save's, a pickle of arrays, or safetensors, told by its ending."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+def write_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a state_dict: `.safetensors`, or by torch.save as `{"state_dict": ..., "metadata": ...}`."""
+    tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+    if path.suffix == ".safetensors":
+        save_file(tensors, path, metadata={"format": "pt", **metadata})
+    else:
+        torch.save({"state_dict": tensors, "metadata": dict(metadata)}, path)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """What `write_state` wrote."""
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+
+
+def write_detectron2_file(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a backbone as Detectron2's checkpointer wants it: arrays in a `.pkl`, tensors in a `.pth`."""
+    content = {"__author__": f"resim; {metadata['origin']}", "matching_heuristics": True, "metadata": dict(metadata)}
+    if path.suffix == ".pkl":
+        arrays = {name: value.numpy() for name, value in state.items()}
+        path.write_bytes(pickle.dumps({"model": arrays, **content}, protocol=4))
+    else:
+        tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+        torch.save({"model": tensors, **content}, path)

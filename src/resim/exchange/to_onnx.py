@@ -1,0 +1,72 @@
+"""The feature maps as an ONNX graph whose batch and image size are free."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resim.errors import UserError
+from resim.exchange.features import Pyramid, build_encoder, probe_images
+from resim.exchange.weights import Weights
+from resim.exchange.written import Check, Written
+
+_SIZES = ((96, 128, 2), (75, 109, 1))
+"""Height, width and number of the images on which a graph is checked; the second is no multiple of a stride."""
+
+
+def write_onnx(weights: Weights, folder: Path, name: str, metadata: Mapping[str, str]) -> Written:
+    """One file; input `images` (N, 3, H, W), an output for every map. Verified by onnxruntime at two sizes.
+
+    Raises:
+        UserError: onnx or onnxscript is not installed.
+    """
+    try:
+        onnx: Any = importlib.import_module("onnx")
+        importlib.import_module("onnxscript")
+    except ModuleNotFoundError as error:
+        raise UserError(f"--to onnx needs {error.name}: pip install 'resim[onnx]'") from None
+    pyramid = Pyramid(build_encoder(weights)).eval()
+    free = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    level = logging.getLogger("torch.onnx").level
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                pyramid, (probe_images(),), dynamo=True, verbose=False,
+                input_names=["images"], output_names=pyramid.names, dynamic_shapes=(free,),
+            )  # fmt: skip
+    finally:
+        logging.getLogger("torch.onnx").setLevel(level)
+    assert program is not None
+    model = program.model_proto
+    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.checker.check_model(model)
+    (folder / name).write_bytes(model.SerializeToString())
+    return Written(
+        files=(name,),
+        target="onnxruntime",
+        load=f"onnxruntime.InferenceSession({name!r}).run(None, {{'images': images}})",
+        checks=_onnx_checks(folder / name, pyramid.names),
+        left_out=tuple(key for key in weights.tensors if not key.startswith(("backbone.", "fpn."))),
+    )
+
+
+def _onnx_checks(path: Path, names: list[str]) -> tuple[Check, ...]:
+    try:
+        runtime: Any = importlib.import_module("onnxruntime")
+    except ModuleNotFoundError:
+        return ()
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    checks = []
+    for height, width, count in _SIZES:
+        images = probe_images(height, width, count)
+        maps = session.run(None, {"images": images.numpy()})
+        checks.append(Check(images, dict(zip(names, map(torch.from_numpy, maps), strict=True))))
+    return tuple(checks)

@@ -1,0 +1,57 @@
+"""Weights for timm: `timm.create_model(NAME, checkpoint_path=...)`, whole or `features_only`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from resim.errors import UserError
+from resim.exchange.features import probe_images
+from resim.exchange.state_files import write_state
+from resim.exchange.weights import Weights
+from resim.exchange.written import Check, Written
+
+_STAGES = {4: "C2", 8: "C3", 16: "C4", 32: "C5"}
+
+
+def write_timm(weights: Weights, folder: Path, name: str, metadata: Mapping[str, str]) -> Written:
+    """The backbone under timm's names; verified in timm's own model where timm is installed."""
+    backbone = weights.config.backbone.removeprefix("timm/")
+    prefix = "backbone.network." if weights.config.backbone.startswith("timm/") else "backbone."
+    state = {key.removeprefix(prefix): value for key, value in weights.tensors.items() if key.startswith(prefix)}
+    write_state(folder / name, state, metadata)
+    features_only = prefix != "backbone."  # then the names are those of timm's feature extractor
+    kind = "features_only=True" if features_only else "num_classes=0"
+    return Written(
+        files=(name,),
+        target=f"timm, {backbone}",
+        load=f"timm.create_model({backbone!r}, {kind}, checkpoint_path={name!r})",
+        checks=_timm_checks(backbone, folder / name, features_only=features_only),
+        starts_new=() if features_only else ("fc.weight", "fc.bias"),
+        left_out=tuple(key for key in weights.tensors if not key.startswith(prefix)),
+    )
+
+
+@torch.no_grad()
+def _timm_checks(name: str, path: Path, *, features_only: bool) -> tuple[Check, ...]:
+    """The maps of timm's feature extractor and, where the file is of a whole model, C5 of that model."""
+    try:
+        timm: Any = importlib.import_module("timm")
+    except ModuleNotFoundError:
+        return ()
+    if not timm.is_model(name):
+        raise UserError(f"timm {timm.__version__} has no model {name!r}")
+    images = probe_images()
+    extractor = timm.create_model(name, features_only=True, checkpoint_path=str(path)).eval()
+    maps = dict(zip(extractor.feature_info.reduction(), extractor(images), strict=True))
+    if getattr(extractor, "output_fmt", "NCHW") == "NHWC":
+        maps = {stride: features.permute(0, 3, 1, 2) for stride, features in maps.items()}
+    checks = [Check(images, {_STAGES[stride]: features for stride, features in maps.items() if stride in _STAGES})]
+    if not features_only:
+        whole = timm.create_model(name, num_classes=0, checkpoint_path=str(path)).eval()
+        checks.append(Check(images, {"C5": whole.forward_features(images)}))
+    return tuple(checks)

@@ -1,0 +1,191 @@
+"""A whole state of pre-training made of any file: weights, key encoder, queue, momentum. So training can go on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import resim
+from resim.errors import UserError
+from resim.exchange.files import Contents, read_contents, tensors_in
+from resim.exchange.names import from_program
+from resim.exchange.recipe_of import recipe_of
+from resim.exchange.recognise import recognise
+from resim.exchange.weights import Weights, state_of, weights_in
+from resim.model.resim import ReSim
+from resim.training.config import Recipe
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """What a file gave and what it did not."""
+
+    weights: Weights
+    recipe: Recipe
+    state: dict[str, Any]
+    """What `training.checkpoints.save_checkpoint` writes."""
+    loaded: tuple[str, ...]
+    """Entries of the model (`query...`, `key...`, `queue`) that came from the file."""
+    copied: tuple[str, ...]
+    """Entries of the key encoder that are copies of the query's."""
+    new: tuple[str, ...]
+    """Entries that start new, drawn from the recipe's seed."""
+    left_over: tuple[str, ...]
+    """Entries of the file without a place here, as they are called there."""
+    momentum: int
+    """Parameters of the query encoder whose momentum came from the file."""
+
+
+def import_state(path: str | Path, recipe: Recipe | None = None) -> Imported:
+    """Make a checkpoint of ours of any file that `read_weights` reads.
+
+    Args:
+        path: the file.
+        recipe: what will be trained; its backbone, head width and queue follow the file. None: what the file says.
+
+    Raises:
+        UserError: as `read_weights`; a recipe that does not fit the file's backbone.
+    """
+    contents = read_contents(path)
+    weights = weights_in(contents)
+    found = _found(contents, weights)
+    recipe = _fitted(recipe or recipe_of(weights), weights, found)
+    model = ReSim(recipe.model, seed=recipe.optim.seed)
+    if any(value.dtype == torch.float64 for value in found.values()):
+        model = model.double()
+    state = model.state_dict()
+    loaded = [name for name, value in state.items() if name in found and found[name].shape == value.shape]
+    if "queue" not in loaded:  # a position without its queue means nothing
+        loaded = [name for name in loaded if name != "queue_position"]
+    state |= {name: found[name].to(state[name].dtype) for name in loaded}
+    keys = [name for name in state if name.startswith("key.") and name not in loaded]
+    copied = [name for name in keys if name.replace("key.", "query.", 1) in loaded]
+    state |= {name: state[name.replace("key.", "query.", 1)].clone() for name in keys}
+    if "queue_position" in state:
+        state["queue_position"] = state["queue_position"] % recipe.model.queue_size
+    momentum = _momentum(contents, weights)
+    optimizer, kept = _optimizer_state(model, recipe, momentum)
+    content = {
+        "resim": resim.__version__,
+        "recipe": recipe.to_json(),
+        "step": 0,
+        "epoch": weights.epoch or 0,
+        "model": state,
+        "optimizer": optimizer,
+        "imported": {"kind": weights.kind, "origin": weights.origin or weights.kind, "licence": weights.licence},
+    }
+    unused = [name for name in found if name.startswith("query.") and name not in loaded]
+    return Imported(
+        weights=weights,
+        recipe=recipe,
+        state=content,
+        loaded=tuple(loaded),
+        copied=tuple(copied),
+        new=tuple(name for name in state if name not in loaded and name not in copied),
+        left_over=(*weights.left_over, *unused),
+        momentum=kept,
+    )
+
+
+def _found(contents: Contents, weights: Weights) -> dict[str, Tensor]:
+    """Everything in the file that a `ReSim` has, under its names and in its layout."""
+    found = {f"query.{name}": value for name, value in weights.tensors.items()}
+    if weights.recipe is not None and "model" in contents.data:
+        state, _ = tensors_in(contents, contents.data["model"])
+        return found | {name: value for name, value in state.items() if not name.startswith("query.")}
+    if weights.recipe is not None:
+        return found
+    state, _ = tensors_in(contents, state_of(contents))
+    form = recognise(list(state))
+    if form.key_prefix is None:
+        return found
+    for name, value in state.items():
+        ours = from_program(name, form.key_prefix)
+        if ours is not None:
+            found[f"key.{ours}"] = value
+        elif name.removeprefix("module.") == "queue" and value.dim() == 2:
+            found["queue"] = value.T.contiguous()  # theirs is (dim, K)
+        elif name.removeprefix("module.") == "queue_ptr" and value.numel() == 1:
+            found["queue_position"] = value.reshape(()).long()
+    return found
+
+
+def _fitted(recipe: Recipe, weights: Weights, found: Mapping[str, Tensor]) -> Recipe:
+    """The recipe with the backbone, the width of the head and the queue that the file has."""
+    changes: dict[str, Any] = {"backbone": weights.config.backbone}
+    if "head.2.weight" in weights.tensors:
+        changes["dim"] = weights.config.dim
+    queue = found.get("queue")
+    if queue is not None and queue.shape[1] == changes.get("dim", recipe.model.dim):
+        changes["queue_size"] = len(queue)
+    try:
+        return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, **changes))
+    except ValueError as error:
+        raise UserError(f"{weights.path}: recipe {recipe.name} cannot take it: {error}") from None
+
+
+def _momentum(contents: Contents, weights: Weights) -> dict[str, Tensor]:
+    """Momentum of the query's parameters under our names, where the file has an optimiser of ours or a published one.
+
+    A published optimiser counts parameters in the order of its state_dict, the query's first.
+    """
+    saved = contents.data.get("optimizer")
+    groups = saved.get("param_groups") if isinstance(saved, Mapping) else None
+    entries = saved.get("state") if isinstance(saved, Mapping) else None
+    if not isinstance(groups, list) or len(groups) != 1 or not isinstance(entries, Mapping):
+        return {}
+    order = groups[0].get("params") if isinstance(groups[0], Mapping) else None
+    names = _parameter_names(contents, weights)
+    if not isinstance(order, list) or len(order) < len(names):
+        return {}
+    buffers = {
+        name: entries[number]["momentum_buffer"]
+        for name, number in zip(names, order, strict=False)
+        if isinstance(number, int)
+        and isinstance(entries.get(number), Mapping)
+        and isinstance(entries[number].get("momentum_buffer"), Tensor)
+    }
+    tensors, _ = tensors_in(contents, buffers)
+    fits = {name for name, value in tensors.items() if value.shape == weights.tensors[name].shape}
+    return tensors if len(fits) == len(tensors) else {}  # one that does not fit: the order is another
+
+
+def _parameter_names(contents: Contents, weights: Weights) -> list[str]:
+    """Our names of the query's parameters in the order in which the file's optimiser counts them."""
+    if weights.recipe is not None:
+        named = [name.removeprefix("query.") for name in contents.data.get("model", {}) if name.startswith("query.")]
+    else:
+        state = state_of(contents)
+        form = recognise(list(state))
+        if form.key_prefix is None:
+            return []
+        theirs = [name for name in state if name.startswith(form.prefix)]
+        named = [form.rename(name) or "" for name in theirs if not name.endswith(_STATISTICS)]
+        if "" in named:  # a parameter that we have not: what follows it would be counted wrongly
+            named = named[: named.index("")]
+    return [name for name in named if name in weights.tensors and not name.endswith(_STATISTICS)]
+
+
+def _optimizer_state(model: ReSim, recipe: Recipe, momentum: Mapping[str, Tensor]) -> tuple[dict[str, Any], int]:
+    """SGD's state_dict over the query's parameters; 0 where there is no momentum, as at a first step."""
+    named = dict(model.query.named_parameters())
+    optim = recipe.optim
+    optimizer = torch.optim.SGD(
+        named.values(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=True
+    )
+    state = optimizer.state_dict()
+    kept = [name for name in named if name in momentum and momentum[name].shape == named[name].shape]
+    if kept:
+        state["state"] = {
+            index: {"momentum_buffer": momentum[name] if name in kept else torch.zeros_like(parameter)}
+            for index, (name, parameter) in enumerate(named.items())
+        }
+    return state, len(kept)

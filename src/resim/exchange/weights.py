@@ -1,0 +1,238 @@
+"""Weights of any program that pre-trains ResNets, under our names: `read_weights(path)`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from resim.errors import UserError
+from resim.exchange.architecture import add_counters, check_complete, encoder_shapes, infer_config
+from resim.exchange.files import Contents, read_contents, tensors_in
+from resim.exchange.recognise import Form, recognise
+from resim.model.encoder import ModelConfig
+from resim.training.config import Recipe
+
+PUBLISHED_LICENCE = "CC-BY-NC-4.0"
+"""Of the weights that the authors of ReSim and of MoCo published, and of their programs."""
+
+_WRAPPERS = ("state_dict", "model", "model_state", "model_state_dict", "network")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """The query encoder that a file holds."""
+
+    path: Path
+    kind: str
+    """What the file was recognised as, for people."""
+    tensors: dict[str, Tensor]
+    """Under the names of `Encoder`'s state_dict; backbone, head and FPN are each whole or absent."""
+    left_over: tuple[str, ...]
+    """Entries of the file that have no counterpart, as they are called there."""
+    licence: str | None
+    origin: str | None
+    """Where the weights come from, as far as the file says."""
+    recipe: Recipe | None
+    """Where the file carries one (our own)."""
+    config: ModelConfig
+    """The network of the tensors; of a foreign file, what its names and shapes say."""
+    step: int | None = None
+    """Steps of pre-training, where the file says."""
+    epoch: int | None = None
+    data: Mapping[str, Any] | None = None
+    """What the weights were trained on, as our checkpoints note it: `images` (how many), `sources`, `hash`."""
+    added: tuple[str, ...] = ()
+    """Counters of batches that the file lacks and that stand at 0 in `tensors`."""
+
+
+def read_weights(path: str | Path) -> Weights:
+    """Read a file of weights, or a run's or hub folder, and say what it is. No code in it is run.
+
+    Our own checkpoints and safetensors files; the published ReSim and MoCo checkpoints; Detectron2's backbones and
+    detectors; torchvision's and timm's ResNets; torchvision's detectors; any checkpoint that holds a ResNet under
+    torchvision's names below some prefix (DenseCL, OpenSelfSup, ...).
+
+    Raises:
+        UserError: no such file, a damaged one, one that asks for code, a network of another kind, one that is not
+            whole or has an entry of another shape.
+    """
+    return weights_in(read_contents(path))
+
+
+def weights_in(contents: Contents) -> Weights:
+    """The same of a file that is open already."""
+    detector = contents.data.get("kind") == "detect"  # ours are torchvision's, by name too
+    if "resim" in contents.data and isinstance(contents.data.get("model"), Mapping) and not detector:
+        return _own_checkpoint(contents)
+    if "resim" in contents.metadata:
+        return _own_safetensors(contents)
+    return _foreign(contents)
+
+
+def state_of(contents: Contents) -> Mapping[str, Any]:
+    """The state_dict in a file: under one of the usual keys, or the file itself."""
+    for key in _WRAPPERS:
+        inner = contents.data.get(key)
+        if isinstance(inner, Mapping) and inner and all(isinstance(name, str) for name in inner):
+            return inner
+    return contents.data
+
+
+def _own_checkpoint(contents: Contents) -> Weights:
+    data = contents.data
+    recipe = _recipe_in(contents.path, data.get("recipe"))
+    state, others = tensors_in(contents, data["model"])
+    query = {name.removeprefix("query."): value for name, value in state.items() if name.startswith("query.")}
+    unknown = [
+        name for name in state if not name.startswith(("query.", "key.")) and name not in ("queue", "queue_position")
+    ]
+    left_over = [f"query.{name}" for name in _take_unknown(query, recipe.model)] + unknown + others
+    check_complete(contents.path, query, recipe.model, whole=True)
+    step, source, images = data.get("step"), data.get("imported"), data.get("data")
+    source = source if isinstance(source, Mapping) else {}
+    return Weights(
+        path=contents.path,
+        kind=f"resim checkpoint ({recipe.name}, {recipe.model.backbone}, step {step})",
+        tensors=query,
+        left_over=tuple(left_over),
+        licence=_text(source.get("licence")),
+        origin=_text(source.get("origin")),
+        recipe=recipe,
+        config=recipe.model,
+        step=_count(step),
+        epoch=_count(data.get("epoch")),
+        data=images if isinstance(images, Mapping) else None,
+    )
+
+
+def _own_safetensors(contents: Contents) -> Weights:
+    metadata = contents.metadata
+    recipe = _recipe_in(contents.path, _json(metadata.get("recipe")))
+    tensors, _ = tensors_in(contents, contents.data)
+    left_over = _take_unknown(tensors, recipe.model)
+    check_complete(contents.path, tensors, recipe.model, whole=True)
+    step, images = _json(metadata.get("step")), _json(metadata.get("data"))
+    return Weights(
+        path=contents.path,
+        kind=f"resim safetensors file ({recipe.name}, {recipe.model.backbone}, step {step})",
+        tensors=tensors,
+        left_over=tuple(left_over),
+        licence=metadata.get("licence"),
+        origin=metadata.get("origin"),
+        recipe=recipe,
+        config=recipe.model,
+        step=_count(step),
+        epoch=_count(_json(metadata.get("epoch"))),
+        data=images if isinstance(images, Mapping) else None,
+    )
+
+
+def _foreign(contents: Contents) -> Weights:
+    path = contents.path
+    state, others = tensors_in(contents, state_of(contents))
+    try:
+        form = recognise(list(state))
+        named = {name: form.rename(name) for name in state}
+        tensors = {ours: state[name] for name, ours in named.items() if ours is not None}
+        config = infer_config(tensors)
+    except ValueError as error:
+        raise UserError(
+            f"{path}: holds {error}; weights of a ResNet with torchvision's or Detectron2's names are read"
+        ) from None
+    unknown = set(_take_unknown(tensors, config))
+    left_over = [
+        name for name, ours in named.items() if ours in unknown or (ours is None and not form.is_training_state(name))
+    ]
+    added = add_counters(tensors, config)
+    check_complete(path, tensors, config)
+    made_by = contents.metadata or contents.data.get("metadata")
+    made_by = made_by if isinstance(made_by, Mapping) else {}
+    # neither heads in a stem nor numbered norms are Detectron2's own: the published conversions have them
+    published = form.name == "published" or any(re.search(r"stem\.fc\.|fpn_output\d\.1\.", name) for name in state)
+    return Weights(
+        path=path,
+        kind=_kind(form, contents, tensors, config, left_over),
+        tensors=tensors,
+        left_over=tuple(left_over + others),
+        licence=_text(made_by.get("licence")) or (PUBLISHED_LICENCE if published else None),
+        origin=_text(made_by.get("origin")) or _text(contents.data.get("__author__")),
+        recipe=None,
+        config=config,
+        epoch=_count(contents.data.get("epoch")),
+        added=tuple(added),
+    )
+
+
+def _kind(
+    form: Form, contents: Contents, tensors: Mapping[str, Tensor], config: ModelConfig, left_over: list[str]
+) -> str:
+    """What a foreign file is, in words."""
+    fpn, head = (any(name.startswith(part) for name in tensors) for part in ("fpn.", "head."))
+    pyramid = f" with an FPN{' with BatchNorm' if config.fpn_norm else ''}" if fpn else ""
+    if form.name == "published":
+        unknown_head = any(
+            name.startswith(form.prefix) and not name.startswith(f"{form.prefix}fc.") for name in left_over
+        )
+        program = (
+            "ReSim-FPN"
+            if fpn
+            else "ReSim-C4 or similar"
+            if unknown_head
+            else "MoCo v2 (or ReSim-C4)"
+            if head
+            else "MoCo v1"
+        )
+        epoch = _count(contents.data.get("epoch"))
+        after = "" if epoch is None else f", epoch {epoch}"
+        return f"published {program} checkpoint ({config.backbone}{pyramid}{after})"
+    if form.name == "detectron2":
+        detector = any("roi_heads" in name or "proposal_generator" in name for name in left_over)
+        return f"Detectron2 {'detector' if detector else 'backbone'} ({config.backbone}{pyramid})"
+    if form.name == "torchvision-detection":
+        return f"torchvision detector ({config.backbone}{pyramid})"
+    if form.name == "resim":
+        return f"resim weights without their recipe ({config.backbone}{pyramid})"
+    below = f" below {form.prefix!r}" if form.prefix else ""
+    return f"ResNet with torchvision's names, as torchvision and timm save it ({config.backbone}{below})"
+
+
+def _take_unknown(tensors: dict[str, Tensor], config: ModelConfig) -> list[str]:
+    """Take out what the network has no place for; its names."""
+    shapes = encoder_shapes(config)
+    unknown = [name for name in tensors if name not in shapes]
+    for name in unknown:
+        del tensors[name]
+    return unknown
+
+
+def _recipe_in(path: Path, data: object) -> Recipe:
+    try:
+        if not isinstance(data, dict):
+            raise ValueError("there is none")
+        recipe = Recipe.from_json(data)
+        encoder_shapes(recipe.model)
+        return recipe
+    except (ValueError, AttributeError, RuntimeError, OverflowError) as error:  # numbers that no network can have
+        raise UserError(f"{path}: holds no recipe of this version ({error})") from None
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _json(text: str | None) -> Any:
+    """A value of a safetensors file's metadata, which are texts; None for what is no JSON."""
+    try:
+        return json.loads(text or "null")
+    except ValueError:
+        return None

@@ -1,0 +1,57 @@
+"""Weighted nearest neighbours: an image has the class of the training images whose features look most like its own.
+
+Shapes: N training images, M test images, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+NEIGHBOURS, TEMPERATURE = 200, 0.07  # Wu et al.
+_SIMILARITIES_AT_ONCE = 2**25
+
+
+@torch.no_grad()
+def knn_votes(
+    bank: Tensor,
+    labels: Tensor,
+    queries: Tensor,
+    *,
+    num_classes: int,
+    k: int = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
+) -> Tensor:
+    """How much the k most similar training images vote for each class: exp(cosine similarity / temperature) each.
+
+    Args:
+        bank: (N, C) features of the training images, of any floating dtype; compared in float32 or wider.
+        labels: (N,) int64, their classes.
+        queries: (M, C) features of the test images.
+        num_classes: K.
+        k: neighbours that vote; at most N.
+        temperature: of the weights.
+
+    Returns:
+        (M, K), in float32 or wider, on the device of `bank`.
+
+    Raises:
+        ValueError: k above N or below 1, or a temperature that is not positive.
+
+    Source: Wu et al., arXiv 1805.01978, section 3.4.
+    """
+    if not 1 <= k <= len(bank):
+        raise ValueError(f"k {k}: must be from 1 to the {len(bank)} training images")
+    if not temperature > 0:
+        raise ValueError(f"temperature {temperature}: must be above 0")
+    wide = torch.promote_types(bank.dtype, torch.float32)
+    bank, labels = F.normalize(bank.to(wide), dim=1), labels.to(bank.device)
+    votes = []
+    for part in queries.split(max(1, _SIMILARITIES_AT_ONCE // len(bank))):
+        similarity = F.normalize(part.to(bank.device, wide), dim=1) @ bank.T
+        nearest, index = similarity.topk(k, dim=1)
+        # the nearest weighs 1: the same shares of the votes, and no overflow at a low temperature
+        weights = ((nearest - nearest[:, :1]) / temperature).exp()
+        votes.append(weights.new_zeros(len(part), num_classes).scatter_add_(1, labels[index], weights))
+    return torch.cat(votes)

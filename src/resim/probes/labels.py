@@ -1,0 +1,215 @@
+"""Images to probe with, and their classes where they have any: class folders, CSV files, tar shards."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+
+import numpy as np
+
+from resim.errors import UserError
+from resim.probes.shards import TarImage, find_shards, read_shards
+from resim.views.decode import BadImageError, Photo
+from resim.views.folder import PathList, find_images
+
+_TRAIN, _TEST = ("train", "training"), ("val", "validation", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeImages:
+    """N images, with a class each or without."""
+
+    source: str
+    """What was named: a folder, a file, a pattern."""
+    kind: str
+    """"class folders", "CSV", "tar shards", or "unlabelled"."""
+    refs: Sequence[str | TarImage]
+    labels: np.ndarray | None
+    """(N,) int64, positions in `classes`; None: the images have no classes."""
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.refs)
+
+    def name(self, index: int) -> str:
+        """What to call an image in a message."""
+        ref = self.refs[index]
+        return ref if isinstance(ref, str) else f"{ref.shard}:{ref.name}"
+
+    def open(self, index: int) -> Photo:
+        """Open an image.
+
+        Raises:
+            BadImageError: it cannot be opened.
+        """
+        ref = self.refs[index]
+        if isinstance(ref, str):
+            return Photo(ref)
+        try:
+            with Path(ref.shard).open("rb") as file:
+                file.seek(ref.start)
+                return Photo(io.BytesIO(file.read(ref.size)))
+        except OSError as error:
+            raise BadImageError(f"{type(error).__name__}: {error}") from None
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> ProbeImages:
+        """Some of the images, in the order given; all the classes stay."""
+        labels = None if self.labels is None else self.labels[np.asarray(indices, dtype=np.int64)]
+        return replace(self, refs=[self.refs[int(i)] for i in indices], labels=labels)
+
+    def draw(self, most: int, seed: int) -> ProbeImages:
+        """At most `most` images (0: all), drawn at random, in their old order."""
+        if most <= 0 or len(self) <= most:
+            return self
+        return self.take(np.sort(np.random.default_rng([7, seed]).permutation(len(self))[:most]))
+
+    def fingerprint(self) -> str:
+        """A hash of the images' names and classes in their order, without their folders."""
+        digest = hashlib.sha256()
+        for i in range(len(self)):
+            ref = self.refs[i]
+            name = ref.rpartition(os.sep)[2] if isinstance(ref, str) else ref.name
+            label = "" if self.labels is None else self.classes[self.labels[i]]
+            digest.update(os.fsencode(name) + b"\0" + os.fsencode(label) + b"\0")
+        return digest.hexdigest()[:16]
+
+    def __str__(self) -> str:
+        if self.labels is None:
+            return f"{len(self)} unlabelled images of {self.source}"
+        return f"{len(self)} images of {len(self.classes)} classes ({self.kind}) of {self.source}"
+
+
+def read_sets(
+    data: str | Path, test: str | Path | None = None, *, labelled: bool = True, test_share: float = 0.2, seed: int = 0
+) -> tuple[ProbeImages, ProbeImages]:
+    """Images to learn classes from, and images to test on.
+
+    Without `test`, a folder's own `train` and `val` (or `test`) are taken; else `test_share` of each class is drawn at
+    random. Images without classes are all in both.
+
+    Raises:
+        UserError: no images, or a test set whose classes are others.
+    """
+    if test is None:
+        parts = _own_parts(Path(data).expanduser())
+        if parts is not None:
+            data, test = parts
+    train = read_images(data, labelled=labelled)
+    if test is not None:
+        return train, _in_classes_of(train, read_images(test, labelled=labelled))
+    if train.labels is None:
+        return train, train
+    held_out = stratified(train.labels, test_share, seed)
+    if not held_out.any() or held_out.all():
+        raise UserError(f"{data}: {len(train)} images are too few to hold some out: name others with --test")
+    return train.take(np.flatnonzero(~held_out)), train.take(np.flatnonzero(held_out))
+
+
+def stratified(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """(N,) bool: about `share` of each class, drawn at random; of a class with two images or more never all or none."""
+    chosen = np.zeros(len(labels), dtype=bool)
+    generator = np.random.default_rng([8, seed])
+    for label in np.unique(labels):
+        of_class = generator.permutation(np.flatnonzero(labels == label))
+        count = min(max(1, round(share * len(of_class))), len(of_class) - 1)
+        chosen[of_class[:count]] = True
+    return chosen
+
+
+def read_images(source: str | Path, *, labelled: bool = True) -> ProbeImages:
+    """Images of a folder, a CSV file (path,label), tar shards, or a .txt file of paths; classes where there are any.
+
+    A folder has classes if all its images lie in two or more folders of it; shards have them if their images have
+    `.cls` files or, without such, lie in folders. `labelled=False` passes classes over.
+
+    Raises:
+        UserError: nothing there, or classes that cannot be read: which file and line.
+    """
+    path = os.path.expanduser(os.fspath(source))  # noqa: PTH111
+    shards = find_shards(path)
+    if shards:
+        refs, names, kind = read_shards(str(source), shards)
+        found = _unlabelled(str(source), refs) if names is None else _labelled(str(source), kind, refs, names)
+    elif path.lower().endswith(".csv"):
+        found = _read_csv(path)
+    else:
+        found = _read_folder(path)
+    if labelled or found.labels is None:
+        return found
+    return replace(found, labels=None, classes=(), kind="unlabelled")
+
+
+def _own_parts(folder: Path) -> tuple[Path, Path] | None:
+    train = next((folder / name for name in _TRAIN if (folder / name).is_dir()), None)
+    test = next((folder / name for name in _TEST if (folder / name).is_dir()), None)
+    return None if train is None or test is None else (train, test)
+
+
+def _in_classes_of(train: ProbeImages, test: ProbeImages) -> ProbeImages:
+    if train.labels is None or test.labels is None:
+        return test if train.labels is None else replace(test, labels=None, classes=())
+    place = {name: i for i, name in enumerate(train.classes)}
+    unknown = [name for name in test.classes if name not in place]
+    if unknown:
+        raise UserError(
+            f"{test.source}: class {unknown[0]!r} is none of the {len(train.classes)} of {train.source}"
+            + (f" ({len(unknown)} such classes)" if unknown[1:] else "")
+        )
+    moved = np.array([place[name] for name in test.classes], dtype=np.int64)
+    return replace(test, labels=moved[test.labels], classes=train.classes)
+
+
+def _labelled(source: str, kind: str, refs: Sequence[str | TarImage], names: Sequence[str]) -> ProbeImages:
+    numbers = all(name.isascii() and name.isdigit() for name in set(names))
+    classes = sorted(set(names), key=int if numbers else None)
+    if len(classes) < 2:
+        raise UserError(f"{source}: all {len(refs)} images are of one class, {classes[0]!r}: at least two are needed")
+    place = {name: i for i, name in enumerate(classes)}
+    labels = np.fromiter((place[name] for name in names), dtype=np.int64, count=len(names))
+    return ProbeImages(source=source, kind=kind, refs=refs, labels=labels, classes=tuple(classes))
+
+
+def _unlabelled(source: str, refs: Sequence[str | TarImage]) -> ProbeImages:
+    return ProbeImages(source=source, kind="unlabelled", refs=refs, labels=None, classes=())
+
+
+def _read_folder(path: str) -> ProbeImages:
+    paths = find_images(path)
+    if not Path(path).is_dir():
+        return _unlabelled(path, paths)
+    below = [PurePath(os.path.relpath(name, path)).parts for name in paths]
+    if any(len(parts) == 1 for parts in below) or len({parts[0] for parts in below}) < 2:
+        return _unlabelled(path, paths)
+    return _labelled(path, "class folders", paths, [parts[0] for parts in below])
+
+
+def _read_csv(path: str) -> ProbeImages:
+    folder = Path(path).parent
+    refs, names = [], []
+    try:
+        with Path(path).open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            for row in (reader := csv.reader(file)):
+                if not row or not any(cell.strip() for cell in row):
+                    continue
+                where = f"{path}, line {reader.line_num}"
+                if len(row) < 2 or not row[1].strip():
+                    raise UserError(f"{where}: path,label is expected, not {','.join(row)!r}")
+                if not refs and [cell.strip().lower() for cell in row[:2]] == ["path", "label"]:
+                    continue
+                image = folder / Path(row[0].strip()).expanduser()
+                if not image.is_file():
+                    raise UserError(f"{where}: {row[0].strip()}: there is no such file")
+                refs.append(str(image))
+                names.append(row[1].strip())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except csv.Error as error:
+        raise UserError(f"{path}: is no CSV file ({error})") from None
+    if not refs:
+        raise UserError(f"{path}: has no rows: path,label is expected in each")
+    return _labelled(path, "CSV", PathList(refs), names)

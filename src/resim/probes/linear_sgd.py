@@ -1,0 +1,145 @@
+"""The published linear probe: a classifier on the frozen backbone, trained by SGD on augmented images.
+
+Shapes: N images, C channels of C5, K classes, views of S x S px.
+
+Source: He et al., arXiv 1911.05722, section 4.1; the schedule of MoCo's README.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from resim.errors import UserError
+from resim.fields import check_fields
+from resim.probes.features import Network, read_views, to_images
+from resim.probes.labels import ProbeImages
+from resim.views.crops import ViewsConfig, cut_views, draw_views, sample_generator
+from resim.views.decode import Photo
+from resim.views.loader import BadFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearConfig:
+    """SGD of the published linear probe; every default is MoCo's."""
+
+    epochs: int = 100
+    """Times that every image is seen."""
+    lr: float = 30.0
+    """Learning rate at the start, for the batch size as it is."""
+    steps: tuple[int, ...] = (60, 80)
+    """Epochs at which the learning rate is divided by ten."""
+    batch_size: int = 256
+    """Images a step; the last batch of an epoch may be smaller."""
+    momentum: float = 0.9
+    """Momentum of SGD; there is no weight decay."""
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    """Least and largest share of the image's area in a crop."""
+    seed: int = 0
+    """Of the weights, the order of the images and the crops."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0 or self.seed < 0:
+            raise ValueError(
+                f"epochs {self.epochs}, batch-size {self.batch_size}, lr {self.lr:g}, seed {self.seed}: "
+                "epochs and batch size must be at least 1, lr above 0, the seed not negative"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearHead:
+    """The classifier that was trained."""
+
+    weight: Tensor
+    """(K, C) float32."""
+    bias: Tensor
+    """(K,) float32."""
+    losses: tuple[float, ...]
+    """Mean cross-entropy of each epoch, on the augmented images."""
+    bad: tuple[BadFile, ...]
+    """Images left out because they cannot be decoded."""
+
+    def scores(self, features: Tensor) -> Tensor:
+        """(M, C) -> (M, K)."""
+        return features.to(self.weight) @ self.weight.T + self.bias
+
+
+def learning_rate(config: LinearConfig, epoch: int) -> float:
+    """The learning rate of an epoch, from 0: lr / 10 from the first step on, lr / 100 from the second."""
+    return config.lr * 0.1 ** sum(epoch >= step for step in config.steps)
+
+
+def train_linear(
+    network: Network,
+    images: ProbeImages,
+    config: LinearConfig,
+    *,
+    size: int,
+    told: Callable[[int], None] | None = None,
+) -> LinearHead:
+    """Train a linear classifier on C5's mean over random crops, the backbone frozen and in evaluation mode.
+
+    Views are random resized crops (area as configured, aspect 3/4 to 4/3), mirrored with probability 0.5. Weights
+    start as N(0, 0.01), biases as 0.
+
+    Args:
+        network: with its backbone in evaluation mode; it is not changed.
+        images: with classes.
+        config: the schedule.
+        size: S, px.
+        told: called with the number of images done, now and then.
+
+    Raises:
+        UserError: no image can be decoded.
+        ValueError: images without classes.
+    """
+    if images.labels is None:
+        raise ValueError("a linear probe needs images with classes")
+    labels = torch.from_numpy(images.labels)
+    views = ViewsConfig(image_size=size, crop_area=config.crop_area, flip="independent")
+    generator = torch.Generator().manual_seed(config.seed)
+    width = network.encoder.backbone.channels["C5"]
+    weight = torch.empty(len(images.classes), width).normal_(0, 0.01, generator=generator)
+    weight = weight.to(network.device).requires_grad_()
+    bias = torch.zeros(len(images.classes), device=network.device, requires_grad=True)
+    solver = torch.optim.SGD([weight, bias], lr=config.lr, momentum=config.momentum, weight_decay=0.0)
+    losses: list[float] = []
+    bad: list[BadFile] = []
+    for epoch in range(config.epochs):
+        for group in solver.param_groups:
+            group["lr"] = learning_rate(config, epoch)
+        order = np.random.default_rng([9, config.seed, epoch]).permutation(len(images))
+        sums = torch.zeros(2, dtype=torch.float64)
+        passed: list[BadFile] = []
+
+        def cut(photo: Photo, index: int, epoch: int = epoch) -> np.ndarray:
+            # of a pair the query view alone is cut, colours as they are
+            _, draws = draw_views(views, photo.width, photo.height, sample_generator(config.seed, epoch, index))
+            return cut_views(photo, False, draws[:1], size)
+
+        for indices, pixels in read_views(images, order.tolist(), cut, passed, batch=config.batch_size):
+            vectors = _c5(network, pixels[:, 0])
+            loss = F.cross_entropy(F.linear(vectors, weight, bias), labels[indices].to(vectors.device))
+            solver.zero_grad()
+            loss.backward()
+            solver.step()
+            sums += torch.tensor([loss.item() * len(indices), len(indices)], dtype=torch.float64)
+            if told is not None:
+                told(len(indices))
+        if not sums[1]:
+            raise UserError(f"{images.source}: no image can be decoded ({passed[0].path}: {passed[0].reason})")
+        losses.append(float(sums[0] / sums[1]))
+        bad = passed
+    return LinearHead(weight=weight.detach(), bias=bias.detach(), losses=tuple(losses), bad=tuple(bad))
+
+
+@torch.no_grad()
+def _c5(network: Network, pixels: Tensor, at_once: int = 64) -> Tensor:
+    """(N, C): C5's mean over each of (N, S, S, 3) uint8 views."""
+    return torch.cat([network.c5(to_images(part)) for part in pixels.split(at_once)])

@@ -1,0 +1,242 @@
+"""All probes of one network, and how two networks that were asked the same differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from resim.errors import UserError
+from resim.fields import check_fields
+from resim.probes import intervals
+from resim.probes.accuracy import Accuracy, accuracy
+from resim.probes.correspondence import Correspondence
+from resim.probes.features import Features, Network, pooled_features
+from resim.probes.health import Health
+from resim.probes.knn import NEIGHBOURS, TEMPERATURE, knn_votes
+from resim.probes.labels import ProbeImages
+from resim.probes.linear import fit_linear
+from resim.probes.linear_sgd import LinearConfig, train_linear
+from resim.probes.unlabelled import LEAST_SIZE, Told, correspondence_probe, health_probe, probe_window
+
+MOST_SIZE = 4096  # px
+Path = tuple[str, ...]
+"""Where a score stands: ("knn", "C5"), ("correspondence", "scale", "P4"), ("health", "global")."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """What is measured, and how."""
+
+    probes: tuple[Literal["knn", "linear", "linear-sgd", "correspondence", "health"], ...] = (
+        "knn", "linear", "correspondence", "health",
+    )  # fmt: skip
+    """What to measure; linear: on cached features, in minutes; linear-sgd: MoCo's protocol, 100 epochs."""
+    image_size: int = 0
+    """Side of a view, px; 0: that of the first checkpoint's recipe, 224 where none has one."""
+    k: int = NEIGHBOURS
+    """Neighbours that vote (of fewer training images all do)."""
+    temperature: float = TEMPERATURE
+    """Temperature of their votes."""
+    linear_level: str = "C5"
+    """Level of the linear probe on cached features: C3, C4, C5, an FPN level such as P4, or global."""
+    pairs: int = 256
+    """Images whose views are compared for correspondence and health, drawn at random; 0: all."""
+    radius: float = 0.0
+    """Distance at which a cell counts as the right one, px of the view; 0: one stride of its level."""
+    images: int = 0
+    """Most images of each set, drawn at random; 0: all."""
+    sgd_epochs: int = LinearConfig.epochs
+    """Of linear-sgd: epochs."""
+    sgd_steps: tuple[int, ...] = LinearConfig.steps
+    """Of linear-sgd: epochs at which the learning rate is divided by ten."""
+    sgd_lr: float = LinearConfig.lr
+    """Of linear-sgd: learning rate at the start, for the batch size as it is."""
+    sgd_batch_size: int = LinearConfig.batch_size
+    """Of linear-sgd: images a step."""
+    seed: int = 0
+    """Seed of everything random."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        least = {"image_size": 0, "k": 1, "pairs": 0, "radius": 0, "images": 0, "seed": 0}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ValueError(f"{name.replace('_', '-')} {getattr(self, name)}: must be at least {value}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature {self.temperature}: must be above 0")
+        if not self.probes:
+            raise ValueError("probes: name at least one of knn, linear, linear-sgd, correspondence, health")
+        self.sgd()
+        if 0 < self.image_size < LEAST_SIZE:
+            raise ValueError(f"image-size {self.image_size}: must be at least {LEAST_SIZE} px")
+        if self.image_size > MOST_SIZE:
+            raise ValueError(f"image-size {self.image_size}: must be at most {MOST_SIZE} px")
+
+    def sgd(self) -> LinearConfig:
+        """The schedule of linear-sgd.
+
+        Raises:
+            ValueError: a setting that cannot be.
+        """
+        return LinearConfig(
+            epochs=self.sgd_epochs,
+            steps=self.sgd_steps,
+            lr=self.sgd_lr,
+            batch_size=self.sgd_batch_size,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One number with what it was measured on, and how it was come by."""
+
+    value: Accuracy | Correspondence | Health
+    details: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return self.value.to_json() | self.details
+
+
+def probe_network(
+    network: Network,
+    train: ProbeImages,
+    test: ProbeImages,
+    config: ProbeConfig,
+    *,
+    told: Told | None = None,
+) -> dict[Path, Score]:
+    """Measure a network.
+
+    Args:
+        network: in evaluation mode.
+        train: images whose features and classes the kNN and linear probes know.
+        test: images that they are asked about; correspondence and health use some of them.
+        config: what is measured; its image size is set.
+        told: progress.
+
+    Returns:
+        Scores; those that need classes are left out where the images have none.
+
+    Raises:
+        UserError: images that cannot be decoded, or a level that the network does not have.
+    """
+    size, scores = config.image_size, dict[Path, Score]()
+    labelled = train.labels is not None and test.labels is not None
+    if labelled and {"knn", "linear", "linear-sgd"} & set(config.probes):
+        bank = _features(network, train, size, "features of training images", told)
+        asked = _features(network, test, size, "features of test images", told)
+        if "knn" in config.probes:
+            scores |= knn_probe(bank, asked, train, test, k=config.k, temperature=config.temperature)
+        if "linear" in config.probes:
+            if told is not None:
+                told("linear probe on cached features", 0, 0)
+            scores["linear", config.linear_level] = _linear(bank, asked, train, test, config)
+        if "linear-sgd" in config.probes:
+            scores["linear-sgd", "C5"] = _linear_sgd(network, asked, train, test, size, config.sgd(), told)
+    chosen = test.draw(config.pairs, config.seed)
+    if "correspondence" in config.probes:
+        found = correspondence_probe(
+            network, chosen, size=size, seed=config.seed, radius=config.radius or None, told=told
+        )
+        details = {"window_px": probe_window(size)}
+        for change, levels in found.items():
+            for level, value in levels.items():
+                scores["correspondence", change, level] = Score(value=value, details=details)
+    if "health" in config.probes:
+        health = health_probe(network, chosen, size=size, seed=config.seed, told=told)
+        scores |= {("health", level): Score(value=value, details={}) for level, value in health.items()}
+    return scores
+
+
+def knn_probe(
+    bank: Features, asked: Features, train: ProbeImages, test: ProbeImages, *, k: int, temperature: float
+) -> dict[Path, Score]:
+    """Weighted kNN on every level, with the k that was used: at most the number of training images."""
+    classes, own = _classes(bank, train), _classes(asked, test)
+    used = min(k, len(classes))
+    scores: dict[Path, Score] = {}
+    for level, vectors in bank.vectors.items():
+        votes = knn_votes(
+            vectors, classes, asked.vectors[level], num_classes=len(train.classes), k=used, temperature=temperature
+        )
+        details = {"n_train": len(classes), "k": used, "temperature": temperature}
+        scores["knn", level] = Score(value=accuracy(votes, own), details=details)
+    return scores
+
+
+def difference(a: Score, b: Score) -> tuple[float, float, float] | None:
+    """Accuracy of `a` less that of `b` on the same images with its 95 % interval; None if they differ in those."""
+    x, y = a.value, b.value
+    if isinstance(x, Accuracy) and isinstance(y, Accuracy) and len(x.top1) == len(y.top1):
+        return intervals.difference(x.top1, y.top1, x.counts)
+    if isinstance(x, Correspondence) and isinstance(y, Correspondence) and x.windows.tolist() == y.windows.tolist():
+        return intervals.difference(x.correct, y.correct, x.windows)
+    return None
+
+
+def nested(scores: Mapping[Path, Score]) -> dict[str, Any]:
+    """Scores as plain data, one dictionary within the other: by probe, change and level."""
+    found: dict[str, Any] = {}
+    for path, score in scores.items():
+        place = found
+        for part in path[:-1]:
+            place = place.setdefault(part, {})
+        place[path[-1]] = score.to_json()
+    return found
+
+
+def _features(network: Network, images: ProbeImages, size: int, what: str, told: Told | None) -> Features:
+    if told is None:
+        return pooled_features(network, images, size=size)
+    told(what, 0, len(images))
+    return pooled_features(network, images, size=size, told=lambda done: told(what, done, len(images)))
+
+
+def _linear(bank: Features, asked: Features, train: ProbeImages, test: ProbeImages, config: ProbeConfig) -> Score:
+    level = config.linear_level
+    if level not in bank.vectors:
+        raise UserError(f"--linear-level {level}: the network has {', '.join(bank.vectors)}")
+    try:
+        fit = fit_linear(bank.vectors[level], _classes(bank, train), num_classes=len(train.classes), seed=config.seed)
+    except ValueError as error:
+        raise UserError(f"{train.source}, linear probe: {error}") from None
+    details = {
+        "n_train": len(bank.kept),
+        "strength": fit.strength,
+        "gradient": fit.gradient,
+        "converged": fit.converged,
+        "evaluations": fit.evaluations,
+        "held_out": [list(pair) for pair in fit.held_out],
+    }
+    return Score(value=accuracy(fit.scores(asked.vectors[level]), _classes(asked, test)), details=details)
+
+
+def _linear_sgd(
+    network: Network, asked: Features, train: ProbeImages, test: ProbeImages, size: int, sgd: LinearConfig,
+    told: Told | None,
+) -> Score:  # fmt: skip
+    what, total = f"linear probe by SGD, {sgd.epochs} epochs", sgd.epochs * len(train)
+    if told is not None:
+        told(what, 0, total)
+    advance = None if told is None else lambda done: told(what, done, total)
+    head = train_linear(network, train, sgd, size=size, told=advance)
+    details = {
+        "n_train": len(train) - len(head.bad),
+        "epochs": sgd.epochs,
+        "lr": sgd.lr,
+        "batch_size": sgd.batch_size,
+        "losses": [head.losses[0], head.losses[-1]],
+    }
+    scores = head.scores(asked.vectors["C5"].to(head.weight.device))
+    return Score(value=accuracy(scores, _classes(asked, test)), details=details)
+
+
+def _classes(features: Features, images: ProbeImages) -> Tensor:
+    assert images.labels is not None
+    return torch.from_numpy(images.labels[features.kept])

@@ -1,0 +1,203 @@
+"""What was measured, as tables for a person and as plain data for a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from resim.probes.accuracy import Accuracy
+from resim.probes.correspondence import Correspondence
+from resim.probes.health import Health, collapse
+from resim.probes.labels import ProbeImages
+from resim.probes.pairs import CHANGES
+from resim.probes.suite import Path, Score, difference, nested
+from resim.training.provenance import describe_run
+
+Results = Mapping[str, Mapping[Path, Score]]
+"""Scores of each network, by its name, in the order in which they are shown."""
+
+_CLASSES = {"knn": "kNN", "linear": "linear", "linear-sgd": "linear, SGD"}
+
+
+def tables(results: Results) -> list[Table]:
+    """Every table that has a row: classes, regions, health, and differences from the first network."""
+    made = [_classes(results), _regions(results), _health(results), _differences(results)]
+    return [table for table in made if table.row_count]
+
+
+def warnings(results: Results) -> list[str]:
+    """What a reader must know: a k that was cut, a fit that did not converge, vectors that have collapsed."""
+    told = []
+    for name, scores in results.items():
+        for path, score in scores.items():
+            if path[0] == "linear" and not score.details["converged"]:
+                told.append(
+                    f"{name}: the linear probe stopped at a gradient of {score.details['gradient']:.1g} after "
+                    f"{score.details['evaluations']} evaluations, before it had converged"
+                )
+            if isinstance(score.value, Health) and path[-1] == "global":
+                wrong = collapse(score.value, what=f"{name}: the global vectors")
+                told += [wrong] if wrong else []
+    return told
+
+
+def to_json(results: Results, about: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Each network's description and its scores, and its differences from the first network."""
+    first = next(iter(results.values()), {})
+    return [
+        {"name": name, **about[name], "scores": nested(scores)}
+        | ({} if scores is first else {"less_first": _less(scores, first)})
+        for name, scores in results.items()
+    ]
+
+
+def record(
+    results: Results,
+    about: Mapping[str, Mapping[str, Any]],
+    train: ProbeImages,
+    test: ProbeImages,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All of a measurement as the plain data of a `probe.json`.
+
+    Args:
+        results: of every network.
+        about: what is known of each, by its name.
+        train: images whose classes were known.
+        test: images that were asked about.
+        settings: of the measurement.
+    """
+    return {
+        "kind": "probe",
+        "train": describe(train),
+        "test": describe(test),
+        "settings": dict(settings),
+        "networks": to_json(results, about),
+    } | describe_run()
+
+
+def describe(images: ProbeImages) -> dict[str, Any]:
+    """What images they are."""
+    return {
+        "source": images.source,
+        "kind": images.kind,
+        "images": len(images),
+        "classes": len(images.classes),
+        "hash": images.fingerprint(),
+    }
+
+
+def _less(scores: Mapping[Path, Score], first: Mapping[Path, Score]) -> dict[str, Any]:
+    found = {}
+    for path, score in scores.items():
+        apart = difference(score, first[path]) if path in first else None
+        if apart is not None:
+            found["/".join(path)] = {"difference": apart[0], "interval": list(apart[1:])}
+    return found
+
+
+def _table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    for column in numbers:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _classes(results: Results) -> Table:
+    table = _table(
+        "Classes: top-1 accuracy [95 % bootstrap interval over test images]",
+        "network", "probe", "level",
+        numbers=("top-1 %", "interval", "top-5 %", "chance %", "n test", "n train"),
+    )  # fmt: skip
+    for name, scores in results.items():
+        for path, score in scores.items():
+            value = score.value
+            if isinstance(value, Accuracy):
+                kind = _CLASSES[path[0]] + (f", k {score.details['k']}" if path[0] == "knn" else "")
+                cells = [_percent(value.share), _interval(value.interval())]
+                cells += [_percent(float(value.top5.mean())), _percent(value.chance)]
+                cells += [str(len(value.top1)), str(score.details["n_train"])]
+                table.add_row(name, kind, path[1], *cells)
+    return table
+
+
+def _regions(results: Results) -> Table:
+    asked = {path[1]: score.value for scores in results.values() for path, score in scores.items() if path[2:]}
+    changes = [change for change in CHANGES if change in asked]
+    table = _table(
+        "Regions: % found again in the other view [95 % bootstrap interval over images]; median error, chance",
+        "network", "level",
+        numbers=("within", *(f"{change}\n{_windows(asked[change])}" for change in changes)),
+    )  # fmt: skip
+    for name, scores in results.items():
+        for level in dict.fromkeys(path[2] for path in scores if path[2:]):
+            found = [scores["correspondence", change, level].value for change in changes]
+            cells = [
+                f"{_percent(value.accuracy)} {_interval(value.interval())}\n"
+                f"{value.median_error:.1f} px, {_percent(value.chance)}"
+                for value in found
+                if isinstance(value, Correspondence)
+            ]
+            radius = next(value.radius for value in found if isinstance(value, Correspondence))
+            table.add_row(name, level, f"{radius:g} px", *cells)
+    return table
+
+
+def _windows(value: object) -> str:
+    assert isinstance(value, Correspondence)
+    return f"n {int(value.windows.sum())} of {len(value.windows)} images"
+
+
+def _health(results: Results) -> Table:
+    table = _table(
+        "Health: RankMe; spread (1: vectors point everywhere, 0: all the same)",
+        "network", "level",
+        numbers=("rank", "of", "spread", "least", "dead", "alignment", "uniformity", "images"),
+    )  # fmt: skip
+    for name, scores in results.items():
+        for path, score in scores.items():
+            value = score.value
+            if isinstance(value, Health):
+                aligned = "" if value.alignment is None else f"{value.alignment:.3f}"
+                cells = [f"{value.rank:.1f}", str(value.directions), f"{value.spread:.3f}", f"{value.least_std:.3f}"]
+                table.add_row(name, path[1], *cells, str(value.dead), aligned, f"{value.uniformity:.2f}", str(value.n))
+    return table
+
+
+def _differences(results: Results) -> Table:
+    first_name, *others = results or [""]
+    measures = list(dict.fromkeys(path[:-1] for name in others for path in results[name] if path[0] != "health"))
+    table = _table(
+        f"Less {first_name}, points [95 % bootstrap interval over the same images]; in brackets: within the noise",
+        "network", "level",
+        numbers=[_CLASSES.get(measure[-1], measure[-1]) for measure in measures],
+    )  # fmt: skip
+    for name in others:
+        for level in dict.fromkeys(path[-1] for path in results[name] if path[0] != "health"):
+            cells = []
+            for measure in measures:
+                path = (*measure, level)
+                both = path in results[name] and path in results[first_name]
+                apart = difference(results[name][path], results[first_name][path]) if both else None
+                cells.append("" if apart is None else _points(*apart))
+            if any(cells):
+                table.add_row(name, level, *cells)
+    return table
+
+
+def _points(points: float, low: float, high: float) -> str:
+    told = f"{100 * points:+.1f}"
+    return f"{told if low > 0 or high < 0 else f'({told})'}\n{_interval((low, high), sign=True)}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _interval(bounds: tuple[float, float], *, sign: bool = False) -> str:
+    low, high = (f"{100 * bound:+.1f}" if sign else f"{100 * bound:.1f}" for bound in bounds)
+    return f"[{low}, {high}]"

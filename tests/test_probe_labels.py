@@ -1,0 +1,249 @@
+"""Images with classes from class folders, CSV files and tar shards: the same images, however they are kept."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resim.errors import UserError
+from resim.probes.labels import ProbeImages, read_images, read_sets, stratified
+from resim.views.decode import BadImageError
+
+CLASSES = ("ant", "bee", "cat")
+
+
+def png(value: int) -> bytes:
+    """An image of one gray value."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 6), (value, value, value)).save(file, format="png")
+    return file.getvalue()
+
+
+def value_of(images: ProbeImages, index: int) -> int:
+    return int(np.asarray(images.open(index).decode())[0, 0, 0])
+
+
+def check(images: ProbeImages) -> None:
+    """Image of gray value 10 * class + i for i in 0, 1."""
+    assert images.classes == CLASSES
+    assert images.labels is not None
+    found = {value_of(images, i): CLASSES[images.labels[i]] for i in range(len(images))}
+    assert found == {10 * c + i: name for c, name in enumerate(CLASSES) for i in range(2)}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for c, name in enumerate(CLASSES):
+        (tmp_path / "set" / name / "deep").mkdir(parents=True)
+        for i in range(2):
+            (tmp_path / "set" / name / ("deep" if i else "") / f"{i}.png").write_bytes(png(10 * c + i))
+    return tmp_path / "set"
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_class_folders(folder: Path) -> None:
+    images = read_images(folder)
+    assert images.kind == "class folders"
+    check(images)
+
+
+def test_a_csv_file_with_and_without_a_header(folder: Path) -> None:
+    rows = [f"{name}/{'deep/' if i else ''}{i}.png,{name}" for name in CLASSES for i in range(2)]
+    file = folder / "all.csv"
+    for text in (
+        "\n".join(rows),
+        "path,label\n" + "\n\n".join(rows) + "\n",
+        "\ufeffPath,Label\r\n" + "\r\n".join(rows),
+    ):
+        file.write_text(text, encoding="utf-8", newline="")
+        check(read_images(file))
+    assert read_images(file).kind == "CSV"
+
+
+def test_tar_shards_in_webdataset_layout(tmp_path: Path) -> None:
+    for shard in range(2):
+        members: dict[str, bytes] = {}
+        for c, name in enumerate(CLASSES):
+            members[f"{c}.png"], members[f"{c}.cls"] = png(10 * c + shard), f"{name}\n".encode()
+            members[f"{c}.json"] = b"{}"
+        write_tar(tmp_path / f"shard-{shard}.tar", members)
+    for source in (tmp_path, tmp_path / "shard-*.tar", str(tmp_path / "shard-[01].tar")):
+        images = read_images(source)
+        assert images.kind == "tar shards, .cls"
+        check(images)
+    assert images.name(0) == f"{tmp_path / 'shard-0.tar'}:0.png"
+
+
+def test_tar_shards_of_class_folders(tmp_path: Path) -> None:
+    members = {f"./{name}/{i}.png": png(10 * c + i) for c, name in enumerate(CLASSES) for i in range(2)}
+    images = read_images(write_tar(tmp_path / "a.tar", members))
+    assert images.kind == "tar shards, folders"
+    check(images)
+
+
+def test_a_key_ends_at_the_first_dot_of_its_name(tmp_path: Path) -> None:
+    members = {"a.b/1.left.png": png(1), "a.b/1.cls": b"3", "a.b/2.left.png": png(2), "a.b/2.cls": b"20"}
+    images = read_images(write_tar(tmp_path / "a.tar", members))
+    assert images.classes == ("3", "20")  # numbers in the order of numbers
+    assert images.labels is not None
+    assert images.labels.tolist() == [0, 1]
+
+
+def test_names_in_a_tar_lead_nowhere(tmp_path: Path) -> None:
+    """Only the bytes in the tar are read: a link and a path upwards name nothing on this machine."""
+    (tmp_path / "secret.png").write_bytes(png(99))
+    path = tmp_path / "in" / "a.tar"
+    path.parent.mkdir()
+    with tarfile.open(path, "w") as tar:
+        for name, data in (("../secret.png", png(1)), ("../secret.cls", b"x"), ("b.png", png(2)), ("b.cls", b"y")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        link = tarfile.TarInfo("c.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "../secret.png"
+        tar.addfile(link)
+    images = read_images(path)
+    assert [value_of(images, i) for i in range(len(images))] == [1, 2]
+
+
+def test_images_without_classes(folder: Path, tmp_path: Path) -> None:
+    flat = folder / "ant"
+    (flat / "more.png").write_bytes(png(5))
+    for source in (flat, folder / "ant" / "0.png"):
+        images = read_images(source)
+        assert images.labels is None
+        assert images.kind == "unlabelled"
+    assert read_images(folder, labelled=False).labels is None
+    tar = write_tar(tmp_path / "a.tar", {"1.png": png(1), "2.png": png(2)})
+    assert read_images(tar).labels is None
+
+
+def test_a_folders_own_train_and_val(folder: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    folder.rename(home / "train")
+    (home / "val" / "cat").mkdir(parents=True)
+    (home / "val" / "bee").mkdir()
+    for name in ("cat", "bee"):
+        (home / "val" / name / "9.png").write_bytes(png(9))
+    train, test = read_sets(home)
+    assert (len(train), len(test)) == (6, 2)
+    assert test.classes == CLASSES
+    assert test.labels is not None
+    assert test.labels.tolist() == [1, 2]
+    assert len(read_sets(home / "train", home / "val")[1]) == 2
+
+
+def test_without_a_test_set_a_share_of_each_class_is_held_out(folder: Path) -> None:
+    train, test = read_sets(folder)
+    assert train.labels is not None
+    assert test.labels is not None
+    assert train.labels.tolist() == test.labels.tolist() == [0, 1, 2]
+    assert not {train.name(i) for i in range(3)} & {test.name(i) for i in range(3)}
+    again = read_sets(folder)[1]
+    assert [again.name(i) for i in range(3)] == [test.name(i) for i in range(3)]
+
+
+def test_a_stratified_share() -> None:
+    labels = np.array([0] * 50 + [1] * 10 + [2] * 2 + [3])
+    chosen = stratified(labels, 0.2, seed=1)
+    assert [int(chosen[labels == c].sum()) for c in range(4)] == [10, 2, 1, 0]
+    assert not np.array_equal(chosen, stratified(labels, 0.2, seed=2))
+
+
+def test_drawing_some(folder: Path) -> None:
+    images = read_images(folder)
+    some = images.draw(4, seed=0)
+    assert len(some) == 4
+    assert some.labels is not None
+    assert all(some.name(i).split("/")[-2 - ("deep" in some.name(i))] == CLASSES[some.labels[i]] for i in range(4))
+    assert images.draw(0, seed=0) is images
+    assert images.draw(6, seed=0) is images
+
+
+def test_a_data_set_that_moved_keeps_its_fingerprint(folder: Path, tmp_path: Path) -> None:
+    before = read_images(folder).fingerprint()
+    moved = folder.rename(tmp_path / "elsewhere")
+    assert read_images(moved).fingerprint() == before
+    (moved / "ant").rename(moved / "axolotl")
+    assert read_images(moved).fingerprint() != before
+
+
+# -- what cannot work
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "has no rows"),
+        ("path,label\n", "has no rows"),
+        ("ant/0.png\n", "line 1: path,label is expected"),
+        ("ant/0.png,\n", "line 1: path,label is expected"),
+        ("path,label\nant/0.png,ant\ngone.png,ant\n", "line 3: gone.png: there is no such file"),
+        ("ant/0.png,ant\nbee/0.png,ant\n", "all 2 images are of one class, 'ant'"),
+    ],
+)
+def test_csv_files_that_cannot_be_read(folder: Path, text: str, told: str) -> None:
+    (folder / "all.csv").write_text(text)
+    with pytest.raises(UserError, match=told):
+        read_images(folder / "all.csv")
+
+
+def test_tars_that_cannot_be_read(tmp_path: Path) -> None:
+    tar = tmp_path / "a.tar"
+    for members, told in (
+        ({"readme.md": b""}, "no images in 1 tar files"),
+        ({"1.png": png(1), "1.cls": b"0", "2.png": png(2)}, "2.png has no class, 2.cls is expected"),
+        ({"1.png": png(1), "1.cls": b"", "2.png": png(2), "2.cls": b"0"}, "1.png has no class"),
+    ):
+        with pytest.raises(UserError, match=told):
+            read_images(write_tar(tar, members))
+    for data in (b"", b"no tar at all" * 100):
+        tar.write_bytes(data)
+        with pytest.raises(UserError, match=r"a\.tar: (damaged|no images)|no images in"):
+            read_images(tar)
+    whole = write_tar(tar, {"1.png": png(1) * 20, "1.cls": b"0"}).read_bytes()
+    tar.write_bytes(whole[:700])
+    with pytest.raises(UserError, match=r"a\.tar"):
+        read_images(tar)
+    with pytest.raises(UserError, match="there is no such file"):
+        read_images(tmp_path / "gone.tar")
+    with pytest.raises(UserError, match="a compressed tar cannot be read"):
+        read_images(tmp_path / "a.tar.gz")
+
+
+def test_a_test_set_of_other_classes(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    for name in ("ant", "dog"):
+        (other / name).mkdir(parents=True)
+        (other / name / "0.png").write_bytes(png(0))
+    with pytest.raises(UserError, match="class 'dog' is none of the 3"):
+        read_sets(folder, other)
+
+
+def test_a_shard_that_went_away(tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "a.tar", {"1.png": png(1), "2.png": png(2)})
+    images = read_images(tar)
+    tar.unlink()
+    with pytest.raises(BadImageError, match="FileNotFoundError"):
+        images.open(0)
+
+
+def test_real_shards(shared: Path) -> None:
+    images = read_images(shared / "data" / "places" / "scenes_val.tar")
+    assert images.labels is not None
+    assert np.bincount(images.labels).tolist() == [15] * 100
+    assert images.open(1499).decode().size == (128, 128)
