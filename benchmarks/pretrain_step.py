@@ -202,8 +202,12 @@ def child(variant: str, options: argparse.Namespace, *more: str) -> dict:
     if options.jpeg:
         words += ["--jpeg", options.jpeg]
     command = [sys.executable, __file__, "--variant", variant, *words, *more]
-    out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-    return json.loads(out.splitlines()[-1])
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        print(f"{variant} failed: {lines[-1][:200]}", flush=True)
+        return {}
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
@@ -243,7 +247,15 @@ def report(options: argparse.Namespace) -> None:
     for turn in range(options.rounds):
         for variant in variants:
             more = ["--parts"] if turn == 0 and variant != "plain float32" else []
-            results[variant].append(child(variant, options, *more))
+            result = child(variant, options, *more)
+            if result:
+                results[variant].append(result)
+                rate, memory = options.batch / statistics.median(result["seconds"]), result["memory_gb"]
+                print(f"({variant}, turn {turn + 1}: {rate:.2f} images/s, {memory:.2f} GB)", flush=True)
+    variants = [variant for variant in variants if results[variant]]
+    if not variants:
+        sys.exit("every variant failed")
+    results = {variant: results[variant] for variant in variants}
     group = options.group or options.batch
     print(f"{options.backbone}, {options.image_size} px, batch {options.batch} in groups of {group}, {options.device}")
     cores = f"{torch.get_num_threads()} threads" if options.device == "cpu" else torch.cuda.get_device_name()
@@ -261,7 +273,7 @@ def report(options: argparse.Namespace) -> None:
             f"{variant:<16}{statistics.median(rate):>10.2f}{min(rate):>8.2f}{max(rate):>8.2f}"
             f"{statistics.median(rate) / base:>8.2f}{memory:>9.2f}   {losses}"
         )
-    print("\nparts, ms a step, each timed alone")
+    print("\nparts, ms a step, each timed alone", flush=True)
     for variant in variants:
         for name, value in results[variant][0].get("parts", {}).items():
             print(f"  {variant:<16}{name:<32}{1e3 * value:>9.1f}")
@@ -269,7 +281,9 @@ def report(options: argparse.Namespace) -> None:
         print("\nfed from JPEG files")
         for variant in variants:
             result = child(variant, options, "--feed")
-            print(f"  {variant:<16}{result['images_per_second']:>8.2f} images/s, waiting {result['waiting']:.1%}")
+            if result:
+                told = f"{result['images_per_second']:>8.2f} images/s, waiting {result['waiting']:.1%}"
+                print(f"  {variant:<16}{told}", flush=True)
 
 
 if __name__ == "__main__":
