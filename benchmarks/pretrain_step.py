@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -23,13 +22,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from plain_step import PlainReSim
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from resim import recipes
+from resim.bench.measure import PlainStepper, peak_memory_gb, plain_together_rate, together_rate
 from resim.model.infonce import info_nce
 from resim.regions.level import key_cells
 from resim.regions.pooling import precise_roi_pool
@@ -37,11 +37,16 @@ from resim.training.config import Recipe
 from resim.training.processes import Processes
 from resim.training.step import Stepper, make_stepper
 from resim.views.folder import find_images
-from resim.views.loader import BatchOrder, PairDataset, make_loader, read_batches
-from resim.views.scenes import write_scenes
 from resim.views.views import Views
 
-VARIANTS = {"plain float32": "float32", "float32": "float32", "bf16": "bf16"}
+Precision = Literal["float32", "bf16"]
+VARIANTS: dict[str, Precision] = {
+    "plain float32": "float32",
+    "float32": "float32",
+    "bf16": "bf16",
+    "bf16 compiled": "bf16",
+    "bf16 graphs": "bf16",  # compiled, and replayed as CUDA graphs
+}
 
 
 def make_recipe(options: argparse.Namespace) -> Recipe:
@@ -68,26 +73,21 @@ def random_views(options: argparse.Namespace, device: torch.device) -> tuple[Vie
 
 
 def build(
-    variant: str, recipe: Recipe, device: torch.device
+    variant: str, recipe: Recipe, device: torch.device, options: argparse.Namespace
 ) -> tuple[Callable[[Views, Views], dict[str, torch.Tensor]], Stepper | None]:
     if variant == "plain float32":
-        model = PlainReSim(recipe.model, seed=0).to(device).train()
-        optimizer = torch.optim.SGD(model.query.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-4, foreach=False)
-
-        def plain(views_q: Views, views_k: Views) -> dict[str, torch.Tensor]:
-            losses = model(
-                Views(views_q.images.contiguous(), views_q.crops), Views(views_k.images.contiguous(), views_k.crops)
-            )
-            optimizer.zero_grad()
-            losses["total"].backward()
-            optimizer.step()
-            return {name: value.detach() for name, value in losses.items()}
-
-        return plain, None
+        return PlainStepper(recipe, device), None
     alone = Processes(rank=0, count=1, device=device, cores=1)
-    precision = "bf16" if VARIANTS[variant] == "bf16" else "float32"
-    stepper = make_stepper(recipe.model, recipe.optim, alone, precision=precision)
-    return lambda q, k: stepper(q, k, None), stepper
+    precision = VARIANTS[variant]
+    stepper = make_stepper(
+        recipe.model, recipe.optim, alone, precision=precision, groups_at_a_time=options.groups_at_a_time,
+        compile_encoders=variant.endswith("compiled"),
+    )  # fmt: skip
+    if variant == "bf16 graphs":
+        query, key = (torch.compile(e, mode="reduce-overhead") for e in (stepper.model.query, stepper.model.key))
+        stepper = dataclasses.replace(stepper, query=query, key=key)
+    made = stepper
+    return lambda q, k: made(q, k, None), made
 
 
 def seconds(device: torch.device, function: Callable[[], object], times: int, warmup: int = 1) -> list[float]:
@@ -163,25 +163,14 @@ def parts(stepper: Stepper, views_q: Views, views_k: Views, times: int) -> dict[
 def fed(variant: str, options: argparse.Namespace, device: torch.device) -> dict[str, float]:
     """The step fed from JPEG files: images a second, and the share of the time spent waiting for them."""
     recipe = make_recipe(options)
-    step, _ = build(variant, recipe, device)
+    step, stepper = build(variant, recipe, device, options)
     paths = find_images([options.jpeg])
-    rounds = options.times + 2
-    dataset = PairDataset(paths, recipe.views, 0)
-    order = BatchOrder(max(len(paths) // options.batch, 1) * options.batch, options.batch, seed=0, end_step=rounds)
-    loader = make_loader(dataset, order, workers=options.workers, pin_memory=device.type == "cuda")
-    waited, start, batches = 0.0, 0.0, iter(read_batches(loader))
-    for i in range(rounds):
-        if i == 2:
-            waited, start = 0.0, time.perf_counter()
-        waiting = time.perf_counter()
-        batch = next(batches)
-        waited += time.perf_counter() - waiting
-        views_q, views_k = batch.views(recipe.views, device)
-        step(views_q, views_k)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    total = time.perf_counter() - start
-    return {"images_per_second": options.batch * options.times / total, "waiting": waited / total}
+    if stepper is None:  # its views are made image by image in the loader processes
+        assert isinstance(step, PlainStepper)
+        rate = plain_together_rate(step, paths, recipe, options.workers, options.seconds)
+    else:
+        rate = together_rate(stepper, paths, recipe, options.workers, options.seconds)
+    return {"images_per_second": rate.median, "waiting": rate.waiting}
 
 
 def run_variant(variant: str, options: argparse.Namespace) -> dict[str, object]:
@@ -189,7 +178,7 @@ def run_variant(variant: str, options: argparse.Namespace) -> dict[str, object]:
     if options.jpeg and options.feed:
         return dict(fed(variant, options, device))
     recipe = make_recipe(options)
-    step, stepper = build(variant, recipe, device)
+    step, stepper = build(variant, recipe, device, options)
     views_q, views_k = random_views(options, device)
     if options.profile:
         step(views_q, views_k)
@@ -200,10 +189,7 @@ def run_variant(variant: str, options: argparse.Namespace) -> dict[str, object]:
         return {}
     first = {name: float(v) for name, v in step(views_q, views_k).items() if name in ("instance", "P4", "P3", "total")}
     taken = seconds(device, lambda: step(views_q, views_k), options.times)
-    if device.type == "cuda":
-        memory = torch.cuda.max_memory_allocated() / 1e9
-    else:
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    memory = peak_memory_gb(device)
     result: dict[str, object] = {"seconds": taken, "memory_gb": memory, "losses": first}
     if stepper is not None and options.parts:
         result["parts"] = parts(stepper, views_q, views_k, options.times)
@@ -211,13 +197,17 @@ def run_variant(variant: str, options: argparse.Namespace) -> dict[str, object]:
 
 
 def child(variant: str, options: argparse.Namespace, *more: str) -> dict:
-    names = ("device", "batch", "group", "image_size", "backbone", "times", "workers")
+    names = ("device", "batch", "group", "image_size", "backbone", "times", "workers", "groups_at_a_time", "seconds")
     words = [word for n in names for word in (f"--{n.replace('_', '-')}", str(getattr(options, n)))]
     if options.jpeg:
         words += ["--jpeg", options.jpeg]
     command = [sys.executable, __file__, "--variant", variant, *words, *more]
-    out = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-    return json.loads(out.splitlines()[-1])
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        print(f"{variant} failed: {lines[-1][:200]}", flush=True)
+        return {}
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
@@ -232,6 +222,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="loader processes")
     parser.add_argument("--jpeg", default="", help="folder of images; 'scenes' draws some at 500 x 375")
     parser.add_argument("--variant", choices=list(VARIANTS), help="only this one, in this process, printed as JSON")
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), help="which to compare, the first is the base")
+    parser.add_argument("--groups-at-a-time", type=int, default=0, help="0: one on a CPU, all on a GPU")
+    parser.add_argument("--seconds", type=float, default=0.0, help="of the runs that are fed, after two steps")
     parser.add_argument("--profile", action="store_true", help="with --variant: PyTorch's profiler over one step")
     parser.add_argument("--parts", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--feed", action="store_true", help=argparse.SUPPRESS)
@@ -241,18 +234,28 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         if options.jpeg == "scenes":
+            from resim.views.scenes import write_scenes
+
             write_scenes(Path(folder) / "scenes", 128, width=500, height=375)
             options.jpeg = str(Path(folder) / "scenes")
         report(options)
 
 
 def report(options: argparse.Namespace) -> None:
-    variants = list(VARIANTS) if not options.group or options.group == options.batch else ["float32", "bf16"]
+    variants = options.variants or ["plain float32", "float32", "bf16"]
     results: dict[str, list[dict]] = {variant: [] for variant in variants}
     for turn in range(options.rounds):
         for variant in variants:
             more = ["--parts"] if turn == 0 and variant != "plain float32" else []
-            results[variant].append(child(variant, options, *more))
+            result = child(variant, options, *more)
+            if result:
+                results[variant].append(result)
+                rate, memory = options.batch / statistics.median(result["seconds"]), result["memory_gb"]
+                print(f"({variant}, turn {turn + 1}: {rate:.2f} images/s, {memory:.2f} GB)", flush=True)
+    variants = [variant for variant in variants if results[variant]]
+    if not variants:
+        sys.exit("every variant failed")
+    results = {variant: results[variant] for variant in variants}
     group = options.group or options.batch
     print(f"{options.backbone}, {options.image_size} px, batch {options.batch} in groups of {group}, {options.device}")
     cores = f"{torch.get_num_threads()} threads" if options.device == "cpu" else torch.cuda.get_device_name()
@@ -270,7 +273,7 @@ def report(options: argparse.Namespace) -> None:
             f"{variant:<16}{statistics.median(rate):>10.2f}{min(rate):>8.2f}{max(rate):>8.2f}"
             f"{statistics.median(rate) / base:>8.2f}{memory:>9.2f}   {losses}"
         )
-    print("\nparts, ms a step, each timed alone")
+    print("\nparts, ms a step, each timed alone", flush=True)
     for variant in variants:
         for name, value in results[variant][0].get("parts", {}).items():
             print(f"  {variant:<16}{name:<32}{1e3 * value:>9.1f}")
@@ -278,7 +281,9 @@ def report(options: argparse.Namespace) -> None:
         print("\nfed from JPEG files")
         for variant in variants:
             result = child(variant, options, "--feed")
-            print(f"  {variant:<16}{result['images_per_second']:>8.2f} images/s, waiting {result['waiting']:.1%}")
+            if result:
+                told = f"{result['images_per_second']:>8.2f} images/s, waiting {result['waiting']:.1%}"
+                print(f"  {variant:<16}{told}", flush=True)
 
 
 if __name__ == "__main__":

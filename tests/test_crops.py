@@ -283,6 +283,40 @@ def test_views_of_a_jpeg_decoded_at_a_smaller_scale_show_the_same_places(
         assert min(unlike(-2), unlike(2)) > 1.1 * unlike(0)
 
 
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+@pytest.mark.parametrize("crop", [(64, 128, 512, 576), (128, 64, 640, 512), (0, 0, 512, 512), (256, 448, 512, 512)])
+def test_a_view_sees_the_pixels_of_its_crop_alone_to_one_gray_level(
+    tmp_path: Path, reduction: int, crop: tuple[int, int, int, int]
+) -> None:
+    top, left, height, width = crop
+    y, x = np.mgrid[:768, :960]
+    pixels = np.stack([x * 255 / 960, y * 255 / 768, 128 + 0 * x], axis=-1).round().astype(np.uint8)
+    outside = np.ones((768, 960), dtype=bool)
+    outside[top : top + height, left : left + width] = False
+    pixels[outside] = np.random.default_rng(0).integers(0, 2, (int(outside.sum()), 3)) * 255
+    # blocks of a JPEG without chroma subsampling begin at multiples of 8, as these crops do
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=100, subsampling=0)
+    size = 512 // reduction - (reduction > 1)
+    photo = Photo(str(tmp_path / "a.jpg"))
+    view = cut_views(photo, False, (crop_only(crop), crop_only(crop)), size)[0]
+    alone = Image.fromarray(pixels[top : top + height, left : left + width])
+    expected = np.asarray(alone.resize((size, size), BILINEAR)).astype(int)
+    assert np.abs(view - expected).max() <= 2  # one for the JPEG's colours, one for the resizing
+    assert np.abs(view - expected).mean() < 0.5
+
+
+@pytest.mark.parametrize("crop", [(67, 131, 515, 573), (131, 66, 637, 511)])
+def test_a_crop_that_cuts_through_pixels_of_a_smaller_scale_takes_none_of_them(
+    tmp_path: Path, crop: tuple[int, int, int, int]
+) -> None:
+    top, left, height, width = crop
+    pixels = np.zeros((96, 120, 3), dtype=np.uint8)  # of the image at an eighth
+    pixels[math.ceil(top / 8) : (top + height) // 8, math.ceil(left / 8) : (left + width) // 8] = 200
+    Image.fromarray(pixels).resize((960, 768), Image.Resampling.NEAREST).save(tmp_path / "a.jpg", quality=100)
+    view = cut_views(Photo(str(tmp_path / "a.jpg")), False, (crop_only(crop), crop_only(crop)), 63)[0]
+    assert view.min() >= 199
+
+
 # -- settings that cannot be
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resim.views import decode
 from resim.views.decode import BadImageError, Photo
 
 W, H = 40, 24
@@ -181,6 +182,26 @@ def test_a_sideways_jpeg_is_turned_upright_at_a_smaller_scale(tmp_path: Path) ->
     assert pixels[2, -2].argmax() == 1
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+def test_a_turned_jpeg_at_a_smaller_scale_is_the_smaller_one_turned(
+    tmp_path: Path, orientation: int, reduction: int
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (131, 187, 3), dtype=np.uint8)  # no multiple of 8 or 16
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(noise).resize((374, 262)).save(tmp_path / "turned.jpg", exif=exif)
+    with Image.open(tmp_path / "turned.jpg") as image:
+        stored = image.size
+        image.draft("RGB", (stored[0] // reduction, stored[1] // reduction))
+        small = np.asarray(image)
+    assert small.shape[:2] == (-(-262 // reduction), -(-374 // reduction))
+    photo = Photo(str(tmp_path / "turned.jpg"))
+    assert (photo.width, photo.height) == (stored if orientation < 5 else stored[::-1])
+    upright = photo.decode(reduction)
+    assert np.array_equal(STORED[orientation](np.asarray(upright)), small)
+
+
 # -- decoding no larger than needed
 
 
@@ -221,6 +242,53 @@ def test_sizes_that_do_not_divide_are_never_smaller_than_asked_for(tmp_path: Pat
 def test_what_is_no_jpeg_is_decoded_whole(tmp_path: Path, kind: str) -> None:
     Image.new("RGB", (320, 192)).save(tmp_path / f"a.{kind}")
     assert decoded(tmp_path / f"a.{kind}", 4).shape == (192, 320, 3)
+
+
+# -- the faster decoder
+
+
+@pytest.fixture(params=["pillow", "simplejpeg"])
+def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "simplejpeg":
+        pytest.importorskip("simplejpeg")
+    else:
+        monkeypatch.setattr(decode, "_simplejpeg", lambda: None)
+    return request.param
+
+
+@pytest.mark.parametrize(("mode", "options"), [("RGB", {}), ("RGB", {"progressive": True}), ("L", {}), ("CMYK", {})])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("reduction", [1.0, 2.5])
+def test_whatever_decodes_the_pixels_are_pillows(
+    tmp_path: Path, decoder: str, mode: str, options: dict[str, Any], subsampling: int, reduction: float
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (61, 83, 3), dtype=np.uint8)
+    Image.fromarray(noise).convert(mode).save(tmp_path / "a.jpg", quality=85, subsampling=subsampling, **options)
+    pixels = Photo(str(tmp_path / "a.jpg")).pixels(reduction)
+    assert pixels.flags.writeable
+    assert np.array_equal(pixels, np.asarray(Photo(str(tmp_path / "a.jpg")).decode(reduction)))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_whatever_decodes_the_pixels_are_upright(tmp_path: Path, decoder: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upright = np.ascontiguousarray(STORED[orientation](marked_image()))
+    Image.fromarray(upright).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    pixels = Photo(str(tmp_path / "a.jpg")).pixels()
+    assert np.abs(pixels.astype(int) - marked_image()).mean() < 4
+
+
+def test_whatever_decodes_a_truncated_file_is_bad_and_one_with_a_long_tail_is_not(tmp_path: Path, decoder: str) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8)).save(path)
+    whole = path.read_bytes()
+    expected = Photo(str(path)).pixels()
+    path.write_bytes(whole + b"\0" * 1000)
+    assert np.array_equal(Photo(str(path)).pixels(), expected)
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadImageError):
+        Photo(str(path)).pixels()
 
 
 # -- files that cannot be decoded

@@ -178,7 +178,9 @@ def test_a_source_that_does_not_exist(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_image(tmp_path: Path) -> None:
     touch(tmp_path, "table.csv")
-    assert "neither a folder, nor an image, nor a .txt file of paths" in refusal([tmp_path / "table.csv"])
+    assert "neither a folder, nor an image, nor a .tar file, nor a .txt file of paths" in refusal(
+        [tmp_path / "table.csv"]
+    )
 
 
 def test_a_folder_without_images(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import Tensor, nn
 
 from resim.model.encoder import Encoder, ModelConfig
@@ -172,7 +173,7 @@ def test_evaluation_is_batch_norm_for_any_number_of_images(images: int) -> None:
     separate.eval()
     batch = noise(images, 3, 4, 4)
     assert torch.equal(grouped(batch), separate(batch))
-    assert grouped.pending is None
+    assert not grouped.pending.any()
 
 
 def test_the_gradient_is_the_derivative() -> None:
@@ -250,12 +251,26 @@ def test_the_form_that_a_compiler_is_given_is_the_same(groups: int) -> None:
         norm.bias.copy_(torch.randn(4, generator=generator))
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
     out = norm(a)
-    plain, means, variances = normalize_groups(b, norm.weight, norm.bias, groups, norm.eps)
+    plain, statistics = normalize_groups(b, norm.weight, norm.bias, groups, norm.eps)
     weights = torch.randn(out.shape, generator=generator, dtype=torch.float64)
     (out * weights).sum().backward()
     (plain * weights).sum().backward()
     torch.testing.assert_close(plain, out, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(b.grad, a.grad, rtol=1e-10, atol=1e-12)
-    assert norm.pending is not None
-    torch.testing.assert_close(means.sum(0), norm.pending[0], rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(variances.sum(0), norm.pending[1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(statistics.sum(1), norm.pending[:2], rtol=1e-12, atol=1e-12)
+    assert norm.pending[2].tolist() == [groups] * 4
+
+
+def test_a_compiler_sees_one_graph_whatever_the_pass() -> None:
+    encoder = Encoder(ModelConfig(backbone="resnet18", fpn_width=8, dim=8, group_size=2)).train()
+    counter = torch._dynamo.testing.CompileCounter()
+    compiled = torch.compile(encoder, backend=counter)
+    images = noise(4, 3, 96, 96).float()
+    for step in range(2):
+        for _ in range(3):  # as many passes as there are groups at a time
+            vectors, _ = compiled(images)
+            vectors.sum().backward()
+        commit_statistics(encoder)
+        assert counter.frame_count == 1, step
+    norm = encoder.backbone.get_submodule("bn1")
+    assert norm.num_batches_tracked == 2

@@ -68,6 +68,38 @@ def test_real_tiles_give_the_plain_loss_and_gradients(dtype: torch.dtype, tol: f
     assert_same_as_plain(n, m, 16, dtype, 0.2, tol)
 
 
+@pytest.mark.parametrize("asked", [(0,), (0, 1, 2)])
+def test_a_batch_is_each_with_its_own_negatives(asked: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    small_tiles(monkeypatch)
+    rows = (9, 9, 21)
+    together = [torch.stack([unit(r, 6, 10 * i + b) for b in range(3)]) for i, r in enumerate(rows)]
+    alone = [[x[b].clone() for x in together] for b in range(3)]
+    for index in asked:
+        together[index].requires_grad_()
+        for inputs in alone:
+            inputs[index].requires_grad_()
+    contrast = info_nce(together[0], together[1], together[2])
+    separate = [info_nce(*inputs) for inputs in alone]
+    assert contrast.loss.shape == contrast.correct.shape == (3, 9)
+    assert torch.equal(contrast.loss, torch.stack([c.loss for c in separate]))
+    assert torch.equal(contrast.correct, torch.stack([c.correct for c in separate]))
+    contrast.loss.square().sum().backward()
+    torch.stack([c.loss.square().sum() for c in separate]).sum().backward()
+    for index in asked:
+        expected = [inputs[index].grad for inputs in alone]
+        grad = together[index].grad
+        assert grad is not None
+        assert all(torch.equal(grad[b], g) for b, g in enumerate(expected) if g is not None)
+
+
+def test_few_queries_meet_more_negatives_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    small_tiles(monkeypatch, 8, 16)
+    tiles = infonce._tiles(2, 100)
+    assert [(rows.stop, columns.start, columns.stop) for rows, columns in tiles] == [(2, 0, 64), (2, 64, 128)]
+    assert len(infonce._tiles(9, 16)) == 2
+    assert infonce._tiles(4, 0) == infonce._tiles(0, 4) == []
+
+
 def test_a_loss_by_hand() -> None:
     # similarities 1 to the positive, 0 and -1 to the negatives, temperature 0.5: logits 2, 0, -2
     query, positive = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]])
@@ -159,7 +191,15 @@ def test_a_small_temperature_does_not_overflow() -> None:
 
 
 @pytest.mark.parametrize(
-    "shapes", [((4, 8), (5, 8), (9, 8)), ((4, 8), (4, 8), (9, 7)), ((4, 8), (4, 8), (9,)), ((8,), (8,), (9, 8))]
+    "shapes",
+    [
+        ((4, 8), (5, 8), (9, 8)),
+        ((4, 8), (4, 8), (9, 7)),
+        ((4, 8), (4, 8), (9,)),
+        ((8,), (8,), (9, 8)),
+        ((2, 4, 8), (2, 4, 8), (9, 8)),
+        ((2, 4, 8), (2, 4, 8), (3, 9, 8)),
+    ],
 )
 def test_shapes_that_do_not_belong_together_are_refused(shapes: tuple[tuple[int, ...], ...]) -> None:
     with pytest.raises(ValueError, match="are needed, not"):

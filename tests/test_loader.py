@@ -6,6 +6,7 @@ import multiprocessing
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from resim.errors import UserError
+from resim.views import loader
 from resim.views.crops import ViewsConfig
 from resim.views.loader import (
     BatchOrder,
@@ -52,7 +54,8 @@ def with_bad(images: list[str], tmp_path_factory: pytest.TempPathFactory) -> lis
 
 def read(paths: Sequence[str], workers: int, *, batch: int = 4, end_step: int = 6, **order: int) -> list[PairBatch]:
     dataset = PairDataset(paths, CONFIG, seed=order.pop("views_seed", 7))
-    batches = BatchOrder(len(paths), batch, seed=7, end_step=end_step, **order)
+    settings: dict[str, Any] = {"seed": 7, "end_step": end_step, **order}
+    batches = BatchOrder(len(paths), batch, **settings)
     return list(read_batches(make_loader(dataset, batches, workers=workers)))
 
 
@@ -70,6 +73,27 @@ def test_the_number_of_workers_changes_no_pixel_no_draw_and_no_order(with_bad: l
     assert len(alone) == len(helped) == 6
     for a, b in zip(alone, helped, strict=True):
         assert_same(a, b)
+
+
+def test_batches_are_whole_however_small_the_parts_that_workers_hand_over(
+    with_bad: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = read(with_bad, 0, batch=8, end_step=4)
+    monkeypatch.setattr(loader, "PART", 3)
+    for workers in (0, 2):
+        batches = read(with_bad, workers, batch=8, end_step=4)
+        assert len(batches) == 4
+        for a, b in zip(batches, whole, strict=True):
+            assert_same(a, b)
+
+
+def test_no_more_parts_wait_than_two_batches_or_two_a_worker(images: list[str]) -> None:
+    def waiting(batch: int, workers: int) -> int:
+        order = BatchOrder(1024, batch, seed=0, end_step=1)
+        return workers * (make_loader(PairDataset(images, CONFIG, seed=0), order, workers=workers).prefetch_factor or 0)
+
+    assert waiting(256, 2) == waiting(256, 1) == 16  # parts of 32 images: two batches
+    assert waiting(32, 2) == waiting(64, 2) == 4
 
 
 def test_workers_leave_a_signal_to_stop_to_the_training_process(images: list[str]) -> None:
@@ -105,7 +129,8 @@ def test_another_seed_cuts_other_views_of_the_same_images(images: list[str]) -> 
 
 
 def order(images: int = 10, batch: int = 4, **more: int) -> list[list[tuple[int, int]]]:
-    return list(BatchOrder(images, batch, **{"seed": 3, "end_step": 6, **more}))
+    settings: dict[str, Any] = {"seed": 3, "end_step": 6, **more}
+    return list(BatchOrder(images, batch, **settings))
 
 
 def test_an_epoch_sees_every_image_at_most_once_and_drops_its_incomplete_last_batch() -> None:

@@ -148,6 +148,25 @@ def scenes_verb(argv: Sequence[str]) -> None:
     print(path)
 
 
+def pack_verb(argv: Sequence[str]) -> None:
+    """Pack images into tar shards (webdataset's layout) that `resim pretrain` reads front to back."""
+    from resim import cli_pack
+
+    cli_pack.run(read_options(cli_pack.PackOptions, argv, "pack", pack_verb.__doc__ or ""))
+
+
+def bench_verb(argv: Sequence[str]) -> None:
+    """Measure loader and step on this machine and your folder: what limits, and which settings to use."""
+    from resim import cli_bench
+
+    name, recipe, _ = _chosen_recipe(argv, "bench")
+    default = cli_bench.BenchOptions(
+        sources=tyro.MISSING, recipe=name, model=recipe.model, views=recipe.views, optim=recipe.optim,
+        bench=cli_bench.BenchConfig(),
+    )  # fmt: skip
+    cli_bench.run(read_options(cli_bench.BenchOptions, argv, "bench", bench_verb.__doc__ or "", default))
+
+
 def detect_verb(argv: Sequence[str]) -> None:
     """Fine-tune detectors, evaluate them, detect: `resim detect train|eval|predict|recipes`."""
     from resim.cli_detect import detect
@@ -198,6 +217,8 @@ VERBS: dict[str, Callable[[Sequence[str]], None]] = {
     "preview": preview_verb,
     "probe": probe_verb,
     "recipes": recipes_verb,
+    "pack": pack_verb,
+    "bench": bench_verb,
     "scenes": scenes_verb,
     "similarity": similarity_verb,
     "explore": explore_verb,

@@ -5,9 +5,13 @@ Process r of W holds rows r * n to (r + 1) * n of the global batch. With one pro
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from resim.views.views import send
 
 
 def world() -> tuple[int, int]:
@@ -17,14 +21,42 @@ def world() -> tuple[int, int]:
     return 0, 1
 
 
-def gather_rows(rows: Tensor) -> Tensor:
+class Coming:
+    """Rows that are under way: other work goes on until they are asked for. All processes must ask in one order."""
+
+    def __init__(
+        self,
+        rows: Tensor,
+        finish: Callable[[Tensor], Tensor] | None = None,
+        *,
+        work: dist.Work | None = None,
+        sent: Tensor | None = None,
+    ) -> None:
+        self._rows, self._finish, self._work = rows, finish, work
+        self._sent = sent  # must live as long as it is read from
+
+    def __call__(self) -> Tensor:
+        """The rows. On a GPU the stream waits for them and not the host."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = self._sent = None
+        if self._finish is not None:
+            self._rows, self._finish = self._finish(self._rows), None
+        return self._rows
+
+    def then(self, step: Callable[[Tensor], Tensor]) -> Coming:
+        """The same rows after one more step, done when they are asked for."""
+        return Coming(self._rows, lambda _: step(self()))
+
+
+def gather_rows(rows: Tensor) -> Coming:
     """Every process's rows (n, ...), one after the other: (W * n, ...). No gradient."""
     _, processes = world()
     if processes == 1:
-        return rows
+        return Coming(rows)
+    rows = rows.contiguous()
     out = rows.new_empty((processes * len(rows), *rows.shape[1:]))
-    dist.all_gather_into_tensor(out, rows.contiguous())
-    return out
+    return Coming(out, work=dist.all_gather_into_tensor(out, rows, async_op=True), sent=rows)
 
 
 def mean_over_processes(tensors: list[Tensor]) -> list[Tensor]:
@@ -38,7 +70,7 @@ def mean_over_processes(tensors: list[Tensor]) -> list[Tensor]:
     return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
 
-def exchange_rows(rows: Tensor, order: Tensor | None) -> Tensor:
+def exchange_rows(rows: Tensor, order: Tensor | None) -> Coming:
     """The global batch in another order: new global row i is old row `order[i]`. No gradient.
 
     Each row travels once, straight to the process that wants it.
@@ -51,23 +83,23 @@ def exchange_rows(rows: Tensor, order: Tensor | None) -> Tensor:
         (n, ...), this process's rows of the reordered batch.
     """
     if order is None:
-        return rows
+        return Coming(rows)
     rank, processes = world()
     n = len(rows)
     if processes == 1:
-        return rows[order.to(rows.device)]
+        return Coming(rows[send(order, rows.device)])
     mine = order[rank * n : (rank + 1) * n]
     wanted = [order[r * n : (r + 1) * n] for r in range(processes)]
     outgoing = [w[w // n == rank] - rank * n for w in wanted]
     source = mine // n
     incoming = torch.bincount(source, minlength=processes).tolist()
-    sent = rows[torch.cat(outgoing).to(rows.device)].contiguous()
+    sent = rows[send(torch.cat(outgoing), rows.device)].contiguous()
     received = torch.empty_like(sent)
-    dist.all_to_all_single(received, sent, incoming, [len(o) for o in outgoing])
+    work = dist.all_to_all_single(received, sent, incoming, [len(o) for o in outgoing], async_op=True)
     place = torch.argsort(source, stable=True)  # what arrives is sorted by its sender
     back = torch.empty_like(place)
     back[place] = torch.arange(n)
-    return received[back.to(rows.device)]
+    return Coming(received, lambda arrived: arrived[send(back, arrived.device)], work=work, sent=sent)
 
 
 def inverse_order(order: Tensor | None) -> Tensor | None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from resim.fields import check_fields
 from resim.model.backbone import STAGES, build_backbone
 from resim.model.grouped_norm import group_norms
+from resim.model.relu import quicken_relus
 from resim.regions.level import Level
 
 
@@ -124,6 +125,7 @@ class Encoder(nn.Module):
             }
         )
         group_norms(self, config.group_size)
+        quicken_relus(self)
 
     def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Encode a batch.

@@ -20,42 +20,40 @@ class _NormalizeGroups(torch.autograd.Function):
     """Batch norm of each of G runs of consecutive images, written into one output without copies."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
         out = torch.empty_like(x)
-        means, variances, save_mean, save_invstd = (weight.new_zeros(groups, len(weight)) for _ in range(4))
+        statistics, saved = (weight.new_zeros(2, groups, len(weight)) for _ in range(2))
         for group, (x_g, out_g) in enumerate(zip(x.chunk(groups), out.chunk(groups), strict=True)):
             torch.ops.aten.native_batch_norm.out(
-                x_g, weight, bias, means[group], variances[group], True, 1.0, eps,
-                out=out_g, save_mean=save_mean[group], save_invstd=save_invstd[group],
+                x_g, weight, bias, statistics[0, group], statistics[1, group], True, 1.0, eps,
+                out=out_g, save_mean=saved[0, group], save_invstd=saved[1, group],
             )  # fmt: skip
         ctx.eps = eps
-        ctx.save_for_backward(x, weight, save_mean, save_invstd)
-        ctx.mark_non_differentiable(means, variances)
-        return out, means, variances
+        ctx.save_for_backward(x, weight, saved)
+        ctx.mark_non_differentiable(statistics)
+        return out, statistics
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        x, weight, save_mean, save_invstd = ctx.saved_tensors
-        groups = len(save_mean)
+        x, weight, saved = ctx.saved_tensors
+        groups = saved.shape[1]
         grad_out = torch.empty_like(x).copy_(grads[0]) if grads[0].stride() != x.stride() else grads[0]
         grad_x = torch.empty_like(x)
         grad_weight, grad_bias = (weight.new_zeros(groups, len(weight)) for _ in range(2))
         tensors = (grad_out.chunk(groups), x.chunk(groups), grad_x.chunk(groups))
         for group, (grad_g, x_g, grad_x_g) in enumerate(zip(*tensors, strict=True)):
             torch.ops.aten.native_batch_norm_backward.out(
-                grad_g, x_g, weight, None, None, save_mean[group], save_invstd[group], True, ctx.eps,
+                grad_g, x_g, weight, None, None, saved[0, group], saved[1, group], True, ctx.eps,
                 [True, True, True], out0=grad_x_g, out1=grad_weight[group], out2=grad_bias[group],
             )  # fmt: skip
         return grad_x, grad_weight.sum(0), grad_bias.sum(0), None, None
 
 
-def normalize_groups(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def normalize_groups(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
     """The same in plain operations, which a compiler fuses.
 
     Returns:
-        (N, C, H, W) in the dtype of `x`, and each group's mean and unbiased variance, (groups, C).
+        (N, C, H, W) in the dtype of `x`, and each group's mean and unbiased variance, (2, groups, C).
     """
     wide = x.unflatten(0, (groups, -1)).to(torch.promote_types(x.dtype, torch.float32))
     variance, mean = torch.var_mean(wide, dim=(1, 3, 4), keepdim=True, correction=0)
@@ -63,7 +61,7 @@ def normalize_groups(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: 
     out = ((wide - mean) * torch.rsqrt(variance + eps) * scale + shift).to(x.dtype).flatten(0, 1)
     count = wide[0].numel() // wide.shape[2]
     unbiased = variance.detach().flatten(1) * (count / max(count - 1, 1))
-    return out, mean.detach().flatten(1), unbiased
+    return out, torch.stack([mean.detach().flatten(1), unbiased])
 
 
 class GroupedBatchNorm2d(nn.BatchNorm2d):
@@ -79,12 +77,14 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
     """
 
     group_size: int
-    pending: tuple[Tensor, Tensor, int] | None
+    pending: Tensor
+    """(3, C): sums of the means and of the variances of the groups since the last commit, and how many there were."""
 
     def __init__(self, num_features: int, group_size: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__(num_features, eps=eps, momentum=momentum)
         self.group_size = group_size
-        self.pending = None
+        # a buffer, always there and of one shape: a compiler sees the same module in every pass
+        self.register_buffer("pending", torch.zeros(3, num_features), persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name for it
         """Normalise (N, C, H, W) group by group."""
@@ -92,25 +92,18 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
             return super().forward(input)
         groups = count_groups(len(input), self.group_size)
         if groups == 1:
-            means, variances = (torch.zeros_like(self.weight.detach())[None] for _ in range(2))
-            out = F.batch_norm(input, means[0], variances[0], self.weight, self.bias, True, 1.0, self.eps)
+            statistics = torch.zeros_like(self.pending[:2])[:, None]
+            mean, variance = statistics[:, 0].unbind()
+            out = F.batch_norm(input, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
         elif torch.compiler.is_compiling():
-            out, means, variances = normalize_groups(input, self.weight, self.bias, groups, self.eps)
+            out, statistics = normalize_groups(input, self.weight, self.bias, groups, self.eps)
         else:
             result = _NormalizeGroups.apply(input, self.weight, self.bias, groups, self.eps)
-            out, means, variances = cast(tuple[Tensor, Tensor, Tensor], result)
-        self._add(means.sum(0), variances.sum(0), groups)
+            out, statistics = cast(tuple[Tensor, Tensor], result)
+        with torch.no_grad():
+            self.pending[:2] += statistics.sum(1)
+            self.pending[2] += groups
         return out
-
-    @torch.no_grad()
-    def _add(self, mean: Tensor, variance: Tensor, groups: int) -> None:
-        if self.pending is not None:
-            mean, variance, groups = (
-                mean + self.pending[0],
-                variance + self.pending[1],
-                groups + self.pending[2],
-            )
-        self.pending = (mean, variance, groups)
 
 
 class GroupedBatchNormAct2d(GroupedBatchNorm2d):
@@ -159,18 +152,32 @@ def group_norms(module: nn.Module, group_size: int) -> None:
 
 
 @torch.no_grad()
-def commit_statistics(module: nn.Module) -> None:
-    """Move all running statistics in `module` by the mean over all the processes' groups since the last call."""
-    norms = [norm for norm in module.modules() if isinstance(norm, GroupedBatchNorm2d) and norm.pending is not None]
-    if not norms:
-        return
-    seen = [norm.pending for norm in norms if norm.pending is not None]
-    means = mean_over_processes([total / groups for mean, variance, groups in seen for total in (mean, variance)])
-    for norm, mean, variance in zip(norms, means[::2], means[1::2], strict=True):
-        momentum = norm.momentum or 0.0
-        for running, new in ((norm.running_mean, mean), (norm.running_var, variance)):
-            assert running is not None
-            running.mul_(1 - momentum).add_(new.to(running.dtype), alpha=momentum)
-        assert norm.num_batches_tracked is not None
-        norm.num_batches_tracked += 1
-        norm.pending = None
+def commit_statistics(module: nn.Module) -> Tensor:
+    """Move all running statistics in `module` by the mean over all the processes' groups since the last call.
+
+    Returns:
+        0, or NaN if any of the statistics was not finite: to be added to the loss that is reported.
+    """
+    spoiled: list[Tensor] = []
+    by_momentum: dict[float, list[GroupedBatchNorm2d]] = {}
+    for norm in module.modules():
+        if isinstance(norm, GroupedBatchNorm2d):
+            by_momentum.setdefault(norm.momentum or 0.0, []).append(norm)
+    for momentum, norms in by_momentum.items():
+        pending = torch.cat([norm.pending for norm in norms], dim=1)  # all the channels at once, (3, sum of C)
+        groups = pending[2]
+        spoiled.append(0.0 * pending.sum())
+        (seen,) = mean_over_processes([pending[:2] / groups.clamp(min=1)])
+        running = [[norm.running_mean for norm in norms], [norm.running_var for norm in norms]]
+        share = (groups > 0).to(groups.dtype) * momentum  # a norm that saw nothing stays
+        for row, old in enumerate(running):
+            assert all(value is not None for value in old)
+            values = cast(list[Tensor], old)
+            moved = torch.cat(values)
+            moved += share * (seen[row] - moved)
+            torch._foreach_copy_(values, list(moved.split([len(value) for value in values])))  # type: ignore[attr-defined]
+        counts = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
+        saw = [(norm.pending[2, 0] > 0).to(torch.int64) for norm in norms]
+        torch._foreach_add_(counts, saw)  # type: ignore[attr-defined]
+        torch._foreach_zero_([norm.pending for norm in norms])  # type: ignore[attr-defined]
+    return torch.stack(spoiled).sum() if spoiled else torch.zeros(())

@@ -1,15 +1,20 @@
 """InfoNCE against many negatives in bounded memory.
 
-Shapes: n queries, M negatives, C channels.
+Shapes: B batches (groups, each with negatives of its own), n queries, M negatives, C channels.
 
 The logits matrix (n x M) of the region losses is too large to keep: at the published size one P4 loss has 42 million
 entries a group of 32. It is visited in tiles. While a tile is there its softmax also weighs the negatives, because the
 gradient of a log-sum-exp is just that weighted mean (what attention computes with the negatives as both keys and
-values), so that nothing is computed again in the backward pass and no tile is kept.
+values), so that nothing is computed again in the backward pass and no tile is kept. On GPUs one Triton kernel does the
+same (`infonce_triton.py`) where products are in 16 bits.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
+import itertools
+from types import ModuleType
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -19,29 +24,27 @@ TILE_QUERIES, TILE_NEGATIVES = 2048, 2048  # 16 MB of float32 logits at a time
 
 
 class _LogSumExp(torch.autograd.Function):
-    """log(sum(exp(queries @ negatives.T / temperature))) a query, and the largest logit, tile by tile."""
+    """log(sum(exp(queries @ negatives.T / temperature))) a query, (B, n), and the largest logit."""
 
     @staticmethod
     def forward(
         ctx: Any, queries: Tensor, negatives: Tensor, temperature: float, matmul_dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        wide = torch.promote_types(queries.dtype, torch.float32)
-        n, width = queries.shape
-        total = queries.new_full((n,), -torch.inf, dtype=wide)
-        largest = total.clone()
-        mean = queries.new_zeros((n, width), dtype=wide) if queries.requires_grad else None
-        for rows in _tiles(n, TILE_QUERIES):
-            tile_queries = (queries[rows] / temperature).to(matmul_dtype)
-            for columns in _tiles(len(negatives), TILE_NEGATIVES):
-                tile = negatives[columns].to(matmul_dtype)
-                logits = (tile_queries @ tile.T).to(wide)
-                largest[rows] = torch.maximum(largest[rows], logits.amax(dim=1))
-                before = total[rows]
-                after = torch.logaddexp(before, logits.logsumexp(dim=1))
-                if mean is not None:
-                    shares = logits.sub_(after[:, None]).exp_().to(matmul_dtype)
-                    mean[rows] = mean[rows] * (before - after).exp()[:, None] + (shares @ tile).to(wide)
-                total[rows] = after
+        kernel = _kernel(queries, negatives, matmul_dtype)
+        if kernel is not None:
+            total, largest, mean = kernel.visit_negatives(
+                queries.to(matmul_dtype), negatives.to(matmul_dtype), temperature, with_mean=queries.requires_grad
+            )
+        else:
+            wide = torch.promote_types(queries.dtype, torch.float32)
+            total = queries.new_full(queries.shape[:2], -torch.inf, dtype=wide)
+            largest = total.clone()
+            mean = queries.new_zeros(queries.shape, dtype=wide) if queries.requires_grad else None
+            for batch in range(len(queries)):
+                _visit(
+                    queries[batch], negatives[batch], temperature, matmul_dtype,
+                    total[batch], largest[batch], None if mean is None else mean[batch],
+                )  # fmt: skip
         ctx.temperature, ctx.matmul_dtype = temperature, matmul_dtype
         keep_all = negatives.requires_grad
         ctx.save_for_backward(mean, *((queries, negatives, total) if keep_all else ()))
@@ -52,26 +55,68 @@ class _LogSumExp(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         grad = grads[0]
         mean, *saved = ctx.saved_tensors
-        grad_queries = None if mean is None else grad[:, None] * mean / ctx.temperature
+        grad_queries = None if mean is None else grad[..., None] * mean / ctx.temperature
         if not saved:
             return grad_queries, None, None, None
         queries, negatives, total = saved
         grad_negatives = torch.zeros_like(negatives, dtype=total.dtype)
-        for rows in _tiles(len(queries), TILE_QUERIES):
-            tile_queries = (queries[rows] / ctx.temperature).to(ctx.matmul_dtype)
-            for columns in _tiles(len(negatives), TILE_NEGATIVES):
-                logits = (tile_queries @ negatives[columns].to(ctx.matmul_dtype).T).to(total.dtype)
-                shares = (logits - total[rows, None]).exp_() * grad[rows, None]
-                grad_negatives[columns] += (shares.to(ctx.matmul_dtype).T @ tile_queries).to(total.dtype)
+        for batch in range(len(queries)):
+            for rows, columns in _tiles(queries.shape[1], negatives.shape[1]):
+                tile_queries = (queries[batch, rows] / ctx.temperature).to(ctx.matmul_dtype)
+                logits = (tile_queries @ negatives[batch, columns].to(ctx.matmul_dtype).T).to(total.dtype)
+                shares = (logits - total[batch, rows, None]).exp_() * grad[batch, rows, None]
+                grad_negatives[batch, columns] += (shares.to(ctx.matmul_dtype).T @ tile_queries).to(total.dtype)
         return grad_queries, grad_negatives.to(negatives.dtype), None, None
 
 
-def _tiles(length: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+def _visit(
+    queries: Tensor, negatives: Tensor, temperature: float, matmul_dtype: torch.dtype,
+    total: Tensor, largest: Tensor, mean: Tensor | None,
+) -> None:  # fmt: skip
+    """Add all negatives (M, C) to what is known of the queries (n, C), tile by tile."""
+    wide = total.dtype
+    for rows, columns in _tiles(len(queries), len(negatives)):
+        tile_queries = (queries[rows] / temperature).to(matmul_dtype)
+        tile = negatives[columns].to(matmul_dtype)
+        logits = (tile_queries @ tile.T).to(wide)
+        largest[rows] = torch.maximum(largest[rows], logits.amax(dim=1))
+        before = total[rows].clone()
+        after = torch.logaddexp(before, logits.logsumexp(dim=1))
+        if mean is not None:
+            shares = logits.sub_(after[:, None]).exp_().to(matmul_dtype)
+            mean[rows] = mean[rows] * (before - after).exp()[:, None] + (shares @ tile).to(wide)
+        total[rows] = after
+
+
+def _tiles(queries: int, negatives: int) -> list[tuple[slice, slice]]:
+    """Rows and columns of the tiles: few queries leave room for more negatives in each."""
+    rows = min(max(queries, 1), TILE_QUERIES)
+    columns = TILE_QUERIES * TILE_NEGATIVES // rows
+    starts = itertools.product(range(0, queries, rows), range(0, negatives, columns))
+    return [(slice(i, i + rows), slice(j, j + columns)) for i, j in starts]
+
+
+def _kernel(queries: Tensor, negatives: Tensor, matmul_dtype: torch.dtype) -> ModuleType | None:
+    """The Triton kernel, where it can do this work."""
+    if queries.device.type != "cuda" or matmul_dtype not in (torch.bfloat16, torch.float16):
+        return None
+    if negatives.requires_grad or negatives.shape[1] == 0 or queries.shape[1] == 0:
+        return None
+    module = _find_kernel()
+    fits = module is not None and queries.shape[2] <= module.WIDEST and module.works(queries.device, matmul_dtype)
+    return module if fits else None
+
+
+@functools.cache
+def _find_kernel() -> ModuleType | None:
+    try:
+        return importlib.import_module("resim.model.infonce_triton")
+    except ImportError:  # Triton comes with PyTorch's builds for GPUs on Linux alone
+        return None
 
 
 class Contrast(NamedTuple):
-    """What `info_nce` finds for each query: (n,) each."""
+    """What `info_nce` finds for each query: (n,) or (B, n) each."""
 
     loss: Tensor
     """-log softmax of the positive among the positive and all negatives."""
@@ -92,15 +137,15 @@ def info_nce(
     Peak memory grows with n + M, not with n * M. Gradients reach all three inputs where they are asked for.
 
     Args:
-        queries: (n, C), L2-normalised.
-        positives: (n, C), L2-normalised.
-        negatives: (M, C), L2-normalised; M may be 0.
+        queries: (n, C), or (B, n, C) where each of B batches has negatives of its own; L2-normalised.
+        positives: of the same shape, L2-normalised.
+        negatives: (M, C) or (B, M, C), L2-normalised; M may be 0.
         temperature: divides every similarity.
         matmul_dtype: dtype of the products with the negatives, the sums are in float32 at least;
             default: the queries' own.
 
     Returns:
-        Per-query loss and whether the positive comes first, (n,) each.
+        Per-query loss and whether the positive comes first, (n,) or (B, n) each.
 
     Raises:
         ValueError: the shapes do not belong together.
@@ -108,17 +153,20 @@ def info_nce(
     Source: van den Oord et al., arXiv 1807.03748; He et al., arXiv 1911.05722, equation 1.
     """
     if (
-        queries.dim() != 2
+        queries.dim() not in (2, 3)
         or positives.shape != queries.shape
-        or negatives.dim() != 2
-        or negatives.shape[1] != queries.shape[1]
+        or negatives.dim() != queries.dim()
+        or (*negatives.shape[:-2], negatives.shape[-1]) != (*queries.shape[:-2], queries.shape[-1])
     ):
         raise ValueError(
-            f"queries (n, C), positives (n, C) and negatives (M, C) are needed, not {tuple(queries.shape)}, "
-            f"{tuple(positives.shape)} and {tuple(negatives.shape)}"
+            f"queries (n, C), positives (n, C) and negatives (M, C), or batches of them, are needed, not "
+            f"{tuple(queries.shape)}, {tuple(positives.shape)} and {tuple(negatives.shape)}"
         )
     wide = torch.promote_types(queries.dtype, torch.float32)
-    positive = (queries.to(wide) * positives.to(wide)).sum(dim=1) / temperature
+    positive = (queries.to(wide) * positives.to(wide)).sum(dim=-1) / temperature
+    batched = (queries, negatives) if queries.dim() == 3 else (queries[None], negatives[None])
     dtype = matmul_dtype or queries.dtype
-    total, largest = cast(tuple[Tensor, Tensor], _LogSumExp.apply(queries, negatives, temperature, dtype))
+    total, largest = cast(tuple[Tensor, Tensor], _LogSumExp.apply(*batched, temperature, dtype))
+    if queries.dim() == 2:
+        total, largest = total[0], largest[0]
     return Contrast(torch.logaddexp(positive, total) - positive, positive > largest)

@@ -11,6 +11,7 @@ Source: Xiao et al., ICCV 2021 (arXiv 2103.12902), sections 3.1 to 3.3; He et al
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from resim.model.collective import exchange_rows, gather_rows, inverse_order, world
+from resim.model.collective import Coming, exchange_rows, gather_rows, inverse_order, world
 from resim.model.encoder import Encoder, ModelConfig
 from resim.model.grouped_norm import commit_statistics, count_groups
 from resim.model.infonce import Contrast, info_nce
@@ -27,34 +28,52 @@ from resim.model.published import translate_published
 from resim.regions.level import key_cells
 from resim.regions.pooling import precise_roi_pool
 from resim.regions.windows import inside_view, map_windows
-from resim.views.views import Views
+from resim.views.views import Views, send
 
 EncoderForward = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
 
 
 @dataclass(frozen=True)
 class LevelKeys:
-    """The key side of one level, without gradient."""
+    """The key side of one level, without gradient. What comes from other processes is waited for when first read."""
 
     windows: Tensor
     """(R, 4) float64, the grid over every query view, px."""
     valid: Tensor
     """(N, R) bool: the window lies wholly inside the key view."""
-    positives: Tensor
-    """(N, R, C), L2-normalised."""
-    cells: Tensor
-    """Negatives: (N, cells, C) of this process's images, or (M, C) of all the processes' where the level says "all"."""
+    coming_positives: Coming
+    coming_cells: Coming
+
+    @functools.cached_property
+    def positives(self) -> Tensor:
+        """(N, R, C), L2-normalised."""
+        return self.coming_positives()
+
+    @functools.cached_property
+    def cells(self) -> Tensor:
+        """Negatives: (N, cells, C) of this process's images, or (M, C) of all processes' where the level says "all"."""
+        return self.coming_cells()
 
 
 @dataclass(frozen=True)
 class Keys:
     """What a step's queries are compared with. Everything is in the order of the queries, shuffling undone."""
 
-    vectors: Tensor
-    """(N, D), L2-normalised: this process's keys."""
-    all_vectors: Tensor
-    """(W * N, D): all the processes' keys, which enter the queue."""
+    coming_vectors: Coming
+    images: int
+    """N, of this process."""
     levels: dict[str, LevelKeys]
+
+    @functools.cached_property
+    def all_vectors(self) -> Tensor:
+        """(W * N, D): all the processes' keys, which enter the queue."""
+        return self.coming_vectors()
+
+    @property
+    def vectors(self) -> Tensor:
+        """(N, D), L2-normalised: this process's keys."""
+        rank, _ = world()
+        return self.all_vectors[rank * self.images : (rank + 1) * self.images]
 
 
 class ReSim(nn.Module):
@@ -146,8 +165,12 @@ class ReSim(nn.Module):
             boxes = map_windows(grid.to(views_q.crops.device), views_q.crops, views_k.crops, size, **flips)
             inside = inside_view(boxes, size)
             boxes = torch.where(inside[..., None], boxes, 0.0)  # an empty box pools to 0
-            mapped[name], valid[name] = exchange_rows(boxes.to(device), order), inside.to(device)
-        images = exchange_rows(views_k.images, order)
+            mapped[name], valid[name] = exchange_rows(send(boxes, device), order), send(inside, device)
+        images = views_k.images
+        if matmul is not None and world()[1] > 1:
+            images = images.to(matmul)  # what autocast's first convolution would make of them, at half the bytes
+        images = exchange_rows(images, order)()
+        boxes_of = {name: boxes() for name, boxes in mapped.items()}
         vectors: list[Tensor] = []
         pooled: dict[str, list[Tensor]] = {name: [] for name in windows}
         cells: dict[str, list[Tensor]] = {name: [] for name in windows}
@@ -160,28 +183,24 @@ class ReSim(nn.Module):
                 vectors.append(F.normalize(_wide(vector), dim=1))
                 for level in self.config.levels:
                     features = _wide(maps[level.name])
-                    pooled[level.name].append(_regions(features, mapped[level.name][part], level.stride))
+                    pooled[level.name].append(_regions(features, boxes_of[level.name][part], level.stride))
                     cells[level.name].append(key_cells(features).to(matmul or features.dtype))
         back = inverse_order(order)
         shuffled = gather_rows(torch.cat(vectors))
-        all_vectors = shuffled if back is None else shuffled[back.to(device)]
-        rank, _ = world()
-        return Keys(
-            vectors=all_vectors[rank * len(images) : (rank + 1) * len(images)],
-            all_vectors=all_vectors,
-            levels={
-                level.name: LevelKeys(
-                    windows=windows[level.name].to(device),
-                    valid=valid[level.name],
-                    positives=exchange_rows(torch.cat(pooled[level.name]), back),
-                    # "all": a set, whose order the loss does not see
-                    cells=gather_rows(torch.cat(cells[level.name])).flatten(0, 1)
-                    if level.negatives == "all"
-                    else exchange_rows(torch.cat(cells[level.name]), back),
-                )
-                for level in self.config.levels
-            },
-        )
+        levels = {}
+        for level in self.config.levels:
+            all_cells = torch.cat(cells[level.name])
+            levels[level.name] = LevelKeys(
+                windows=send(windows[level.name], device),
+                valid=valid[level.name],
+                coming_positives=exchange_rows(torch.cat(pooled[level.name]), back),
+                # "all": a set, whose order the loss does not see
+                coming_cells=gather_rows(all_cells).then(lambda rows: rows.flatten(0, 1))
+                if level.negatives == "all"
+                else exchange_rows(all_cells, back),
+            )
+        in_order = shuffled if back is None else shuffled.then(lambda rows: rows[send(back, device)])
+        return Keys(in_order, len(images), levels)
 
     def query_losses(
         self, images: Tensor, keys: Keys, *, first_group: int = 0, encoder: EncoderForward | None = None
@@ -202,40 +221,27 @@ class ReSim(nn.Module):
         vectors, maps = (self.query if encoder is None else encoder)(images)
         device = images.device
         matmul = _matmul_dtype(device)
-        contrasts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
+        here = slice(first_group * per_group, first_group * per_group + len(images))
+        means: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         with torch.autocast(device.type, enabled=False):
             vectors = F.normalize(_wide(vectors), dim=1)
-            regions = {
-                level.name: _regions(_wide(maps[level.name]), keys.levels[level.name].windows, level.stride)
-                for level in self.config.levels
-            }
-            queue = self.queue.to(vectors.dtype)
-            for group in range(groups):
-                here = slice(group * per_group, (group + 1) * per_group)
-                there = slice((first_group + group) * per_group, (first_group + group + 1) * per_group)
+            contrast = info_nce(
+                vectors, keys.vectors[here], self.queue.to(vectors.dtype), temperature=self.config.temperature
+            )
+            means["instance"] = _mean(contrast, torch.ones(len(images), dtype=torch.bool, device=device), groups)
+            for level in self.config.levels:
+                level_keys = keys.levels[level.name]
+                regions = _regions(_wide(maps[level.name]), level_keys.windows, level.stride).flatten(0, 1)
+                positives = level_keys.positives[here].flatten(0, 1)
+                negatives = level_keys.cells
+                if level.negatives == "group":
+                    regions, positives = (x.unflatten(0, (groups, -1)) for x in (regions, positives))
+                    negatives = negatives[here].flatten(0, 1).unflatten(0, (groups, -1))
                 contrast = info_nce(
-                    vectors[here],
-                    keys.vectors[there],
-                    queue.to(vectors.dtype),
-                    temperature=self.config.temperature,
+                    regions, positives, negatives, temperature=self.config.temperature, matmul_dtype=matmul
                 )
-                everyone = torch.ones(per_group, dtype=torch.bool, device=device)
-                contrasts.setdefault("instance", []).append(_mean(contrast, everyone))
-                for level in self.config.levels:
-                    level_keys = keys.levels[level.name]
-                    negatives = level_keys.cells if level.negatives == "all" else level_keys.cells[there].flatten(0, 1)
-                    contrast = info_nce(
-                        regions[level.name][here].flatten(0, 1),
-                        level_keys.positives[there].flatten(0, 1),
-                        negatives,
-                        temperature=self.config.temperature,
-                        matmul_dtype=matmul,
-                    )
-                    contrasts.setdefault(level.name, []).append(_mean(contrast, level_keys.valid[there].flatten()))
+                means[level.name] = _mean(contrast, level_keys.valid[here], groups)
         weights = {"instance": 1.0} | {level.name: level.weight for level in self.config.levels}
-        means = {
-            name: [torch.stack(column).mean() for column in zip(*rows, strict=True)] for name, rows in contrasts.items()
-        }
         losses = {name: columns[0] for name, columns in means.items()}
         losses["total"] = torch.stack([losses[name] * weight for name, weight in weights.items()]).sum()
         losses |= {f"accuracy/{name}": columns[1] for name, columns in means.items()}
@@ -243,17 +249,21 @@ class ReSim(nn.Module):
         return losses
 
     @torch.no_grad()
-    def finish_step(self, keys: Keys) -> None:
-        """In training mode: all the processes' keys enter the queue, first in first out; running statistics move."""
+    def finish_step(self, keys: Keys) -> Tensor | None:
+        """In training mode: all the processes' keys enter the queue, first in first out; running statistics move.
+
+        Returns:
+            0, or NaN if a BatchNorm saw what is not finite; None where nothing moved.
+        """
         if not self.training:
-            return
+            return None
         capacity = len(self.queue)
         new = keys.all_vectors[-capacity:].to(self.queue.dtype)
         skipped = len(keys.all_vectors) - len(new)
         place = (self.queue_position + skipped + torch.arange(len(new), device=self.queue.device)) % capacity
         self.queue[place] = new
         self.queue_position.copy_((self.queue_position + len(keys.all_vectors)) % capacity)
-        commit_statistics(self)
+        return commit_statistics(self)
 
     def load_published(self, state: dict[str, Tensor]) -> None:
         """Load the `state_dict` of a published ReSim-FPN checkpoint, whole: names with or without `module.`.
@@ -296,12 +306,13 @@ def _regions(features: Tensor, boxes: Tensor, stride: int) -> Tensor:
     return F.normalize(precise_roi_pool(features, boxes, stride), dim=-1)
 
 
-def _mean(contrast: Contrast, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean loss and accuracy over the valid queries (0 if there are none), and the share of them."""
-    count = valid.sum().clamp(min=1)
+def _mean(contrast: Contrast, valid: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss and accuracy of the valid queries (0 if there are none) and the share of them: means over groups."""
+    loss, correct, valid = (x.reshape(groups, -1) for x in (*contrast, valid))
+    count = valid.sum(1).clamp(min=1)
     return (
-        torch.where(valid, contrast.loss, 0.0).sum() / count,
-        (contrast.correct & valid).sum() / count,
+        (torch.where(valid, loss, 0.0).sum(1) / count).mean(),
+        ((correct & valid).sum(1) / count).mean(),
         valid.float().mean(),
     )
 

@@ -18,6 +18,7 @@ from resim.views.crops import ViewsConfig
 from resim.views.decode import BadImageError, Photo
 from resim.views.loader import PairBatch, PairDataset, collate
 from resim.views.photometric import MEAN, STD
+from resim.views.shards import split_member_path
 from resim.views.views import Views
 
 _THUMBNAIL_PX = 320
@@ -90,9 +91,13 @@ def batch_pictures(
     )
     names = [paths[i] for i in batch.indices[chosen]]
     sources = [_thumbnail(name, flip) for name, flip in zip(names, batch.flips[chosen], strict=True)]
-    return pair_pictures(
-        views_q, views_k, levels, titles=[printable(Path(name).name) for name in names], sources=sources
-    )
+    return pair_pictures(views_q, views_k, levels, titles=[printable(_name(name)) for name in names], sources=sources)
+
+
+def _name(path: str) -> str:
+    """The file's name; in a shard, its own."""
+    in_tar = split_member_path(path)
+    return Path(path if in_tar is None else in_tar[1].name).name
 
 
 def _thumbnail(path: str, flip: bool) -> tuple[np.ndarray, float] | None:

@@ -33,6 +33,7 @@ from resim.training.provenance import versions
 from resim.training.schedule import learning_rate
 from resim.training.starting import read_start, start
 from resim.training.step import Stepper, make_stepper
+from resim.views.finish import Finisher
 from resim.views.folder import PathList, find_images
 from resim.views.loader import (
     BatchOrder,
@@ -138,9 +139,10 @@ def pretrain(
         dataset = PairDataset(paths, recipe.views, optim.seed)
         order = BatchOrder(
             len(paths), optim.batch_size, seed=optim.seed, start_step=step, end_step=end,
-            rank=processes.rank, processes=processes.count,
+            rank=processes.rank, processes=processes.count, shards=paths.shards,
         )  # fmt: skip
         loader = make_loader(dataset, order, workers=workers, pin_memory=processes.device.type == "cuda")
+        finish = Finisher(recipe.views, processes.device)
         bad_files = run_folder.BadFiles(out, processes, run.max_bad_share)
 
         def checkpoint(done: int) -> None:
@@ -172,7 +174,7 @@ def pretrain(
                 lr = learning_rate(optim, epoch)
                 for group in stepper.optimizer.param_groups:
                     group["lr"] = lr
-                views_q, views_k = batch.views(recipe.views, processes.device)
+                views_q, views_k = finish(batch)
                 losses = stepper(views_q, views_k, shuffle_order(optim.batch_size, optim.seed, step))
                 if step % steps == 0 and processes.first and run.picture_every and epoch % run.picture_every == 0:
                     _draw(out, log, recipe, batch, (views_q, views_k), paths, epoch, step)

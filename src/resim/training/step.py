@@ -67,7 +67,9 @@ class Stepper:
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach() * share
         self.optimizer.step()
-        self.model.finish_step(keys)
+        spoiled = self.model.finish_step(keys)
+        if spoiled is not None:
+            sums["total"] = sums["total"] + spoiled
         return sums
 
 

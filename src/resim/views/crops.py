@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from resim.fields import check_fields
@@ -163,20 +165,43 @@ def cut_views(photo: Photo, flip: bool, draws: Sequence[Draw], size: int) -> np.
     Raises:
         BadImageError: the pixels cannot be decoded.
     """
-    reduction = min(min(draw.crop[2:]) for draw in draws) / size
-    image = photo.decode(reduction)
-    # a JPEG decoder scales by 1 / n and rounds sizes up: a quotient of the sizes would shift the far edge
-    scale = 1 / round(max(photo.width, photo.height) / max(image.size))
+    pixels = photo.pixels(min(min(draw.crop[2:]) for draw in draws) / size)
+    whole = pixels.shape[:2] == (photo.height, photo.width)
     views = np.empty((len(draws), size, size, 3), dtype=np.uint8)
     for i, draw in enumerate(draws):
         top, left, height, width = draw.crop
         if flip:  # a crop of the mirrored image is the mirrored crop of the image
             left = photo.width - left - width
-        box = (left * scale, top * scale, (left + width) * scale, (top + height) * scale)
-        if image.size == (photo.width, photo.height):
-            view = image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BILINEAR)
-        else:
-            view = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
-        pixels = np.asarray(view)
-        views[i] = pixels[:, ::-1] if flip != draw.flipped else pixels
+        view = (
+            _resize(pixels[top : top + height, left : left + width], size)
+            if whole
+            else _resize_part(pixels, (left, top, left + width, top + height), photo, size)
+        )
+        views[i] = view[:, ::-1] if flip != draw.flipped else view
     return views
+
+
+def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
+    """(H, W, 3) uint8 to (size, size, 3) by PyTorch, whose 8-bit bilinear resizing is Pillow's to one gray level."""
+    images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    resized = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
+
+
+def _resize_part(pixels: np.ndarray, box: tuple[int, int, int, int], photo: Photo, size: int) -> np.ndarray:
+    """A crop of an image that was decoded at a smaller scale, where it begins and ends between two pixels: by Pillow.
+
+    Of the pixels only those that lie wholly in the crop are used: the outermost stand for what is cut through.
+    """
+    # a JPEG decoder scales by 1 / n and rounds sizes up: a quotient of the sizes would shift the far edge
+    reduction = round(max(photo.width, photo.height) / max(pixels.shape[:2]))
+    x0, y0, x1, y1 = (edge / reduction for edge in box)
+    left, top = math.ceil(x0), math.ceil(y0)
+    right, bottom = (
+        end if edge == limit else int(end)
+        for end, edge, limit in ((x1, box[2], photo.width), (y1, box[3], photo.height))
+    )
+    inside = pixels[top : math.ceil(bottom), left : math.ceil(right)]
+    padded = Image.fromarray(np.pad(inside, ((1, 1), (1, 1), (0, 0)), mode="edge"))
+    part = (x0 - left + 1, y0 - top + 1, x1 - left + 1, y1 - top + 1)
+    return np.asarray(padded.resize((size, size), Image.Resampling.BILINEAR, box=part))

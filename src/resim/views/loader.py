@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,12 +21,14 @@ from resim.errors import UserError
 from resim.views.crops import NO_JITTER, Draw, ViewsConfig, cut_views, draw_views, sample_generator
 from resim.views.decode import BadImageError, Photo
 from resim.views.photometric import augment, blur_reach
+from resim.views.shards import shard_order
 from resim.views.views import Views
 
 S = TypeVar("S")
 K = TypeVar("K")
 B = TypeVar("B")
 _TRIES = 20  # draws in a row that may be undecodable
+PART = 32  # images that a worker hands over at once: a batch is made of parts, so that few images wait in memory
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,9 @@ class PairDataset(Dataset[Sample]):
 class BatchOrder(Sampler[list[tuple[int, int]]]):
     """This process's part of every batch, from a given step to the end of the run, across epochs.
 
-    An epoch is a permutation drawn from (seed, epoch); its incomplete last batch is dropped. Of each batch, process r
-    of W has the r-th run of batch / W images.
+    An epoch is a permutation drawn from (seed, epoch), of images in shards one that reads these front to back
+    (`shards`: how many images in each); its incomplete last batch is dropped. Of each batch, process r of W has the
+    r-th run of batch / W images.
     """
 
     def __init__(
@@ -123,8 +127,9 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
         end_step: int,
         rank: int = 0,
         processes: int = 1,
+        shards: Sequence[int] = (),
     ) -> None:
-        self.images, self.batch, self.seed = images, batch, seed
+        self.images, self.batch, self.seed, self.shards = images, batch, seed, shards
         self.start_step, self.end_step, self.rank, self.processes = start_step, end_step, rank, processes
 
     def __len__(self) -> int:
@@ -137,7 +142,11 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
         for step in range(self.start_step, self.end_step):
             if step // steps != epoch:
                 epoch = step // steps
-                order = epoch_order(self.images, self.seed, epoch)
+                order = (
+                    shard_order(self.shards, self.seed, epoch)
+                    if self.shards
+                    else epoch_order(self.images, self.seed, epoch)
+                )
             start = (step % steps) * self.batch + self.rank * part
             yield [(epoch, int(i)) for i in order[start : start + part]]
 
@@ -164,6 +173,22 @@ def collate(samples: list[Sample]) -> PairBatch:
     )
 
 
+class _Parts(Sampler[list[tuple[int, int]]]):
+    """Batches in parts of at most `PART` images, for the workers; `per_batch`: parts of each batch."""
+
+    def __init__(self, order: BatchOrder) -> None:
+        self.order = order
+        self.per_batch = -(-order.batch // order.processes // PART)
+
+    def __len__(self) -> int:
+        return len(self.order) * self.per_batch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for keys in self.order:
+            for start in range(0, len(keys), PART):
+                yield keys[start : start + PART]
+
+
 def make_loader(
     dataset: Dataset[S],
     order: Sampler[list[K]],
@@ -174,6 +199,8 @@ def make_loader(
 ) -> DataLoader[B]:
     """Batches in the given order, decoded by `workers` processes (0: in this one).
 
+    Those of a `BatchOrder` come in parts, which `read_batches` puts together.
+
     Args:
         dataset: samples by key.
         order: the keys of each batch.
@@ -181,17 +208,36 @@ def make_loader(
         pin_memory: into page-locked memory.
         join: makes a batch of samples.
     """
+    parts = _Parts(order) if isinstance(order, BatchOrder) else order
+    per_batch = parts.per_batch if isinstance(parts, _Parts) else 1
     loader: DataLoader[Any] = DataLoader(
         dataset,
-        batch_sampler=order,
+        batch_sampler=parts,
         collate_fn=join,
         num_workers=workers,
         pin_memory=pin_memory,
-        prefetch_factor=2 if workers else None,
+        # two batches under way, or two parts a worker
+        prefetch_factor=max(2, -(-2 * per_batch // workers)) if workers else None,
         worker_init_fn=_leave_signals_to_the_parent if workers else None,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
     return loader
+
+
+def join_parts(parts: Sequence[PairBatch]) -> PairBatch:
+    """Parts of a batch, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0].pixels
+    pixels = first.new_empty((2, sum(map(len, parts)), *first.shape[2:]), pin_memory=first.is_pinned())
+    torch.cat([part.pixels for part in parts], dim=1, out=pixels)
+    return PairBatch(
+        pixels=pixels,
+        draws=([draw for part in parts for draw in part.draws[0]], [draw for part in parts for draw in part.draws[1]]),
+        flips=[flip for part in parts for flip in part.flips],
+        indices=[index for part in parts for index in part.indices],
+        bad=[file for part in parts for file in part.bad],
+    )
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
@@ -209,16 +255,22 @@ def _end_when_the_parent_asks() -> None:
 
 
 def read_batches(loader: DataLoader[PairBatch]) -> Generator[PairBatch, None, None]:
-    """The loader's batches.
+    """The loader's batches, each whole.
 
     Raises:
         UserError: so many files cannot be decoded that a pair could not be filled.
     """
-    for batch in loader:
-        if -1 in batch.indices:
-            last = batch.bad[-1]
+    order = loader.batch_sampler
+    assert isinstance(order, _Parts)
+    parts: list[PairBatch] = []
+    for part in loader:
+        if -1 in part.indices:
+            last = part.bad[-1]
             raise UserError(f"{_TRIES} images in a row cannot be decoded, the last is {last.path} ({last.reason})")
-        yield batch
+        parts.append(part)
+        if len(parts) == order.per_batch:
+            yield join_parts(parts)
+            parts = []
 
 
 @contextlib.contextmanager
@@ -230,10 +282,14 @@ def tell_of_killed_workers() -> Iterator[None]:
     """
     try:
         yield
+        return
     except RuntimeError as error:
         if not any("DataLoader worker" in str(e) for e in (error, error.__context__)):
             raise
-        raise UserError(
-            "a loader process was killed, is the memory full? Set --workers lower; "
-            "--resume goes on from the last checkpoint"
-        ) from None
+    except (ConnectionError, EOFError):  # it was killed while it handed over images
+        with contextlib.suppress(RuntimeError):
+            time.sleep(2)  # until PyTorch's signal, which would come at an even worse moment
+    raise UserError(
+        "a loader process was killed, is the memory full? Set --workers lower; "
+        "--resume goes on from the last checkpoint"
+    )

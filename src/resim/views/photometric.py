@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from resim.views.crops import NO_JITTER, Draw
+from resim.views.views import send
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LUMA = (0.2989, 0.587, 0.114)
@@ -22,7 +23,7 @@ _LUMA = (0.2989, 0.587, 0.114)
 
 def _each(factors: Sequence[float] | Tensor, like: Tensor) -> Tensor:
     """One factor an image, shaped to be multiplied with (N, C, S, S)."""
-    return torch.as_tensor(factors, dtype=like.dtype).to(like.device, non_blocking=True).view(-1, 1, 1, 1)
+    return send(torch.as_tensor(factors, dtype=like.dtype), like.device).view(-1, 1, 1, 1)
 
 
 def to_gray(images: Tensor) -> Tensor:
@@ -117,7 +118,7 @@ def augment(
     images = _jitter(images, draws)
     gray = [i for i, draw in enumerate(draws) if draw.gray]
     if gray:
-        chosen = torch.tensor(gray).to(images.device, non_blocking=True)
+        chosen = send(torch.tensor(gray), images.device)
         images[chosen] = to_gray(images[chosen]).expand(-1, 3, -1, -1)
     if order == "jitter-gray-blur":
         images = _blur(images, draws, blur_radius)
@@ -126,7 +127,7 @@ def augment(
 
 def normalize(images: Tensor) -> Tensor:
     """(N, 3, S, S) in [0, 1] -> ImageNet's mean 0 and standard deviation 1, a channel."""
-    mean, std = (torch.tensor(v, dtype=images.dtype).to(images.device, non_blocking=True) for v in (MEAN, STD))
+    mean, std = (send(torch.tensor(v, dtype=images.dtype), images.device) for v in (MEAN, STD))
     return images.sub(mean.view(3, 1, 1)).div_(std.view(3, 1, 1))
 
 
@@ -138,7 +139,7 @@ def blur_reach(sigma: float) -> int:
 def _blur(images: Tensor, draws: Sequence[Draw], radius: int) -> Tensor:
     blurred = [i for i, draw in enumerate(draws) if draw.sigma > 0]
     if blurred:
-        chosen = torch.tensor(blurred).to(images.device, non_blocking=True)
+        chosen = send(torch.tensor(blurred), images.device)
         sigmas = [draws[i].sigma for i in blurred]
         images[chosen] = gaussian_blur(images[chosen], sigmas, min(radius, images.shape[-1] - 1))
     return images
@@ -155,6 +156,6 @@ def _jitter(images: Tensor, draws: Sequence[Draw]) -> Tensor:
         for operation, adjust in enumerate(_OPERATIONS):
             now = np.flatnonzero(jittered & (order[:, turn] == operation))
             if len(now):
-                chosen = torch.from_numpy(now).to(images.device, non_blocking=True)
+                chosen = send(torch.from_numpy(now), images.device)
                 images[chosen] = adjust(images[chosen], torch.from_numpy(factors[now, operation]))
     return images

@@ -1,0 +1,195 @@
+"""MoCo v2 by this package and by others from PyPI: the same backbone, batch, image size and precision, in one run.
+
+    pip install lightly        # and, where it can be installed, solo-learn
+    python benchmarks/libraries.py --jpeg DIR [--device cuda --batch 256 --workers 16]
+
+Each row runs in a process of its own, the rows in turn, `--rounds` times. "step" has its views ready on the device;
+"fed" reads JPEG files with each library's own transforms. Others see the whole batch in BatchNorm; so do we here (the
+group is the batch). What cannot be installed or imported is told with its reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from resim import recipes
+from resim.bench.measure import peak_memory_gb, step_rate, time_turns, together_rate
+from resim.training.processes import Processes
+from resim.training.step import make_stepper
+from resim.views.folder import find_images
+from resim.views.views import Views
+
+ROWS = ("lightly", "solo-learn", "resim")
+
+
+class LightlyMoCo(nn.Module):
+    """MoCo v2 of lightly's parts, put together as its documentation does."""
+
+    def __init__(self, backbone: str) -> None:
+        from lightly.loss import NTXentLoss  # type: ignore[import-not-found]
+        from lightly.models.modules import MoCoProjectionHead  # type: ignore[import-not-found]
+
+        super().__init__()
+        network: Any = torchvision.models.get_model(backbone, weights=None)
+        width = network.fc.in_features
+        network.fc = nn.Identity()
+        self.query = nn.Sequential(network, MoCoProjectionHead(width, width, 128))
+        self.key = copy.deepcopy(self.query).requires_grad_(False)
+        self.criterion = NTXentLoss(temperature=0.2, memory_bank_size=(65536, 128))
+
+    def forward(self, images_q: Tensor, images_k: Tensor) -> Tensor:
+        """The loss."""
+        from lightly.models import utils  # type: ignore[import-not-found]
+
+        utils.update_momentum(self.query, self.key, 0.999)
+        queries = self.query(images_q)
+        with torch.no_grad():
+            shuffled, order = utils.batch_shuffle(images_k)
+            keys = utils.batch_unshuffle(self.key(shuffled), order)
+        return self.criterion(queries, keys)
+
+
+def lightly_loader(options: argparse.Namespace) -> Iterable[tuple[Tensor, Tensor]]:
+    from lightly.data import LightlyDataset  # type: ignore[import-not-found]
+    from lightly.transforms.moco_transform import MoCoV2Transform  # type: ignore[import-not-found]
+
+    dataset = LightlyDataset(options.jpeg, transform=MoCoV2Transform(input_size=options.image_size))
+    repeated = torch.utils.data.ConcatDataset([dataset] * (1 + 8 * options.batch // len(dataset)))
+    loader = torch.utils.data.DataLoader(
+        repeated, options.batch, shuffle=True, drop_last=True, num_workers=options.workers,
+        pin_memory=options.device == "cuda", persistent_workers=options.workers > 0,
+    )  # fmt: skip
+    while True:
+        for views, *_ in loader:
+            yield views[0], views[1]
+
+
+def run_lightly(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    torch.manual_seed(0)
+    model = LightlyMoCo(options.backbone).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(model.query.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-4)
+
+    def step(images_q: Tensor, images_k: Tensor) -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16"):
+            loss = model(images_q, images_k)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    images_q, images_k = random_images(options, device)
+    rate = time_turns(lambda: step(images_q, images_k), options.batch, options.seconds, device, warmup=2)
+    result: dict[str, Any] = {"step": rate.each, "memory": peak_memory_gb(device)}
+    if options.jpeg:
+        source = iter(lightly_loader(options))
+
+        def fed() -> None:
+            step(*(x.to(device, memory_format=torch.channels_last, non_blocking=True) for x in next(source)))
+
+        each = time_turns(fed, options.batch, options.seconds, device, warmup=2).each
+        result["fed"] = len(each) / sum(1 / e for e in each)
+    return result
+
+
+def run_solo(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    from solo.methods.mocov2plus import MoCoV2Plus  # type: ignore[import-not-found]
+
+    raise NotImplementedError(f"{MoCoV2Plus.__name__} could be imported: write its row")
+
+
+def run_resim(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    recipe = recipes.moco_v2()
+    recipe = dataclasses.replace(
+        recipe,
+        model=dataclasses.replace(recipe.model, backbone=options.backbone, group_size=options.batch),
+        views=dataclasses.replace(recipe.views, image_size=options.image_size),
+        optim=dataclasses.replace(recipe.optim, batch_size=options.batch),
+    )
+    alone = Processes(rank=0, count=1, device=device, cores=1)
+    stepper = make_stepper(recipe.model, recipe.optim, alone, precision=options.precision)
+    crops = torch.tensor([[0.0, 0.0, 200.0, 200.0]], dtype=torch.float64).expand(options.batch, 4)
+    views = [Views(images, crops) for images in random_images(options, device)]
+    rate = step_rate(stepper, (views[0], views[1]), options.seconds)
+    result: dict[str, Any] = {"step": rate.each, "memory": peak_memory_gb(device)}
+    if options.jpeg:
+        paths = find_images(options.jpeg)
+        result["fed"] = together_rate(stepper, paths, recipe, options.workers, options.seconds).median
+    return result
+
+
+def random_images(options: argparse.Namespace, device: torch.device) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    size = (2, options.batch, 3, options.image_size, options.image_size)
+    pair = torch.randn(size, generator=generator).to(device)
+    return pair[0].contiguous(memory_format=torch.channels_last), pair[1].contiguous(memory_format=torch.channels_last)
+
+
+RUN: dict[str, Callable[[argparse.Namespace, torch.device], dict[str, Any]]] = {
+    "lightly": run_lightly,
+    "solo-learn": run_solo,
+    "resim": run_resim,
+}
+
+
+def child(row: str, words: list[str]) -> dict[str, Any]:
+    done = subprocess.run([sys.executable, __file__, *words, "--row", row], capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        return {"error": lines[-1][:160] if lines else f"exit code {done.returncode}"}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--backbone", default="resnet50")
+    parser.add_argument("--batch", type=int, default=16, help="images a step")
+    parser.add_argument("--image-size", type=int, default=224, help="px")
+    parser.add_argument("--precision", default="bf16", choices=["bf16", "float32"])
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=2, help="processes of each row")
+    parser.add_argument("--jpeg", default="", help="folder of photographs")
+    parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.row:
+        warnings.simplefilter("ignore")
+        print(json.dumps(RUN[options.row](options, torch.device(options.device))))
+        return
+    if options.jpeg and not Path(options.jpeg).is_dir():
+        parser.error(f"{options.jpeg}: no such folder")
+    results: dict[str, list[dict[str, Any]]] = {row: [] for row in ROWS}
+    for _ in range(options.rounds):
+        for row in ROWS:
+            if not any("error" in result for result in results[row]):
+                results[row].append(child(row, sys.argv[1:]))
+    print(f"MoCo v2, {options.backbone}, {options.image_size} px, batch {options.batch}, {options.precision}")
+    print(f"{options.device}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}\n")
+    print(f"{'':<12}{'step, images/s':>16}{'least':>9}{'most':>9}{'peak GB':>9}{'fed, images/s':>15}")
+    for row, found in results.items():
+        if "error" in found[-1]:
+            print(f"{row:<12} cannot be run: {found[-1]['error']}")
+            continue
+        each = [rate for result in found for rate in result["step"]]
+        fed = [result["fed"] for result in found if "fed" in result]
+        told = f"{statistics.median(fed):.1f}" if fed else "-"
+        memory = max(result["memory"] for result in found)
+        print(f"{row:<12}{statistics.median(each):>16.1f}{min(each):>9.1f}{max(each):>9.1f}{memory:>9.2f}{told:>15}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""Images into tar shards: the webdataset layout, one file an image, in an order that is shuffled once."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import sys
+import tarfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from resim.errors import UserError
+from resim.views.decode import BadImageError, Photo
+from resim.views.loader import BadFile
+from resim.views.shards import INDEX, open_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackConfig:
+    """How images are packed."""
+
+    shard_mb: int = 512
+    """Size at which a shard is closed and the next one begun, MB."""
+    resize: int = 0
+    """Make images whose shorter side is longer than this as small as this, px; 0: copy every file as it is."""
+    quality: int = 92
+    """JPEG quality of the images that are made smaller."""
+    seed: int = 0
+    """Seed of the order."""
+    workers: int = 0
+    """Processes that read and make smaller; 0: none beside this one."""
+
+    def __post_init__(self) -> None:
+        limits = {
+            "shard_mb": (1, 2**20),
+            "resize": (0, 2**16),
+            "quality": (1, 100),
+            "seed": (0, 2**63),
+            "workers": (0, 512),
+        }
+        for name, (low, high) in limits.items():
+            if not low <= getattr(self, name) <= high:
+                raise ValueError(f"{name.replace('_', '-')} {getattr(self, name)}: must be {low} to {high}")
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What came of it."""
+
+    images: int
+    shards: int
+    bad: Sequence[BadFile]
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What is to be written of an image."""
+
+    path: str
+    data: bytes
+    ending: str
+
+
+class _Files(Dataset[_Content | BadFile]):
+    """What is to be written of each image, in the order of the shards."""
+
+    def __init__(self, paths: Sequence[str], order: np.ndarray, config: PackConfig) -> None:
+        self.paths, self.order, self.config = paths, order, config
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, place: int) -> _Content | BadFile:
+        path = self.paths[int(self.order[place])]
+        try:
+            return _Content(path, *_content(path, self.config))
+        except (BadImageError, OSError) as error:
+            return BadFile(path, str(error))
+
+
+def _content(path: str, config: PackConfig) -> tuple[bytes, str]:
+    photo = Photo(path)
+    short = min(photo.width, photo.height)
+    if not config.resize or short <= config.resize:
+        photo.close()
+        source = open_bytes(path)
+        data = Path(source).read_bytes() if isinstance(source, str) else source.getvalue()
+        return data, os.path.splitext(path)[1].lower()  # noqa: PTH122
+    scale = config.resize / short
+    size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
+    image = photo.decode(max(1.0, 1 / scale / 2))  # at least twice as large as it is to be
+    out = io.BytesIO()
+    image.resize(size, Image.Resampling.BICUBIC).save(out, format="jpeg", quality=config.quality)
+    return out.getvalue(), ".jpg"
+
+
+def pack(
+    paths: Sequence[str], out: Path, config: PackConfig, progress: Callable[[int], object] = lambda done: None
+) -> Packed:
+    """Write images into OUT/shard-000000.tar and so on, with an index of what is where.
+
+    A file keeps the stem of its name behind its number: 000000012-IMG_3.jpg. Everything is written beside `out` and
+    takes its place when it is whole.
+
+    Args:
+        paths: images.
+        out: a folder that is not there, or is empty.
+        config: how.
+        progress: told the number of images done, now and then.
+
+    Raises:
+        UserError: `out` holds something or cannot be written, the disk is full, or no image can be read.
+    """
+    out = Path(os.path.abspath(out))  # noqa: PTH100 - links stay as they are
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out}: is not empty; name a folder that is not there yet")
+    unfinished = out.parent / f".{out.name}.unfinished-{os.getpid()}"
+    try:
+        unfinished.mkdir(parents=True)
+        try:
+            packed = _write(paths, unfinished, config, progress)
+            if out.exists():
+                out.rmdir()
+            unfinished.rename(out)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"{error.filename or out}: cannot be written ({error.strerror or error})") from None
+    return packed
+
+
+def _write(paths: Sequence[str], folder: Path, config: PackConfig, progress: Callable[[int], object]) -> Packed:
+    order = np.random.default_rng([6, config.seed]).permutation(len(paths))
+    loader: DataLoader[Any] = DataLoader(
+        _Files(paths, order, config),
+        batch_size=None,
+        num_workers=config.workers,
+        prefetch_factor=16 if config.workers else None,
+        multiprocessing_context="fork" if config.workers and sys.platform == "linux" else None,
+    )
+    bad: list[BadFile] = []
+    index: dict[str, dict[str, Any]] = {}
+    shard: _Shard | None = None
+    images = 0
+    item: _Content | BadFile
+    for done, item in enumerate(loader, start=1):
+        if isinstance(item, BadFile):
+            bad.append(item)
+        else:
+            if shard is None:
+                shard = _Shard(folder / f"shard-{len(index):06d}.tar")
+            shard.add(images, item)
+            images += 1
+            if shard.size >= config.shard_mb * 1_000_000:
+                index[shard.path.name] = shard.close()
+                shard = None
+        if done % 64 == 0 or done == len(paths):
+            progress(done)
+    if shard is not None:
+        index[shard.path.name] = shard.close()
+    if not images:
+        raise UserError(f"none of {len(paths)} images can be read, for example {bad[0].path} ({bad[0].reason})")
+    (folder / INDEX).write_text(json.dumps({"images": images, "shards": index}), encoding="utf-8")
+    if bad:
+        listed = "".join(f"{file.path}\t{file.reason}\n" for file in bad)
+        (folder / "bad_files.txt").write_bytes(os.fsencode(listed))
+    return Packed(images, len(index), bad)
+
+
+class _Shard:
+    """A tar file that is being written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._tar = tarfile.open(path, "w", format=tarfile.PAX_FORMAT)  # noqa: SIM115 - closed by `close`
+        self._members: list[tuple[str, int, int]] = []
+        self.size = 0
+
+    def add(self, number: int, image: _Content) -> None:
+        """Add an image; a key of webdataset ends at the first dot, so that the stem may have none."""
+        stem = os.path.splitext(image.path.rpartition("/")[2])[0]  # noqa: PTH122
+        stem = "".join(letter if letter.isprintable() and letter not in "./\\" else "_" for letter in stem)[-80:]
+        entry = tarfile.TarInfo(f"{number:09d}-{stem}{image.ending}")
+        entry.size, entry.mode = len(image.data), 0o644
+        self._tar.addfile(entry, io.BytesIO(image.data))
+        end = self._tar.offset  # of the padded data
+        start = end - -(-len(image.data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        self._members.append((entry.name, start, len(image.data)))
+        self.size = end
+
+    def close(self) -> dict[str, Any]:
+        """Finish the file; its entry in the index."""
+        self._tar.close()
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
+        return {"bytes": self.path.stat().st_size, "members": self._members}
