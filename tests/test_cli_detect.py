@@ -19,9 +19,10 @@ from resim.detection.recipes import DETECT_RECIPES
 
 Captured = pytest.CaptureFixture[str]
 TINY = [
-    "--backbone", "resnet18", "--fpn-width", "16", "--rpn-regions", "16", "--box-regions", "16", "--proposals-train", "30",
-    "--proposals-test", "20", "--min-sizes", "64", "--max-size", "128", "--test-size", "64", "--steps", "2",
-    "--batch-size", "2", "--drops", "1", "--precise-bn", "0", "--device", "cpu", "--precision", "float32", "--workers", "0",
+    "--backbone", "resnet18", "--fpn-width", "16", "--rpn-regions", "16", "--box-regions", "16",
+    "--proposals-train", "30", "--proposals-test", "20", "--min-sizes", "64", "--max-size", "128", "--test-size", "64",
+    "--steps", "2", "--batch-size", "2", "--drops", "1", "--precise-bn", "0",
+    "--device", "cpu", "--precision", "float32", "--workers", "0",
 ]  # fmt: skip
 
 

@@ -121,9 +121,14 @@ def test_a_fingerprint_is_of_ids_boxes_and_labels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "detector",
-    [tiny(frozen_stages=2), tiny(neck="c4", masks=True, frozen_stages=5), tiny(norm="frozen", fpn_norm=False), tiny(keypoints=True)],
+    [
+        tiny(frozen_stages=2),
+        tiny(neck="c4", masks=True, frozen_stages=5),
+        tiny(norm="frozen", fpn_norm=False),
+        tiny(keypoints=True),
+    ],
     ids=["fpn", "c4", "frozen", "keypoints"],
-)  # fmt: skip
+)
 def test_a_detector_comes_back_from_its_checkpoint(tmp_path: Path, detector: Any) -> None:
     data = read_coco(write_people(tmp_path)) if detector.keypoints else things(tmp_path, 1)
     recipe = tiny_recipe(detector)
@@ -152,5 +157,5 @@ def test_files_that_are_no_detector(tmp_path: Path) -> None:
         load_detector(tmp_path)
     later = tmp_path / "later.pt"
     save_checkpoint(later, {"resim": "9", "kind": "detect", "recipe": {"name": "x"}})
-    with pytest.raises(UserError, match="later.pt: not a detection recipe of this version"):
+    with pytest.raises(UserError, match=r"later.pt: not a detection recipe of this version"):
         load_detector(later)

@@ -35,7 +35,7 @@ from resim.training.log import read_metrics
 
 STEPS = 5
 RECIPE = tiny_recipe(steps=STEPS, precise_bn=2, drops=(3,), warmup_steps=2)
-EVERY = {"eval_every": 2}
+EVERY: dict[str, Any] = {"eval_every": 2}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -106,7 +106,7 @@ def test_given_torchvisions_weights_it_detects_and_learns_as_torchvisions(kind: 
 
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_the_weights_of_torchvisions_functions_fit(kind: str) -> None:
-    theirs = torchvision.models.get_model(kind, weights=None, weights_backbone=None, min_size=64, max_size=128)
+    theirs: Any = torchvision.models.get_model(kind, weights=None, weights_backbone=None, min_size=64, max_size=128)
     ours = ours_like(kind, theirs)
     with torch.no_grad():  # in evaluation BatchNorm and fixed BatchNorm are the same
         expected, found = theirs.eval().backbone(photos()[0][None]), ours.eval().backbone(photos()[0][None])
@@ -180,6 +180,34 @@ def test_on_c4_the_fifth_stage_is_the_box_head(masks: bool) -> None:
     assert ("loss_mask" in learnt) == masks
     torch.stack(list(learnt.values())).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_on_c4_masks_are_seen_in_the_box_heads_maps(training: bool) -> None:
+    config = tiny(neck="c4", masks=True, norm="frozen", score_threshold=0.0, detections=3)
+    model: Any = build_detector(config, tiny_images(), num_classes=1, seed=1)
+    randomise_norms(model)
+    seen: list[Any] = []
+    model.roi_heads.mask_roi_pool.register_forward_hook(lambda module, inputs, maps: seen.append((inputs, maps)))
+    set_draws(model, [64, 80], [1, 2])
+    model.train(training)(photos(), targets() if training else None)
+    (((maps, boxes, sizes), found),) = seen
+    assert sum(map(len, boxes)) == len(found) > 2
+    with torch.no_grad():  # fixed BatchNorm: each region's map is its own, whatever it was computed with
+        pool = torchvision.ops.MultiScaleRoIAlign(["0"], output_size=14, sampling_ratio=2)
+        expected = model.roi_heads.box_head.maps(pool(maps, boxes, sizes))
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_on_c4_a_step_of_mask_rcnn_updates_the_statistics_of_the_fifth_stage_once() -> None:
+    for masks in (False, True):
+        model: Any = build_detector(tiny(neck="c4", masks=masks), tiny_images(), num_classes=1, seed=1).train()
+        set_draws(model, [64, 80], [1, 2])
+        model(photos(), targets())
+        assert model.roi_heads.box_head.last is None  # nothing is kept from one step to the next
+    counters = {n: int(v) for n, v in model.state_dict().items() if n.endswith("num_batches_tracked")}
+    assert any(name.startswith("roi_heads.box_head.") for name in counters)
+    assert set(counters.values()) == {1}
 
 
 # -- what is refused, what a seed decides

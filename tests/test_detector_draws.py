@@ -57,7 +57,8 @@ def test_without_seeds_the_sampler_is_torchvisions() -> None:
 
 
 def test_images_are_resized_to_the_side_that_was_drawn_for_each() -> None:
-    transform = ChosenSizes([64, 80, 48], 128, [0.0] * 3, [1.0] * 3).train()
+    sizes: Any = [64, 80, 48]
+    transform = ChosenSizes(sizes, 128, [0.0] * 3, [1.0] * 3).train()
     images = [torch.rand(3, 40, 60), torch.rand(3, 60, 40), torch.rand(3, 40, 120)]
     transform.sizes = [80, 64, 64]
     assert transform(images)[0].image_sizes == [(80, 120), (96, 64), (42, 128)]  # the last is held by the longer side

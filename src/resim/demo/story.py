@@ -129,7 +129,9 @@ def demo_detector(pretrained: Recipe) -> DetectRecipe:
             quick.detector, backbone=pretrained.model.backbone, fpn_width=pretrained.model.fpn_width
         ),
         images=dataclasses.replace(quick.images, min_sizes=(144, 160, 176), max_size=256, test_size=160),
-        tune=dataclasses.replace(quick.tune, steps=steps, drops=(max(1, steps * 3 // 4),), warmup_steps=steps // 10),
+        tune=dataclasses.replace(
+            quick.tune, steps=steps, drops=(max(1, steps * 3 // 4),), warmup_steps=steps // 10, precise_bn=8
+        ),
     )
 
 

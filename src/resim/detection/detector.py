@@ -38,9 +38,11 @@ class Res5(nn.Module):
     Source: He et al., arXiv 1911.05722, appendix: R50-C4 with BatchNorm needs it.
     """
 
-    def __init__(self, layer4: nn.Module, norm: nn.Module) -> None:
+    def __init__(self, layer4: nn.Module, norm: nn.Module, *, for_masks: bool = False) -> None:
         super().__init__()
-        self.layer4, self.norm = layer4, norm
+        self.layer4, self.norm, self.for_masks = layer4, norm, for_masks
+        self.last: Tensor | None = None
+        """In training, for masks: the maps of the last regions, until the mask head takes them."""
 
     def maps(self, regions: Tensor) -> Tensor:
         """(R, C4 channels, 14, 14) -> (R, C5 channels, 7, 7)."""
@@ -48,18 +50,47 @@ class Res5(nn.Module):
 
     def forward(self, regions: Tensor) -> Tensor:
         """(R, C4 channels, 14, 14) -> (R, C5 channels)."""
-        return self.maps(regions).mean(dim=(2, 3))
+        maps = self.maps(regions)
+        self.last = maps if self.training and self.for_masks else None
+        return maps.mean(dim=(2, 3))
 
 
-class _SharedMaps(nn.Module):
-    """The box head's maps for the mask head: the same layers, which stay the box head's."""
+class _BoxPool(MultiScaleRoIAlign):
+    """Torchvision's pooling, which in training keeps the regions that it was asked for."""
 
-    def __init__(self, box_head: Res5) -> None:
-        super().__init__()
-        self._box_head = (box_head,)  # in a tuple: not registered twice
+    def __init__(self) -> None:
+        super().__init__(["0"], output_size=14, sampling_ratio=2)
+        self.boxes: list[Tensor] = []
 
-    def forward(self, regions: Tensor) -> Tensor:
-        return self._box_head[0].maps(regions)
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        self.boxes = boxes if self.training else []
+        return super().forward(x, boxes, image_shapes)
+
+
+class _SharedMaps(MultiScaleRoIAlign):
+    """What the mask head of a C4 detector sees: the box head's maps of the same regions, (R, C5 channels, 7, 7).
+
+    In training they are picked out of those that the box head has just made of all sampled regions, as Detectron2's C4
+    heads do, so that BatchNorm's statistics are of these alone.
+    """
+
+    def __init__(self, pool: _BoxPool, box_head: Res5) -> None:
+        super().__init__(["0"], output_size=7, sampling_ratio=2)
+        self._shared = (pool, box_head)  # in a tuple: not registered twice
+
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        pool, box_head = self._shared
+        if not self.training:
+            return box_head.maps(pool(x, boxes, image_shapes))
+        assert box_head.last is not None
+        rows, start = [], 0
+        for sampled, positive in zip(pool.boxes, boxes, strict=True):
+            is_same = (positive[:, None] == sampled[None]).all(dim=2)
+            rows.append(start + is_same.int().argmax(dim=1))
+            start += len(sampled)
+        maps = box_head.last[torch.cat(rows)]
+        pool.boxes, box_head.last = [], None
+        return maps
 
 
 class _C4(nn.Module):
@@ -152,12 +183,12 @@ def _fpn_detector(
 def _c4_detector(
     config: DetectorConfig, network: Any, top: int, norm: Any, classes: int, keypoints: int, settings: dict[str, Any]
 ) -> GeneralizedRCNN:
-    box_head = Res5(network.layer4, norm(top))
+    box_head, box_pool = Res5(network.layer4, norm(top), for_masks=config.masks), _BoxPool()
     mask_parts: dict[str, Any] = {}
     if config.masks:
         mask_parts = {
-            "mask_roi_pool": MultiScaleRoIAlign(["0"], output_size=14, sampling_ratio=2),
-            "mask_head": _SharedMaps(box_head),
+            "mask_roi_pool": _SharedMaps(box_pool, box_head),
+            "mask_head": nn.Identity(),
             "mask_predictor": MaskRCNNPredictor(top, 256, classes + 1),
         }
     kind: Any = MaskRCNN if config.masks else FasterRCNN
@@ -166,7 +197,7 @@ def _c4_detector(
         rpn_anchor_generator=AnchorGenerator((config.anchor_sizes,), (RATIOS,)),
         rpn_pre_nms_top_n_train=12_000,  # Detectron2's for C4, where all anchors are on one level
         rpn_pre_nms_top_n_test=6_000,
-        box_roi_pool=MultiScaleRoIAlign(["0"], output_size=14, sampling_ratio=2),
+        box_roi_pool=box_pool,
         box_head=box_head,
         box_predictor=FastRCNNPredictor(top, classes + 1),
         **mask_parts,

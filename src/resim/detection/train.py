@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from resim.detection.checkpoint import check_same_run, detector_state
@@ -18,6 +17,7 @@ from resim.detection.config import DetectRecipe, DetectRun
 from resim.detection.detector import build_detector, freeze_stages
 from resim.detection.evaluate import kinds_of, lines, official_scores, read_scores, write_evaluation
 from resim.detection.init import InitReport, load_init, resolve
+from resim.detection.messages import opening_lines
 from resim.detection.norms import recompute_statistics
 from resim.detection.predict import detect
 from resim.detection.prepare import check_tasks, fingerprint, usable, with_classes_of
@@ -110,7 +110,7 @@ def train_detector(
                 out, recipe, resolved, told, kind="detect", init=str(init), processes=processes.count,
                 classes=data.classes, weights=dataclasses.asdict(report),
             )  # fmt: skip
-        tuning = _Tuning(recipe, run, data, val, stepper, out, told, str(init))
+        tuning = _Tuning(recipe, run, data, val, stepper, out, told, str(init), origin_of(weights, state))
         return tuning.go(state, report, signals, show=show, watch=watch)
 
 
@@ -126,6 +126,8 @@ class _Tuning:
     out: Path
     told: dict[str, Any]
     init: str
+    origin: dict[str, str]
+    """Licence and origin of the weights that it began with, which go with what is made of them."""
 
     def go(
         self, state: dict[str, Any] | None, report: InitReport, signals: list[int], *, show: bool, watch: Watch | None
@@ -158,7 +160,11 @@ class _Tuning:
         ):
             log = Log(self.out, processes, progress, batch_size=tune.batch_size, steps=len(self.data) / tune.batch_size)
             log.start(step)
-            self._greet(progress, report, step, state)
+            for line in opening_lines(
+                self.recipe, run, self.data, self.val, processes, self.stepper.precision, self.out, step,
+                None if state else report,
+            ):  # fmt: skip
+                progress.say(line)
             if state and not state["evaluated"] and self._is_due(step):
                 self._evaluate(step, progress, workers)  # it was stopped between a checkpoint and its evaluation
                 self._save(step, evaluated=True)
@@ -226,35 +232,10 @@ class _Tuning:
             return
         state = detector_state(
             self.recipe, self.data, self.init, precision=self.stepper.precision, data=self.told, step=done,
-            evaluated=evaluated, model=self.stepper.model.state_dict(), optimizer=self.stepper.optimizer.state_dict(),
+            evaluated=evaluated, metadata=self.origin, model=self.stepper.model.state_dict(),
+            optimizer=self.stepper.optimizer.state_dict(),
         )  # fmt: skip
         run_folder.save(self.out, state)
-
-    def _greet(self, progress: Progress, report: InitReport, step: int, state: dict[str, Any] | None) -> None:
-        processes, tune, detector = self.stepper.processes, self.recipe.tune, self.recipe.detector
-        kind = "Mask R-CNN" if detector.masks else "Keypoint R-CNN" if detector.keypoints else "Faster R-CNN"
-        device = torch.cuda.get_device_name(processes.device) if processes.device.type == "cuda" else "CPU"
-        progress.say(
-            f"{self.recipe.name}: {kind} on {detector.backbone}-{detector.neck}, {len(self.data)} images with "
-            f"{self.data.num_objects} objects of {len(self.data.classes)} classes, {tune.steps} steps"
-        )
-        each = tune.batch_size // processes.count
-        size = min(self.run.images_per_pass or each, each)
-        passes = f" in {-(-each // size)} passes of {size}, BatchNorm and losses by pass" if size < each else ""
-        progress.say(
-            f"a step is {tune.batch_size} images, {each} on each of {processes.count} x {device}{passes}; lr "
-            f"{tune.learning_rate(tune.warmup_steps):g}; {self.stepper.precision}; the run's folder is {self.out}"
-            + (f"; resumed after step {step}" if step else "")
-        )
-        if state is None:
-            for line in report.lines():
-                progress.say(line)
-            if not report.loaded and detector.frozen_stages:
-                progress.say("warning: --frozen-stages fixes stages that were never trained: set it to 0")
-        for line in self.data.repairs.lines():
-            progress.say(f"  {line}")
-        if self.val is None:
-            progress.say("no --val: it is not evaluated")
 
     def _close(self, progress: Progress, step: int, end: int) -> None:
         metrics = self.out / "metrics.jsonl"
@@ -265,6 +246,14 @@ class _Tuning:
             return
         names = ("checkpoints/last.pt", "scores.jsonl", "results.json", "pictures/detections.png", "curves.png")
         progress.say("done: " + ", ".join(str(self.out / name) for name in names if (self.out / name).exists()))
+
+
+def origin_of(weights: Weights | None, state: dict[str, Any] | None) -> dict[str, str]:
+    """Licence and origin of the weights, or those that a checkpoint has of them."""
+    if state is not None:
+        return state.get("metadata", {})
+    told = {} if weights is None else {"licence": weights.licence, "origin": weights.origin}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def _stepper(

@@ -1,0 +1,59 @@
+"""What a fine-tuning says of itself when it begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from resim.detection.config import DetectRecipe, DetectRun
+from resim.detection.init import InitReport
+from resim.detection.records import DetectionData
+from resim.training.processes import Processes
+
+
+def opening_lines(
+    recipe: DetectRecipe,
+    run: DetectRun,
+    data: DetectionData,
+    val: DetectionData | None,
+    processes: Processes,
+    precision: str,
+    out: Path,
+    step: int,
+    report: InitReport | None,
+) -> list[str]:
+    """What is trained on what, how a step is shared, which weights it begins with, and what was wrong with the data.
+
+    Args:
+        recipe: what is computed.
+        run: where and how.
+        data: to train on.
+        val: to evaluate on.
+        processes: that share a step.
+        precision: of convolutions.
+        out: the run's folder.
+        step: steps done already.
+        report: of the weights; None where the run goes on.
+    """
+    tune, detector = recipe.tune, recipe.detector
+    kind = "Mask R-CNN" if detector.masks else "Keypoint R-CNN" if detector.keypoints else "Faster R-CNN"
+    device = torch.cuda.get_device_name(processes.device) if processes.device.type == "cuda" else "CPU"
+    each = tune.batch_size // processes.count
+    size = min(run.images_per_pass or each, each)
+    passes = f" in {-(-each // size)} passes of {size}, BatchNorm and losses by pass" if size < each else ""
+    told = [
+        f"{recipe.name}: {kind} on {detector.backbone}-{detector.neck}, {len(data)} images with {data.num_objects} "
+        f"objects of {len(data.classes)} classes, {tune.steps} steps",
+        f"a step is {tune.batch_size} images, {each} on each of {processes.count} x {device}{passes}; "
+        f"lr {tune.learning_rate(tune.warmup_steps):g}; {precision}; the run's folder is {out}"
+        + (f"; resumed after step {step}" if step else ""),
+    ]
+    if report is not None:
+        told += report.lines()
+        if not report.loaded and detector.frozen_stages:
+            told.append("warning: --frozen-stages fixes stages that were never trained: set it to 0")
+    told += [f"  {line}" for line in data.repairs.lines()]
+    if val is None:
+        told.append("no --val: it is not evaluated")
+    return told

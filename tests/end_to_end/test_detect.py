@@ -1,0 +1,133 @@
+"""Real fine-tunings in processes of their own: asked to stop, resumed, and on two processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from runs import DEADLINE, TORCHRUN, numbers, same, state
+
+from resim.views.scenes import write_scenes
+
+STEPS = 6
+RECIPE = (
+    "--recipe quick --backbone resnet18 --fpn-width 16 --rpn-regions 16 --box-regions 16 --proposals-train 30 "
+    "--proposals-test 20 --min-sizes 64 --max-size 128 --test-size 64 --batch-size 2 --drops 4 --warmup-steps 2 "
+    f"--precise-bn 2 --steps {STEPS} --eval-every 3 --device cpu --precision float32 --workers 0 --log-every 1"
+).split()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A COCO file of small scenes."""
+    return write_scenes(tmp_path_factory.mktemp("scenes") / "made", 8, seed=2, width=96, height=72)
+
+
+def start(data: Path, out: Path, *options: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """`resim detect train`, evaluated on its own images."""
+    words = ["-m", "resim", "detect", "train", str(data), "--val", str(data), "--out", str(out), *RECIPE, *options]
+    return subprocess.Popen(
+        [sys.executable, *launcher, *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=DEADLINE)
+    return process.returncode, out, err
+
+
+def wait_for_step(process: subprocess.Popen[str], out: Path, step: int) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not (out / "metrics.jsonl").exists() or step not in [line["step"] for line in numbers(out)]:
+        assert process.poll() is None, end(process)
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def scored(out: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (out / "scores.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing stopped."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    code, _, err = end(start(data, out))
+    assert (code, err) == (0, "")
+    assert scored(out) == [3, 6]
+    return out
+
+
+def test_asked_to_stop_and_resumed(whole: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start(data, out, "--workers", "1")
+    wait_for_step(process, out, 0)
+    os.killpg(process.pid, signal.SIGTERM)  # to the loader's processes too, as a cluster does
+    code, told, err = end(process)
+    assert (code, err) == (0, "")
+    done = state(out)["step"]
+    assert 1 <= done < STEPS
+    assert f"stopped after step {done} of {STEPS}, saved; go on with --out {out} --resume" in told
+    assert end(start(data, out, "--resume"))[0] == 0
+    assert same(state(out), state(whole))
+    assert numbers(out) == numbers(whole)
+    assert scored(out) == scored(whole)
+    assert (out / "scores.jsonl").read_text() == (whole / "scores.jsonl").read_text()
+
+
+def test_killed_and_resumed(whole: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start(data, out, "--checkpoint-minutes", "0")
+    wait_for_step(process, out, 4)
+    process.send_signal(signal.SIGKILL)
+    assert end(process)[0] == -signal.SIGKILL
+    assert 3 <= state(out)["step"] < STEPS
+    assert end(start(data, out, "--resume"))[0] == 0
+    assert same(state(out), state(whole))
+    assert numbers(out) == numbers(whole)
+    assert (out / "scores.jsonl").read_text() == (whole / "scores.jsonl").read_text()
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["last.pt"]
+
+
+def test_two_processes_write_one_set_of_files(whole: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    code, told, err = end(start(data, out, "--stop-after", "3", launcher=tuple(TORCHRUN)))
+    assert code == 0, err
+    assert "1 on each of 2 x CPU" in told
+    assert told.count(f"stopped after step 3 of {STEPS}") == told.count("evaluation after step 3") == 1
+    ours = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    theirs = {str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file()}
+    assert {name for name in ours ^ theirs if not name.startswith("tensorboard/")} == set()
+    assert sum(name.startswith("tensorboard/") for name in ours) == 1
+    assert [line["step"] for line in numbers(out)] == [0, 1, 2]
+    first, other = numbers(out)[0], numbers(whole)[0]
+    assert first.keys() == other.keys()
+    # the same images with the same draws; each half's losses are its own
+    assert first["loss/rpn_objectness"] == pytest.approx(other["loss/rpn_objectness"], rel=0.05)
+    config = json.loads((out / "config.json").read_text())
+    assert config["processes"] == 2
+    # what two began one can end
+    assert end(start(data, out, "--resume"))[0] == 0
+    assert state(out)["step"] == STEPS
+    assert scored(out) == [3, 6]
+
+
+def test_a_batch_that_cannot_be_shared_is_told_once(data: Path, tmp_path: Path) -> None:
+    code, _, err = end(start(data, tmp_path / "run", "--batch-size", "3", launcher=tuple(TORCHRUN)))
+    assert code != 0
+    told = "resim detect: a batch of 3 cannot be shared among 2 processes: set --batch-size to a multiple"
+    assert err.count(told) == 1
+    assert not re.search(r'File ".*/resim/', err)
+    assert not (tmp_path / "run").exists()
