@@ -26,6 +26,7 @@ from resim.detection.records import DetectionData
 from resim.detection.train import DetectResult, train_detector
 from resim.detection.voc import read_voc
 from resim.errors import UserError
+from resim.exchange.weights import read_weights
 from resim.model.encoder import ModelConfig
 from resim.model.resim import ReSim
 from resim.regions.level import Level
@@ -260,6 +261,21 @@ def test_weights_are_loaded_and_told(pretrained: Path, data: DetectionData, tmp_
     assert "  FPN: biases folded into BatchNorm's beta (features in evaluation are equal)" in told
     assert "  left over: head.0 (2), head.2 (2)" in told
     assert "no --val: it is not evaluated" in told
+
+
+def test_the_licence_of_the_weights_goes_with_what_is_made_of_them(
+    pretrained: Path, data: DetectionData, tmp_path: Path
+) -> None:
+    state = load_checkpoint(pretrained)
+    foreign = tmp_path / "foreign.pt"
+    origin = {"licence": "CC-BY-NC-4.0", "origin": "someone"}
+    save_checkpoint(foreign, state | {"imported": origin})
+    out = tmp_path / "run"
+    recipe = tiny_recipe(tiny(backbone="auto", fpn_width=0), steps=2)
+    train(out, data, None, recipe, init=str(foreign), stop_after=1)
+    train(out, data, None, recipe, init=str(foreign), resume=True)
+    weights = read_weights(out)
+    assert (weights.licence, weights.origin) == ("CC-BY-NC-4.0", "someone")
 
 
 def test_stopped_before_the_first_checkpoint_it_begins_with_its_weights_again(
