@@ -36,7 +36,7 @@ from resim.training.config import Recipe, RunConfig
 from resim.training.pretrain import pretrain
 from resim.training.progress import Watch
 
-TUNE_STEPS, TUNE_SEEDS = 200, (0, 1)
+TUNE_STEPS, TUNE_SEEDS = 120, (0, 1)
 STAGES = {"draw the scenes": 1.0, "pre-train ReSim": 12.0, "pre-train MoCo v2": 10.0, "probe": 4.0, "fine-tune": 28.0,
         "write the report": 2.0}  # fmt: skip
 
@@ -128,7 +128,7 @@ def demo_detector(pretrained: Recipe) -> DetectRecipe:
         detector=dataclasses.replace(
             quick.detector, backbone=pretrained.model.backbone, fpn_width=pretrained.model.fpn_width
         ),
-        images=dataclasses.replace(quick.images, min_sizes=(144, 160, 176), max_size=256, test_size=160),
+        images=dataclasses.replace(quick.images, min_sizes=(112, 128, 144), max_size=192, test_size=128),
         tune=dataclasses.replace(
             quick.tune, steps=steps, drops=(max(1, steps * 3 // 4),), warmup_steps=steps // 10, precise_bn=8
         ),
@@ -160,7 +160,7 @@ def tune(out: Path, images: DemoImages, pretrained: Recipe, seed: int, watch: Wa
     data, val = read_coco(images.labelled), read_coco(images.val)
     starts = [Start(name=name, weights="random" if name == "random" else str(out / name)) for name in NAMES]
     recipe = demo_detector(pretrained)
-    run = DetectRun(eval_every=max(1, recipe.tune.steps // 2))
+    run = DetectRun(eval_every=max(1, recipe.tune.steps // 2), eval_images=8)
     seeds = [seed + number for number in TUNE_SEEDS]
     folder = out / "detectors"
     found = compare(recipe, run, data, val, starts, seeds, folder, show=False, watch=watch)
