@@ -367,6 +367,9 @@ def test_the_default_name_is_of_recipe_and_format(tmp_path: Path, monkeypatch: p
         (["--to", "torchvision", "--probes", "none.json"], "--probes none.json: cannot be read"),
         (["--to", "torchvision", "--probes", "last.pt"], "--probes last.pt: is no JSON"),
         (["--to", "torchvision", "--fpn-norm", "some"], "--fpn-norm"),
+        (["--to", "torchvision", "--licence", "a: b\nc"], "--licence 'a: b\\nc': must be one word"),
+        (["--to", "torchvision", "--out", "same.pt"], "--out same.pt: is the checkpoint itself"),
+        (["--to", "safetensors", "--out", "notes.safetensors"], "its card would take the place of notes.md"),
     ],
 )
 def test_options_of_export_that_cannot_work(
@@ -377,6 +380,8 @@ def test_options_of_export_that_cannot_work(
     for folder in ("full", "full.safetensors"):
         Path(folder).mkdir()
         (Path(folder) / "file").touch()
+    Path("same.pt").symlink_to("last.pt")
+    Path("notes.md").write_text("mine")
     before = sorted(Path().rglob("*"))
     capsys.readouterr()
     assert main(["export", "last.pt", *words]) == 2
@@ -384,6 +389,23 @@ def test_options_of_export_that_cannot_work(
     assert told in error
     assert error.count("\n") == 1
     assert sorted(Path().rglob("*")) == before
+
+
+def test_an_export_again_takes_the_place_of_the_old_one_and_its_card(tmp_path: Path) -> None:
+    own_checkpoint(tmp_path / "last.pt", SMALL)
+    for licence in (None, "Apache-2.0"):
+        export(tmp_path / "last.pt", "safetensors", tmp_path / "a.safetensors", licence=licence)
+    assert read_weights(tmp_path / "a.safetensors").licence == "Apache-2.0"
+    assert "license: apache-2.0" in (tmp_path / "a.md").read_text()
+
+
+@pytest.mark.parametrize("to", ["safetensors", "hub", "timm"])
+def test_whoever_may_read_new_files_may_read_an_export(tmp_path: Path, to: Target) -> None:
+    own_checkpoint(tmp_path / "last.pt", SMALL)
+    (tmp_path / "new").touch()
+    exported = export(tmp_path / "last.pt", to, tmp_path / f"a{ENDING[to]}")
+    files = [file for path in exported.paths for file in (path.iterdir() if path.is_dir() else [path])]
+    assert {file.stat().st_mode for file in files} == {(tmp_path / "new").stat().st_mode}
 
 
 def test_a_public_name() -> None:

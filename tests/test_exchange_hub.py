@@ -61,7 +61,7 @@ def test_a_name_that_is_neither_here_nor_a_name_of_the_hub(tmp_path: Path) -> No
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """GET and HEAD of /user/name/resolve/REVISION/FILE, with the headers that the hub's client asks for."""
+    """GET and HEAD of /user/name-1.0/resolve/REVISION/FILE, with the headers that the hub's client asks for."""
 
     def __init__(self, folder: Path, asked: list[str], *rest: Any) -> None:
         self.folder, self.asked = folder, asked
@@ -75,7 +75,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     def _answer(self) -> bytes:
         self.asked.append(f"{self.command} {self.path}")
-        name = self.path.removeprefix("/user/name/resolve/main/")
+        name = self.path.removeprefix("/user/name-1.0/resolve/main/")
         path = self.folder / name
         if name == self.path or not path.is_file():
             self.send_response(404)
@@ -109,8 +109,8 @@ def hub(folder: Path) -> Iterator[tuple[str, list[str]]]:
 
 PROGRAM = """
 import sys, torch, resim
-torch.save(resim.load("user/name").state_dict(), sys.argv[1])
-for name in ("user/other", "user/name"):
+torch.save(resim.load("user/name-1.0").state_dict(), sys.argv[1])
+for name in ("user/other", "user/name-1.0"):
     try:
         resim.load(name, revision="main" if name == "user/other" else "v2")
     except resim.UserError as error:
@@ -132,12 +132,12 @@ def test_a_name_on_the_hub(folder: Path, hub: tuple[str, list[str]], tmp_path: P
     state = torch.load(tmp_path / "state.pt", weights_only=True)
     encoder = resim.load(folder)
     assert all(torch.equal(value, state[name]) for name, value in encoder.state_dict().items())
-    assert "GET /user/name/resolve/main/model.safetensors" in asked
+    assert "GET /user/name-1.0/resolve/main/model.safetensors" in asked
     files = {line.rpartition("/")[2] for line in asked if "/resolve/" in line}
     assert files == {"model.safetensors"}  # nothing else is fetched
     lines = done.stdout.splitlines()
     assert len(lines) == 2
-    for name, line in zip(("user/other", "user/name"), lines, strict=True):
+    for name, line in zip(("user/other", "user/name-1.0"), lines, strict=True):
         assert line.startswith(f"{name}: no such file here, and the hub does not give it (")
 
 
@@ -151,5 +151,5 @@ def test_the_hub_s_client_reads_the_card(folder: Path) -> None:
 
 def test_without_the_hub_s_client_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"user/name: no such file here; .* pip install 'resim\[hub\]'"):
-        resim.load("user/name")
+    with pytest.raises(UserError, match=r"user/name-1.0: no such file here; .* pip install 'resim\[hub\]'"):
+        resim.load("user/name-1.0")

@@ -318,6 +318,7 @@ def test_a_file_that_cannot_be_read_writes_nothing(capsys: Captured, tmp_path: P
         ([], "resim import --help"),
         (["FILE", "--out", "x.pth"], "--out x.pth: must end in .pt"),
         (["FILE", "--out", "folder.pt"], "--out folder.pt: is a folder, a file is needed"),
+        (["FILE", "--out", "link.pt"], "--out link.pt: is the file that was read"),
         (["FILE", "--recipe", "slow"], "no recipe 'slow'"),
         (["FILE", "--to", "timm"], "--to"),
     ],
@@ -328,9 +329,10 @@ def test_options_of_import_that_cannot_work(
     monkeypatch.chdir(tmp_path)
     Path("folder.pt").mkdir()
     torch.save(published(trained(SMALL)), "published.pth")
+    Path("link.pt").symlink_to("published.pth")
     capsys.readouterr()
     assert main(["import", *("published.pth" if word == "FILE" else word for word in words)]) == 2
     error = capsys.readouterr().err
     assert told in error
     assert error.count("\n") == 1
-    assert {path.name for path in Path().iterdir()} == {"folder.pt", "published.pth"}
+    assert {path.name for path in Path().iterdir()} == {"folder.pt", "link.pt", "published.pth"}

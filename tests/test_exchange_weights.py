@@ -342,6 +342,40 @@ def test_weights_that_are_not_whole_are_refused(tmp_path: Path, fault: str, told
     assert "\n" not in str(caught.value)
 
 
+SURPLUS = {
+    "layer2.0.se.fc1.weight": "a squeeze of timm's seresnet18",
+    "layer1.1.conv2_offset.weight": "a deformable convolution",
+    "layer1.0.conv1.bias": "a convolution with a bias",
+    "conv1.bias": "a stem with a bias",
+}
+
+
+@pytest.mark.parametrize("name", list(SURPLUS), ids=list(SURPLUS.values()))
+@pytest.mark.parametrize("form", ["torchvision", "published", "detectron2", "torchvision-detection"])
+def test_a_network_with_more_in_its_blocks_is_another_network(tmp_path: Path, name: str, form: str) -> None:
+    state = {key: value for key, value in trained(SMALL).query.state_dict().items() if key.startswith("backbone.")}
+    state[f"backbone.{name}"] = torch.ones(64)
+    if form == "detectron2":
+        state = {f"backbone.bottom_up.{to_detectron2(key)}": value for key, value in state.items()}
+    elif form == "torchvision-detection":
+        state = {key.replace("backbone.", "backbone.body."): value for key, value in state.items()}
+    else:
+        prefix = "module.encoder_q." if form == "published" else ""
+        state = {key.replace("backbone.", prefix): value for key, value in state.items()}
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=r"is no plain resnet18, in which there is no \S+(offset|bias|se\.fc1)\S*;"):
+        read_weights(tmp_path / "weights.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.complex64])
+def test_weights_that_are_no_real_numbers_are_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    state = torchvision.models.resnet18().state_dict()
+    state["layer1.0.conv1.weight"] = state["layer1.0.conv1.weight"].to(dtype)
+    torch.save(state, tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=r"1 not of real numbers \(backbone.layer1.0.conv1.weight\)"):
+        read_weights(tmp_path / "weights.pth")
+
+
 HUGE = small(levels=()).to_json()["model"] | {"dim": 2**62}
 
 

@@ -62,6 +62,8 @@ def import_verb(argv: Sequence[str]) -> None:
     if options.out is not None and options.out.is_dir():
         raise UserError(f"--out {options.out}: is a folder, a file is needed")
     imported = import_state(options.file, recipe_called(options.recipe) if options.recipe else None)
+    if options.out is not None and options.out.exists() and options.out.samefile(imported.weights.path):
+        raise UserError(f"--out {options.out}: is the file that was read: name another")
     _tell(imported)
     if options.out is None:
         return

@@ -68,7 +68,7 @@ def check_complete(path: object, tensors: Mapping[str, Tensor], config: ModelCon
         whole: every part must be there.
 
     Raises:
-        UserError: which entries are missing or of another shape.
+        UserError: which entries are missing, of another shape or of integers or complex numbers.
     """
     shapes = encoder_shapes(config)
     parts = {name.partition(".")[0] for name in (shapes if whole else tensors)} | {"backbone"}
@@ -79,7 +79,12 @@ def check_complete(path: object, tensors: Mapping[str, Tensor], config: ModelCon
         for name, shape in shapes.items()
         if name in tensors and tuple(tensors[name].shape) != shape
     ]
-    problems = {"missing": missing, "of another shape": wrong}
+    no_reals = [
+        name
+        for name in shapes
+        if name in tensors and not tensors[name].is_floating_point() and not name.endswith(".num_batches_tracked")
+    ]
+    problems = {"missing": missing, "of another shape": wrong, "not of real numbers": no_reals}
     told = [f"{len(names)} {what} ({shorten(names)})" for what, names in problems.items() if names]
     if told:
         raise UserError(f"{path}: is no whole {config.backbone}{_with_fpn(config)}: {'; '.join(told)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,9 +69,11 @@ def export(
     results = read_probes(probes, weights) if probes else None
     if licence and weights.licence and licence != weights.licence:
         raise UserError(f"--licence {licence}: these weights are {weights.licence}, which an export cannot change")
+    if licence is not None and not re.fullmatch(r"[\w.+-]+", licence):
+        raise UserError(f"--licence {licence!r}: must be one word, such as Apache-2.0 or CC-BY-4.0")
     licence = weights.licence or licence
     out = out or Path(f"{recipe_of(weights).name}-{to}{ENDINGS[to][0]}")
-    _check_out(out, to)
+    _check_out(out, to, weights.path)
     converted, notes = _converted(weights, to, fpn_norm)
     metadata = _metadata(weights, licence)
     try:
@@ -96,7 +99,7 @@ def export(
     )
 
 
-def _check_out(out: Path, to: Target) -> None:
+def _check_out(out: Path, to: Target, source: Path) -> None:
     endings = ENDINGS[to]
     if to != "hub" and out.suffix not in endings:
         raise UserError(f"--out {out}: a file for {to} must end in {' or '.join(endings)}")
@@ -104,6 +107,15 @@ def _check_out(out: Path, to: Target) -> None:
         raise UserError(f"--out {out}: is there already: name another folder")
     if to != "hub" and out.is_dir():
         raise UserError(f"--out {out}: is a folder, a file is needed")
+    if out.exists() and out.samefile(source):
+        raise UserError(
+            f"--out {out}: is the checkpoint itself, of which an export holds but a part: name another file"
+        )
+    card = out.with_suffix(".md")
+    if (
+        to == "safetensors" and card.exists() and (card.is_dir() or not out.exists())
+    ):  # beside an export of ours it is its card
+        raise UserError(f"--out {out}: its card would take the place of {card}: name another file")
 
 
 def _converted(weights: Weights, to: str, fpn_norm: str) -> tuple[Weights, tuple[str, ...]]:
@@ -179,8 +191,11 @@ def _refuse_differences(out: Path, written: Written, found: Mapping[str, float] 
 
 
 def _put(source: Path, place: Path) -> Path:
-    """Move a file or folder into place, once it is on the disk."""
+    """Move a file or folder into place, once it is on the disk and readable for whom new files are."""
+    umask = os.umask(0)
+    os.umask(umask)
     for path in (source, *source.rglob("*")) if source.is_dir() else (source,):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)  # safetensors makes its files private
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -101,7 +101,7 @@ def tensors_in(contents: Contents, entries: Mapping[str, Any]) -> tuple[dict[str
             raise UserError(f"{contents.path}: {name}: is sparse, quantised or without content; dense weights are read")
         if value.numel() * value.element_size() > contents.size:
             raise UserError(f"{contents.path}: {name}: claims {tuple(value.shape)} in a file of {contents.size} bytes")
-        if value.dtype in (torch.float16, torch.bfloat16):
+        if value.is_floating_point() and value.element_size() < 4:
             value = value.float()
         tensors[name] = value.detach().contiguous()
     return tensors, others

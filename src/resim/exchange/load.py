@@ -12,6 +12,9 @@ from resim.exchange.features import build_encoder
 from resim.exchange.weights import read_weights
 from resim.model.encoder import Encoder
 
+FILES = frozenset({".pt", ".pth", ".pkl", ".safetensors", ".onnx", ".tar"})
+"""Endings of files; a name on the hub may have any other dot in it, such as user/name-1.0."""
+
 
 def load(source: str | Path, *, revision: str | None = None) -> Encoder:
     """A pre-trained encoder on the CPU, in evaluation mode.
@@ -27,7 +30,7 @@ def load(source: str | Path, *, revision: str | None = None) -> Encoder:
         UserError: no such file or repository, or weights that cannot be read.
     """
     path = Path(source)
-    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not path.suffix:
+    if not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)) and path.suffix not in FILES:
         path = _from_hub(str(source), revision)
     return build_encoder(read_weights(path))
 

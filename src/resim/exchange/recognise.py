@@ -11,6 +11,7 @@ from resim.exchange.names import from_detectron2, from_program, from_torchvision
 
 _MOMENTUM_COPY = re.compile(r"(^|[._])(encoder_k|k|key|ema|momentum|teacher|target)[._]")
 _QUERY = re.compile(r"(^|[._])(encoder_q|query|online|student)[._]")
+_BLOCK = re.compile(r"(layer[1-4]|res[2-5])\.\d+\.")
 _OURS = re.compile(r"backbone\..+|head\.[02]\.\w+|fpn\.(lateral|output)\d\..+|convs\.C\d\.\w+")
 
 
@@ -25,6 +26,11 @@ class Form:
     """Our name for an entry; None for what we have not."""
     key_prefix: str | None = None
     """Of a published checkpoint: what stands before the key encoder's names."""
+
+    def is_in_block(self, name: str) -> bool:
+        """Whether an entry belongs to a block of the ResNet, whatever it is there."""
+        bare = name.removeprefix(self.prefix).removeprefix("roi_heads.")
+        return name.startswith((self.prefix, "roi_heads.")) and _BLOCK.match(bare) is not None
 
     def is_training_state(self, name: str) -> bool:
         """Whether an entry belongs to pre-training beside the query encoder: the key encoder's, the queue."""

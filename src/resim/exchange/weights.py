@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from resim.errors import UserError
-from resim.exchange.architecture import add_counters, check_complete, encoder_shapes, infer_config
+from resim.exchange.architecture import add_counters, check_complete, encoder_shapes, infer_config, shorten
 from resim.exchange.files import Contents, read_contents, tensors_in
 from resim.exchange.recognise import Form, recognise
 from resim.model.encoder import ModelConfig
@@ -151,6 +151,11 @@ def _foreign(contents: Contents) -> Weights:
     ]
     added = add_counters(tensors, config)
     check_complete(path, tensors, config)
+    surplus = [name for name in left_over if (named[name] or "").startswith("backbone.") or form.is_in_block(name)]
+    if surplus:  # a squeeze, an offset, a bias: without it the same weights compute something else
+        raise UserError(
+            f"{path}: is no plain {config.backbone}, in which there is no {shorten(surplus)}; another network is not read"
+        )
     made_by = contents.metadata or contents.data.get("metadata")
     made_by = made_by if isinstance(made_by, Mapping) else {}
     # neither heads in a stem nor numbered norms are Detectron2's own: the published conversions have them
