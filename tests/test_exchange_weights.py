@@ -363,7 +363,7 @@ def test_a_network_with_more_in_its_blocks_is_another_network(tmp_path: Path, na
         prefix = "module.encoder_q." if form == "published" else ""
         state = {key.replace("backbone.", prefix): value for key, value in state.items()}
     torch.save(state, tmp_path / "weights.pth")
-    with pytest.raises(UserError, match=r"is no plain resnet18, in which there is no \S+(offset|bias|se\.fc1)\S*;"):
+    with pytest.raises(UserError, match=r"is no plain resnet18, which has no \S+(offset|bias|se\.fc1)\S*;"):
         read_weights(tmp_path / "weights.pth")
 
 

@@ -128,3 +128,8 @@ def test_the_difference_of_two_on_the_same_images() -> None:
     # pairs: 1 in a quarter of the images, else 0
     spread = 1.96 * math.sqrt(0.25 * 0.75 / 200)
     assert (low, high) == pytest.approx((0.25 - spread, 0.25 + spread), abs=0.01)
+
+
+def test_scores_that_are_no_numbers_are_not_all_right() -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        accuracy(torch.full((3, 2), math.nan), torch.tensor([0, 1, 1]))

@@ -78,6 +78,17 @@ def test_a_network_in_training_mode_is_refused() -> None:
             ask(torch.zeros(1, 3, 64, 64))
 
 
+@pytest.mark.parametrize("wild", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_not_measured(wild: float) -> None:
+    broken = network()
+    for name, value in broken.encoder.state_dict().items():
+        if name == "backbone.layer4.0.bn2.bias":
+            value.fill_(wild)
+    for ask in (broken.maps, broken.vectors, broken.c5):
+        with pytest.raises(UserError, match=r"small: gives features that are not finite \(C5"):
+            ask(torch.zeros(1, 3, 64, 64))
+
+
 def test_features_of_a_folder(folder: Path) -> None:
     small, images = network(), read_images(folder)
     before = {name: value.clone() for name, value in small.encoder.state_dict().items()}

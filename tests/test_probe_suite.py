@@ -189,7 +189,8 @@ def test_what_cannot_work(capsys: Captured, run: Path, folder: Path, tmp_path: P
         ([mine, data, "--image-size", "32"], "image-size 32: must be at least 64 px"),
         ([mine, data, "--probes", "knm"], "--probes"),
         ([mine, data, "--sgd-lr", "0"], "lr 0"),
-        ([mine, data, "--linear-level", "P7"], "--linear-level P7: the network has C3, C4, C5, P4, global"),
+        ([mine, data, "--linear-level", "P7"], f"--linear-level P7: {run.name} has C3, C4, C5, P4, global"),
+        (["random", "random:moco-v2", data, "--linear-level", "P4"], "random:moco-v2 has C3, C4, C5, global"),
         ([mine, data, "--test", str(tmp_path / "gone")], "there is no such folder or file"),
     ):
         assert told in refusal(capsys, *words, *([] if "--out" in words or len(words) < 2 else ["--out", out]))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from resim import recipes
@@ -275,6 +276,17 @@ def test_images_that_cannot_be_decoded_are_passed_over(run: Path, tmp_path: Path
     page = Page(report([run], tmp_path / "a.html", images=[tmp_path]))
     assert page.tags.count("img") == 1 + 3
     assert "good.png" in page.text
+
+
+def test_a_run_that_came_to_nothing_is_reported_without_its_heat_maps(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "first"))
+    last = copy / "checkpoints" / "last.pt"
+    content = torch.load(last, weights_only=True)
+    content["model"]["query.backbone.layer1.0.conv1.weight"].fill_(float("nan"))
+    torch.save(content, last)
+    page = Page(report([copy], tmp_path / "report.html"))
+    assert page.tags.count("img") == 1 + 3 * 2
+    assert re.search(r"first is left out: \S+: the network gives features that are not finite", page.text)
 
 
 def test_the_same_runs_give_the_same_page(run: Path, tmp_path: Path) -> None:

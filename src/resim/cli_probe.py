@@ -21,7 +21,7 @@ from resim.exchange.encoders import LoadedEncoder, load_encoders
 from resim.model.encoder import Encoder
 from resim.probes.features import Network
 from resim.probes.labels import ProbeImages, read_sets
-from resim.probes.suite import ProbeConfig, probe_network
+from resim.probes.suite import ProbeConfig, check_level, probe_network
 from resim.probes.tables import Results, record, tables, warnings
 from resim.probes.unlabelled import LEAST_SIZE, Told
 from resim.training.checkpoints import write_atomically
@@ -71,6 +71,9 @@ def run_probe(options: ProbeOptions) -> None:
     loaded = load_encoders(words, seed=options.config.seed)
     config = dataclasses.replace(options.config, image_size=_size(options.config, loaded))
     train, test = train.draw(config.images, config.seed), test.draw(config.images, config.seed)
+    if train.labels is not None and test.labels is not None:
+        for item in loaded:  # all of them now, not the last one after the others were measured
+            check_level(Network(name=item.name, encoder=item.encoder, has_head=item.has_head), config)
     out = out or _default_out(loaded)
     above = next(folder for folder in out.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):  # now, not after minutes of work

@@ -154,7 +154,7 @@ def _foreign(contents: Contents) -> Weights:
     surplus = [name for name in left_over if (named[name] or "").startswith("backbone.") or form.is_in_block(name)]
     if surplus:  # a squeeze, an offset, a bias: without it the same weights compute something else
         raise UserError(
-            f"{path}: is no plain {config.backbone}, in which there is no {shorten(surplus)}; another network is not read"
+            f"{path}: is no plain {config.backbone}, which has no {shorten(surplus)}; another network is not read"
         )
     made_by = contents.metadata or contents.data.get("metadata")
     made_by = made_by if isinstance(made_by, Mapping) else {}

@@ -93,7 +93,7 @@ def feature_maps(encoder: Encoder, photograph: Photograph) -> dict[str, FeatureM
         seen through the convolution of a C level.
 
     Raises:
-        UserError: a backbone that takes images of one size only.
+        UserError: a backbone that takes images of one size only, or maps that are not finite.
     """
     pixels = torch.from_numpy(np.array(photograph.pixels)).permute(2, 0, 1)[None].float() / 255
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
@@ -104,6 +104,9 @@ def feature_maps(encoder: Encoder, photograph: Photograph) -> dict[str, FeatureM
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         size = f"{photograph.width} x {photograph.height}"
         raise UserError(f"{photograph.name}: the network cannot see an image of {size} px ({reason})") from None
+    wild = [name for name, cells in maps.items() if not cells.isfinite().all()]
+    if wild:
+        raise UserError(f"{photograph.name}: the network gives features that are not finite ({', '.join(wild)})")
     return {name: FeatureMap(name, cells[0].float().cpu(), stride_of(name)) for name, cells in maps.items()}
 
 

@@ -96,14 +96,23 @@ def _similarity(runs: Sequence[RunFiles], images: Sequence[Path], seed: int) -> 
     loaded = load_encoders(["random", *(str(path) for _, path in having)])  # random: what the first run started from
     names = ["untrained", *(run.name for run, _ in having)]
     networks = [dataclasses.replace(network, name=name) for network, name in zip(loaded, names, strict=True)]
-    levels = default_levels(networks)
+    left_out: list[Part] = []
+    shown, maps = [], []
+    for network in networks:
+        try:
+            maps.append([feature_maps(network.encoder, photograph) for photograph in photographs])
+            shown.append(network)
+        except UserError as error:  # a run that came to nothing has a report all the same
+            left_out.append(Text(text=f"{network.name} is left out: {error}.", note=True))
+    if not shown:
+        return left_out
+    levels = default_levels(shown)
     # C4 is there where a network has seen no level, and must be shown
     levels = (levels[0], "C4") if levels[SHOWN_LEVELS:] and "C4" in levels else levels[:SHOWN_LEVELS]
-    maps = [[feature_maps(network.encoder, photograph) for photograph in photographs] for network in networks]
     region = central_box(photographs[0].width, photographs[0].height)
-    blocks = heat_blocks(photographs, networks, maps, levels, region, panel_px=320)
+    blocks = heat_blocks(photographs, shown, maps, levels, region, panel_px=320)
     told = "The region is the middle of the first image, and the images were drawn at random: nothing was picked."
-    return [Text(text=told), *(Pictures(block=block) for block in blocks), Text(text=HEAT_NOTE, note=True)]
+    return [Text(text=told), *left_out, *(Pictures(block=block) for block in blocks), Text(text=HEAT_NOTE, note=True)]
 
 
 def _drawn(sources: Sequence[Path], seed: int) -> list[Photograph]:

@@ -52,10 +52,12 @@ def accuracy(scores: Tensor, labels: Tensor) -> Accuracy:
     """Accuracy of scores (N, K) for classes (N,); of classes that tie, the first comes first.
 
     Raises:
-        ValueError: no image, or shapes that do not belong together.
+        ValueError: no image, shapes that do not belong together, or scores that are no numbers.
     """
     if scores.dim() != 2 or labels.shape != scores.shape[:1] or not len(labels):
         raise ValueError(f"scores (N, K) and classes (N,), not {tuple(scores.shape)} and {tuple(labels.shape)}")
+    if scores.isnan().any():  # nothing is above NaN: every answer would be right
+        raise ValueError("scores that are no numbers (NaN)")
     labels = labels.to(scores.device)
     own = scores.gather(1, labels[:, None])
     earlier = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]

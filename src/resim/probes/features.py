@@ -65,6 +65,9 @@ class Network:
 
         Args:
             images: (N, 3, S, S) normalised views, on any device.
+
+        Raises:
+            UserError: a map or vector that is not finite: any number measured on it would be wrong.
         """
         if self.encoder.training:
             raise ValueError("a network is probed in evaluation mode: call its eval() first")
@@ -74,22 +77,34 @@ class Network:
             vectors, levels = self.encoder.from_stages(stages)
         found = {stage: _wide(stages[stage]) for stage in ("C3", "C4", "C5")}
         found |= {name if name[0] == "P" else f"{name}+conv": _wide(levels[name]) for name in sorted(levels)}
+        self._check_finite(found | ({GLOBAL: vectors} if self.has_head else {}))
         return _wide(vectors) if self.has_head else None, found
 
     @torch.no_grad()
     def c5(self, images: Tensor) -> Tensor:
-        """The mean of C5 over each image alone, (N, C)."""
+        """The mean of C5 over each image alone, (N, C).
+
+        Raises:
+            UserError: as `maps`.
+        """
         if self.encoder.training:
             raise ValueError("a network is probed in evaluation mode: call its eval() first")
         images = images.to(self.device).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            return _wide(self.encoder.backbone(images)["C5"]).mean(dim=(2, 3))
+            means = _wide(self.encoder.backbone(images)["C5"]).mean(dim=(2, 3))
+        self._check_finite({"C5": means})
+        return means
 
     def vectors(self, images: Tensor) -> dict[str, Tensor]:
         """Every map's mean over each image, (N, C), and the global vectors under "global" if it has a head."""
         head, maps = self.maps(images)
         means = {name: cells.mean(dim=(2, 3)) for name, cells in maps.items()}
         return means if head is None else means | {GLOBAL: head}
+
+    def _check_finite(self, features: dict[str, Tensor]) -> None:
+        wild = [name for name, values in features.items() if not values.isfinite().all()]
+        if wild:
+            raise UserError(f"{self.name}: gives features that are not finite ({', '.join(wild)}): nothing to measure")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from resim.fields import check_fields
 from resim.probes import intervals
 from resim.probes.accuracy import Accuracy, accuracy
 from resim.probes.correspondence import Correspondence
-from resim.probes.features import Features, Network, pooled_features
+from resim.probes.features import GLOBAL, Features, Network, pooled_features
 from resim.probes.health import Health
 from resim.probes.knn import NEIGHBOURS, TEMPERATURE, knn_votes
 from resim.probes.labels import ProbeImages
@@ -128,6 +128,8 @@ def probe_network(
     """
     size, scores = config.image_size, dict[Path, Score]()
     labelled = train.labels is not None and test.labels is not None
+    if labelled:
+        check_level(network, config)
     if labelled and {"knn", "linear", "linear-sgd"} & set(config.probes):
         bank = _features(network, train, size, "features of training images", told)
         asked = _features(network, test, size, "features of test images", told)
@@ -152,6 +154,17 @@ def probe_network(
         health = health_probe(network, chosen, size=size, seed=config.seed, told=told)
         scores |= {("health", level): Score(value=value, details={}) for level, value in health.items()}
     return scores
+
+
+def check_level(network: Network, config: ProbeConfig) -> None:
+    """Whether a network has the level of the linear probe, before anything is measured.
+
+    Raises:
+        UserError: it has not, and which it has.
+    """
+    levels = [*network.strides, *([GLOBAL] if network.has_head else [])]
+    if "linear" in config.probes and config.linear_level not in levels:
+        raise UserError(f"--linear-level {config.linear_level}: {network.name} has {', '.join(levels)}")
 
 
 def knn_probe(
@@ -200,8 +213,6 @@ def _features(network: Network, images: ProbeImages, size: int, what: str, told:
 
 def _linear(bank: Features, asked: Features, train: ProbeImages, test: ProbeImages, config: ProbeConfig) -> Score:
     level = config.linear_level
-    if level not in bank.vectors:
-        raise UserError(f"--linear-level {level}: the network has {', '.join(bank.vectors)}")
     try:
         fit = fit_linear(bank.vectors[level], _classes(bank, train), num_classes=len(train.classes), seed=config.seed)
     except ValueError as error:
