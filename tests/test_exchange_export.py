@@ -270,6 +270,16 @@ def test_the_card_says_what_the_weights_are(tmp_path: Path) -> None:
     assert "not stated: whoever publishes these weights states it" in plain
 
 
+def test_the_card_of_a_file_does_not_show_the_probes_of_another(tmp_path: Path) -> None:
+    own_checkpoint(tmp_path / "last.pt", SMALL)
+    probes = tmp_path / "probe.json"
+    probes.write_text(json.dumps({"networks": [{"path": str(tmp_path / "other.pt"), "scores": {"knn": 0.987}}]}))
+    export(tmp_path / "last.pt", "safetensors", tmp_path / "a.safetensors")
+    assert "None were given when this card was written." in (tmp_path / "a.md").read_text()
+    export(tmp_path / "last.pt", "safetensors", tmp_path / "b.safetensors", probes=probes)  # a run that was moved
+    assert "0.987" in (tmp_path / "b.md").read_text()
+
+
 # -- whole or not at all
 
 

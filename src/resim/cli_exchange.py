@@ -47,7 +47,7 @@ class ExportOptions:
     licence: str | None = None
     """Licence of the weights, such as Apache-2.0, for the metadata and the card."""
     probes: Path | None = None
-    """JSON of probe results for the model card; default: the run's probe.json, which resim probe writes."""
+    """JSON of probe results for the model card; default: what the run's probe.json says of this file."""
 
 
 def import_verb(argv: Sequence[str]) -> None:

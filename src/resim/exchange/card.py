@@ -73,17 +73,31 @@ def model_card(weights: Weights, recipe: Recipe, *, licence: str | None, probes:
     return "\n".join(lines)
 
 
-def find_probes(weights: Weights) -> Path | None:
-    """The probe.json that `resim probe` writes beside a checkpoint or into its run's folder."""
+def found_probes(weights: Weights) -> Mapping[str, Any] | None:
+    """What the probe.json that `resim probe` wrote beside a checkpoint or into its run's folder says of these weights.
+
+    None if there is none, or if it is of other files alone.
+
+    Raises:
+        UserError: as `read_probes`.
+    """
     folder = weights.path.parent
     path = (folder.parent if folder.name == "checkpoints" else folder) / "probe.json"
-    return path if path.is_file() else None
+    if not path.is_file():
+        return None
+    results = read_probes(path, weights, others=False)
+    return results if results.get("networks") else None
 
 
-def read_probes(path: Path, weights: Weights) -> Mapping[str, Any]:
+def read_probes(path: Path, weights: Weights, *, others: bool = True) -> Mapping[str, Any]:
     """The results that `resim probe` wrote, of these weights alone where their path is named; or any JSON object.
 
     Paths, commands and versions of the machine are left out.
+
+    Args:
+        path: of the results.
+        weights: what they should be of.
+        others: where none is of these weights, as after a run was moved, take those of all.
 
     Raises:
         UserError: it is none.
@@ -102,7 +116,7 @@ def read_probes(path: Path, weights: Weights) -> Mapping[str, Any]:
     entries = [entry for entry in networks if isinstance(entry, dict)]
     own = [entry for entry in entries if _is_of(entry, weights)]
     kept = {key: _without_paths(data[key]) for key in ("train", "test", "settings") if key in data}
-    return kept | {"networks": [_without_paths(entry) for entry in own or entries]}
+    return kept | {"networks": [_without_paths(entry) for entry in (own or entries if others else own)]}
 
 
 def _is_of(entry: Mapping[str, Any], weights: Weights) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from resim.errors import UserError
-from resim.exchange.card import find_probes, read_probes
+from resim.exchange.card import found_probes, read_probes
 from resim.exchange.features import TOLERANCE, differences, features_of
 from resim.exchange.fpn_norms import with_norms, without_norms
 from resim.exchange.recipe_of import recipe_of
@@ -57,7 +57,8 @@ def export(
         fpn_norm: BatchNorm after the FPN's convolutions: as trained (`keep`), folded away (`plain`) or put in
             (`batchnorm`), with the same features; `auto` is `batchnorm` for Detectron2, else `keep`.
         licence: of the exported weights, where they are your own.
-        probes: JSON of probe results for the model card; None: the probe.json of the run, if there is one.
+        probes: JSON of probe results for the model card; None: what the run's probe.json says of
+            this very file, if anything.
 
     Raises:
         UserError: a file, an option or a network that cannot be exported, or features that differ; nothing is written.
@@ -65,8 +66,7 @@ def export(
     if to not in ENDINGS:
         raise UserError(f"--to {to}: one of {', '.join(ENDINGS)}")
     weights = read_weights(checkpoint)
-    probes = probes or find_probes(weights)
-    results = read_probes(probes, weights) if probes else None
+    results = found_probes(weights) if probes is None else read_probes(probes, weights)
     if licence and weights.licence and licence != weights.licence:
         raise UserError(f"--licence {licence}: these weights are {weights.licence}, which an export cannot change")
     if licence is not None and not re.fullmatch(r"[\w.+-]+", licence):
