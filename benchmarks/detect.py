@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 import torch
 import torchvision
-from torchvision.models.detection import maskrcnn_resnet50_fpn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from resim.detection.coco import read_coco
 from resim.detection.config import DetectorConfig, ImagesConfig, TuneConfig
@@ -53,8 +54,10 @@ class Plain:
     """Torchvision's reference training: its model, its transforms, float32."""
 
     def __init__(self, data: DetectionData, options: argparse.Namespace, device: torch.device) -> None:
-        self.model: Any = maskrcnn_resnet50_fpn(
-            weights=None, weights_backbone=None, num_classes=len(data.classes) + 1, min_size=options.size,
+        # maskrcnn_resnet50_fpn by its parts: without weights to load it would put trained BatchNorm in
+        backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=5)
+        self.model: Any = MaskRCNN(
+            backbone, num_classes=len(data.classes) + 1, min_size=options.size,
             box_batch_size_per_image=options.regions, rpn_batch_size_per_image=min(256, options.regions),
         ).to(device)  # fmt: skip
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4)

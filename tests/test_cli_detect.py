@@ -171,6 +171,7 @@ def test_data_that_cannot_be_read(capsys: Captured, coco: Path, finished: Path, 
         (coco, (), "2 JSON files (instances_train2017.json, ...): name a split, or one of them"),
         (coco, ("--split", "train2014"), "no detection data set; looked for COCO (instances_train2014.json"),
         (coco / instances, ("--images-in", tmp_path / "empty"), "images"),
+        (coco / instances, ("--split", "val2017"), "is one file, which has no split 'val2017': leave it out"),
         (coco, ("--split", "train2017", "--classes", "dog"), "classes are named, which goes with VOC's layout only"),
     ):
         assert told in refusal(capsys, "train", path, *more, *TINY, "--out", tmp_path / "run")
@@ -182,6 +183,9 @@ def test_data_that_cannot_be_read(capsys: Captured, coco: Path, finished: Path, 
         (str(tmp_path / "empty"), "empty: no detection data set"),
     ):
         assert told in refusal(capsys, *train(coco, "--val", val, "--out", tmp_path / "run"))
+    # a file to evaluate on that is not there must not become what is trained on
+    told = refusal(capsys, "train", coco / instances, "--val", "gone.json", *TINY, "--out", tmp_path / "run")
+    assert "is one file, which has no split 'gone.json'" in told
     assert not (tmp_path / "run").exists()
 
 
@@ -314,5 +318,11 @@ def test_predictions_that_cannot_work(capsys: Captured, coco: Path, finished: Pa
         ((images,), "--model"),
         ((images, "--model", finished, "--threshold", "2"), "--threshold 2.0: must be in [0, 1]"),
         ((images, "--model", finished, "--out", tmp_path / "one.png"), "one.png: cannot be written to"),
+        ((images, "--model", finished, "--out", finished), "holds a run, whose own results would be replaced"),
     ):
         assert told in refusal(capsys, "predict", *words), told
+    before = {path: path.read_bytes() for path in images.iterdir()}
+    assert "which is to be read: name another folder" in refusal(
+        capsys, "predict", images, "--model", finished, "--out", images
+    )
+    assert {path: path.read_bytes() for path in images.iterdir()} == before

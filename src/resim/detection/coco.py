@@ -143,6 +143,8 @@ def _load(path: Path) -> dict[str, Any]:
         for position, entry in enumerate(content[key]):
             if not isinstance(entry, dict) or any(not isinstance(entry.get(name), int | str) for name in needed):
                 raise UserError(f"{path}: entry {position} of {key} lacks {' or '.join(needed)}")
+            if not isinstance(entry.get("file_name", ""), str):
+                raise UserError(f"{path}: entry {position} of {key} has a file_name that is not text")
     return content
 
 

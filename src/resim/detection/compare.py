@@ -48,7 +48,7 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Box AP of one initialisation less another's, as a share; the interval is over images and seeds, of 95 %."""
+    """Box AP of one initialisation less another's, as a share; the interval of 95 % is over images and seeds."""
 
     first: str
     second: str

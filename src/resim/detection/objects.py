@@ -17,6 +17,9 @@ from resim.detection.records import Record, Segmentation
 from resim.detection.repair import OVERHANG, Repairs, finite
 
 
+FARTHEST = 10  # times the image's longer side: pycocotools' memory grows with the length of an outline
+
+
 @dataclass(frozen=True, kw_only=True)
 class Annotated:
     """An object as a file says it, nothing checked but its category.
@@ -66,7 +69,8 @@ def make_record(
         raw = box_of(mask, height, width) if thing.box is None and mask is not None else thing.box
         box = finite(raw, 4)
         area = finite([thing.area]) if thing.area is not None else [0.0]
-        keypoints = finite(thing.keypoints, 3 * num_keypoints) if thing.keypoints else [0.0] * (3 * num_keypoints)
+        has_keypoints = thing.keypoints and num_keypoints  # without their names in the categories they mean nothing
+        keypoints = finite(thing.keypoints, 3 * num_keypoints) if has_keypoints else [0.0] * (3 * num_keypoints)
         if box is None or area is None or keypoints is None:
             detail = f"box {raw}" if box is None else f"area {thing.area}" if area is None else "keypoints"
             note("not-finite", detail=detail)
@@ -130,15 +134,17 @@ def _sound_mask(segmentation: Any, width: int, height: int, note: Any) -> Segmen
             note("bad-mask", detail="a polygon that is not a list of finite x, y pairs")
         elif len(numbers) < 6:  # pycocotools would take two points for a box
             note("short-polygon", detail=f"{len(numbers) // 2} points")
+        elif max(map(abs, numbers)) > FARTHEST * max(width, height):
+            note("bad-mask", detail=f"a polygon that reaches to {max(numbers, key=abs):g} px of {width} x {height}")
         else:
-            polygons.append(polygon)
+            polygons.append(numbers)
     return polygons or None
 
 
 def _rle_fault(segmentation: dict[str, Any], width: int, height: int) -> str:
     """Why an RLE cannot be decoded: pycocotools itself would read or write past its memory. Empty if it can."""
     counts = segmentation.get("counts")
-    if list(segmentation.get("size", ())) != [height, width]:
+    if finite(segmentation.get("size"), 2) != [height, width]:
         return f"RLE of size {segmentation.get('size')}, not {[height, width]}"
     if isinstance(counts, str | bytes):
         counts = _run_lengths(counts.encode() if isinstance(counts, str) else counts)
