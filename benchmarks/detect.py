@@ -5,7 +5,7 @@
     python benchmarks/detect.py --scores                        # COCO's evaluation of 5,000 images' worth of results
 
 The plain side is what torchvision's reference scripts do: its own `maskrcnn_resnet50_fpn` (frozen BatchNorm, FPN
-without), images and masks as float tensors from a DataLoader, float32, SGD. Ours is the same network built here; its
+without), float32, SGD; it is fed by our loader, so that what is compared is the step. Ours is the same network built here; its
 rows differ in precision and layout alone. Steps are taken in turn (plain, ours, plain, ours, ...) on the same images,
 so that a drift of the machine's speed hits all; loading is part of the rows that say so.
 """
@@ -133,11 +133,13 @@ def speeds(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = write_scenes(Path(folder), 64, seed=0, width=500, height=375)
         data = read_coco(path)
-        # two kinds of networks of one shape: weights drawn, not learnt, so that proposals are as many as can be
+        # weights drawn, not learnt, so that proposals are as many as can be; the same for all, so that detections are
         torch.manual_seed(0)
-        variants: dict[str, Any] = {"torchvision, float32": Plain(data, options, device)}
-        variants["ours, float32"] = Ours(data, options, device, "float32")
-        variants["ours, bf16"] = Ours(data, options, device, "bf16")
+        plain = Plain(data, options, device)
+        variants: dict[str, Any] = {"torchvision, float32": plain}
+        for name, precision in (("ours, float32", "float32"), ("ours, bf16", "bf16")):
+            variants[name] = Ours(data, options, device, precision)
+            variants[name].stepper.model.load_state_dict(plain.model.state_dict())
         with contextlib.closing(batches_of(data, options, 0)) as batches:
             ready = [next(batches) for _ in range(2)]
         training: dict[str, list[float]] = {name: [] for name in variants}

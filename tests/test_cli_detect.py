@@ -131,7 +131,10 @@ def test_evaluation_of_a_run_and_of_its_results_are_the_same(
         out = tmp_path / model.name
         words = ["detect", "eval", str(model), str(coco), "--split", "val2017", "--device", "cpu", "--workers", "0"]
         assert main([*words, "--out", str(out)]) == 0
-        line, where = capsys.readouterr().out.splitlines()
+        *before, line, where = capsys.readouterr().out.splitlines()
+        assert [text.partition(" ")[2] for text in before] == ["detections in 2 of 2 images"] * (
+            model.suffix == ".json"
+        )
         assert where == str(out)
         assert (out / "scores.jsonl").exists()
         told.append(line)
@@ -207,6 +210,9 @@ def test_data_that_cannot_be_read(capsys: Captured, coco: Path, finished: Path, 
         (["--drops", "5", "3"], "drops 5 3: must rise, from 1"),
         (["--steps", "0"], "steps 0: must be at least 1"),
         (["--batch-size", "two"], "Error parsing --batch-size: invalid literal for int() with base 10: 'two' (resim"),
+        (["--momentum", "1"], "momentum 1.0: must be below 1"),
+        (["--score-threshold", "5"], "score-threshold 5.0: must be below 1"),
+        (["--val-split", "val2017"], "--val-split val2017: goes with a --val that is the path of another data set"),
         (["--fraction", "2"], "fraction 2.0: must be above 0 and at most 1"),
         (["--workers", "999"], "workers 999: must be at most 512"),
         (["--device", "tpu"], "--device"),

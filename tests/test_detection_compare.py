@@ -199,6 +199,7 @@ def test_a_comparison_goes_on_where_it_stopped_and_reuses_what_is_finished(tmp_p
         ([], (0,), "at least one"),
         ([Start(name="a/b", weights="random")], (0,), "cannot be empty"),
         ([Start(name="a", weights="random")], (1, 1), "one is there twice"),
+        ([Start(name="a", weights="random")], (0, -1), "--seeds -1: must be at least 0"),
         ([Start(name="a", weights="nowhere.pt")], (1,), "nowhere.pt"),
     ],
 )

@@ -219,6 +219,14 @@ def test_an_empty_voc_list(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (
+            '{"images": [{"id": 1, "file_name": 5}], "annotations": [], "categories": []}',
+            "entry 0 of images has a file_name that is not text",
+        ),
+        (
+            '{"images": [], "annotations": [], "categories": [{"id": 1, "keypoints": 5}]}',
+            "the keypoints of a category must be a list",
+        ),
         ("{", "not a JSON file"),
         ("[]", "not a COCO file, it has no list of images, annotations, categories"),
         ('{"images": [], "categories": []}', "no list of annotations"),

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from resim.detection.masks import area_of, box_of
+from resim.detection.masks import area_of, box_of, rle_fault
 from resim.detection.records import Record, Segmentation
 from resim.detection.repair import OVERHANG, Repairs, finite
-
 
 FARTHEST = 10  # times the image's longer side: pycocotools' memory grows with the length of an outline
 
@@ -120,7 +119,7 @@ def _sound_mask(segmentation: Any, width: int, height: int, note: Any) -> Segmen
     if not segmentation:
         return None
     if isinstance(segmentation, dict):
-        fault = _rle_fault(segmentation, width, height)
+        fault = rle_fault(segmentation, width, height)
         if fault:
             note("bad-mask", detail=fault)
         return None if fault else segmentation
@@ -139,34 +138,3 @@ def _sound_mask(segmentation: Any, width: int, height: int, note: Any) -> Segmen
         else:
             polygons.append(numbers)
     return polygons or None
-
-
-def _rle_fault(segmentation: dict[str, Any], width: int, height: int) -> str:
-    """Why an RLE cannot be decoded: pycocotools itself would read or write past its memory. Empty if it can."""
-    counts = segmentation.get("counts")
-    if finite(segmentation.get("size"), 2) != [height, width]:
-        return f"RLE of size {segmentation.get('size')}, not {[height, width]}"
-    if isinstance(counts, str | bytes):
-        counts = _run_lengths(counts.encode() if isinstance(counts, str) else counts)
-    if not isinstance(counts, list) or not all(isinstance(count, int) and count >= 0 for count in counts):
-        return "RLE whose counts are not run lengths"
-    return "" if sum(counts) == height * width else f"RLE of {sum(counts)} pixels, not {height * width}"
-
-
-def _run_lengths(text: bytes) -> list[int] | None:
-    """The counts of compressed RLE (pycocotools, rleFrString): 5 bits a letter, each but the first two a difference."""
-    counts: list[int] = []
-    value, shift = 0, 0
-    for letter in text:
-        bits = letter - 48
-        if not 0 <= bits < 64:
-            return None
-        value |= (bits & 0x1F) << shift
-        shift += 5
-        if bits & 0x20:
-            continue
-        if bits & 0x10:
-            value -= 1 << shift
-        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-        value, shift = 0, 0
-    return counts if shift == 0 else None
