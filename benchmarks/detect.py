@@ -5,9 +5,9 @@
     python benchmarks/detect.py --scores                        # COCO's evaluation of 5,000 images' worth of results
 
 The plain side is what torchvision's reference scripts do: its own `maskrcnn_resnet50_fpn` (frozen BatchNorm, FPN
-without), float32, SGD; it is fed by our loader, so that what is compared is the step. Ours is the same network built here; its
-rows differ in precision and layout alone. Steps are taken in turn (plain, ours, plain, ours, ...) on the same images,
-so that a drift of the machine's speed hits all; loading is part of the rows that say so.
+without), float32, SGD; it is fed by our loader, so that what is compared is the step. Ours is the same network built
+here; its rows differ in precision and layout alone. Steps are taken in turn (plain, ours, plain, ours, ...) on the same
+images, so that a drift of the machine's speed hits all; loading is part of the rows that say so.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ from resim.views.loader import make_loader
 from resim.views.scenes import write_scenes
 
 
+LR = 0.0  # a step costs the same, and all sides keep the same weights and find as many objects
+
+
 def detector_config(regions: int) -> DetectorConfig:
     """The network of torchvision's `maskrcnn_resnet50_fpn`."""
     return DetectorConfig(
@@ -60,7 +63,7 @@ class Plain:
             backbone, num_classes=len(data.classes) + 1, min_size=options.size,
             box_batch_size_per_image=options.regions, rpn_batch_size_per_image=min(256, options.regions),
         ).to(device)  # fmt: skip
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=LR, momentum=0.9, weight_decay=1e-4)
         self.device = device
 
     def step(self, batch: DetectionBatch) -> float:
@@ -88,7 +91,7 @@ class Ours:
         config = detector_config(options.regions)
         alone = Processes(rank=0, count=1, device=device, cores=1)
         model = build_detector(config, images, num_classes=len(data.classes))
-        self.stepper = make_detector_stepper(model, TuneConfig(lr=1e-4), alone, precision=precision)
+        self.stepper = make_detector_stepper(model, TuneConfig(lr=LR), alone, precision=precision)
 
     def step(self, batch: DetectionBatch) -> float:
         """One step of SGD; its loss."""
