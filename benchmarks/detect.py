@@ -41,7 +41,6 @@ from resim.training.processes import Processes
 from resim.views.loader import make_loader
 from resim.views.scenes import write_scenes
 
-
 LR = 0.0  # a step costs the same, and all sides keep the same weights and find as many objects
 
 
