@@ -131,7 +131,10 @@ def test_evaluation_of_a_run_and_of_its_results_are_the_same(
         out = tmp_path / model.name
         words = ["detect", "eval", str(model), str(coco), "--split", "val2017", "--device", "cpu", "--workers", "0"]
         assert main([*words, "--out", str(out)]) == 0
-        line, where = capsys.readouterr().out.splitlines()
+        *before, line, where = capsys.readouterr().out.splitlines()
+        assert [text.partition(" ")[2] for text in before] == ["detections in 2 of 2 images"] * (
+            model.suffix == ".json"
+        )
         assert where == str(out)
         assert (out / "scores.jsonl").exists()
         told.append(line)
@@ -171,6 +174,7 @@ def test_data_that_cannot_be_read(capsys: Captured, coco: Path, finished: Path, 
         (coco, (), "2 JSON files (instances_train2017.json, ...): name a split, or one of them"),
         (coco, ("--split", "train2014"), "no detection data set; looked for COCO (instances_train2014.json"),
         (coco / instances, ("--images-in", tmp_path / "empty"), "images"),
+        (coco / instances, ("--split", "val2017"), "is one file, which has no split 'val2017': leave it out"),
         (coco, ("--split", "train2017", "--classes", "dog"), "classes are named, which goes with VOC's layout only"),
     ):
         assert told in refusal(capsys, "train", path, *more, *TINY, "--out", tmp_path / "run")
@@ -182,6 +186,9 @@ def test_data_that_cannot_be_read(capsys: Captured, coco: Path, finished: Path, 
         (str(tmp_path / "empty"), "empty: no detection data set"),
     ):
         assert told in refusal(capsys, *train(coco, "--val", val, "--out", tmp_path / "run"))
+    # a file to evaluate on that is not there must not become what is trained on
+    told = refusal(capsys, "train", coco / instances, "--val", "gone.json", *TINY, "--out", tmp_path / "run")
+    assert "is one file, which has no split 'gone.json'" in told
     assert not (tmp_path / "run").exists()
 
 
@@ -203,6 +210,9 @@ def test_data_that_cannot_be_read(capsys: Captured, coco: Path, finished: Path, 
         (["--drops", "5", "3"], "drops 5 3: must rise, from 1"),
         (["--steps", "0"], "steps 0: must be at least 1"),
         (["--batch-size", "two"], "Error parsing --batch-size: invalid literal for int() with base 10: 'two' (resim"),
+        (["--momentum", "1"], "momentum 1.0: must be below 1"),
+        (["--score-threshold", "5"], "score-threshold 5.0: must be below 1"),
+        (["--val-split", "val2017"], "--val-split val2017: goes with a --val that is the path of another data set"),
         (["--fraction", "2"], "fraction 2.0: must be above 0 and at most 1"),
         (["--workers", "999"], "workers 999: must be at most 512"),
         (["--device", "tpu"], "--device"),
@@ -314,5 +324,11 @@ def test_predictions_that_cannot_work(capsys: Captured, coco: Path, finished: Pa
         ((images,), "--model"),
         ((images, "--model", finished, "--threshold", "2"), "--threshold 2.0: must be in [0, 1]"),
         ((images, "--model", finished, "--out", tmp_path / "one.png"), "one.png: cannot be written to"),
+        ((images, "--model", finished, "--out", finished), "holds a run, whose own results would be replaced"),
     ):
         assert told in refusal(capsys, "predict", *words), told
+    before = {path: path.read_bytes() for path in images.iterdir()}
+    assert "which is to be read: name another folder" in refusal(
+        capsys, "predict", images, "--model", finished, "--out", images
+    )
+    assert {path: path.read_bytes() for path in images.iterdir()} == before

@@ -104,9 +104,31 @@ def test_the_interval_of_a_constant_difference_is_that_difference() -> None:
     assert paired_interval(under + 0.2, under, seed=0) == pytest.approx((0.2, 0.2))
 
 
-def test_the_interval_sees_the_spread_over_seeds() -> None:
-    seeds = np.array([[0.0], [1.0]]).repeat(400, axis=1)
-    assert paired_interval(seeds, np.zeros((2, 400)), seed=0) == pytest.approx((0.0, 1.0))
+@pytest.mark.parametrize(("seeds", "t"), [(2, 12.706), (3, 4.303), (5, 2.776)])
+def test_the_interval_over_seeds_is_students(seeds: int, t: float) -> None:
+    values = np.random.default_rng(seeds).normal(size=seeds)
+    under = values[:, None].repeat(400, axis=1)  # the same under every draw of images
+    half = t * values.std(ddof=1) / np.sqrt(seeds)
+    expected = values.mean() - half, values.mean() + half
+    assert paired_interval(under, np.zeros((seeds, 400)), seed=0) == pytest.approx(expected, abs=0.03 * half)
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_the_interval_holds_the_truth_nineteen_times_in_twenty(seeds: int) -> None:
+    generator = np.random.default_rng(seeds)
+    holds = []
+    for number in range(200):
+        # a true difference of 0; the noise of the images, which seeds share, and that of each seed
+        of_images = generator.normal() + generator.normal(size=300)
+        of_seeds = 5 * generator.normal(size=(seeds, 1)) * (seeds > 1)
+        low, high = paired_interval(of_images + of_seeds, np.zeros((seeds, 300)), seed=number)
+        holds.append(low <= 0 <= high)
+    assert np.mean(holds) >= 0.91
+
+
+def test_the_interval_of_one_seed_is_over_images() -> None:
+    under = np.arange(1001.0)[None] / 1000
+    assert paired_interval(under, np.zeros_like(under), seed=0) == pytest.approx((0.025, 0.975))
 
 
 @pytest.mark.parametrize(
@@ -177,6 +199,7 @@ def test_a_comparison_goes_on_where_it_stopped_and_reuses_what_is_finished(tmp_p
         ([], (0,), "at least one"),
         ([Start(name="a/b", weights="random")], (0,), "cannot be empty"),
         ([Start(name="a", weights="random")], (1, 1), "one is there twice"),
+        ([Start(name="a", weights="random")], (0, -1), "--seeds -1: must be at least 0"),
         ([Start(name="a", weights="nowhere.pt")], (1,), "nowhere.pt"),
     ],
 )

@@ -102,7 +102,7 @@ def test_classes_that_a_detector_has_not(tmp_path: Path, classes: tuple[str, ...
 # -- what tells data sets apart
 
 
-def test_a_fingerprint_is_of_ids_boxes_and_labels(tmp_path: Path) -> None:
+def test_a_fingerprint_is_of_all_that_a_run_must_find_again(tmp_path: Path) -> None:
     data = things(tmp_path / "one", 2)
     record = data.records[0]
     assert fingerprint(things(tmp_path / "same", 2)) == fingerprint(data)
@@ -110,9 +110,12 @@ def test_a_fingerprint_is_of_ids_boxes_and_labels(tmp_path: Path) -> None:
         dataclasses.replace(record, image_id=77),
         dataclasses.replace(record, boxes=record.boxes + np.array([[0, 0, 0, 1.0]])),
         dataclasses.replace(record, labels=record.labels[::-1].copy()),
+        dataclasses.replace(record, crowd=~record.crowd),
+        dataclasses.replace(record, difficult=~record.difficult),
     ]
     marks = {fingerprint(dataclasses.replace(data, records=(other, *data.records[1:]))) for other in others}
-    assert len(marks | {fingerprint(data)}) == 4
+    marks |= {fingerprint(dataclasses.replace(data, classes=(*data.classes, "one more")))}
+    assert len(marks | {fingerprint(data)}) == 7
     assert fingerprint(dataclasses.replace(data, records=data.records[::-1])) != fingerprint(data)
 
 

@@ -82,6 +82,28 @@ def test_a_short_polygon_leaves_the_others_of_its_object(tmp_path: Path) -> None
     assert data.repairs.counts == {"short-polygon": 1}
 
 
+@pytest.mark.parametrize(
+    ("segmentation", "left"),
+    [
+        ({"size": 5, "counts": [W * H]}, None),
+        ({"size": None, "counts": [W * H]}, None),
+        ([rectangle(10, 10, 1e9, 20)], None),  # pycocotools would ask for all of the memory
+        ([[str(value) for value in rectangle(10, 10, 20, 20)]], [rectangle(10, 10, 20, 20)]),
+    ],
+)
+def test_segmentations_that_would_stop_pycocotools(tmp_path: Path, segmentation: Any, left: Any) -> None:
+    data = read_coco(write_coco(tmp_path, [thing(1, 1, 3, (1, 1, 20, 20), segmentation=segmentation), SOUND]))
+    assert data.records[0].masks is not None
+    assert data.records[0].masks[0] == left
+    assert data.repairs.counts == ({"bad-mask": 1} if left is None else {})
+
+
+def test_keypoints_that_no_category_names_do_not_matter(tmp_path: Path) -> None:
+    data = read_coco(write_coco(tmp_path, [thing(1, 1, 3, (1, 1, 20, 20), keypoints=[1, 2, 2], num_keypoints=1)]))
+    assert data.num_objects == 1
+    assert data.repairs.counts == {}
+
+
 def test_annotations_of_images_that_are_not_listed(tmp_path: Path) -> None:
     data = read_coco(write_coco(tmp_path, [SOUND, thing(8, 77, 3, (0, 0, 5, 5))]))
     assert "image 77, annotation 8" in data.repairs.lines()[0]
@@ -197,6 +219,14 @@ def test_an_empty_voc_list(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (
+            '{"images": [{"id": 1, "file_name": 5}], "annotations": [], "categories": []}',
+            "entry 0 of images has a file_name that is not text",
+        ),
+        (
+            '{"images": [], "annotations": [], "categories": [{"id": 1, "keypoints": 5}]}',
+            "the keypoints of a category must be a list",
+        ),
         ("{", "not a JSON file"),
         ("[]", "not a COCO file, it has no list of images, annotations, categories"),
         ('{"images": [], "categories": []}', "no list of annotations"),

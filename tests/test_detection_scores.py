@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from detection_data import (
+    H,
+    W,
     corners,
     detection,
     polygons,
@@ -35,7 +37,7 @@ from resim.detection.coco_scores import coco_scores
 from resim.detection.masks import to_rle
 from resim.detection.read import read_detection
 from resim.detection.records import DetectionData
-from resim.detection.results import read_results
+from resim.detection.results import check_masks, read_results
 from resim.detection.voc import CLASSES, read_voc
 from resim.detection.voc_scores import THRESHOLDS, ap_area, ap_eleven_points, curve, voc_scores
 from resim.errors import UserError
@@ -407,6 +409,7 @@ def test_results_of_another_data_set_are_refused(tmp_path: Path) -> None:
         ({"score": None}, "bbox", "needs a finite score, not None"),
         ({"bbox": [1, 2, 3]}, "bbox", r"needs bbox, 4 finite numbers, not \[1, 2, 3\]"),
         ({"bbox": [1, 2, 3, float("inf")]}, "bbox", "needs bbox, 4 finite numbers"),
+        ({"bbox": [1, 2, -3, 4]}, "bbox", "has a box of width -3 and height 4"),
         ({}, "segm", "needs a segmentation in compressed RLE"),
         ({"segmentation": [rectangle(0, 0, 5, 5)]}, "segm", "needs a segmentation in compressed RLE"),
         ({"segmentation": {"size": [10, 10], "counts": "0"}}, "segm", r"a mask of size \[10, 10\], the image has"),
@@ -438,6 +441,16 @@ def test_results_files(tmp_path: Path) -> None:
             read_results(path)
     with pytest.raises(UserError, match="cannot be read"):
         read_results(tmp_path / "nowhere.json")
+
+
+def test_masks_of_a_results_file_are_whole(tmp_path: Path) -> None:
+    data = read_coco(write_coco(tmp_path, [thing(1, 1, DOG, (0, 0, 10, 10))]))
+    good = truth_as_results(data)[0]
+    check_masks([good, {**good, "segmentation": None}], "a.json")
+    for counts, told in (("zzzz", "RLE whose counts are not run lengths"), ("11", f"RLE of 2 pixels, not {H * W}")):
+        broken = {**good, "segmentation": {"size": [H, W], "counts": counts}}
+        with pytest.raises(UserError, match=rf"^a\.json: detection 1, of image 1, has an {told}"):
+            check_masks([good, broken], "a.json")
 
 
 # -- Cityscapes

@@ -13,7 +13,7 @@ import pytest
 import torch
 from detection_data import corners, polygons, write_cityscapes, write_voc, xml_object
 from PIL import Image
-from tiny_detectors import noise, things, tiny, tiny_images, tiny_recipe, tiny_run, write_people
+from tiny_detectors import noise, things, tiny, tiny_images, tiny_recipe, tiny_run, write_people, write_things
 from torch import Tensor
 
 from resim.detection import train as room
@@ -360,6 +360,16 @@ def test_images_without_objects_can_be_learnt_from(tmp_path: Path, detector: Any
         patch.setattr(room, "fingerprint", lambda data: seen.append(data) or "")
         train(tmp_path / "other", data, None, dataclasses.replace(recipe, images=tiny_images()))
     assert len(seen[0]) == 1  # without --empty they are left out
+
+
+def test_faults_of_both_data_sets_are_listed(
+    data: DetectionData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_things(tmp_path / "val", 3)
+    next((tmp_path / "val" / "images").iterdir()).unlink()
+    train_detector(tiny_recipe(steps=1), tiny_run(tmp_path / "run"), data, read_coco(path))
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"in {path}, which is evaluated on: 1 image files not found, images skipped: {path}, image" in told
 
 
 def test_a_share_of_the_images(data: DetectionData, tmp_path: Path) -> None:

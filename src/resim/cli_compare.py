@@ -93,7 +93,7 @@ def tell(found: Comparison, images: int) -> None:
     for one in found.differences:
         sure = "" if one.is_sure else ": within the noise, these runs cannot tell them apart"
         console.print(
-            f"box AP, {one.first} less {one.second}: {100 * one.value:+.2f} points, "
+            f"COCO's box AP, {one.first} less {one.second}: {100 * one.value:+.2f} points, "
             f"95 % interval {100 * one.low:+.2f} to {100 * one.high:+.2f} over {what}{sure}"
         )
 

@@ -137,7 +137,7 @@ def _eval(argv: Sequence[str]) -> None:
     from resim.detection.predict import detect
     from resim.detection.prepare import with_classes_of
     from resim.detection.read import read_detection
-    from resim.detection.results import kinds_in, read_results
+    from resim.detection.results import check_masks, kinds_in, read_results
     from resim.training.processes import start_processes
 
     options = read_options(EvalOptions, argv, "detect eval", _eval.__doc__ or "")
@@ -156,7 +156,11 @@ def _eval(argv: Sequence[str]) -> None:
             print(line)
         if options.model.suffix == ".json":
             results, source, step = read_results(options.model), str(options.model), 0
+            check_masks(results, source)
             kinds = kinds_in(results)
+            if processes.first:
+                seen = len({str(result.get("image_id")) for result in results})
+                print(f"{len(results)} detections in {seen} of {len(data)} images")
         else:
             detector = load_detector(options.model, processes.device)
             data = with_classes_of(data, detector.classes, detector.category_ids, detector.source)
@@ -220,7 +224,7 @@ def read_data(path: Path, options: DataOptions) -> tuple[DetectionData, Detectio
     """What is trained on, and what is evaluated on.
 
     Raises:
-        UserError: a data set that cannot be read.
+        UserError: a data set that cannot be read, or options that do not go together.
     """
     from resim.detection.read import is_data_set, read_detection
 
@@ -229,11 +233,14 @@ def read_data(path: Path, options: DataOptions) -> tuple[DetectionData, Detectio
             where, split, images=images or None, classes=options.classes or None, strict=options.strict
         )
 
+    # a folder of images beside DATA often has the name of a split
+    is_path = options.val is not None and (len(Path(options.val).parts) > 1 or is_data_set(Path(options.val)))
+    if options.val_split is not None and not is_path:
+        raise UserError(f"--val-split {options.val_split}: goes with a --val that is the path of another data set")
     data = read(path, options.split, options.images_in)
     if options.val is None:
         return data, None
-    # a folder of images beside DATA often has the name of a split
-    if len(Path(options.val).parts) > 1 or is_data_set(Path(options.val)):
+    if is_path:
         return data, read(Path(options.val), options.val_split, options.val_images_in)
     return data, read(path, options.val, options.val_images_in or options.images_in)
 

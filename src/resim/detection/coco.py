@@ -143,6 +143,8 @@ def _load(path: Path) -> dict[str, Any]:
         for position, entry in enumerate(content[key]):
             if not isinstance(entry, dict) or any(not isinstance(entry.get(name), int | str) for name in needed):
                 raise UserError(f"{path}: entry {position} of {key} lacks {' or '.join(needed)}")
+            if not isinstance(entry.get("file_name", ""), str):
+                raise UserError(f"{path}: entry {position} of {key} has a file_name that is not text")
     return content
 
 
@@ -159,6 +161,8 @@ def _categories(
     if len(set(ids)) < len(ids):
         twice = next(number for number in ids if ids.count(number) > 1)
         raise UserError(f"{path}: category id {twice} is there twice")
+    if not all(isinstance(entry.get("keypoints") or [], list) for entry in entries):
+        raise UserError(f"{path}: the keypoints of a category must be a list of names")
     named = {tuple(entry["keypoints"]) for entry in entries if entry.get("keypoints")}
     if len(named) > 1:
         raise UserError(f"{path}: {len(named)} different lists of keypoints; the classes with keypoints must share one")
@@ -181,7 +185,7 @@ def _by_image(content: dict[str, Any], path: Path, repairs: Repairs) -> dict[int
     listed = {image["id"] for image in content["images"]}
     by_image: dict[int | str, list[dict[str, Any]]] = {}
     for position, entry in enumerate(content["annotations"], start=1):
-        if not isinstance(entry.get("id"), int):
+        if not isinstance(entry.get("id"), int) or abs(entry["id"]) >= 2**63:
             entry["id"] = position  # some exporters leave it out; it only names the annotation in messages
         if entry["image_id"] in listed:
             by_image.setdefault(entry["image_id"], []).append(entry)

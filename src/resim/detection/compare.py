@@ -48,7 +48,7 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Box AP of one initialisation less another's, as a share; the interval is over images and seeds, of 95 %."""
+    """Box AP of one initialisation less another's, as a share; the interval of 95 % is over images and seeds."""
 
     first: str
     second: str
@@ -158,6 +158,9 @@ def _check(starts: Sequence[Start], seeds: Sequence[int]) -> None:
         raise UserError(f"initialisations {', '.join(names)}: two have the same name; write NAME=PATH")
     if any(not name or "/" in name or name.startswith(".") for name in names):
         raise UserError(f"initialisations {', '.join(names)}: a name cannot be empty, hold a / or begin with a dot")
+    strange = next((seed for seed in seeds if not 0 <= seed < 2**63), None)
+    if strange is not None:
+        raise UserError(f"--seeds {strange}: must be at least 0 and below 2**63")
     if len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds {' '.join(map(str, seeds))}: one is there twice")
 

@@ -71,6 +71,8 @@ class DetectorConfig:
             raise ValueError(f"anchor-sizes: an FPN needs five, one a level, not {len(self.anchor_sizes)}")
         if not self.anchor_sizes or min(self.anchor_sizes) < 1:
             raise ValueError("anchor-sizes: must be at least 1 px")
+        if self.score_threshold >= 1:
+            raise ValueError(f"score-threshold {self.score_threshold}: must be below 1")
         if not self.rpn_beta > 0:
             raise ValueError(f"rpn-beta {self.rpn_beta}: must be above 0")
 
@@ -145,6 +147,8 @@ class TuneConfig:
         _at_least(self, at_least)
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction {self.fraction}: must be above 0 and at most 1")
+        if self.momentum >= 1:
+            raise ValueError(f"momentum {self.momentum}: must be below 1")
         if self.seed >= 2**63:
             raise ValueError(f"seed {self.seed}: must be below 2**63")
         if list(self.drops) != sorted(set(self.drops)) or any(drop < 1 for drop in self.drops):

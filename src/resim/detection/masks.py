@@ -11,6 +11,7 @@ import numpy as np
 from pycocotools import mask as rle
 
 from resim.detection.records import Record, Segmentation
+from resim.detection.repair import finite
 
 
 def to_rle(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:
@@ -44,3 +45,34 @@ def box_of(segmentation: Segmentation, height: int, width: int) -> tuple[float, 
 def area_of(segmentation: Segmentation, height: int, width: int) -> float:
     """Pixels of a segmentation."""
     return float(rle.area(to_rle(segmentation, height, width)))  # type: ignore[arg-type]
+
+
+def rle_fault(segmentation: dict[str, Any], width: int, height: int) -> str:
+    """Why an RLE cannot be decoded: pycocotools itself would read or write past its memory. Empty if it can."""
+    counts = segmentation.get("counts")
+    if finite(segmentation.get("size"), 2) != [height, width]:
+        return f"RLE of size {segmentation.get('size')}, not {[height, width]}"
+    if isinstance(counts, str | bytes):
+        counts = _run_lengths(counts.encode() if isinstance(counts, str) else counts)
+    if not isinstance(counts, list) or not all(isinstance(count, int) and count >= 0 for count in counts):
+        return "RLE whose counts are not run lengths"
+    return "" if sum(counts) == height * width else f"RLE of {sum(counts)} pixels, not {height * width}"
+
+
+def _run_lengths(text: bytes) -> list[int] | None:
+    """The counts of compressed RLE (pycocotools, rleFrString): 5 bits a letter, each but the first two a difference."""
+    counts: list[int] = []
+    value, shift = 0, 0
+    for letter in text:
+        bits = letter - 48
+        if not 0 <= bits < 64:
+            return None
+        value |= (bits & 0x1F) << shift
+        shift += 5
+        if bits & 0x20:
+            continue
+        if bits & 0x10:
+            value -= 1 << shift
+        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+        value, shift = 0, 0
+    return counts if shift == 0 else None

@@ -54,6 +54,9 @@ def opening_lines(
         if not report.loaded and detector.frozen_stages:
             told.append("warning: --frozen-stages fixes stages that were never trained: set it to 0")
     told += [f"  {line}" for line in data.repairs.lines()]
+    if val is not None and val.repairs.problems:
+        told.append(f"  in {val.source}, which is evaluated on:")
+        told += [f"    {line}" for line in val.repairs.lines()]
     if val is None:
         told.append("no --val: it is not evaluated")
     return told

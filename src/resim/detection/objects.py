@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from resim.detection.masks import area_of, box_of
+from resim.detection.masks import area_of, box_of, rle_fault
 from resim.detection.records import Record, Segmentation
 from resim.detection.repair import OVERHANG, Repairs, finite
+
+FARTHEST = 10  # times the image's longer side: pycocotools' memory grows with the length of an outline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,8 @@ def make_record(
         raw = box_of(mask, height, width) if thing.box is None and mask is not None else thing.box
         box = finite(raw, 4)
         area = finite([thing.area]) if thing.area is not None else [0.0]
-        keypoints = finite(thing.keypoints, 3 * num_keypoints) if thing.keypoints else [0.0] * (3 * num_keypoints)
+        has_keypoints = thing.keypoints and num_keypoints  # without their names in the categories they mean nothing
+        keypoints = finite(thing.keypoints, 3 * num_keypoints) if has_keypoints else [0.0] * (3 * num_keypoints)
         if box is None or area is None or keypoints is None:
             detail = f"box {raw}" if box is None else f"area {thing.area}" if area is None else "keypoints"
             note("not-finite", detail=detail)
@@ -116,7 +119,7 @@ def _sound_mask(segmentation: Any, width: int, height: int, note: Any) -> Segmen
     if not segmentation:
         return None
     if isinstance(segmentation, dict):
-        fault = _rle_fault(segmentation, width, height)
+        fault = rle_fault(segmentation, width, height)
         if fault:
             note("bad-mask", detail=fault)
         return None if fault else segmentation
@@ -130,37 +133,8 @@ def _sound_mask(segmentation: Any, width: int, height: int, note: Any) -> Segmen
             note("bad-mask", detail="a polygon that is not a list of finite x, y pairs")
         elif len(numbers) < 6:  # pycocotools would take two points for a box
             note("short-polygon", detail=f"{len(numbers) // 2} points")
+        elif max(map(abs, numbers)) > FARTHEST * max(width, height):
+            note("bad-mask", detail=f"a polygon that reaches to {max(numbers, key=abs):g} px of {width} x {height}")
         else:
-            polygons.append(polygon)
+            polygons.append(numbers)
     return polygons or None
-
-
-def _rle_fault(segmentation: dict[str, Any], width: int, height: int) -> str:
-    """Why an RLE cannot be decoded: pycocotools itself would read or write past its memory. Empty if it can."""
-    counts = segmentation.get("counts")
-    if list(segmentation.get("size", ())) != [height, width]:
-        return f"RLE of size {segmentation.get('size')}, not {[height, width]}"
-    if isinstance(counts, str | bytes):
-        counts = _run_lengths(counts.encode() if isinstance(counts, str) else counts)
-    if not isinstance(counts, list) or not all(isinstance(count, int) and count >= 0 for count in counts):
-        return "RLE whose counts are not run lengths"
-    return "" if sum(counts) == height * width else f"RLE of {sum(counts)} pixels, not {height * width}"
-
-
-def _run_lengths(text: bytes) -> list[int] | None:
-    """The counts of compressed RLE (pycocotools, rleFrString): 5 bits a letter, each but the first two a difference."""
-    counts: list[int] = []
-    value, shift = 0, 0
-    for letter in text:
-        bits = letter - 48
-        if not 0 <= bits < 64:
-            return None
-        value |= (bits & 0x1F) << shift
-        shift += 5
-        if bits & 0x20:
-            continue
-        if bits & 0x10:
-            value -= 1 << shift
-        counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-        value, shift = 0, 0
-    return counts if shift == 0 else None

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from resim.detection.checkpoint import load_detector
 from resim.detection.records import DetectionData
 from resim.detection.samples import DetectionBatch, Sample, TestSet, collate_samples, read_samples
+from resim.errors import UserError
 from resim.pictures.detections import draw_results
 from resim.training.checkpoints import write_atomically
 from resim.training.processes import Processes, start_processes
@@ -140,9 +141,10 @@ def predict_images(
         The detections.
 
     Raises:
-        UserError: no images, no detector, or a folder that cannot be written to.
+        UserError: no images, no detector, or a folder that cannot be written to, holds a run or the images themselves.
     """
     paths = find_images(images)
+    _check_out(out, paths)
     results: list[Result] = []
     passed_over = []
     taken: set[str] = set()
@@ -169,6 +171,15 @@ def predict_images(
     if passed_over:
         print(f"{len(passed_over)} images could not be decoded and were passed over, the first is {passed_over[0]}")
     return results
+
+
+def _check_out(out: Path, paths: Sequence[str]) -> None:
+    """Raise if what is written would replace an image that is read, or the results of a run."""
+    if (out / "config.json").exists():
+        raise UserError(f"--out {out}: holds a run, whose own results would be replaced: name another folder")
+    inside = next((path for path in paths if Path(path).resolve().parent == out.resolve()), None)
+    if inside is not None:
+        raise UserError(f"--out {out}: holds {Path(inside).name}, which is to be read: name another folder")
 
 
 def _free_name(out: Path, path: str, taken: set[str]) -> Path:

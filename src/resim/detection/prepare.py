@@ -71,9 +71,10 @@ def with_classes_of(
 
 
 def fingerprint(data: DetectionData) -> str:
-    """A hash of image ids, boxes and labels."""
-    digest = hashlib.sha256()
+    """A hash of the classes, of image ids, boxes and labels, and of what is set aside."""
+    digest = hashlib.sha256(repr((data.classes, data.category_ids, data.keypoint_names)).encode())
     for record in data.records:
         digest.update(repr((record.image_id, record.width, record.height)).encode())
-        digest.update(record.boxes.tobytes() + record.labels.tobytes())
+        for values in (record.boxes, record.labels, record.crowd, record.difficult):
+            digest.update(values.tobytes())
     return digest.hexdigest()[:16]

@@ -26,8 +26,8 @@ def read_detection(
     Args:
         path: a COCO JSON file; or a folder with COCO JSON files in it or in `annotations`, a VOC layout (`VOCdevkit`
             or a year), or Cityscapes' `gtFine` and `leftImg8bit`.
-        split: `train2017` and the like for a folder of COCO files (not needed where there is one file only),
-            `"2007 trainval+2012 trainval"` for VOC (None: `trainval`), `train` or `val` for Cityscapes
+        split: `train2017` and the like for a folder of COCO files (not needed where there is one file only; a file
+            has none), `"2007 trainval+2012 trainval"` for VOC (None: `trainval`), `train` or `val` for Cityscapes
             (None: `train`).
         images: for COCO, the folder or folders of the images if they are not beside the JSON file.
         classes: for VOC, the names of the classes if they are not VOC's twenty.
@@ -70,6 +70,8 @@ def _coco_file(path: Path, split: str | None) -> Path:
     if path.is_file():
         if path.suffix.lower() != ".json":
             raise UserError(f"{path}: not a .json file; a data set is a COCO JSON file, or a folder")
+        if split is not None:
+            raise UserError(f"{path}: is one file, which has no split {split!r}: leave it out, or name another file")
         return path
     folders = [folder for folder in (path / "annotations", path) if folder.is_dir()]
     if split is None:

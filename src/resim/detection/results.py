@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from resim.detection.masks import rle_fault
 from resim.detection.records import DetectionData
 from resim.detection.repair import finite
 from resim.errors import UserError
@@ -80,11 +81,28 @@ def check_results(data: DetectionData, results: Sequence[dict[str, Any]], kind: 
         if kind == "segm":
             fault = _mask_fault(value, sizes[entry["image_id"]])
         else:
-            fault = "" if finite(value, num_numbers) else f"needs {name}, {num_numbers} finite numbers, not {value}"
+            numbers = finite(value, num_numbers)
+            fault = "" if numbers else f"needs {name}, {num_numbers} finite numbers, not {value}"
+            if numbers and kind == "bbox" and min(numbers[2:]) < 0:
+                fault = f"has a box of width {numbers[2]:g} and height {numbers[3]:g}"
         if not fault and finite([entry.get("score")]) is None:
             fault = f"needs a finite score, not {entry.get('score')}"
         if fault:
             raise UserError(f"{source}: detection {position}, of image {entry['image_id']!r}, {fault}")
+
+
+def check_masks(results: Sequence[dict[str, Any]], source: str) -> None:
+    """Raise if a mask is no RLE of its own size: pycocotools itself would read or write past its memory.
+
+    Raises:
+        UserError: which detection, and why.
+    """
+    for position, entry in enumerate(results):
+        mask = entry.get("segmentation")
+        size = finite(mask.get("size"), 2) if isinstance(mask, dict) else None
+        fault = rle_fault(mask, int(size[1]), int(size[0])) if isinstance(mask, dict) and size is not None else ""
+        if fault:
+            raise UserError(f"{source}: detection {position}, of image {entry.get('image_id')!r}, has an {fault}")
 
 
 def _is_in(value: Any, known: Any) -> bool:

@@ -63,8 +63,9 @@ class DetectorStepper:
                 for name, value in (losses | {"total": total}).items():
                     sums[name] = sums.get(name, 0) + value.detach() * share
         except torch.OutOfMemoryError:
-            remedy = f"set --images-per-pass {max(1, max(map(len, parts)) // 2)}"
-            raise UserError(f"the GPU's memory is full with {len(parts[0])} images a pass: {remedy}") from None
+            size = len(parts[0])
+            remedy = f"set --images-per-pass {size // 2}" if size > 1 else "set smaller --min-sizes and --max-size"
+            raise UserError(f"the GPU's memory is full with {size} images a pass: {remedy}") from None
         if self.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.step()
