@@ -36,7 +36,7 @@ from resim.training.config import Recipe, RunConfig
 from resim.training.pretrain import pretrain
 from resim.training.progress import Watch
 
-TUNE_STEPS, TUNE_SEEDS = 120, (0, 1)
+TUNE_STEPS, TUNE_SEEDS = 100, (0, 1, 2)
 STAGES = {"draw the scenes": 1.0, "pre-train ReSim": 12.0, "pre-train MoCo v2": 10.0, "probe": 4.0, "fine-tune": 28.0,
         "write the report": 2.0}  # fmt: skip
 
@@ -126,7 +126,7 @@ def demo_detector(pretrained: Recipe) -> DetectRecipe:
         quick,
         name="demo",
         detector=dataclasses.replace(
-            quick.detector, backbone=pretrained.model.backbone, fpn_width=pretrained.model.fpn_width
+            quick.detector, backbone=pretrained.model.backbone, fpn_width=pretrained.model.fpn_width, box_regions=32
         ),
         images=dataclasses.replace(quick.images, min_sizes=(112, 128, 144), max_size=192, test_size=128),
         tune=dataclasses.replace(

@@ -41,6 +41,10 @@ class DetectorConfig:
     """Anchors an image that the RPN's losses sample."""
     box_regions: int = 512
     """Proposals an image that the box head's losses sample."""
+    candidates_train: int = 0
+    """Anchors a level that suppression sees in training; 0: Detectron2's 2,000 on an FPN, 12,000 on C4."""
+    candidates_test: int = 0
+    """The same at test; 0: Detectron2's 1,000 on an FPN, 6,000 on C4."""
     proposals_train: int = 1000
     """Proposals an image that the RPN gives in training."""
     proposals_test: int = 1000
@@ -57,8 +61,8 @@ class DetectorConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         at_least = {
-            "fpn_width": 0, "frozen_stages": 0, "rpn_regions": 1, "box_regions": 1, "proposals_train": 1,
-            "proposals_test": 1, "score_threshold": 0, "detections": 1,
+            "fpn_width": 0, "frozen_stages": 0, "rpn_regions": 1, "box_regions": 1, "candidates_train": 0,
+            "candidates_test": 0, "proposals_train": 1, "proposals_test": 1, "score_threshold": 0, "detections": 1,
         }  # fmt: skip
         _at_least(self, at_least)
         if self.frozen_stages > 5:

@@ -30,6 +30,7 @@ from resim.views.photometric import MEAN, STD
 STAGES = ("layer1", "layer2", "layer3", "layer4")
 RATIOS = (0.5, 1.0, 2.0)
 FPN_WIDTH = 256
+CANDIDATES = {"fpn": (2_000, 1_000), "c4": (12_000, 6_000)}  # Detectron2's; on C4 all anchors are on one level
 
 
 class Res5(nn.Module):
@@ -138,7 +139,10 @@ def build_detector(
         norm = norm_layer(config.norm, processes)
         network: Any = torchvision.models.get_model(config.backbone, weights=None, norm_layer=norm)
         top = network.fc.in_features
+        candidates = CANDIDATES[config.neck]
         settings: dict[str, Any] = {
+            "rpn_pre_nms_top_n_train": config.candidates_train or candidates[0],
+            "rpn_pre_nms_top_n_test": config.candidates_test or candidates[1],
             "rpn_post_nms_top_n_train": config.proposals_train,
             "rpn_post_nms_top_n_test": config.proposals_test,
             "rpn_batch_size_per_image": config.rpn_regions,
@@ -195,8 +199,6 @@ def _c4_detector(
     return kind(
         _C4(network, top // 2),
         rpn_anchor_generator=AnchorGenerator((config.anchor_sizes,), (RATIOS,)),
-        rpn_pre_nms_top_n_train=12_000,  # Detectron2's for C4, where all anchors are on one level
-        rpn_pre_nms_top_n_test=6_000,
         box_roi_pool=box_pool,
         box_head=box_head,
         box_predictor=FastRCNNPredictor(top, classes + 1),

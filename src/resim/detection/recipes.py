@@ -73,7 +73,13 @@ def quick() -> DetectRecipe:
     return DetectRecipe(
         name="quick",
         detector=DetectorConfig(
-            rpn_regions=64, box_regions=64, proposals_train=200, proposals_test=100, anchor_sizes=(16, 32, 64, 128, 256)
+            rpn_regions=64,
+            box_regions=64,
+            candidates_train=300,
+            candidates_test=200,
+            proposals_train=200,
+            proposals_test=100,
+            anchor_sizes=(16, 32, 64, 128, 256),
         ),
         images=ImagesConfig(min_sizes=(192, 224, 256), max_size=448, test_size=224),
         tune=TuneConfig(steps=400, batch_size=8, drops=(320,), warmup_steps=40, precise_bn=20, clip_norm=10.0),
