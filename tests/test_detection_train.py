@@ -290,6 +290,20 @@ def test_stopped_before_the_first_checkpoint_it_begins_with_its_weights_again(
     assert same(dict(state_of(again)["model"]), dict(state_of(out)["model"]))
 
 
+def test_a_run_does_not_go_on_with_weights_that_have_changed(
+    pretrained: Path, data: DetectionData, tmp_path: Path
+) -> None:
+    own, out = tmp_path / "own.pt", tmp_path / "run"
+    state = load_checkpoint(pretrained)
+    save_checkpoint(own, state)
+    recipe = tiny_recipe(tiny(backbone="auto", fpn_width=0), steps=2)
+    train(out, data, None, recipe, init=str(own), stop_after=1)
+    save_checkpoint(own, state | {"model": {name: value + 1 for name, value in state["model"].items()}})
+    with pytest.raises(UserError, match=r"own.pt: holds other weights than when the run began: name another --out"):
+        train(out, data, None, recipe, init=str(own), resume=True)
+    assert state_of(out)["step"] == 1
+
+
 def test_a_run_goes_on_without_the_file_it_began_with(pretrained: Path, data: DetectionData, tmp_path: Path) -> None:
     copy = tmp_path / "weights.pt"
     copy.write_bytes(pretrained.read_bytes())

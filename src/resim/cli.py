@@ -241,7 +241,7 @@ def _usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, or 2 for what the user can mend, told in one line."""
+    """Run the command line; returns the exit code: 0, 2 for what the user can mend, told in one line, 130 for Ctrl+C."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(_usage())
@@ -261,6 +261,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:
         return 0
+    except KeyboardInterrupt:
+        print(f"resim {words[0]}: interrupted", file=sys.stderr)
+        return 130
     except OSError as error:  # a full disk, a folder that went away
         where = f"{error.filename}: " if error.filename else ""
         print(f"resim {words[0]}: {where}{error.strerror or error}", file=sys.stderr)

@@ -36,7 +36,8 @@ def check_same_run(state: dict[str, Any], data: dict[str, Any], init: str) -> No
 
     Args:
         state: its checkpoint.
-        data: `source` and `hash` of what is trained on, `val` and `val_hash` of what is evaluated on.
+        data: `source` and `hash` of what is trained on, `val` and `val_hash` of what is evaluated on, `init_hash` of
+            the weights to begin with (None: they are not there any more).
         init: the weights to begin with.
 
     Raises:
@@ -50,6 +51,8 @@ def check_same_run(state: dict[str, Any], data: dict[str, Any], init: str) -> No
         raise UserError(f"--resume with --val {data['val'] or 'left out'}: the run {told}")
     if state["init"] != init:
         raise UserError(f"--resume with --init {init}: the run began with {state['init']}")
+    if data["init_hash"] not in (None, before["init_hash"]):
+        raise UserError(f"--init {init}: holds other weights than when the run began: name another --out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from resim.detection.config import DetectorConfig, DetectRecipe
 from resim.detection.records import DetectionData, subset
 from resim.detection.samples import objects_to_learn
 from resim.errors import UserError
+from resim.exchange.weights import Weights
 
 
 def usable(data: DetectionData, recipe: DetectRecipe) -> DetectionData:
@@ -77,4 +78,12 @@ def fingerprint(data: DetectionData) -> str:
         digest.update(repr((record.image_id, record.width, record.height)).encode())
         for values in (record.boxes, record.labels, record.crowd, record.difficult):
             digest.update(values.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def weights_fingerprint(weights: Weights) -> str:
+    """A hash of names and values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.tensors.items()):
+        digest.update(name.encode() + value.contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

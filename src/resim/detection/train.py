@@ -20,7 +20,7 @@ from resim.detection.init import InitReport, load_init, resolve
 from resim.detection.messages import opening_lines
 from resim.detection.norms import recompute_statistics
 from resim.detection.predict import detect
-from resim.detection.prepare import check_tasks, fingerprint, usable, with_classes_of
+from resim.detection.prepare import check_tasks, fingerprint, usable, weights_fingerprint, with_classes_of
 from resim.detection.records import DetectionData
 from resim.detection.samples import DetectionBatch, ShapeOrder, TrainingSet, collate_samples, read_samples
 from resim.detection.step import DetectorStepper, make_detector_stepper
@@ -82,7 +82,8 @@ def train_detector(
             )
         open_fields = recipe.detector.backbone == "auto" or not recipe.detector.fpn_width
         has_state = run.resume and run.out is not None and (run.out / "checkpoints" / "last.pt").exists()
-        needed = str(init) != "random" and (open_fields or not has_state)
+        # a run that goes on needs its weights no more, but they are compared where they still are
+        needed = str(init) != "random" and (open_fields or not has_state or Path(init).exists())
         weights = read_weights(init) if needed else None
         recipe = dataclasses.replace(recipe, detector=resolve(recipe.detector, weights))
         check_tasks(recipe.detector, data)
@@ -96,8 +97,10 @@ def train_detector(
         precision = processes.gather_objects(precision)[0]
         told = {"source": data.source, "images": len(data), "objects": data.num_objects, "hash": fingerprint(data)}
         told |= {"val": None if val is None else val.source, "val_hash": None if val is None else fingerprint(val)}
+        told |= {"init_hash": None if weights is None else weights_fingerprint(weights)}
         if state:
             check_same_run(state, told, str(init))
+            told["init_hash"] = state["data"]["init_hash"]
         stepper, report = _stepper(recipe, run, data, weights, processes, precision)
         if state:
             stepper.model.load_state_dict(state["model"])
