@@ -241,7 +241,7 @@ def _usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 2 for what the user can mend, told in one line, 130 for Ctrl+C."""
+    """Run the command line; the exit code: 0, 2 for what the user can mend, told in one line, 130 for Ctrl+C."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(_usage())
