@@ -18,3 +18,8 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no shared data at {folder}")
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first, so that no process is left alone with them at the end."""
+    items.sort(key=lambda item: "end_to_end" not in item.path.parts)
