@@ -12,7 +12,7 @@ import tyro
 
 from resim import recipes
 from resim.cli_exchange import export_verb, import_verb
-from resim.cli_options import OneLineParser, Sources, print_recipes, read_options, recipe_called
+from resim.cli_options import Sources, named_or_stored, print_recipes, read_options, recipe_called
 from resim.cli_pictures import explore_verb, report_verb, similarity_verb
 from resim.errors import UserError
 from resim.model.encoder import ModelConfig
@@ -182,7 +182,7 @@ def compare_verb(argv: Sequence[str]) -> None:
 
 
 def demo_verb(argv: Sequence[str]) -> None:
-    """The whole story in a quarter of an hour: pre-train ReSim and MoCo v2, probe both, fine-tune detectors, report."""
+    """The whole story in minutes: pre-train ReSim and MoCo v2, probe both, fine-tune detectors, report."""
     from resim.demo.story import demo
 
     options = read_options(DemoOptions, argv, "demo", demo_verb.__doc__ or "")
@@ -198,17 +198,11 @@ def probe_verb(argv: Sequence[str]) -> None:
 
 def _chosen_recipe(argv: Sequence[str], verb: str) -> tuple[str, Recipe, RunConfig]:
     """The defaults of all other options: the recipe that --recipe names, or all of the run to be resumed."""
-    parser = OneLineParser(prog=f"resim {verb}", add_help=False, allow_abbrev=False)
-    parser.add_argument("--recipe")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--resume", action="store_true")
-    known, _ = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])
-    if known.recipe is None and known.resume and known.out is not None:
-        stored = known.out / "config.json"
-        if stored.exists():
-            recipe = read_recipe(stored)
-            return recipe.name, recipe, read_run_settings(stored)
-    name = known.recipe or "resim-fpn"
+    name, stored = named_or_stored(argv, verb)
+    if stored is not None:
+        recipe = read_recipe(stored)
+        return recipe.name, recipe, read_run_settings(stored)
+    name = name or "resim-fpn"
     return name, recipe_called(name), RunConfig()
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from resim.cli_options import OneLineParser, read_options
+from resim.cli_options import named_or_stored, read_options
 from resim.detection.config import DetectorConfig, DetectRecipe, DetectRun, ImagesConfig, TuneConfig
 from resim.detection.recipes import DETECT_RECIPES
 from resim.detection.records import DetectionData
@@ -247,18 +247,12 @@ def read_data(path: Path, options: DataOptions) -> tuple[DetectionData, Detectio
 
 def chosen_recipe(argv: Sequence[str], verb: str) -> tuple[str, DetectRecipe, DetectRun, str]:
     """The defaults of all other options: the protocol that --recipe names, or all of the run to be resumed."""
-    parser = OneLineParser(prog=f"resim {verb}", add_help=False, allow_abbrev=False)
-    parser.add_argument("--recipe")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--resume", action="store_true")
-    known, _ = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])
-    if known.recipe is None and known.resume and known.out is not None:
-        stored = known.out / "config.json"
-        if stored.exists():
-            recipe = read_recipe(stored, DetectRecipe)
-            init = json.loads(stored.read_text(encoding="utf-8")).get("init", "random")
-            return recipe.name, recipe, read_settings(stored, DetectRun, _KEPT_ON_RESUME), init
-    name = known.recipe or "quick"
+    name, stored = named_or_stored(argv, verb)
+    if stored is not None:
+        recipe = read_recipe(stored, DetectRecipe)
+        init = json.loads(stored.read_text(encoding="utf-8")).get("init", "random")
+        return recipe.name, recipe, read_settings(stored, DetectRun, _KEPT_ON_RESUME), init
+    name = name or "quick"
     return name, recipe_called(name), DetectRun(), "random"
 
 

@@ -101,6 +101,19 @@ def _first_paragraph(box: str) -> str:
     return " ".join(words) or "the options cannot be read"
 
 
+def named_or_stored(argv: Sequence[str], verb: str) -> tuple[str | None, Path | None]:
+    """What --recipe names, and the config.json of the run that is to be resumed where it names none."""
+    parser = OneLineParser(prog=f"resim {verb}", add_help=False, allow_abbrev=False)
+    parser.add_argument("--recipe")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    known, _ = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])
+    if known.recipe is not None or not known.resume or known.out is None:
+        return known.recipe, None
+    stored = known.out / "config.json"
+    return None, stored if stored.exists() else None
+
+
 def print_recipes(
     argv: Sequence[str],
     verb: str,

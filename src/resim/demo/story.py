@@ -1,4 +1,4 @@
-"""The demo: the method's whole story in a quarter of an hour, on scenes that the package draws or on one's own images.
+"""The demo: the method's whole story in minutes, on scenes that the package draws or on one's own images.
 
 ReSim and MoCo v2 are pre-trained for as long, both and the untrained network are asked where a region of one view lies
 in another, a small detector is fine-tuned from each on a few labelled scenes, and a report shows it all.
