@@ -9,7 +9,7 @@ demo: $(VENV)/.installed  ## pre-train for a few minutes and show what was learn
 	$(BIN)/resim demo $(if $(DATA),--data "$(DATA)")
 
 test: $(VENV)/.installed-test  ## run the test suite
-	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 check: $(VENV)/.installed-dev  ## lint, format and types
 	$(BIN)/ruff check .

@@ -83,8 +83,8 @@ def test_ap_of_resampled_images_is_that_of_a_data_set_that_has_them_as_often(dat
 
 
 def test_the_truth_has_ap_one_under_every_draw(data: DetectionData) -> None:
-    under = resampled([match(data, truth_as_results(data))], len(data), replicates=20, seed=0)
-    assert under == pytest.approx(np.ones((1, 20)))
+    under = resampled(match(data, truth_as_results(data)), len(data), replicates=20, seed=0)
+    assert under == pytest.approx(np.ones(20))
 
 
 def test_difficult_objects_are_set_aside(tmp_path: Path) -> None:

@@ -244,7 +244,9 @@ def test_the_licence_of_our_own_weights_is_ours_to_state(tmp_path: Path) -> None
 def test_the_card_says_what_the_weights_are(tmp_path: Path) -> None:
     own_checkpoint(tmp_path / "last.pt", SMALL)
     knn = {"accuracy": 0.123, "n": 1500}
-    networks = [{"path": str(tmp_path / "last.pt"), "scores": knn}, {"path": "/x", "scores": "another"}]
+    path, kind = str(tmp_path / "last.pt"), read_weights(tmp_path / "last.pt").kind
+    earlier = {"path": path, "kind": kind.replace("step ", "step 1"), "scores": "another, of an earlier step"}
+    networks = [{"path": path, "kind": kind, "scores": knn}, {"path": "/x", "scores": "another"}, earlier]
     probed = {"networks": networks, "test": {"source": "/secret/places", "images": 1500}, "command": ["/secret/resim"]}
     (tmp_path / "probe.json").write_text(json.dumps(probed))
     export(tmp_path / "last.pt", "hub", tmp_path / "hub", licence="Apache-2.0")

@@ -184,6 +184,7 @@ def test_our_own_checkpoint_comes_in_bit_equal(tmp_path: Path) -> None:
     imported = import_state(tmp_path / "last.pt")
     assert equal(imported.state["model"], model.state_dict())
     assert imported.recipe == SMALL
+    assert imported.state["data"] == load_checkpoint(tmp_path / "last.pt")["data"]
 
 
 def test_a_queue_position_beyond_the_queue_comes_in_within_it(tmp_path: Path) -> None:

@@ -297,6 +297,11 @@ def test_the_same_runs_give_the_same_page(run: Path, tmp_path: Path) -> None:
 def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
     paths = [detector(tmp_path / name / "run", 0.1) for name in ("a", "b")]
     assert [run.name for run in read_runs(paths)] == ["a/run", "b/run"]
+    paths = [detector(tmp_path / name / "a" / "run", 0.1) for name in ("x", "y")]
+    other = detector(tmp_path / "other", 0.1)
+    assert [run.name for run in read_runs([*paths, other])] == ["x/a/run", "y/a/run", "other"]
+    with pytest.raises(UserError, match="is named twice"):
+        read_runs([other, tmp_path / "a" / ".." / "other"])
 
 
 def test_the_region_is_the_middle_of_the_image() -> None:

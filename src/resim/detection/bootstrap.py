@@ -27,14 +27,14 @@ class ClassMatches:
 
     Attributes:
         images: (d,) int64, the position of each detection's image.
-        right: (T, d) bool.
-        wrong: (T, d) bool; neither where a detection is set aside.
+        right: for each IoU threshold the positions, rising, of the detections that found an object.
+        aside: for each IoU threshold the positions, rising, of those that count neither as right nor as wrong.
         objects: (I,) float64, objects to find in each image.
     """
 
     images: np.ndarray
-    right: np.ndarray
-    wrong: np.ndarray
+    right: tuple[np.ndarray, ...]
+    aside: tuple[np.ndarray, ...]
     objects: np.ndarray
 
 
@@ -71,8 +71,8 @@ def match(data: DetectionData, results: Sequence[dict[str, Any]], kind: Kind = "
         classes.append(
             ClassMatches(
                 images=images[order].astype(np.int64),
-                right=(hit & ~aside)[:, order],
-                wrong=(~hit & ~aside)[:, order],
+                right=tuple(np.flatnonzero(row) for row in (hit & ~aside)[:, order]),
+                aside=tuple(np.flatnonzero(row) for row in aside[:, order]),
                 objects=objects,
             )
         )
@@ -95,31 +95,30 @@ def average_precision(classes: Sequence[ClassMatches], weights: np.ndarray) -> f
         if total == 0:
             continue
         each = weights[one.images]
-        right, wrong = np.cumsum(one.right * each, axis=1), np.cumsum(one.wrong * each, axis=1)
-        precision = right / np.maximum(right + wrong, np.finfo(np.float64).tiny)
-        envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        recall = right / total
-        for level, envelope_t in zip(recall, envelope, strict=True):
-            places = np.searchsorted(level, _RECALLS, side="left")
-            inside = places < len(envelope_t)
-            values.append(envelope_t[places[inside]].sum() / len(_RECALLS))
+        seen = np.cumsum(each)
+        for right, aside in zip(one.right, one.aside, strict=True):
+            # precision is greatest, and recall rises, only where an object is found: no other place is looked at
+            found = np.cumsum(each[right])
+            passed_over = np.concatenate(([0.0], np.cumsum(each[aside])))[np.searchsorted(aside, right)]
+            precision = found / np.maximum(seen[right] - passed_over, np.finfo(np.float64).tiny)
+            envelope = np.maximum.accumulate(precision[::-1])[::-1]
+            places = np.searchsorted(found / total, _RECALLS, side="left")
+            values.append(envelope[places[places < len(envelope)]].sum() / len(_RECALLS))
     return float(np.mean(values)) if values else float("nan")
 
 
-def resampled(
-    classes_of_runs: Sequence[Sequence[ClassMatches]], images: int, *, replicates: int, seed: int
-) -> np.ndarray:
-    """(runs, replicates) float64: each run's AP under the same draws of images, with replacement.
+def resampled(classes: Sequence[ClassMatches], images: int, *, replicates: int, seed: int) -> np.ndarray:
+    """(replicates,) float64: a run's AP under draws of images with replacement, the same draws for the same seed.
 
     Args:
-        classes_of_runs: of each run, from `match`, over the same data.
+        classes: from `match`.
         images: I.
         replicates: number of draws.
         seed: of the draws.
     """
     generator = np.random.default_rng([7, seed])
     draws = generator.multinomial(images, np.full(images, 1 / images), size=replicates).astype(np.float64)
-    return np.array([[average_precision(classes, weights) for weights in draws] for classes in classes_of_runs])
+    return np.array([average_precision(classes, weights) for weights in draws])
 
 
 def paired_interval(first: np.ndarray, second: np.ndarray, *, seed: int) -> tuple[float, float]:
@@ -129,7 +128,7 @@ def paired_interval(first: np.ndarray, second: np.ndarray, *, seed: int) -> tupl
     true difference out half of the time with two, a quarter of the time with three.
 
     Args:
-        first: (seeds, replicates), from `resampled`.
+        first: (seeds, replicates), a row from `resampled` of each seed.
         second: of the same seeds, under the same draws of images.
         seed: of the draws.
 

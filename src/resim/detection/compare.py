@@ -137,7 +137,7 @@ def compare(
         names=tuple(folders),
         seeds=tuple(seeds),
         scores={name: _scores(runs) for name, runs in folders.items()},
-        differences=_differences(folders, val, replicates),
+        differences=_differences(folders, val, replicates, show=show),
         folders=folders,
     )
     content = json.dumps(to_json(comparison, recipe) | describe_run(), indent=2) + "\n"
@@ -187,17 +187,23 @@ def _scores(runs: Sequence[Path]) -> dict[str, dict[str, list[float]]]:
     return found
 
 
-def _differences(folders: dict[str, list[Path]], val: DetectionData, replicates: int) -> tuple[Difference, ...]:
+def _differences(
+    folders: dict[str, list[Path]], val: DetectionData, replicates: int, *, show: bool
+) -> tuple[Difference, ...]:
     if len(folders) < 2:
         return ()
     ids = {record.image_id for record in val.records}
     under: dict[str, np.ndarray] = {}
     plain: dict[str, float] = {}
     for name, runs in folders.items():
-        results = [[r for r in read_results(folder / "results.json") if r["image_id"] in ids] for folder in runs]
-        classes = [match(val, found) for found in results]
-        under[name] = resampled(classes, len(val), replicates=replicates, seed=0)
-        plain[name] = float(np.mean([average_precision(one, np.ones(len(val))) for one in classes]))
+        resampled_runs, plain_runs = [], []
+        for folder in runs:
+            if show:
+                print(f"resampling the images of {folder.name}, {replicates} times", flush=True)
+            classes = match(val, [found for found in read_results(folder / "results.json") if found["image_id"] in ids])
+            resampled_runs.append(resampled(classes, len(val), replicates=replicates, seed=0))
+            plain_runs.append(average_precision(classes, np.ones(len(val))))
+        under[name], plain[name] = np.array(resampled_runs), float(np.mean(plain_runs))
     return tuple(
         Difference(
             first=a, second=b, value=plain[a] - plain[b],

@@ -31,7 +31,6 @@ def write_timm(weights: Weights, folder: Path, name: str, metadata: Mapping[str,
         target=f"timm, {backbone}",
         load=f"timm.create_model({backbone!r}, {kind}, checkpoint_path={name!r})",
         checks=_timm_checks(backbone, folder / name, features_only=features_only),
-        starts_new=() if features_only else ("fc.weight", "fc.bias"),
         left_out=tuple(key for key in weights.tensors if not key.startswith(prefix)),
     )
 

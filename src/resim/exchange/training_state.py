@@ -80,6 +80,7 @@ def import_state(path: str | Path, recipe: Recipe | None = None) -> Imported:
         "epoch": weights.epoch or 0,
         "model": state,
         "optimizer": optimizer,
+        **({} if weights.data is None else {"data": dict(weights.data)}),
         "imported": {"kind": weights.kind, "origin": weights.origin or weights.kind, "licence": weights.licence},
     }
     unused = [name for name in found if name.startswith("query.") and name not in loaded]

@@ -89,7 +89,7 @@ def _comparison(found: Json) -> list[Part]:
         parts.append(Table(columns=heads, rows=tuple(rows), caption=f"Scores, {over}"))
     differences = tuple(_difference(one) for one in found.get("differences") or ())
     if differences:
-        heads = ("box AP", "points", "95 % interval", "")
+        heads = ("COCO's box AP", "points", "95 % interval", "")
         what = "images and seeds" if seeds > 1 else "images alone"
         parts.append(Table(columns=heads, rows=differences, caption=f"Differences; the intervals are over {what}"))
     note = (

@@ -93,10 +93,22 @@ def _read(path: Path, name: str) -> RunFiles:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The folders' names; with the folder above where two are the same."""
+    """The folders' names; with as many of the folders above as tell them apart.
+
+    Raises:
+        UserError: a folder that is there twice.
+    """
     whole = [path.resolve() for path in paths]
-    names = [path.name for path in whole]
-    return [f"{path.parent.name}/{path.name}" if names.count(path.name) > 1 else path.name for path in whole]
+    twice = next((path for path in whole if whole.count(path) > 1), None)
+    if twice is not None:
+        raise UserError(f"{twice}: is named twice, name each run once")
+    names = []
+    for path in whole:
+        depth = 1
+        while sum(other.parts[-depth:] == path.parts[-depth:] for other in whole) > 1:
+            depth += 1
+        names.append("/".join(path.parts[-depth:]))
+    return names
 
 
 def _json(path: Path) -> Json:
