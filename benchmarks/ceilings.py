@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from pretrain_step import random_views
+from pretrain_step import random_views, seconds
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,18 +26,8 @@ from resim.model.resim import ReSim
 COUNTED = 2  # images over which FLOPs and bytes are counted
 
 
-def median_seconds(device: torch.device, function: Callable[[], object], times: int) -> float:
-    taken = []
-    for i in range(times + 2):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        function()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        if i >= 2:
-            taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
+def median_seconds(device: torch.device, function: Callable[[], object]) -> float:
+    return statistics.median(seconds(device, function, times=7, warmup=2))
 
 
 def ceilings(device: torch.device) -> dict[str, float]:
@@ -47,10 +37,10 @@ def ceilings(device: torch.device) -> dict[str, float]:
     found = {}
     for dtype in (torch.bfloat16, torch.float32):
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        found[str(dtype).removeprefix("torch.")] = 2 * side**3 / median_seconds(device, lambda a=a, b=b: a @ b, 7)
+        found[str(dtype).removeprefix("torch.")] = 2 * side**3 / median_seconds(device, lambda a=a, b=b: a @ b)
     source = torch.randn((2**30 if gpu else 2**26) // 4, device=device)
     target = torch.empty_like(source)
-    found["copy"] = 2 * source.nbytes / median_seconds(device, lambda: target.copy_(source), 7)
+    found["copy"] = 2 * source.nbytes / median_seconds(device, lambda: target.copy_(source))
     return found
 
 

@@ -1,6 +1,6 @@
 """MoCo v2 by this package and by others from PyPI: the same backbone, batch, image size and precision, in one run.
 
-    pip install lightly        # and, where it can be installed, solo-learn
+    pip install lightly        # solo-learn 1.0.2 asks for torch==1.9.1, which pip no longer finds
     python benchmarks/libraries.py --jpeg DIR [--device cuda --batch 256 --workers 16]
 
 Each row runs in a process of its own, the rows in turn, `--rounds` times. "step" has its views ready on the device;
@@ -34,7 +34,7 @@ from resim.training.step import make_stepper
 from resim.views.folder import find_images
 from resim.views.views import Views
 
-ROWS = ("lightly", "solo-learn", "resim")
+ROWS = ("lightly", "resim")
 
 
 class LightlyMoCo(nn.Module):
@@ -105,12 +105,6 @@ def run_lightly(options: argparse.Namespace, device: torch.device) -> dict[str, 
     return result
 
 
-def run_solo(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    from solo.methods.mocov2plus import MoCoV2Plus  # type: ignore[import-not-found]
-
-    raise NotImplementedError(f"{MoCoV2Plus.__name__} could be imported: write its row")
-
-
 def run_resim(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     recipe = recipes.moco_v2()
     recipe = dataclasses.replace(
@@ -140,7 +134,6 @@ def random_images(options: argparse.Namespace, device: torch.device) -> tuple[Te
 
 RUN: dict[str, Callable[[argparse.Namespace, torch.device], dict[str, Any]]] = {
     "lightly": run_lightly,
-    "solo-learn": run_solo,
     "resim": run_resim,
 }
 

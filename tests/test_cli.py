@@ -213,7 +213,7 @@ def test_no_run_to_resume(capsys: Captured, images: str, tmp_path: Path) -> None
 def test_resume_with_another_recipe_says_what_differs(capsys: Captured, images: str, finished: Path) -> None:
     where = ["--resume", "--out", str(finished)]
     line = refusal(capsys, "pretrain", images, *TINY, *where, "--lr", "0.5", "--batch-size", "8")
-    assert "--resume with another recipe than the run's: --batch-size 4 -> 8, --lr 0.06 -> 0.5" in line
+    assert "--resume with another recipe than the run's: --batch-size 4 -> 8, --lr 0.03 -> 0.5" in line
     line = refusal(capsys, "pretrain", images, "--recipe", "moco-v2", "--batch-size", "4", "--group-size", "4", *where)
     assert "--backbone resnet18 -> resnet50" in line
     assert "--levels P4:window=32,step=16,negatives=all,closed=false,weight=1 -> none" in line

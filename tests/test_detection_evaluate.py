@@ -7,7 +7,6 @@ import importlib.util
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 from detection_data import (
@@ -132,12 +131,18 @@ def test_lines_are_in_percent(tmp_path: Path) -> None:
 # -- what is written
 
 
-def write(out: Path, data: DetectionData, step: int, results: list[dict[str, Any]] | None = None) -> None:
-    results = truth_as_results(data) if results is None else results
+def write(out: Path, data: DetectionData, step: int, *, go_on: bool = True) -> None:
+    results = truth_as_results(data)
     scores = official_scores(data, results, ("bbox", "segm"))
-    write_evaluation(
-        out, data, json.loads(json.dumps(results, default=bytes.decode)), scores, step=step, name="n", title="t"
-    )
+    plain_results = json.loads(json.dumps(results, default=bytes.decode))
+    write_evaluation(out, data, plain_results, scores, step=step, name="n", title="t", go_on=go_on)
+
+
+def test_an_evaluation_of_its_own_has_its_line_alone(tmp_path: Path) -> None:
+    data = things(tmp_path / "data", num_images=2)
+    for step in (2, 4):
+        write(tmp_path / "out", data, step, go_on=False)
+    assert [line["step"] for line in read_scores(tmp_path / "out")] == [4]
 
 
 def test_an_evaluation_replaces_later_ones_and_itself(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def quick() -> Recipe:
             backbone="resnet18", levels=levels, fpn_width=128, queue_size=256, key_momentum=0.99, group_size=32
         ),
         views=ViewsConfig(image_size=128, blur_sigma=(0.1, 1.0)),
-        optim=OptimConfig(epochs=10, batch_size=32, lr=0.06),
+        optim=OptimConfig(epochs=10, batch_size=32),
     )
 
 

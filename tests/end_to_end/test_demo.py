@@ -13,6 +13,7 @@ from resim.demo import images as demo_images
 from resim.demo import story
 from resim.demo.story import demo, demo_recipes
 from resim.demo.verdict import verdict
+from resim.detection.coco import read_coco
 from resim.detection.compare import Comparison, Difference
 from resim.errors import UserError
 from resim.probes.correspondence import Correspondence
@@ -92,6 +93,18 @@ def test_both_models_are_trained_alike() -> None:
     assert (small.optim.epochs, small.model.queue_size) == (3, 32)
     with pytest.raises(UserError, match="the demo needs at least 32 images, there are 31"):
         demo_recipes(31, 100, seed=0)
+
+
+def test_the_labels_are_of_a_few_scenes_and_of_one_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, count in (("SCENES", 5), ("HELD_OUT", 3), ("LABELLED", 2)):
+        monkeypatch.setattr(demo_images, name, count)
+    images = demo_images.drawn_scenes(tmp_path, seed=0)
+    for path, count in ((images.labelled, 2), (images.val, 3)):
+        assert path is not None
+        data, drawn = read_coco(path), read_coco(path.with_name("instances.json"))
+        assert data.classes == ("shape",)
+        assert len(data) == count
+        assert data.num_objects == sum(len(record) for record in drawn.records[:count])
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:

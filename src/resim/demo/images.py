@@ -1,4 +1,7 @@
-"""What the demo works on: scenes that the package draws, some of them with labels, or one's own images."""
+"""What the demo works on: scenes that the package draws, some of them with labels, or one's own images.
+
+In the labels all shapes are of one class: to find them can be learned in minutes, to name them cannot.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,7 @@ class DemoImages:
     labelled: Path | None
     """COCO file of labelled scenes, some of those that are trained on; None: no labels."""
     val: Path | None
+    """The same of the images that are measured on."""
     told: str
     """In words."""
 
@@ -35,15 +39,9 @@ def drawn_scenes(out: Path, seed: int) -> DemoImages:
     for name, count, scene_seed in (("train", SCENES, 2 * seed), ("held_out", HELD_OUT, 2 * seed + 1)):
         write_scenes(out / "scenes" / name, count, seed=scene_seed)
     train, held_out = (_listed(out / "scenes" / name, out / f"{name}.txt", 2**31) for name in ("train", "held_out"))
-    whole = json.loads((out / "scenes" / "train" / "instances.json").read_text(encoding="utf-8"))
-    few = whole["images"][:LABELLED]
-    kept = {image["id"] for image in few}
-    labels = [one for one in whole["annotations"] if one["image_id"] in kept]
-    labelled = out / "scenes" / "train" / "few_instances.json"
-    labelled.write_text(json.dumps(whole | {"images": few, "annotations": labels}), encoding="utf-8")
     return DemoImages(
-        train=train[0], count=train[1], held_out=held_out[0], labelled=labelled,
-        val=out / "scenes" / "held_out" / "instances.json",
+        train=train[0], count=train[1], held_out=held_out[0],
+        labelled=_shapes(out / "scenes" / "train", LABELLED), val=_shapes(out / "scenes" / "held_out", HELD_OUT),
         told=f"{train[1]} scenes drawn by the package, {LABELLED} of them with labels, {held_out[1]} held out",
     )  # fmt: skip
 
@@ -54,6 +52,18 @@ def own_images(data: Path, out: Path, seed: int) -> DemoImages:
     held_out, _ = _listed(train, out / "held_out.txt", HELD_OUT, seed)
     told = f"{count} images of {data}" + (", drawn at random" if count == MOST_IMAGES else "")
     return DemoImages(train=train, count=count, held_out=held_out, labelled=None, val=None, told=told)
+
+
+def _shapes(folder: Path, count: int) -> Path:
+    """The labels of a folder's first scenes with one class, `shape`, for all of their objects."""
+    whole = json.loads((folder / "instances.json").read_text(encoding="utf-8"))
+    images = whole["images"][:count]
+    kept = {image["id"] for image in images}
+    objects = [one | {"category_id": 1} for one in whole["annotations"] if one["image_id"] in kept]
+    content = whole | {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "shape"}]}
+    path = folder / "shapes.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
 
 
 def _listed(source: Path, out: Path, most: int, seed: int = 0) -> tuple[Path, int]:

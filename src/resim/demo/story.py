@@ -36,7 +36,7 @@ from resim.training.config import Recipe, RunConfig
 from resim.training.pretrain import pretrain
 from resim.training.progress import Watch
 
-TUNE_STEPS, TUNE_SEEDS = 100, (0, 1, 2)
+TUNE_STEPS, TUNE_SEEDS = 300, (0,)
 STAGES = {"draw the scenes": 1.0, "pre-train ReSim": 12.0, "pre-train MoCo v2": 10.0, "probe": 4.0, "fine-tune": 28.0,
         "write the report": 2.0}  # fmt: skip
 
@@ -119,14 +119,17 @@ def demo_recipes(images: int, pairs: int, seed: int) -> tuple[Recipe, Recipe]:
 
 
 def demo_detector(pretrained: Recipe) -> DetectRecipe:
-    """A small detector for the demo's scenes, of the architecture that was pre-trained."""
-    quick = quick_detector()
-    steps = TUNE_STEPS
+    """A small detector for the demo's scenes, of the architecture that was pre-trained; objects from 8 px on."""
+    quick, steps = quick_detector(), TUNE_STEPS
     return dataclasses.replace(
         quick,
         name="demo",
         detector=dataclasses.replace(
-            quick.detector, backbone=pretrained.model.backbone, fpn_width=pretrained.model.fpn_width, box_regions=32
+            quick.detector,
+            backbone=pretrained.model.backbone,
+            fpn_width=pretrained.model.fpn_width,
+            box_regions=32,
+            anchor_sizes=(8, 16, 32, 64, 128),
         ),
         images=dataclasses.replace(quick.images, min_sizes=(112, 128, 144), max_size=192, test_size=128),
         tune=dataclasses.replace(

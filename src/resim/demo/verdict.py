@@ -55,8 +55,9 @@ def _tuned(found: Comparison | None) -> str:
     means = {name: float(np.mean(found.scores[name]["bbox"]["AP50"])) for name in found.names}
     told = ", ".join(f"{NAMES[name]} {100 * value:.1f}" for name, value in means.items())
     pairs = {(one.first, one.second): one for one in found.differences}
+    many = f"{len(found.seeds)} seeds" if len(found.seeds) > 1 else "one seed, the intervals are over images alone"
     return (
-        f"Detectors fine-tuned on {LABELLED} labelled scenes, {len(found.seeds)} seeds, box AP50 in percent: {told}. "
+        f"Detectors fine-tuned to find the shapes of {LABELLED} labelled scenes ({many}), box AP50 in percent: {told}. "
         f"Box AP, ReSim less untrained {_change(pairs['random', 'resim'], turned=True)}, "
         f"ReSim less MoCo v2 {_change(pairs['resim', 'moco-v2'])}"
     )

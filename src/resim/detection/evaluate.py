@@ -85,11 +85,11 @@ def kinds_of(detector: DetectorConfig) -> tuple[Kind, ...]:
 
 def write_evaluation(
     out: Path, data: DetectionData, results: Sequence[dict[str, Any]], scores: dict[str, Scores], *, step: int,
-    name: str, title: str,
+    name: str, title: str, go_on: bool = False,
 ) -> None:  # fmt: skip
     """Write what an evaluation found into a folder.
 
-    A line of `scores.jsonl` (`step`, `images`, `scores`, `per_class`; later ones of an earlier evaluation go),
+    A line of `scores.jsonl` (`step`, `images`, `scores`, `per_class`),
     `results.json` in the form of COCO results, and `pictures/detections.png` of some images.
 
     Args:
@@ -100,12 +100,13 @@ def write_evaluation(
         step: after which the detector was evaluated.
         name: of the detector, on the picture.
         title: of the picture.
+        go_on: keep the lines of `scores.jsonl` that are of earlier steps, as a run does; else it has this line alone.
     """
     per_class = {
         kind: {c: None if math.isnan(v) else v for c, v in score.per_class.items()} for kind, score in scores.items()
     }
     entry = {"step": step, "images": len(data), "scores": plain(scores), "per_class": per_class}
-    earlier = [line for line in read_scores(out) if line["step"] < step]
+    earlier = [line for line in read_scores(out) if line["step"] < step] if go_on else []
     text = "".join(json.dumps(line) + "\n" for line in [*earlier, entry])
     write_atomically(out / "scores.jsonl", lambda file: file.write(text.encode()))
     content = json.dumps(list(results))

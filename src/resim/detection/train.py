@@ -228,7 +228,8 @@ class _Tuning:
             scores = official_scores(self.val, results, kinds_of(config))
             for line in lines(scores, self.val):
                 progress.say(f"after step {done}: {line}")
-            write_evaluation(self.out, self.val, results, scores, step=done, name=self.init, title=self.recipe.name)
+            name, title = self.init, self.recipe.name
+            write_evaluation(self.out, self.val, results, scores, step=done, name=name, title=title, go_on=True)
 
     def _save(self, done: int, *, evaluated: bool) -> None:
         if not self.stepper.processes.first:

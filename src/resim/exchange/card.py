@@ -122,7 +122,7 @@ def read_probes(path: Path, weights: Weights, *, others: bool = True) -> Mapping
 def _is_of(entry: Mapping[str, Any], weights: Weights) -> bool:
     path = entry.get("path")
     same_file = isinstance(path, str) and Path(path).resolve() == weights.path.resolve()
-    return same_file and entry.get("kind") == weights.kind  # which names the step: a file that is written again moves on
+    return same_file and entry.get("kind") == weights.kind  # it names the step, which may have gone on
 
 
 def _without_paths(entry: Any) -> Any:
