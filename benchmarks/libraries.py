@@ -1,6 +1,6 @@
 """MoCo v2 by this package and by others from PyPI: the same backbone, batch, image size and precision, in one run.
 
-    pip install lightly        # solo-learn 1.0.2 asks for torch==1.9.1, which pip no longer finds
+    pip install lightly
     python benchmarks/libraries.py --jpeg DIR [--device cuda --batch 256 --workers 16]
 
 Each row runs in a process of its own, the rows in turn, `--rounds` times. "step" has its views ready on the device;

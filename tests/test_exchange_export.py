@@ -272,6 +272,16 @@ def test_the_card_says_what_the_weights_are(tmp_path: Path) -> None:
     assert "not stated: whoever publishes these weights states it" in plain
 
 
+def test_probes_of_another_step_are_refused(tmp_path: Path) -> None:
+    own_checkpoint(tmp_path / "last.pt", SMALL)
+    probes = tmp_path / "mine.json"
+    networks = [{"path": str(tmp_path / "last.pt"), "kind": "another step", "scores": 1}, {"path": "/x", "scores": 2}]
+    probes.write_text(json.dumps({"networks": networks}))
+    with pytest.raises(UserError, match=r"is of another step of .*: run resim probe again"):
+        export(tmp_path / "last.pt", "safetensors", tmp_path / "a.safetensors", probes=probes)
+    assert not (tmp_path / "a.safetensors").exists()
+
+
 def test_the_card_of_a_file_does_not_show_the_probes_of_another(tmp_path: Path) -> None:
     own_checkpoint(tmp_path / "last.pt", SMALL)
     probes = tmp_path / "probe.json"

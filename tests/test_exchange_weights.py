@@ -124,16 +124,6 @@ def test_a_published_detectron2_backbone(model: ReSim, tmp_path: Path, form: str
     assert weights.origin == "MOCO"
 
 
-def test_a_detectron2_backbone_that_moco_converted(model: ReSim, tmp_path: Path) -> None:
-    state = {to_detectron2(f"backbone.{name}"): v.numpy() for name, v in model.query.backbone.state_dict().items()}
-    licences = {}
-    for author in ("MOCO", "someone"):
-        path = tmp_path / f"{author}.pkl"
-        path.write_bytes(pickle.dumps({"model": state, "__author__": author, "matching_heuristics": True}))
-        licences[author] = read_weights(path).licence
-    assert licences == {"MOCO": "CC-BY-NC-4.0", "someone": None}
-
-
 def test_a_frozen_norm_has_no_counter(tmp_path: Path) -> None:
     model = trained(small(levels=()))
     state = {to_detectron2(name): value for name, value in part(model.query.state_dict(), "backbone.").items()}

@@ -326,6 +326,14 @@ def test_who_is_killed_while_an_epoch_is_kept_keeps_it_when_resumed(
 # -- what it does not go on with
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "scores.jsonl"])
+def test_a_folder_with_lines_of_another_run_is_refused(name: str, images: Path, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("{}\n")
+    with pytest.raises(UserError, match=f"holds a {name} that a run would overwrite: name another folder"):
+        go(tmp_path, images)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_a_run_is_not_overwritten(whole: Path, images: Path) -> None:
     with pytest.raises(UserError, match=r"holds a run already: continue it with --resume"):
         go(whole, images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -61,11 +62,18 @@ def test_the_verdict_is_five_lines_with_numbers_and_paths() -> None:
     assert "ReSim is right for 80.0%, untrained for 10.0%: +70.0 points (95 % interval +70.0 to +70.0)" in lines[0]
     assert "on scenes that were not trained on, n = 300 windows of 30 images" in lines[0]
     assert "ReSim is right for 80.0%, MoCo v2 for 50.0%: +30.0 points (95 % interval +30.0 to +30.0)" in lines[1]
-    assert "box AP50 in percent: untrained 15.0, ReSim 35.0, MoCo v2 30.0" in lines[2]
+    told = "64 labelled scenes to find shapes (2 seeds), box AP50 in percent on 128 others"
+    assert f"{told}: untrained 15.0, ReSim 35.0, MoCo v2 30.0" in lines[2]
     assert "ReSim less untrained +10.0 (95 % interval +5.0 to +15.0)" in lines[2]
     assert "ReSim less MoCo v2 +4.0 (95 % interval +1.0 to +7.0)" in lines[2]
     assert "out/report.html" in lines[4]
     assert not any(NOISE in line for line in lines)
+
+
+def test_the_verdict_of_one_seed_says_so() -> None:
+    some = scores(*[found(*[5] * 30)] * 3)
+    one = dataclasses.replace(comparison(low=0.01, high=0.07), seeds=(0,))
+    assert "(one seed, the intervals are over images alone)" in verdict(some, one, Path("out"), held_out_is_new=True)[2]
 
 
 def test_the_verdict_says_what_is_within_the_noise() -> None:
@@ -122,7 +130,6 @@ def test_the_demo(
     for name, count in (("SCENES", 32), ("HELD_OUT", 6), ("LABELLED", 8)):
         monkeypatch.setattr(demo_images, name, count)
     monkeypatch.setattr(story, "TUNE_STEPS", 2)
-    monkeypatch.setattr(story, "TUNE_SEEDS", (0,))
     data = None
     if own:
         data = demo_images.drawn_scenes(tmp_path / "mine", 0).train.parent / "scenes" / "train"

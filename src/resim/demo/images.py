@@ -1,6 +1,6 @@
 """What the demo works on: scenes that the package draws, some of them with labels, or one's own images.
 
-In the labels all shapes are of one class: to find them can be learned in minutes, to name them cannot.
+In the labels all shapes are of one class: a detector has minutes to learn to find them, not to name them.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from resim.demo.images import LABELLED
+from resim.demo.images import HELD_OUT, LABELLED
 from resim.detection.compare import Comparison, Difference
 from resim.probes.suite import Path as ScorePath
 from resim.probes.suite import Score, difference
@@ -57,7 +57,8 @@ def _tuned(found: Comparison | None) -> str:
     pairs = {(one.first, one.second): one for one in found.differences}
     many = f"{len(found.seeds)} seeds" if len(found.seeds) > 1 else "one seed, the intervals are over images alone"
     return (
-        f"Detectors fine-tuned to find the shapes of {LABELLED} labelled scenes ({many}), box AP50 in percent: {told}. "
+        f"Detectors fine-tuned on {LABELLED} labelled scenes to find shapes ({many}), box AP50 in percent on "
+        f"{HELD_OUT} others: {told}. "
         f"Box AP, ReSim less untrained {_change(pairs['random', 'resim'], turned=True)}, "
         f"ReSim less MoCo v2 {_change(pairs['resim', 'moco-v2'])}"
     )

@@ -76,7 +76,7 @@ def model_card(weights: Weights, recipe: Recipe, *, licence: str | None, probes:
 def found_probes(weights: Weights) -> Mapping[str, Any] | None:
     """What the probe.json that `resim probe` wrote beside a checkpoint or into its run's folder says of these weights.
 
-    None if there is none, or if it is of other files alone.
+    None if there is none, or if it is of other files alone, or of an earlier step of this one.
 
     Raises:
         UserError: as `read_probes`.
@@ -97,10 +97,10 @@ def read_probes(path: Path, weights: Weights, *, others: bool = True) -> Mapping
     Args:
         path: of the results.
         weights: what they should be of.
-        others: where none is of these weights, as after a run was moved, take those of all.
+        others: where none is of a file of this path, as after a run was moved, take those of all.
 
     Raises:
-        UserError: it is none.
+        UserError: it is none; with `others`, it is of another step of this file.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -114,15 +114,17 @@ def read_probes(path: Path, weights: Weights, *, others: bool = True) -> Mapping
     if not isinstance(networks, list):
         return data
     entries = [entry for entry in networks if isinstance(entry, dict)]
-    own = [entry for entry in entries if _is_of(entry, weights)]
+    same_file = [entry for entry in entries if _is_of(entry, weights)]
+    own = [entry for entry in same_file if entry.get("kind") == weights.kind]  # which names the step
+    if others and same_file and not own:
+        raise UserError(f"--probes {path}: is of another step of {weights.path}: run resim probe again")
     kept = {key: _without_paths(data[key]) for key in ("train", "test", "settings") if key in data}
     return kept | {"networks": [_without_paths(entry) for entry in (own or entries if others else own)]}
 
 
 def _is_of(entry: Mapping[str, Any], weights: Weights) -> bool:
     path = entry.get("path")
-    same_file = isinstance(path, str) and Path(path).resolve() == weights.path.resolve()
-    return same_file and entry.get("kind") == weights.kind  # it names the step, which may have gone on
+    return isinstance(path, str) and Path(path).resolve() == weights.path.resolve()
 
 
 def _without_paths(entry: Any) -> Any:

@@ -158,16 +158,15 @@ def _foreign(contents: Contents) -> Weights:
         )
     made_by = contents.metadata or contents.data.get("metadata")
     made_by = made_by if isinstance(made_by, Mapping) else {}
-    author = _text(contents.data.get("__author__"))
     # neither heads in a stem nor numbered norms are Detectron2's own: the published conversions have them
-    converted = author == "MOCO" or any(re.search(r"stem\.fc\.|fpn_output\d\.1\.", name) for name in state)
+    converted = any(re.search(r"stem\.fc\.|fpn_output\d\.1\.", name) for name in state)
     return Weights(
         path=path,
         kind=_kind(form, contents, tensors, config, left_over),
         tensors=tensors,
         left_over=tuple(left_over + others),
         licence=_text(made_by.get("licence")) or (PUBLISHED_LICENCE if form.name == "published" or converted else None),
-        origin=_text(made_by.get("origin")) or author,
+        origin=_text(made_by.get("origin")) or _text(contents.data.get("__author__")),
         recipe=None,
         config=config,
         epoch=_count(contents.data.get("epoch")),

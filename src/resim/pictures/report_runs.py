@@ -107,7 +107,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
         depth = 1
         while sum(other.parts[-depth:] == path.parts[-depth:] for other in whole) > 1:
             depth += 1
-        names.append("/".join(path.parts[-depth:]))
+        names.append(str(Path(*path.parts[-depth:])))
     return names
 
 

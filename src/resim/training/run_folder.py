@@ -56,8 +56,9 @@ def open_run(out: Path, recipe: AnyRecipe, *, resume: bool) -> dict[str, Any] | 
     if not resume:
         if config.exists() or last.exists():
             raise UserError(f"--out {out}: holds a run already: continue it with --resume, or name another folder")
-        if (out / "metrics.jsonl").exists():
-            raise UserError(f"--out {out}: holds a metrics.jsonl that a run would overwrite: name another folder")
+        for name in ("metrics.jsonl", "scores.jsonl"):
+            if (out / name).exists():
+                raise UserError(f"--out {out}: holds a {name} that a run would overwrite: name another folder")
         return None
     check_folder(out, resume=True)
     changed = differences(read_recipe(config, type(recipe)), recipe)
