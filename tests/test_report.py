@@ -143,6 +143,11 @@ def test_a_diagram_takes_the_colours_of_the_page(tmp_path: Path) -> None:
     assert needs_nothing(Page(tmp_path / "a.html"))
 
 
+def test_numbers_at_the_ticks_are_whole() -> None:
+    drawn = diagram("Rate", "learning rate", "epoch", [Line(label="", x=np.arange(5.0), y=np.linspace(0, 0.03, 5))])
+    assert {"0.000", "0.005", "0.025", "0.030"} <= set(re.findall(r">([\d.]+)</text>", drawn))
+
+
 def test_diagrams_on_one_page_do_not_share_names() -> None:
     x = np.arange(5.0)
     names = [

@@ -95,8 +95,13 @@ def _svg(figure: Figure, salt: str) -> str:
     text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">', text, count=1)
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px system-ui, sans-serif", text)
-    text = re.sub(r"(\d\.\d\d)\d+", r"\1", text)
+    text = re.sub(r"<[^>]+>", _shortened, text)
     return text.replace(_INK, "currentColor").replace(_RULE, "var(--rule)").replace("\n", " ")
+
+
+def _shortened(tag: re.Match[str]) -> str:
+    """A tag with its coordinates to a hundredth of a point; words between tags, as the ticks have, stay whole."""
+    return re.sub(r"(\d\.\d\d)\d+", r"\1", tag.group())
 
 
 def _legend(lines: Sequence[Line]) -> str:
