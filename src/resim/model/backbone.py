@@ -10,6 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 from resim.errors import UserError
+from resim.model.fused import network as fused
 
 STAGES = ("C3", "C4", "C5")
 _RESNETS = re.compile(r"(wide_)?res(net|next)\d+\w*")
@@ -39,6 +40,9 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(N, 3, S, S) -> C3, C4, C5: (N, channels, ceil(S / stride), ceil(S / stride)) at strides 8, 16, 32."""
+        if fused.can_fuse(self, images):
+            maps = fused.forward(self, images)
+            return {stage: maps[stage] for stage in STAGES}
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         c3 = self.layer2(self.layer1(x))
         c4 = self.layer3(c3)

@@ -42,7 +42,7 @@ class _LogSumExp(torch.autograd.Function):
             mean = queries.new_zeros(queries.shape, dtype=wide) if queries.requires_grad else None
             for batch in range(len(queries)):
                 _visit(
-                    queries[batch], negatives[batch], temperature, matmul_dtype,
+                    (queries[batch] / temperature).to(matmul_dtype), negatives[batch].to(matmul_dtype),
                     total[batch], largest[batch], None if mean is None else mean[batch],
                 )  # fmt: skip
         ctx.temperature, ctx.matmul_dtype = temperature, matmul_dtype
@@ -69,23 +69,26 @@ class _LogSumExp(torch.autograd.Function):
         return grad_queries, grad_negatives.to(negatives.dtype), None, None
 
 
-def _visit(
-    queries: Tensor, negatives: Tensor, temperature: float, matmul_dtype: torch.dtype,
-    total: Tensor, largest: Tensor, mean: Tensor | None,
-) -> None:  # fmt: skip
-    """Add all negatives (M, C) to what is known of the queries (n, C), tile by tile."""
+def _visit(queries: Tensor, negatives: Tensor, total: Tensor, largest: Tensor, mean: Tensor | None) -> None:
+    """Fill in what all negatives (M, C) are to the queries (n, C), which are divided by the temperature, tile by tile.
+
+    Source: Milakov and Gimelshein, arXiv 1805.02867: the sum is kept relative to the largest logit so far.
+    """
     wide = total.dtype
+    sums = torch.zeros_like(total)
     for rows, columns in _tiles(len(queries), len(negatives)):
-        tile_queries = (queries[rows] / temperature).to(matmul_dtype)
-        tile = negatives[columns].to(matmul_dtype)
-        logits = (tile_queries @ tile.T).to(wide)
-        largest[rows] = torch.maximum(largest[rows], logits.amax(dim=1))
-        before = total[rows].clone()
-        after = torch.logaddexp(before, logits.logsumexp(dim=1))
+        logits = (queries[rows] @ negatives[columns].T).to(wide)
+        before = largest[rows].clone()
+        after = torch.maximum(before, logits.amax(dim=1))
+        shares = logits.sub_(after[:, None]).exp_()
+        kept = (before - after).exp_()
+        sums[rows] = sums[rows] * kept + shares.sum(dim=1)
+        largest[rows] = after
         if mean is not None:
-            shares = logits.sub_(after[:, None]).exp_().to(matmul_dtype)
-            mean[rows] = mean[rows] * (before - after).exp()[:, None] + (shares @ tile).to(wide)
-        total[rows] = after
+            mean[rows] = mean[rows] * kept[:, None] + (shares.to(queries.dtype) @ negatives[columns]).to(wide)
+    total.copy_(largest + sums.log())
+    if mean is not None and len(negatives):
+        mean /= sums[:, None]
 
 
 def _tiles(queries: int, negatives: int) -> list[tuple[slice, slice]]:

@@ -13,6 +13,7 @@ from resim.model.encoder import ModelConfig
 from resim.model.grouped_norm import count_groups
 from resim.model.resim import ReSim
 from resim.training.config import OptimConfig
+from resim.training.memory import keep_memory
 from resim.training.processes import Processes, averaging, in_parallel
 from resim.views.views import Views
 
@@ -93,6 +94,8 @@ def make_stepper(
         compile_encoders: with torch.compile.
     """
     device = processes.device
+    if device.type == "cpu":
+        keep_memory()
     model = ReSim(model_config, seed=optim.seed).to(device).train()
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(

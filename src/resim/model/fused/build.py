@@ -1,0 +1,97 @@
+"""The C kernels of this folder, compiled for this machine on first use and kept in the user's cache."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
+_AMX = {"amx_tile", "amx_bf16", "avx512_bf16", "avx512bw"}
+_P, _I, _F, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_int
+_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "resim_norm_sums": (_P, _P, _P, _I, _I, _INT),
+    "resim_norm_coefficients": (_P, _P, _P, _P, _F, _P, _P, _I, _I, _I),
+    "resim_norm_apply": (_P, _P, _P, _P, _P, _I, _I, _INT),
+    "resim_norm_backward_sums": (_P, _P, _P, _P, _P, _I, _I, _INT),
+    "resim_norm_slopes": (_P, _P, _P, _P, _I, _I, _I),
+    "resim_norm_pool": (_P, _P, _P, _P, _I, _I, _I, _I, _INT),
+    "resim_norm_pool_backward": (_P, _P, _P, _P, _P, _P, _I, _I, _I, _I, _INT),
+    "resim_norm_backward": (_P, _P, _P, _P, _P, _P, _P, _I, _I, _INT),
+}
+_POINTWISE: dict[str, tuple[Any, ...]] = {
+    "resim_pointwise_pack": (_P, _P, _P, _I, _I),
+    "resim_pointwise_forward": (_P,),
+    "resim_pointwise_backward": (_P,),
+}
+
+
+@functools.cache
+def kernels() -> ctypes.CDLL | None:
+    """The kernels, or None where they cannot be compiled: no C compiler, another system than Linux, RESIM_FUSED=0."""
+    compiler = shutil.which(os.environ.get("CC") or "cc")
+    if os.environ.get("RESIM_FUSED") == "0" or not sys.platform.startswith("linux") or compiler is None:
+        return None
+    try:
+        library = ctypes.CDLL(str(_compiled(compiler)))
+    except (OSError, RuntimeError, subprocess.SubprocessError):  # a folder that cannot be written, no home, a failure
+        return None
+    for name, types in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = types, None
+    return library
+
+
+@functools.cache
+def pointwise_kernels() -> ctypes.CDLL | None:
+    """The same where they hold those of pointwise.c, which need a processor with AMX, else None."""
+    library = kernels()
+    if library is None or not _has_amx() or not library.resim_amx_allowed():
+        return None
+    for name, types in _POINTWISE.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = types, None
+    return library
+
+
+def _compiled(compiler: str) -> Path:
+    sources = [Path(__file__).with_name(name) for name in ("norm.c", *(["pointwise.c"] if _has_amx() else []))]
+    flags = [*FLAGS, *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else [])]
+    # PyTorch's own OpenMP: a second one would be a second set of threads on the same cores
+    openmp = [str(path) for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))[:1]]
+    told = [*(source.read_text() for source in sources), compiler, *flags, *openmp, *_processor()]
+    key = hashlib.sha256("\0".join(told).encode()).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resim"
+    target = cache / f"kernels-{key}.so"
+    if not target.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            made = Path(folder) / target.name
+            command = [compiler, *flags, *map(str, sources), "-o", str(made), *openmp, "-lm"]
+            subprocess.run(command, check=True, capture_output=True, timeout=120)
+            made.replace(target)
+    return target
+
+
+@functools.cache
+def _processor() -> tuple[str, ...]:
+    """Name and instructions of the processor that the kernels are compiled for."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return (platform.processor(),)
+    return tuple(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+
+
+def _has_amx() -> bool:
+    return set(" ".join(_processor()).split()) >= _AMX

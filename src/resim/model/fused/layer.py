@@ -1,0 +1,165 @@
+"""A convolution between two BatchNorms, forward and back, as residual.py strings them together.
+
+Shapes: maps are (N, C, H, W), bfloat16 in channels-last memory; their rows are (N * H * W, C), the same memory.
+
+A layer's input is normalised first by the coefficients `x_norm` and goes through a ReLU, or is taken as it is where
+they are None. What its convolution gives is its product, which its own BatchNorm normalises by `norm`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resim.model.fused import norm as norms
+from resim.model.grouped_norm import GroupedBatchNorm2d
+
+UNFOLDED = 2**21
+"""Weights of a k x k convolution from which their gradient is quicker as a product with every pixel's neighbours."""
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N * H * W, C)."""
+    return x.permute(0, 2, 3, 1).view(-1, x.shape[1])
+
+
+def maps_of(rows: Tensor, like: Tensor) -> Tensor:
+    """(N * H * W, C) -> (N, C, H, W), with N, H and W of `like`."""
+    n, _, h, w = like.shape
+    return rows.view(n, h, w, -1).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a layer's way back starts from."""
+
+    weight: Tensor
+    """bfloat16."""
+    x: Tensor
+    x_norm: Tensor | None
+    norm: Tensor
+    product: Tensor | None = None
+    """None: made again."""
+    y: Tensor | None = None
+    """The output of the ReLU after a sum; None: the ReLU came right after the normalisation."""
+    passed: Tensor | None = None
+    """The same as bits: (rows, C / 32) int32, set where it is above 0."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Any convolution, by PyTorch; one of 1 x 1 as a product of matrices."""
+
+    conv: nn.Conv2d
+    norm: GroupedBatchNorm2d
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether it is a product of matrices over all the pixels."""
+        conv = self.conv
+        return conv.kernel_size == (1, 1) and conv.groups == 1 and conv.padding == (0, 0) and conv.stride == (1, 1)
+
+    def _convolve(self, weight: Tensor, x: Tensor, x_norm: Tensor | None) -> Tensor:
+        hidden = x if x_norm is None else norms.normalize(x, x_norm)
+        if self.pointwise:
+            return maps_of(rows_of(hidden) @ weight.flatten(1).t(), hidden)
+        conv = self.conv
+        padding: Any = conv.padding
+        y = torch.conv2d(hidden, weight, None, conv.stride, padding, conv.dilation, conv.groups)
+        return y.contiguous(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor, x_norm: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The product and its coefficients."""
+        product = self._convolve(self.conv.weight.to(x.dtype), x, x_norm)
+        partial, origin = norms.see(product)
+        return product, norms.coefficients(partial, origin, norms.shape(product)[0], self.norm)
+
+    def finish(
+        self, x: Tensor, x_norm: Tensor | None, beside: Tensor, beside_norm: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """ReLU of the normalised product plus `beside`, itself normalised where it has coefficients.
+
+        Returns:
+            That, the product's coefficients, and what `Seen` must hold: the product, and where the ReLU passed.
+        """
+        product, norm = self.forward(x, x_norm)
+        light = self.pointwise
+        out = norms.normalize(product, norm, beside=beside, beside_norm=beside_norm, inplace=light)
+        return out, norm, None if light else product, None
+
+    def backward_sums(self, seen: Seen, grad: Tensor) -> tuple[Tensor, Seen]:
+        """Partial sums of the gradient of the normalised product, and `seen` with the product."""
+        if seen.product is None:
+            seen = replace(seen, product=self._convolve(seen.weight, seen.x, seen.x_norm))
+        assert seen.product is not None
+        return norms.see_backward(grad, seen.product, seen.norm, seen.y), seen
+
+    def backward(
+        self,
+        seen: Seen,
+        grad: Tensor,
+        slopes: Tensor,
+        *,
+        dz: Tensor | None = None,
+        beside: Tensor | None = None,
+        beside_passed: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """One layer back.
+
+        Args:
+            seen: with the product; it may be overwritten, and so may `grad` where `seen.y` is None.
+            grad: of the ReLU's output.
+            slopes: by which gradients pass the normalisation.
+            dz: where the gradient of what entered the ReLU is written, if it is wanted.
+            beside: is added to the input's gradient, perhaps in its own memory.
+            beside_passed: bits, set where `beside` counts; None: everywhere.
+
+        Returns:
+            The gradients of the input and the weight, and, if the input was normalised, the partial sums of the
+            former for its BatchNorm.
+        """
+        assert seen.product is not None
+        assert beside_passed is None  # only a PointwiseLayer leaves bits
+        into = grad if seen.y is None else seen.product
+        grad = norms.normalize_backward(grad, seen.product, seen.norm, slopes, seen.y, into=into, dz=dz)
+        hidden = seen.x if seen.x_norm is None else norms.normalize(seen.x, seen.x_norm)
+        grad_x, grad_weight = self._backward(seen.weight, grad, hidden, beside)
+        partial = None if seen.x_norm is None else norms.see_backward(grad_x, seen.x, seen.x_norm)
+        return grad_x, grad_weight, partial
+
+    def _backward(self, weight: Tensor, grad: Tensor, x: Tensor, beside: Tensor | None) -> tuple[Tensor, Tensor]:
+        if self.pointwise:
+            flat = weight.flatten(1)
+            grad_weight = (rows_of(grad).t() @ rows_of(x)).view_as(weight)
+            if beside is None:
+                return maps_of(rows_of(grad) @ flat, x), grad_weight
+            rows_of(beside).addmm_(rows_of(grad), flat)
+            return beside, grad_weight
+        conv = self.conv
+        unfold = weight.numel() >= UNFOLDED and conv.groups == 1 and conv.dilation == (1, 1)
+        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+            grad, x, weight, None, conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups,
+            [True, not unfold, False],
+        )  # fmt: skip
+        if unfold:
+            n, height, width, inputs = len(weight), *conv.kernel_size, weight.shape[1]
+            found = rows_of(grad).t() @ _neighbours(x, grad, conv)
+            grad_weight = found.view(n, height, width, inputs).permute(0, 3, 1, 2)
+        if beside is not None:
+            grad_x = beside.add_(grad_x)
+        return grad_x.contiguous(memory_format=torch.channels_last), grad_weight
+
+
+def _neighbours(x: Tensor, like: Tensor, conv: nn.Conv2d) -> Tensor:
+    """What each pixel of the product sees of `x`: (rows of `like`, kernel height * kernel width * C)."""
+    padding: Any = conv.padding
+    (down, right), (height, width) = padding, conv.kernel_size
+    padded = F.pad(x, (right, right, down, down)).permute(0, 2, 3, 1).contiguous()
+    image, row, column, _ = padded.stride()
+    n, _, h, w = like.shape
+    strides = (image, row * conv.stride[0], column * conv.stride[1], row, column, 1)
+    return padded.as_strided((n, h, w, height, width, x.shape[1]), strides).reshape(n * h * w, -1)

@@ -1,0 +1,57 @@
+"""A ResNet's training pass in bfloat16 on a CPU, with BatchNorm, ReLU, sums and pooling fused with their neighbours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from resim.model.fused.build import kernels
+from resim.model.fused.residual import make_residual
+from resim.model.fused.stem import POOLING, stem
+from resim.model.grouped_norm import GroupedBatchNorm2d
+
+
+def can_fuse(network: nn.Module, images: Tensor) -> bool:
+    """Whether `forward` gives what a torchvision ResNet itself gives, but for rounding.
+
+    That is in training, in bfloat16's autocast on a CPU, for one group of images, where the kernels can be compiled and
+    nothing is hooked onto the modules, which are not called.
+    """
+    if not network.training or images.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+        return False
+    if torch.get_autocast_dtype("cpu") is not torch.bfloat16 or torch.compiler.is_compiling() or images.requires_grad:
+        return False
+    own: Any = network
+    modules = list(network.modules())
+    norms = [module for module in modules if hasattr(module, "running_mean")]
+    return (
+        (own.maxpool.kernel_size, own.maxpool.stride, own.maxpool.padding) == POOLING
+        and len(norms) == sum(isinstance(module, nn.Conv2d) for module in modules)
+        and all(_is_ours(norm, len(images)) for norm in norms)
+        and not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+        and not any(module._backward_hooks or module._backward_pre_hooks for module in modules)
+        and kernels() is not None
+    )
+
+
+def _is_ours(norm: nn.Module, images: int) -> bool:
+    return (
+        isinstance(norm, GroupedBatchNorm2d)
+        and norm.training
+        and norm.weight.dtype is torch.float32
+        and images <= norm.group_size
+    )
+
+
+def forward(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """What a torchvision ResNet's stages give: C2 to C5."""
+    own: Any = network
+    x = stem(images, own.conv1, own.bn1)
+    maps = {}
+    for stage in range(1, 5):
+        for block in getattr(own, f"layer{stage}"):
+            x = make_residual(block)(x)
+        maps[f"C{stage + 1}"] = x
+    return maps

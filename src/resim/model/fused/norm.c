@@ -1,0 +1,266 @@
+/* BatchNorm of training with its neighbours (residual sum, ReLU), bfloat16 in channels-last memory.
+ *
+ * x is (rows, channels), one row a pixel. Sums are kept in float32 over BLOCK rows, then added in double in the order
+ * of the blocks: the same bits for any number of threads. Elementwise outputs may be their own inputs.
+ *
+ * coefficients: (4, channels) float32: scale, shift, mean, 1 / standard deviation; x_hat = (x - mean) * inverse, and
+ * the normalised value is x * scale + shift. Source: Ioffe and Szegedy, arXiv 1502.03167.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define BLOCK 128
+#define STEM 4096 /* channels that are pooled, at most */
+
+typedef uint16_t bf16;
+
+static inline float wide(bf16 x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+static inline bf16 narrow(float x) { /* to the nearest, ties to even; a NaN stays one */
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return (bf16)((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded);
+}
+
+static inline float relu(float x) { return x < 0 ? 0 : x; } /* a NaN passes */
+
+static int64_t count_blocks(int64_t rows) { return (rows + BLOCK - 1) / BLOCK; }
+
+static int64_t end_of(int64_t block, int64_t rows) {
+    int64_t end = (block + 1) * BLOCK;
+    return end < rows ? end : rows;
+}
+
+/* Sums over blocks of rows of x - origin and of its square, into partial: (blocks, 2, channels). Taken from an origin,
+ * the batch's first row, nothing cancels where the mean is large. */
+void resim_norm_sums(const bf16 *x, const float *origin, float *partial, int64_t rows, int64_t channels, int threads) {
+    int64_t blocks = count_blocks(rows);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t block = 0; block < blocks; block++) {
+        float *sum = partial + block * 2 * channels, *square = sum + channels;
+        memset(sum, 0, 2 * channels * sizeof(float));
+        for (int64_t row = block * BLOCK; row < end_of(block, rows); row++) {
+            const bf16 *line = x + row * channels;
+#pragma omp simd
+            for (int64_t c = 0; c < channels; c++) {
+                float value = wide(line[c]) - origin[c];
+                sum[c] += value;
+                square[c] += value * value;
+            }
+        }
+    }
+}
+
+/* The partial sums of all blocks, (2, channels), in double. */
+static double *add_up(const float *partial, int64_t blocks, int64_t channels) {
+    double *sums = calloc(2 * channels, sizeof(double));
+    for (int64_t block = 0; block < blocks; block++)
+#pragma omp simd
+        for (int64_t c = 0; c < 2 * channels; c++) sums[c] += partial[block * 2 * channels + c];
+    return sums;
+}
+
+/* From the partial sums of all rows: the coefficients; to pending, (3, channels): mean, unbiased variance, 1 are added. */
+void resim_norm_coefficients(const float *partial, const float *origin, const float *weight, const float *bias,
+                             double epsilon, float *coefficients, float *pending, int64_t blocks, int64_t rows,
+                             int64_t channels) {
+    double *sums = add_up(partial, blocks, channels);
+    for (int64_t c = 0; c < channels; c++) {
+        double offset = sums[c] / rows, variance = sums[channels + c] / rows - offset * offset;
+        variance = variance < 0 ? 0 : variance;
+        double mean = offset + origin[c], inverse = 1 / sqrt(variance + epsilon);
+        coefficients[c] = weight[c] * inverse;
+        coefficients[channels + c] = bias[c] - mean * weight[c] * inverse;
+        coefficients[2 * channels + c] = mean;
+        coefficients[3 * channels + c] = inverse;
+        pending[c] += mean;
+        pending[channels + c] += variance * rows / (rows > 1 ? rows - 1 : 1);
+        pending[2 * channels + c] += 1;
+    }
+    free(sums);
+}
+
+/* y = relu(x * scale + shift + other): other is nothing, (rows, channels), or the same normalised by its own. */
+void resim_norm_apply(const bf16 *x, const float *coefficients, const bf16 *other, const float *other_coefficients,
+                      bf16 *y, int64_t rows, int64_t channels, int threads) {
+    const float *scale = coefficients, *shift = coefficients + channels;
+    const float *other_scale = other_coefficients, *other_shift = other_coefficients + channels;
+    int64_t blocks = count_blocks(rows);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t block = 0; block < blocks; block++)
+        for (int64_t row = block * BLOCK; row < end_of(block, rows); row++) {
+            const bf16 *line = x + row * channels, *beside = other + row * channels;
+            bf16 *out = y + row * channels;
+            if (other_coefficients) {
+#pragma omp simd
+                for (int64_t c = 0; c < channels; c++)
+                    out[c] = narrow(relu(wide(line[c]) * scale[c] + shift[c] + wide(beside[c]) * other_scale[c] +
+                                         other_shift[c]));
+            } else if (other) {
+#pragma omp simd
+                for (int64_t c = 0; c < channels; c++)
+                    out[c] = narrow(relu(wide(line[c]) * scale[c] + shift[c] + wide(beside[c])));
+            } else {
+#pragma omp simd
+                for (int64_t c = 0; c < channels; c++) out[c] = narrow(relu(wide(line[c]) * scale[c] + shift[c]));
+            }
+        }
+}
+
+/* Sums over blocks of rows of dz and of dz * (x - mean), into partial: (blocks, 2, channels); dz is grad where the ReLU
+ * passed. y: the ReLU's output; NULL: made again from x. */
+void resim_norm_backward_sums(const bf16 *grad, const bf16 *y, const bf16 *x, const float *coefficients, float *partial,
+                              int64_t rows, int64_t channels, int threads) {
+    const float *scale = coefficients, *shift = coefficients + channels, *mean = shift + channels;
+    int64_t blocks = count_blocks(rows);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t block = 0; block < blocks; block++) {
+        float *sum = partial + block * 2 * channels, *product = sum + channels;
+        memset(sum, 0, 2 * channels * sizeof(float));
+        for (int64_t row = block * BLOCK; row < end_of(block, rows); row++) {
+            int64_t at = row * channels;
+            if (y) {
+#pragma omp simd
+                for (int64_t c = 0; c < channels; c++) {
+                    float dz = wide(y[at + c]) > 0 ? wide(grad[at + c]) : 0;
+                    sum[c] += dz;
+                    product[c] += dz * (wide(x[at + c]) - mean[c]);
+                }
+            } else {
+#pragma omp simd
+                for (int64_t c = 0; c < channels; c++) {
+                    float value = wide(x[at + c]);
+                    float dz = value * scale[c] + shift[c] > 0 ? wide(grad[at + c]) : 0;
+                    sum[c] += dz;
+                    product[c] += dz * (value - mean[c]);
+                }
+            }
+        }
+    }
+}
+
+/* From the partial sums of all rows: gradients, (2, channels), of weight and bias, and slopes, (3, channels): the
+ * gradient of x is slopes[0] * dz + slopes[1] * x + slopes[2]. */
+void resim_norm_slopes(const float *partial, const float *coefficients, float *gradients, float *slopes, int64_t blocks,
+                       int64_t rows, int64_t channels) {
+    const float *scale = coefficients, *mean = coefficients + 2 * channels, *inverse = mean + channels;
+    double *sums = add_up(partial, blocks, channels);
+    for (int64_t c = 0; c < channels; c++) {
+        double sum = sums[c], product = sums[channels + c] * inverse[c]; /* of dz, of dz * x_hat */
+        gradients[c] = product;
+        gradients[channels + c] = sum;
+        double of_x = scale[c] * inverse[c] * product / rows;
+        slopes[c] = scale[c];
+        slopes[channels + c] = -of_x;
+        slopes[2 * channels + c] = of_x * mean[c] - scale[c] * sum / rows;
+    }
+    free(sums);
+}
+
+/* The gradient of x, into dx, which may be grad or x; that of the sum before the ReLU into dz where that is not NULL. */
+void resim_norm_backward(const bf16 *grad, const bf16 *y, const bf16 *x, const float *coefficients, const float *slopes,
+                         bf16 *dx, bf16 *dz, int64_t rows, int64_t channels, int threads) {
+    const float *scale = coefficients, *shift = coefficients + channels;
+    const float *of_dz = slopes, *of_x = slopes + channels, *offset = of_x + channels;
+    int64_t blocks = count_blocks(rows);
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t block = 0; block < blocks; block++)
+        for (int64_t row = block * BLOCK; row < end_of(block, rows); row++) {
+            int64_t at = row * channels;
+            if (y && dz) {
+#pragma omp simd
+                for (int64_t c = 0; c < channels; c++) {
+                    float passed = wide(y[at + c]) > 0 ? wide(grad[at + c]) : 0, value = wide(x[at + c]);
+                    dz[at + c] = narrow(passed);
+                    dx[at + c] = narrow(of_dz[c] * passed + of_x[c] * value + offset[c]);
+                }
+            } else if (y) {
+#pragma omp simd
+                for (int64_t c = 0; c < channels; c++) {
+                    float passed = wide(y[at + c]) > 0 ? wide(grad[at + c]) : 0;
+                    dx[at + c] = narrow(of_dz[c] * passed + of_x[c] * wide(x[at + c]) + offset[c]);
+                }
+            } else {
+#pragma omp simd
+                for (int64_t c = 0; c < channels; c++) {
+                    float value = wide(x[at + c]);
+                    float passed = value * scale[c] + shift[c] > 0 ? wide(grad[at + c]) : 0;
+                    dx[at + c] = narrow(of_dz[c] * passed + of_x[c] * value + offset[c]);
+                }
+            }
+        }
+}
+
+/* ReLU of the normalised x, (images, height, width, channels), then the largest of 3 x 3 every 2 pixels: y, of half the
+ * height and width, and which of the 9 it was (9: none is above 0), from the left, then down. */
+void resim_norm_pool(const bf16 *x, const float *coefficients, bf16 *y, uint8_t *which, int64_t images, int64_t height,
+                     int64_t width, int64_t channels, int threads) {
+    const float *scale = coefficients, *shift = coefficients + channels;
+    int64_t high = (height + 1) / 2, wide_ = (width + 1) / 2;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t line = 0; line < images * high; line++) {
+        int64_t image = line / high, top = line % high * 2 - 1;
+        for (int64_t column = 0; column < wide_; column++) {
+            float best[STEM];
+            uint8_t *found = which + (line * wide_ + column) * channels;
+            bf16 *out = y + (line * wide_ + column) * channels;
+            for (int64_t c = 0; c < channels; c++) best[c] = 0, found[c] = 9;
+            for (int64_t k = 0; k < 9; k++) {
+                int64_t row = top + k / 3, at = column * 2 - 1 + k % 3;
+                if (row < 0 || row >= height || at < 0 || at >= width) continue;
+                const bf16 *from = x + ((image * height + row) * width + at) * channels;
+#pragma omp simd
+                for (int64_t c = 0; c < channels; c++) {
+                    float value = wide(from[c]) * scale[c] + shift[c];
+                    int better = !(value <= best[c]); /* a NaN is */
+                    best[c] = better ? value : best[c];
+                    found[c] = better ? (uint8_t)k : found[c];
+                }
+            }
+#pragma omp simd
+            for (int64_t c = 0; c < channels; c++) out[c] = narrow(best[c]);
+        }
+    }
+}
+
+/* The gradient of what entered the ReLU, into dz, from that of the pooled y; and partial sums of it and of its products
+ * with x - mean, a block a line: (images * height, 2, channels). */
+void resim_norm_pool_backward(const bf16 *grad, const uint8_t *which, const bf16 *x, const float *coefficients, bf16 *dz,
+                              float *partial, int64_t images, int64_t height, int64_t width, int64_t channels,
+                              int threads) {
+    const float *mean = coefficients + 2 * channels;
+    int64_t high = (height + 1) / 2, wide_ = (width + 1) / 2;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t line = 0; line < images * height; line++) {
+        int64_t image = line / height, row = line % height;
+        float *sum = partial + line * 2 * channels, *product = sum + channels;
+        memset(sum, 0, 2 * channels * sizeof(float));
+        for (int64_t column = 0; column < width; column++) {
+            float found[STEM];
+            memset(found, 0, channels * sizeof(float));
+            for (int64_t of_row = row / 2; of_row <= (row + 1) / 2 && of_row < high; of_row++)
+                for (int64_t of_column = column / 2; of_column <= (column + 1) / 2 && of_column < wide_; of_column++) {
+                    uint8_t k = (row - (of_row * 2 - 1)) * 3 + column - (of_column * 2 - 1);
+                    int64_t at = ((image * high + of_row) * wide_ + of_column) * channels;
+#pragma omp simd
+                    for (int64_t c = 0; c < channels; c++) found[c] += which[at + c] == k ? wide(grad[at + c]) : 0;
+                }
+            int64_t at = (line * width + column) * channels;
+#pragma omp simd
+            for (int64_t c = 0; c < channels; c++) {
+                bf16 rounded = narrow(found[c]);
+                dz[at + c] = rounded;
+                sum[c] += wide(rounded);
+                product[c] += wide(rounded) * (wide(x[at + c]) - mean[c]);
+            }
+        }
+    }
+}

@@ -1,0 +1,439 @@
+/* 1 x 1 convolutions between two BatchNorms, bfloat16 in channels-last memory, on processors with AMX.
+ *
+ * Some rows (pixels) at a time go through everything that can be done to them, and stay in a core's own cache meanwhile:
+ * forward, the input is normalised, multiplied and its sums taken; backward, the output's gradient is made, multiplied
+ * both ways, and the sums that the next normalisation needs are taken. Nothing in between is written to memory.
+ *
+ * Layout: input (rows, inputs), output (rows, outputs), weight (outputs, inputs); channels are multiples of 32.
+ * coefficients (4, channels) and slopes (3, channels) are those of norm.c, with the same sums over blocks of BLOCK rows.
+ * A matrix for the right side of an AMX product is packed: pairs of its rows interleaved, (rows / 2, columns) of pairs.
+ */
+#include <immintrin.h>
+#include <omp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define BLOCK 256 /* rows of one turn */
+#define TILE 64   /* rows of one product */
+#define STRIP 64  /* columns of one product */
+
+typedef uint16_t bf16;
+
+/* LANES channels of a row: one line of a cache, two registers of float32. */
+#define LANES 32
+#define EACH(h) for (int h = 0; h < 2; h++)
+typedef struct {
+    __m512 half[2];
+} lanes;
+
+static inline lanes load(const bf16 *x) {
+    lanes value;
+    EACH(h) {
+        __m256i bits = _mm256_loadu_si256((const __m256i *)(x + 16 * h));
+        value.half[h] = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+    }
+    return value;
+}
+static inline lanes floats(const float *x) {
+    lanes value;
+    EACH(h) value.half[h] = _mm512_loadu_ps(x + 16 * h);
+    return value;
+}
+static inline __m512i bits_of(lanes value) { return (__m512i)_mm512_cvtne2ps_pbh(value.half[1], value.half[0]); }
+static inline void store(bf16 *x, lanes value) { _mm512_storeu_si512(x, bits_of(value)); }
+static inline void store_floats(float *x, lanes value) { EACH(h) _mm512_storeu_ps(x + 16 * h, value.half[h]); }
+static inline lanes rounded(lanes value) { /* to bfloat16 and back */
+    __m512i bits = bits_of(value);
+    lanes found;
+    EACH(h) {
+        __m256i part = h ? _mm512_extracti64x4_epi64(bits, 1) : _mm512_castsi512_si256(bits);
+        found.half[h] = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(part), 16));
+    }
+    return found;
+}
+static inline lanes times_plus(lanes a, lanes b, lanes c) {
+    EACH(h) c.half[h] = _mm512_fmadd_ps(a.half[h], b.half[h], c.half[h]);
+    return c;
+}
+static inline lanes plus(lanes a, lanes b) {
+    EACH(h) a.half[h] = _mm512_add_ps(a.half[h], b.half[h]);
+    return a;
+}
+static inline lanes minus(lanes a, lanes b) {
+    EACH(h) a.half[h] = _mm512_sub_ps(a.half[h], b.half[h]);
+    return a;
+}
+static inline lanes positive(lanes a) { /* a NaN passes */
+    EACH(h) a.half[h] = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.half[h], _mm512_setzero_ps(), _CMP_NLE_UQ), a.half[h]);
+    return a;
+}
+static inline __mmask32 above_zero(lanes a) {
+    __mmask32 mask = 0;
+    EACH(h) mask |= (__mmask32)_mm512_cmp_ps_mask(a.half[h], _mm512_setzero_ps(), _CMP_GT_OQ) << 16 * h;
+    return mask;
+}
+static inline lanes where(__mmask32 mask, lanes a) { /* else 0 */
+    EACH(h) a.half[h] = _mm512_maskz_mov_ps((__mmask16)(mask >> 16 * h), a.half[h]);
+    return a;
+}
+static inline lanes zero(void) { return (lanes){{_mm512_setzero_ps(), _mm512_setzero_ps()}}; }
+
+/* What will be read next, fetched into the core's cache while products are computed. */
+struct ahead {
+    const char *at[4];
+    int64_t lines[4], rate; /* how many lines a step of a product */
+    int region;
+};
+
+static void plan(struct ahead *ahead, const bf16 *x, int64_t row, int64_t end, int64_t channels) {
+    if (!x || row >= end) return;
+    int64_t rows = end - row < TILE ? end - row : TILE;
+    ahead->at[ahead->region] = (const char *)(x + row * channels);
+    ahead->lines[ahead->region++] = rows * channels / LANES;
+}
+
+static void start(struct ahead *ahead, int64_t steps) {
+    int64_t lines = 0;
+    for (int region = 0; region < ahead->region; region++) lines += ahead->lines[region];
+    ahead->rate = (lines + steps - 1) / steps;
+}
+
+static inline void fetch(struct ahead *ahead) {
+    for (int64_t i = 0; i < ahead->rate && ahead->region; i++) {
+        int region = ahead->region - 1;
+        _mm_prefetch(ahead->at[region], _MM_HINT_T1);
+        ahead->at[region] += 64;
+        if (--ahead->lines[region] == 0) ahead->region--;
+    }
+}
+
+/* Whether this process may use AMX. */
+int resim_amx_allowed(void) { return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0; }
+
+static void configure(void) {
+    struct {
+        uint8_t palette, start, zero[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } config = {.palette = 1};
+    for (int tile = 0; tile < 8; tile++) config.bytes[tile] = 64, config.rows[tile] = 16;
+    _tile_loadconfig(&config);
+}
+
+/* out (rows, columns) = left (rows, inner) * packed, or added to it; rows and columns are multiples of 32. */
+static void multiply(const bf16 *left, int64_t left_stride, const uint32_t *packed, int64_t packed_stride, float *out,
+                     int64_t out_stride, int64_t rows, int64_t inner, int64_t columns, int add_to, struct ahead *ahead) {
+    for (int64_t column = 0; column < columns; column += 32)
+        for (int64_t row = 0; row < rows; row += 32) {
+            float *at = out + row * out_stride + column;
+            if (add_to) {
+                _tile_loadd(0, at, out_stride * 4);
+                _tile_loadd(1, at + 16, out_stride * 4);
+                _tile_loadd(2, at + 16 * out_stride, out_stride * 4);
+                _tile_loadd(3, at + 16 * out_stride + 16, out_stride * 4);
+            } else {
+                _tile_zero(0);
+                _tile_zero(1);
+                _tile_zero(2);
+                _tile_zero(3);
+            }
+            for (int64_t k = 0; k < inner; k += 32) {
+                const bf16 *a = left + row * left_stride + k;
+                const uint32_t *b = packed + k / 2 * packed_stride + column;
+                _tile_loadd(4, a, left_stride * 2);
+                _tile_loadd(6, b, packed_stride * 4);
+                _tile_loadd(7, b + 16, packed_stride * 4);
+                _tile_dpbf16ps(0, 4, 6);
+                _tile_dpbf16ps(1, 4, 7);
+                _tile_loadd(5, a + 16 * left_stride, left_stride * 2);
+                _tile_dpbf16ps(2, 5, 6);
+                _tile_dpbf16ps(3, 5, 7);
+                if (ahead) fetch(ahead);
+            }
+            _tile_stored(0, at, out_stride * 4);
+            _tile_stored(1, at + 16, out_stride * 4);
+            _tile_stored(2, at + 16 * out_stride, out_stride * 4);
+            _tile_stored(3, at + 16 * out_stride + 16, out_stride * 4);
+        }
+}
+
+/* Pairs of rows interleaved: (rows, columns) -> (rows / 2, columns) of pairs. */
+static void interleave(const bf16 *x, uint32_t *pairs, int64_t rows, int64_t columns) {
+    for (int64_t row = 0; row < rows; row += 2)
+        for (int64_t c = 0; c < columns; c += 16) {
+            __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(x + row * columns + c)));
+            __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(x + (row + 1) * columns + c)));
+            _mm512_storeu_si512(pairs + row / 2 * columns + c, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+        }
+}
+
+/* (16, 16) pairs, transposed. */
+static inline void transpose_16(const uint32_t *from, int64_t from_stride, uint32_t *to, int64_t to_stride) {
+    __m512i r[16], t[16];
+    for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(from + i * from_stride);
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 8; i++) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    }
+    for (int i = 0; i < 16; i++) _mm512_storeu_si512(to + i * to_stride, r[i]);
+}
+
+static void transpose_pairs(const uint32_t *from, int64_t rows, int64_t columns, uint32_t *to, int64_t to_stride) {
+    for (int64_t row = 0; row < rows; row += 16)
+        for (int64_t c = 0; c < columns; c += 16)
+            transpose_16(from + row * columns + c, columns, to + c * to_stride + row, to_stride);
+}
+
+/* weight (outputs, inputs), packed for input * weight^T and for gradient * weight: outputs * inputs / 2 pairs each. */
+void resim_pointwise_pack(const bf16 *weight, uint32_t *forward, uint32_t *backward, int64_t outputs, int64_t inputs) {
+    transpose_pairs((const uint32_t *)weight, outputs, inputs / 2, forward, outputs);
+    interleave(weight, backward, outputs, inputs);
+}
+
+/* What a product reads: rows of x as they are, or normalised and through the ReLU; rows that are not there are 0. */
+static void prepare(const bf16 *x, const float *norm, bf16 *tile, int64_t rows, int64_t channels) {
+    if (!norm) memcpy(tile, x, rows * channels * sizeof(bf16));
+    else
+        for (int64_t c = 0; c < channels; c += LANES) {
+            lanes scale = floats(norm + c), shift = floats(norm + channels + c);
+            for (int64_t at = c; at < rows * channels; at += channels)
+                store(tile + at, positive(times_plus(load(x + at), scale, shift)));
+        }
+    memset(tile + rows * channels, 0, (TILE - rows) * channels * sizeof(bf16));
+}
+
+static void *space(size_t bytes) { return aligned_alloc(64, (bytes + 63) / 64 * 64); }
+
+struct forward {
+    const bf16 *x;             /* (rows, inputs) */
+    const float *x_norm;       /* coefficients by which x is normalised first; NULL: it is not */
+    const uint32_t *weight;    /* packed forward */
+    float *origin, *partial;   /* (outputs), (blocks, 2, outputs): the sums of norm.c; NULL: not wanted */
+    const float *norm;         /* coefficients by which the product is normalised; NULL: it is not */
+    const bf16 *beside;        /* (rows, outputs), added to the normalised product before a ReLU */
+    const float *beside_norm;  /* coefficients by which it is normalised first; NULL: it is not */
+    bf16 *out;                 /* (rows, outputs); NULL: only the sums are wanted */
+    uint32_t *passed;          /* (rows, outputs / 32): a bit a channel, where the ReLU's output is above 0 */
+    int64_t rows, inputs, outputs, threads;
+};
+
+/* From channel `from`, the channels of a strip of products. */
+static void finish_forward(const struct forward *f, const float *product, int64_t row, int64_t rows, int64_t from,
+                           int64_t channels, float *sums) {
+    int64_t n = f->outputs;
+    for (int64_t c = from; c < from + channels; c += LANES) {
+        const float *line = product + (c - from);
+        int64_t at = row * n + c;
+        if (f->norm) {
+            lanes scale = floats(f->norm + c), shift = floats(f->norm + n + c), beside_scale = zero(), beside_shift = zero();
+            if (f->beside_norm) beside_scale = floats(f->beside_norm + c), beside_shift = floats(f->beside_norm + n + c);
+            for (int64_t i = 0; i < rows; i++, line += STRIP, at += n) {
+                lanes beside = load(f->beside + at);
+                if (f->beside_norm) beside = times_plus(beside, beside_scale, beside_shift);
+                lanes y = positive(plus(times_plus(floats(line), scale, shift), beside));
+                store(f->out + at, y);
+                f->passed[at / LANES] = above_zero(y);
+            }
+        } else {
+            lanes origin = floats(f->origin + c), sum = zero(), square = zero();
+            for (int64_t i = 0; i < rows; i++, line += STRIP, at += n) {
+                lanes value = floats(line);
+                if (f->out) {
+                    store(f->out + at, value);
+                    value = rounded(value);
+                }
+                value = minus(value, origin);
+                sum = plus(sum, value);
+                square = times_plus(value, value, square);
+            }
+            store_floats(sums + c, plus(floats(sums + c), sum));
+            store_floats(sums + n + c, plus(floats(sums + n + c), square));
+        }
+    }
+}
+
+void resim_pointwise_forward(const struct forward *f) {
+    int64_t blocks = (f->rows + BLOCK - 1) / BLOCK, k = f->inputs, n = f->outputs;
+#pragma omp parallel num_threads((int)f->threads)
+    {
+        bf16 *tile = space(TILE * k * sizeof(bf16));
+        float *product = space(TILE * STRIP * sizeof(float)), *unused = space(2 * n * sizeof(float));
+        configure();
+        if (f->partial) {
+#pragma omp single
+            {
+                prepare(f->x, f->x_norm, tile, f->rows < TILE ? f->rows : TILE, k);
+                for (int64_t c = 0; c < n; c += LANES) {
+                    multiply(tile, k, f->weight + c, n, product, STRIP, TILE, k, LANES, 0, NULL);
+                    memcpy(f->origin + c, product, LANES * sizeof(float));
+                }
+            }
+        }
+#pragma omp for schedule(static)
+        for (int64_t block = 0; block < blocks; block++) {
+            float *sums = f->partial ? f->partial + block * 2 * n : unused;
+            memset(sums, 0, 2 * n * sizeof(float));
+            int64_t end = (block + 1) * BLOCK < f->rows ? (block + 1) * BLOCK : f->rows;
+            for (int64_t row = block * BLOCK; row < end; row += TILE) {
+                int64_t rows = end - row < TILE ? end - row : TILE;
+                struct ahead ahead = {.region = 0};
+                plan(&ahead, f->beside, row + TILE, f->rows, n);
+                plan(&ahead, f->x, row + TILE, f->rows, k);
+                start(&ahead, TILE / 32 * (n / 32) * (k / 32));
+                prepare(f->x + row * k, f->x_norm, tile, rows, k);
+                for (int64_t c = 0; c < n; c += STRIP) {
+                    int64_t width = n - c < STRIP ? n - c : STRIP;
+                    multiply(tile, k, f->weight + c, n, product, STRIP, TILE, k, width, 0, &ahead);
+                    finish_forward(f, product, row, rows, c, width, sums);
+                }
+            }
+        }
+        _tile_release();
+        free(tile), free(product), free(unused);
+    }
+}
+
+struct backward {
+    const bf16 *grad;            /* (rows, outputs), of the ReLU's output */
+    const uint32_t *passed;      /* (rows, outputs / 32), where the ReLU passed; NULL: made again from x */
+    const bf16 *x;               /* (rows, outputs), the product; NULL: made again from input */
+    const float *norm, *slopes;  /* of x */
+    float *partial;              /* sums for slopes, which are not read then: nothing else is done; NULL */
+    const bf16 *input;           /* (rows, inputs) */
+    const float *input_norm;     /* coefficients by which it was normalised first; NULL: it was not */
+    const uint32_t *forward, *backward; /* the weight, packed */
+    bf16 *grad_input;            /* (rows, inputs) */
+    const bf16 *beside;          /* (rows, inputs), added to it; NULL: nothing is */
+    const uint32_t *beside_passed; /* (rows, inputs / 32), where beside counts; NULL: everywhere */
+    float *input_partial;        /* (blocks, 2, inputs), sums for the slopes of the input's normalisation; NULL */
+    float *grad_weight;          /* (threads, outputs, inputs), or transposed unless inputs > outputs; added to */
+    int64_t rows, inputs, outputs, threads;
+};
+
+/* The gradient of some rows and channels of x, into g; or only its sums. */
+static void output_gradient(const struct backward *b, const float *product, int64_t row, int64_t rows, int64_t from,
+                            int64_t channels, bf16 *g, float *sums) {
+    int64_t n = b->outputs;
+    for (int64_t c = from; c < from + channels; c += LANES) {
+        const float *line = product + (c - from), *slopes = b->partial ? b->norm : b->slopes;
+        lanes scale = floats(b->norm + c), shift = floats(b->norm + n + c), mean = floats(b->norm + 2 * n + c);
+        lanes of_dz = floats(slopes + c), of_x = floats(slopes + n + c), offset = floats(slopes + 2 * n + c);
+        lanes sum = zero(), product_sum = zero();
+        bf16 *found = g + c;
+        int64_t at = row * n + c;
+        for (int64_t i = 0; i < rows; i++, line += STRIP, found += n, at += n) {
+            lanes value = b->x ? load(b->x + at) : floats(line);
+            __mmask32 passed = b->passed ? b->passed[at / LANES] : above_zero(times_plus(value, scale, shift));
+            lanes dz = where(passed, load(b->grad + at));
+            if (b->partial) {
+                sum = plus(sum, dz);
+                product_sum = times_plus(dz, minus(value, mean), product_sum);
+            } else
+                store(found, times_plus(dz, of_dz, times_plus(value, of_x, offset)));
+        }
+        if (b->partial) {
+            store_floats(sums + c, plus(floats(sums + c), sum));
+            store_floats(sums + n + c, plus(floats(sums + n + c), product_sum));
+        } else
+            for (int64_t i = rows; i < TILE; i++, found += n) store(found, zero());
+    }
+}
+
+static void input_gradient(const struct backward *b, const float *product, int64_t row, int64_t rows, int64_t from,
+                           int64_t channels, float *sums) {
+    int64_t k = b->inputs;
+    const float *norm = b->input_norm;
+    for (int64_t c = from; c < from + channels; c += LANES) {
+        const float *line = product + (c - from);
+        lanes scale = zero(), shift = zero(), mean = zero(), sum = zero(), product_sum = zero();
+        if (norm) scale = floats(norm + c), shift = floats(norm + k + c), mean = floats(norm + 2 * k + c);
+        int64_t at = row * k + c;
+        for (int64_t i = 0; i < rows; i++, line += STRIP, at += k) {
+            lanes found = floats(line);
+            if (b->beside) {
+                lanes beside = load(b->beside + at);
+                found = plus(found, b->beside_passed ? where(b->beside_passed[at / LANES], beside) : beside);
+            }
+            store(b->grad_input + at, found);
+            if (!norm) continue;
+            lanes value = load(b->input + at);
+            lanes dz = where(above_zero(times_plus(value, scale, shift)), rounded(found));
+            sum = plus(sum, dz);
+            product_sum = times_plus(dz, minus(value, mean), product_sum);
+        }
+        if (!norm) continue;
+        store_floats(sums + c, plus(floats(sums + c), sum));
+        store_floats(sums + k + c, plus(floats(sums + k + c), product_sum));
+    }
+}
+
+void resim_pointwise_backward(const struct backward *b) {
+    int64_t blocks = (b->rows + BLOCK - 1) / BLOCK, k = b->inputs, n = b->outputs;
+#pragma omp parallel num_threads((int)b->threads)
+    {
+        bf16 *tile = space(TILE * k * sizeof(bf16)), *g = space(TILE * n * sizeof(bf16));
+        float *product = space(TILE * STRIP * sizeof(float)), *unused = space(2 * (k + n) * sizeof(float));
+        /* for the weight's gradient: of input and g, what has more channels and, turned, what has fewer */
+        int64_t more = k > n ? k : n, fewer = k > n ? n : k;
+        uint32_t *pairs = space(BLOCK / 2 * more * sizeof(uint32_t));   /* (BLOCK / 2, more) */
+        uint32_t *upright = space(TILE / 2 * fewer * sizeof(uint32_t)); /* (TILE / 2, fewer) */
+        uint32_t *turned = space(BLOCK / 2 * fewer * sizeof(uint32_t)); /* (fewer, BLOCK / 2) */
+        float *grad_weight = b->grad_weight ? b->grad_weight + omp_get_thread_num() * n * k : NULL;
+        configure();
+#pragma omp for schedule(static)
+        for (int64_t block = 0; block < blocks; block++) {
+            float *sums = b->partial ? b->partial + block * 2 * n : unused;
+            float *input_sums = b->input_partial ? b->input_partial + block * 2 * k : unused;
+            if (b->partial) memset(sums, 0, 2 * n * sizeof(float));
+            if (b->input_partial) memset(input_sums, 0, 2 * k * sizeof(float));
+            int64_t end = (block + 1) * BLOCK < b->rows ? (block + 1) * BLOCK : b->rows, done = 0;
+            for (int64_t row = block * BLOCK; row < end; row += TILE, done += TILE) {
+                int64_t rows = end - row < TILE ? end - row : TILE;
+                struct ahead ahead = {.region = 0};
+                plan(&ahead, b->beside, row, end, k); /* of this tile, read last */
+                plan(&ahead, b->x, row + TILE, b->rows, n);
+                plan(&ahead, b->grad, row + TILE, b->rows, n);
+                if (!b->x) plan(&ahead, b->input, row + TILE, b->rows, k);
+                start(&ahead, TILE / 32 * (n / 32) * (k / 32));
+                if (!b->x || !b->partial) prepare(b->input + row * k, b->input_norm, tile, rows, k);
+                for (int64_t c = 0; c < n; c += STRIP) {
+                    int64_t width = n - c < STRIP ? n - c : STRIP;
+                    if (!b->x) multiply(tile, k, b->forward + c, n, product, STRIP, TILE, k, width, 0, &ahead);
+                    output_gradient(b, product, row, rows, c, width, g, sums);
+                }
+                if (b->partial) continue;
+                for (int64_t c = 0; c < k; c += STRIP) {
+                    int64_t width = k - c < STRIP ? k - c : STRIP;
+                    multiply(g, n, b->backward + c, k, product, STRIP, TILE, n, width, 0, &ahead);
+                    input_gradient(b, product, row, rows, c, width, input_sums);
+                }
+                interleave(k > n ? tile : g, pairs + done / 2 * more, TILE, more);
+                interleave(k > n ? g : tile, upright, TILE, fewer);
+                transpose_pairs(upright, TILE / 2, fewer, turned + done / 2, BLOCK / 2);
+            }
+            if (!b->partial)
+                multiply((const bf16 *)turned, BLOCK, pairs, more, grad_weight, more, fewer, done, more, 1, NULL);
+        }
+        _tile_release();
+        free(tile), free(g), free(product), free(unused), free(pairs), free(upright), free(turned);
+    }
+}

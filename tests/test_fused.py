@@ -1,0 +1,289 @@
+"""ResNet blocks fused on a CPU give what PyTorch's modules give, as near to double precision as those in bfloat16."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.ops import FrozenBatchNorm2d
+
+from resim.model.backbone import ResNet
+from resim.model.fused import network as fused
+from resim.model.fused import norm as norms
+from resim.model.fused import pointwise
+from resim.model.fused.build import kernels, pointwise_kernels
+from resim.model.fused.residual import make_residual
+from resim.model.fused.stem import stem
+from resim.model.grouped_norm import GroupedBatchNorm2d, commit_statistics, group_norms
+
+needs_kernels = pytest.mark.skipif(kernels() is None, reason="the kernels cannot be compiled here")
+needs_amx = pytest.mark.skipif(pointwise_kernels() is None, reason="a processor with AMX")
+
+
+@pytest.fixture(params=["anywhere", pytest.param("AMX", marks=needs_amx)])
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The kernels that any processor has, and those beside them that need AMX."""
+    if request.param == "anywhere":
+        monkeypatch.setattr(pointwise, "pointwise_kernels", lambda: None)
+    return request.param
+
+
+def nhwc(*shape: int, seed: int) -> Tensor:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return values.bfloat16().to(memory_format=torch.channels_last)
+
+
+def prepared(module: nn.Module, group_size: int) -> nn.Module:
+    """With grouped norms of unremarkable parameters, for training."""
+    torch.manual_seed(1)
+    group_norms(module, group_size)
+    for norm in module.modules():
+        if isinstance(norm, GroupedBatchNorm2d):
+            nn.init.uniform_(norm.weight, -1.5, 1.5)
+            nn.init.normal_(norm.bias, std=0.3)
+    return module.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+
+
+def make_block(kind: type[Any], inputs: int, width: int, stride: int, **more: Any) -> nn.Module:
+    outputs = width * kind.expansion
+    downsample = None
+    if stride > 1 or inputs != outputs:
+        downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+    return prepared(kind(inputs, width, stride, downsample, **more), 8)
+
+
+def everything(
+    module: nn.Module, run: Callable[[nn.Module, Tensor], Tensor], x: Tensor, dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    """Output, gradients and pending statistics, in float64; `dtype`: of it all, None: bfloat16's autocast."""
+    module = copy.deepcopy(module)
+    x = x.clone(memory_format=torch.channels_last)
+    if dtype is not None:
+        module, x = module.to(dtype), x.to(dtype)
+    x.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is None):
+        y = run(module, x)
+    grad = nhwc(*y.shape, seed=9).to(y.dtype)
+    before = grad.clone()
+    y.backward(grad)
+    assert torch.equal(grad, before), "the gradient that came in belongs to others"
+    found = {"y": y.detach()} | ({} if x.grad is None else {"x": x.grad})
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.dtype is parameter.dtype
+        found[name] = parameter.grad
+    found |= {f"pending {n}": m.pending for n, m in module.named_modules() if isinstance(m, GroupedBatchNorm2d)}
+    return {name: value.double() for name, value in found.items()}
+
+
+def errors(found: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:
+    assert found.keys() == truth.keys()
+    return {name: ((found[name] - truth[name]).norm() / truth[name].norm()).item() for name in truth}
+
+
+def as_good(ours: dict[str, float], theirs: dict[str, float]) -> None:
+    """Ours are no further from the truth than PyTorch's in bfloat16, rounding being a matter of luck."""
+    worse = {name: (error, theirs[name]) for name, error in ours.items() if error > 3 * theirs[name] + 1e-4}
+    assert not worse
+    assert sum(ours.values()) < 1.15 * sum(theirs.values())
+
+
+BLOCKS = {
+    "bottleneck": (lambda: make_block(Bottleneck, 128, 32, 1), (3, 128, 13, 11)),
+    "bottleneck with a shortcut": (lambda: make_block(Bottleneck, 64, 32, 1), (4, 64, 12, 12)),
+    "bottleneck of stride 2": (lambda: make_block(Bottleneck, 96, 64, 2), (4, 96, 13, 14)),
+    "of odd widths": (lambda: make_block(Bottleneck, 80, 20, 1), (3, 80, 9, 7)),
+    "grouped": (lambda: make_block(Bottleneck, 256, 64, 1, groups=32, base_width=4), (3, 256, 8, 8)),
+    "wide enough to unfold": (lambda: make_block(Bottleneck, 2048, 512, 1), (8, 2048, 4, 4)),
+    "wide enough to unfold, of stride 2": (lambda: make_block(Bottleneck, 1024, 512, 2), (8, 1024, 7, 7)),
+    "basic": (lambda: make_block(BasicBlock, 64, 64, 1), (4, 64, 10, 9)),
+    "basic of stride 2": (lambda: make_block(BasicBlock, 64, 96, 2), (4, 64, 11, 10)),
+}
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", list(BLOCKS))
+def test_a_block_is_as_near_to_the_truth_as_its_modules(name: str, kind: str) -> None:
+    make, shape = BLOCKS[name]
+    block, x = make(), nhwc(*shape, seed=2).relu()
+    truth = everything(block, lambda module, x: module(x), x, torch.float64)
+    theirs = errors(everything(block, lambda module, x: module(x), x, None), truth)
+    ours = errors(everything(block, lambda module, x: make_residual(module)(x), x, None), truth)
+    as_good(ours, theirs)
+
+
+@needs_amx
+def test_which_blocks_are_made_in_the_cache() -> None:
+    chosen = {name: type(make_residual(make()).layers[0]).__name__ for name, (make, _) in BLOCKS.items()}
+    assert {name for name, kind in chosen.items() if kind == "PointwiseLayer"} == {
+        "bottleneck",
+        "bottleneck with a shortcut",
+        "bottleneck of stride 2",
+        "grouped",
+    }
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", [(3, 3, 31, 29), (2, 3, 64, 64), (2, 3, 18, 16)])
+def test_the_stem_is_as_near_to_the_truth_as_its_modules(shape: tuple[int, ...]) -> None:
+    conv = nn.Conv2d(3, 48, 7, 2, 3, bias=False)
+    module = prepared(nn.Sequential(conv, nn.BatchNorm2d(48), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)), 8)
+    x = nhwc(*shape, seed=3)
+
+    def ours(module: Any, x: Tensor) -> Tensor:
+        return stem(x.detach(), module[0], module[1])
+
+    def theirs(module: nn.Module, x: Tensor) -> Tensor:
+        return module(x.detach())
+
+    truth = everything(module, theirs, x, torch.float64)
+    as_good(errors(everything(module, ours, x, None), truth), errors(everything(module, theirs, x, None), truth))
+
+
+def small_resnet(name: str = "resnet18", group_size: int = 4) -> nn.Module:
+    torch.manual_seed(0)
+    network = ResNet(name)
+    group_norms(network, group_size)
+    return network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_network_is_as_near_to_the_truth_as_its_modules(
+    name: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = small_resnet(name)
+    images = nhwc(4, 3, 96, 96, seed=5)
+
+    def run(network: nn.Module, images: Tensor) -> Tensor:
+        maps = network(images.detach())
+        assert [maps[stage].shape[-1] for stage in ("C3", "C4", "C5")] == [12, 6, 3]
+        return torch.cat([features[:, :, ::2, ::2].mean((2, 3), keepdim=True) for features in maps.values()], dim=1)
+
+    truth, ours = (everything(network, run, images, dtype) for dtype in (torch.float64, None))
+    monkeypatch.setattr(fused, "kernels", lambda: None)
+    theirs = everything(network, run, images, None)
+    assert any(not torch.equal(ours[name], theirs[name]) for name in ours), "both ran the same way"
+    as_good(errors(ours, truth), errors(theirs, truth))
+
+
+@needs_kernels
+def test_running_statistics_without_gradient(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key encoder's pass."""
+    network = small_resnet("resnet50")
+    images = nhwc(4, 3, 64, 64, seed=6)
+
+    def after(network: nn.Module, images: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=images.dtype is torch.bfloat16):
+            maps = network(images)
+        commit_statistics(network)
+        assert not any(features.requires_grad for features in maps.values())
+        return {name: value.double() for name, value in [*maps.items(), *network.named_buffers()] if value.any()}
+
+    truth = after(copy.deepcopy(network).double(), images.double())
+    ours = errors(after(copy.deepcopy(network), images), truth)
+    monkeypatch.setattr(fused, "kernels", lambda: None)
+    as_good(ours, errors(after(network, images), truth))
+
+
+@needs_kernels
+def test_where_it_does_not_apply() -> None:
+    network, images = small_resnet(), nhwc(4, 3, 32, 32, seed=7)
+
+    def can(network: nn.Module = network, images: Tensor = images) -> bool:
+        with torch.autocast("cpu", torch.bfloat16):
+            return fused.can_fuse(network, images)
+
+    assert can()
+    assert not fused.can_fuse(network, images)  # no autocast
+    with torch.autocast("cpu", torch.float16):
+        assert not fused.can_fuse(network, images)
+    assert not can(images=nhwc(8, 3, 32, 32, seed=7))  # two groups
+    assert not can(images=images.clone().requires_grad_())
+    assert not can(copy.deepcopy(network).eval())
+    assert not can(ResNet("resnet18").train())  # PyTorch's own BatchNorm
+    partly = copy.deepcopy(network)
+    partly.get_submodule("layer1.0").bn1 = FrozenBatchNorm2d(64)
+    assert not can(partly)
+    partly = copy.deepcopy(network)
+    partly.get_submodule("layer2.0.bn2").eval()
+    assert not can(partly)
+    partly.train()
+    assert can(partly)
+    hook = partly.get_submodule("layer2.0").register_forward_hook(lambda *_: None)
+    assert not can(partly)
+    hook.remove()
+    assert can(partly)
+
+
+@needs_kernels
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_is_seen(value: float, kind: str) -> None:
+    network = small_resnet("resnet50")
+    images = nhwc(4, 3, 64, 64, seed=8)
+    images[1, 0, 5, 5] = value
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        maps = network(images)
+    assert not maps["C5"].isfinite().all()
+    assert commit_statistics(network).isnan()
+
+
+@needs_kernels
+def test_sums_are_the_same_bits_for_any_number_of_threads() -> None:
+    x = nhwc(3, 72, 37, 29, seed=4)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(norms.see(x)[0])
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@needs_kernels
+def test_a_mean_far_from_zero_costs_no_precision() -> None:
+    """Sums of squares of values around 1,000 would leave nothing of a variance of 1 in float32."""
+    norm = GroupedBatchNorm2d(32, 8)
+    x = (torch.randn(8, 32, 40, 40, generator=torch.Generator().manual_seed(0)) * 16 + 1000).bfloat16()
+    x = x.to(memory_format=torch.channels_last)
+    norms.coefficients(*norms.see(x), norms.shape(x)[0], norm)
+    variance, mean = torch.var_mean(x.double(), dim=(0, 2, 3))
+    assert torch.allclose(norm.pending[0].double(), mean, rtol=1e-6)
+    assert torch.allclose(norm.pending[1].double(), variance, rtol=1e-5)
+
+
+@needs_kernels
+def test_the_kernels_are_compiled_once_and_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build: Any = kernels
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert build.__wrapped__() is not None
+    (made,) = (tmp_path / "resim").iterdir()
+    when = made.stat().st_mtime_ns
+    assert build.__wrapped__() is not None
+    assert [path.stat().st_mtime_ns for path in (tmp_path / "resim").iterdir()] == [when]
+    with monkeypatch.context() as patch:
+        patch.setenv("RESIM_FUSED", "0")
+        assert build.__wrapped__() is None
+    for compiler in ("there-is-no-such-compiler", "false"):
+        with monkeypatch.context() as patch:
+            patch.setenv("CC", compiler)
+            assert build.__wrapped__() is None
+    assert len(list((tmp_path / "resim").iterdir())) == 1  # nothing half made is left
+    file = tmp_path / "a file"
+    file.write_text("")
+    with monkeypatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(file))
+        assert build.__wrapped__() is None
+
+
+def test_the_sources_come_with_the_package() -> None:
+    folder = Path(fused.__file__).parent
+    assert {path.name for path in folder.glob("*.c")} == {"norm.c", "pointwise.c"}
