@@ -2,9 +2,9 @@
 
     python benchmarks/ceilings.py [--device cuda] [--batch 256]
 
-Matrix products (bfloat16 and float32, random data) and copies give the two ceilings. FLOPs of a step are counted by
-PyTorch's counter over the network and the losses; bytes are those of every activation that a layer reads or writes
-once, forward and backward, as separate layers do: a program that fuses layers may need fewer.
+Square matrix products (bfloat16 and float32, random data, the best of several sizes) and copies give the two ceilings.
+FLOPs of a step are counted by PyTorch's counter over the network and the losses; bytes are those of every activation
+that a layer reads or writes once, forward and backward, as separate layers do: a program that fuses layers needs fewer.
 """
 
 from __future__ import annotations
@@ -33,11 +33,13 @@ def median_seconds(device: torch.device, function: Callable[[], object]) -> floa
 def ceilings(device: torch.device) -> dict[str, float]:
     """FLOP/s of matrix products by dtype, and bytes/s of a copy (read and written both counted)."""
     gpu = device.type == "cuda"
-    side = 8192 if gpu else 2048
     found = {}
     for dtype in (torch.bfloat16, torch.float32):
-        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        found[str(dtype).removeprefix("torch.")] = 2 * side**3 / median_seconds(device, lambda a=a, b=b: a @ b)
+        rates = []
+        for side in (4096, 8192, 16384) if gpu else (1024, 1536, 2048, 3072):
+            a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+            rates.append(2 * side**3 / median_seconds(device, lambda a=a, b=b: a @ b))
+        found[str(dtype).removeprefix("torch.")] = max(rates)
     source = torch.randn((2**30 if gpu else 2**26) // 4, device=device)
     target = torch.empty_like(source)
     found["copy"] = 2 * source.nbytes / median_seconds(device, lambda: target.copy_(source))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -46,6 +47,14 @@ VARIANTS: dict[str, Precision] = {
     "bf16": "bf16",
     "bf16 compiled": "bf16",
     "bf16 graphs": "bf16",  # compiled, and replayed as CUDA graphs
+    "bf16 modules": "bf16",  # on a CPU: PyTorch's modules,
+    "bf16 norms": "bf16",  # with fused normalisation but not fused 1 x 1 convolutions,
+    "bf16 freeing": "bf16",  # and all fused, but with the C library's own way with memory
+}
+SETTINGS = {
+    "bf16 modules": {"RESIM_FUSED": "0"},
+    "bf16 norms": {"RESIM_FUSED": "norm"},
+    "bf16 freeing": {"RESIM_KEEP_MEMORY": "0"},
 }
 
 
@@ -202,7 +211,8 @@ def child(variant: str, options: argparse.Namespace, *more: str) -> dict:
     if options.jpeg:
         words += ["--jpeg", options.jpeg]
     command = [sys.executable, __file__, "--variant", variant, *words, *more]
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = os.environ | SETTINGS.get(variant, {})
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         print(f"{variant} failed: {lines[-1][:200]}", flush=True)

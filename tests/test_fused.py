@@ -154,11 +154,11 @@ def small_resnet(name: str = "resnet18", group_size: int = 4) -> nn.Module:
 
 
 @needs_kernels
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize(("name", "group_size"), [("resnet18", 4), ("resnet18", 2), ("resnet50", 4)])
 def test_a_network_is_as_near_to_the_truth_as_its_modules(
-    name: str, kind: str, monkeypatch: pytest.MonkeyPatch
+    name: str, group_size: int, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    network = small_resnet(name)
+    network = small_resnet(name, group_size)
     images = nhwc(4, 3, 96, 96, seed=5)
 
     def run(network: nn.Module, images: Tensor) -> Tensor:
@@ -204,7 +204,8 @@ def test_where_it_does_not_apply() -> None:
     assert not fused.can_fuse(network, images)  # no autocast
     with torch.autocast("cpu", torch.float16):
         assert not fused.can_fuse(network, images)
-    assert not can(images=nhwc(8, 3, 32, 32, seed=7))  # two groups
+    assert can(images=nhwc(8, 3, 32, 32, seed=7))  # two groups
+    assert not can(images=nhwc(6, 3, 32, 32, seed=7))
     assert not can(images=images.clone().requires_grad_())
     assert not can(copy.deepcopy(network).eval())
     assert not can(ResNet("resnet18").train())  # PyTorch's own BatchNorm

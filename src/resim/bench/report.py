@@ -16,7 +16,7 @@ from resim.bench import measure
 from resim.bench.measure import Rate
 from resim.errors import UserError
 from resim.training.config import Recipe
-from resim.training.precision import choose_precision
+from resim.training.precision import choose_precision, tell_precision
 from resim.training.processes import Processes, start_processes
 from resim.training.step import Stepper, make_stepper
 from resim.views.finish import Finisher
@@ -57,7 +57,8 @@ def bench(paths: PathList, recipe: Recipe, config: BenchConfig) -> None:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU"
         cores = f"{processes.cores} cores, {torch.get_num_threads()} threads"
         print(f"{recipe.name}: {recipe.model.backbone}, {recipe.views.image_size} px, batch {recipe.optim.batch_size}")
-        print(f"in groups of {recipe.model.group_size}, {precision}; {name}, {cores}; torch {torch.__version__}")
+        how = tell_precision(precision, device)
+        print(f"in groups of {recipe.model.group_size}, {how}; {name}, {cores}; torch {torch.__version__}")
         print(f"{len(paths)} images; {time.strftime('%Y-%m-%d')}\n", flush=True)
         if config.compare:
             compare(paths, recipe, config, precision, device)

@@ -21,9 +21,9 @@ def keep_memory() -> bool:
     the system each time, and their next pages are cleared and mapped one by one: a tenth of a step.
 
     Returns:
-        Whether it was done: on Linux with glibc.
+        Whether it was done: on Linux with glibc, unless RESIM_KEEP_MEMORY=0.
     """
-    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
+    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc" or os.environ.get("RESIM_KEEP_MEMORY") == "0":
         return False
     libc = ctypes.CDLL(None)
     libc.malloc.argtypes, libc.malloc.restype = (ctypes.c_size_t,), ctypes.c_void_p

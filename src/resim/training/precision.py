@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
+from resim.model.fused.build import kernels
+
 
 def choose_precision(asked: Literal["auto", "float32", "bf16"], device: torch.device) -> Literal["float32", "bf16"]:
     """The precision to run in: what was asked for, or bf16 where the device has it and it is faster.
@@ -20,6 +22,13 @@ def choose_precision(asked: Literal["auto", "float32", "bf16"], device: torch.de
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     return "bf16" if _seconds(torch.bfloat16) * 1.25 < _seconds(torch.float32) else "float32"
+
+
+def tell_precision(precision: str, device: torch.device) -> str:
+    """The precision in words: on a CPU also whether bfloat16 has kernels of its own there."""
+    if precision != "bf16" or device.type != "cpu":
+        return precision
+    return "bf16 with fused kernels" if kernels() else "bf16 without fused kernels (they need a C compiler, cc)"
 
 
 def _seconds(dtype: torch.dtype) -> float:

@@ -26,7 +26,7 @@ from resim.training.checkpoints import write_atomically
 from resim.training.config import Recipe, RunConfig
 from resim.training.log import Log, Reading
 from resim.training.loop import run_steps
-from resim.training.precision import choose_precision
+from resim.training.precision import choose_precision, tell_precision
 from resim.training.processes import Processes, catch_termination, start_processes
 from resim.training.progress import Progress, Watch
 from resim.training.provenance import versions
@@ -246,8 +246,9 @@ def _greet(
         f"{recipe.name}: {model.backbone}, {levels}, {recipe.views.image_size} px, {data['images']} images, "
         f"{optim.epochs} epochs of {steps} steps of {optim.batch_size}"
     )
+    how = tell_precision(precision, processes.device)
     progress.say(
-        f"on {processes.count} x {device}, {precision}, {workers} loader processes; the run's folder is {out}"
+        f"on {processes.count} x {device}, {how}, {workers} loader processes; the run's folder is {out}"
         + (f"; resumed after step {step}" if step else "")
     )
     if model.queue_size > data["images"]:

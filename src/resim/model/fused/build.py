@@ -54,9 +54,11 @@ def kernels() -> ctypes.CDLL | None:
 
 @functools.cache
 def pointwise_kernels() -> ctypes.CDLL | None:
-    """The same where they hold those of pointwise.c, which need a processor with AMX, else None."""
+    """The same where they hold those of pointwise.c, else None: without AMX, or with RESIM_FUSED=norm."""
     library = kernels()
-    if library is None or not _has_amx() or not library.resim_amx_allowed():
+    if library is None or os.environ.get("RESIM_FUSED") == "norm":
+        return None
+    if not _has_amx() or not library.resim_amx_allowed():
         return None
     for name, types in _POINTWISE.items():
         function = getattr(library, name)
