@@ -35,7 +35,7 @@ def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 def nhwc(*shape: int, seed: int) -> Tensor:
-    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
     return values.bfloat16().to(memory_format=torch.channels_last)
 
 
@@ -116,6 +116,67 @@ def test_a_block_is_as_near_to_the_truth_as_its_modules(name: str, kind: str) ->
     theirs = errors(everything(block, lambda module, x: module(x), x, None), truth)
     ours = errors(everything(block, lambda module, x: make_residual(module)(x), x, None), truth)
     as_good(ours, theirs)
+
+
+@needs_kernels
+@pytest.mark.parametrize("name", list(BLOCKS))
+def test_the_way_back_changes_nothing_that_it_reads(name: str, kind: str) -> None:
+    make, shape = BLOCKS[name]
+    block, x = make(), nhwc(*shape, seed=2).relu().requires_grad_()
+    y = make_residual(block)(x)
+    inputs = [x, *block.parameters()]
+    first, second = (torch.autograd.grad(y.sum(), inputs, retain_graph=True) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    for parameter, grad in zip(inputs, first, strict=True):
+        assert grad.stride() == parameter.stride(), "DistributedDataParallel would copy it"
+    with torch.no_grad():
+        next(block.parameters()).mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@needs_kernels
+def test_defaults_of_pytorch_and_layouts_of_parameters_change_nothing(kind: str) -> None:
+    block, x = make_block(Bottleneck, 128, 32, 1), nhwc(3, 128, 9, 9, seed=2).relu()
+    expected = everything(block, lambda module, x: make_residual(module)(x), x, None)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = everything(block, lambda module, x: make_residual(module)(x), x, None)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    strided = copy.deepcopy(block)
+    for module in strided.modules():
+        if isinstance(module, GroupedBatchNorm2d):
+            module.weight = nn.Parameter(module.weight.detach().repeat_interleave(2)[::2])
+        elif isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
+            module.weight = nn.Parameter(module.weight.detach().transpose(0, 1).contiguous().transpose(0, 1))
+    found = everything(strided, lambda module, x: make_residual(module)(x.contiguous()), x, None)
+    assert max(errors(found, expected).values()) < 1e-6
+
+
+@needs_amx
+def test_many_rows_on_several_threads() -> None:
+    """Each thread has sums of its own."""
+    block, x = make_block(Bottleneck, 64, 32, 1), nhwc(7, 64, 40, 41, seed=2).relu()
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            found.append(everything(block, lambda module, x: make_residual(module)(x), x, None))
+    finally:
+        torch.set_num_threads(threads)
+    off = errors(found[1], found[0])
+    assert max(off.values()) < 1e-4, off
+
+
+@needs_amx
+def test_statistics_are_those_of_the_stored_values() -> None:
+    layer = make_residual(make_block(Bottleneck, 128, 32, 1)).layers[0]
+    product, norm = layer.forward(nhwc(1, 128, 5, 7, seed=2), None)
+    variance, mean = torch.var_mean(product.double(), dim=(0, 2, 3), correction=0)
+    assert torch.allclose(norm[2].double(), mean, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(norm[3].double(), (variance + layer.norm.eps).rsqrt(), rtol=1e-5)
 
 
 @needs_amx
@@ -217,10 +278,35 @@ def test_where_it_does_not_apply() -> None:
     assert not can(partly)
     partly.train()
     assert can(partly)
-    hook = partly.get_submodule("layer2.0").register_forward_hook(lambda *_: None)
-    assert not can(partly)
-    hook.remove()
-    assert can(partly)
+    hooks: list[Callable[[], Any]] = [
+        lambda: partly.get_submodule("layer2.0").register_forward_hook(lambda *_: None),
+        lambda: partly.get_submodule("layer2.0.conv1").register_forward_pre_hook(lambda *_: None),
+        lambda: partly.get_submodule("layer3").register_full_backward_hook(lambda *_: None),
+        lambda: nn.modules.module.register_module_forward_hook(lambda *_: None),
+    ]
+    for hook_on in hooks:
+        hook = hook_on()
+        assert not can(partly)
+        hook.remove()
+        assert can(partly)
+    others: dict[str, nn.Module] = {
+        "layer1.0.relu": nn.SiLU(),
+        "layer1.0.conv1": nn.Conv2d(64, 64, 3, padding=1),
+        "layer1.0.conv2": nn.Conv2d(64, 64, 3, padding=1, bias=False, padding_mode="reflect"),
+        "maxpool": nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+        "layer1.2": nn.Dropout(),
+    }
+    for name, module in others.items():
+        partly = copy.deepcopy(network)
+        *parent, last = name.split(".")
+        setattr(partly.get_submodule(".".join(parent)), last, module)
+        assert not can(partly), name
+
+
+@needs_kernels
+def test_one_value_a_channel_has_no_variance() -> None:
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="one value a channel"):
+        small_resnet()(nhwc(1, 3, 32, 32, seed=7))
 
 
 @needs_kernels
@@ -270,6 +356,14 @@ def test_the_kernels_are_compiled_once_and_may_be_missing(tmp_path: Path, monkey
     when = made.stat().st_mtime_ns
     assert build.__wrapped__() is not None
     assert [path.stat().st_mtime_ns for path in (tmp_path / "resim").iterdir()] == [when]
+    for damaged in (b"", b"no library"):
+        made.unlink()  # what is loaded stays whole
+        made.write_bytes(damaged)
+        assert build.__wrapped__() is not None
+    with monkeypatch.context() as patch:
+        patch.setenv("CC", "cc -g0")
+        assert build.__wrapped__() is not None
+    count = len(list((tmp_path / "resim").iterdir()))
     with monkeypatch.context() as patch:
         patch.setenv("RESIM_FUSED", "0")
         assert build.__wrapped__() is None
@@ -277,7 +371,17 @@ def test_the_kernels_are_compiled_once_and_may_be_missing(tmp_path: Path, monkey
         with monkeypatch.context() as patch:
             patch.setenv("CC", compiler)
             assert build.__wrapped__() is None
-    assert len(list((tmp_path / "resim").iterdir())) == 1  # nothing half made is left
+    if pointwise_kernels() is not None:  # a compiler too old for AMX
+        old = tmp_path / "old-cc"
+        old.write_text('#!/bin/sh\ncase "$*" in *pointwise.c*) exit 1;; esac\nexec cc "$@"\n')
+        old.chmod(0o755)
+        with monkeypatch.context() as patch:
+            patch.setenv("CC", str(old))
+            library = build.__wrapped__()
+            assert library is not None
+            assert not hasattr(library, "resim_pointwise_pack")
+        count += 1
+    assert len(list((tmp_path / "resim").iterdir())) == count  # nothing half made is left
     file = tmp_path / "a file"
     file.write_text("")
     with monkeypatch.context() as patch:

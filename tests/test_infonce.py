@@ -286,3 +286,14 @@ def test_memory_grows_with_images_as_its_inputs_do(all_gradients: bool, monkeypa
     assert two < 2 * one
     assert four < 2 * two
     assert four < 4 * (36 * 16) * (144 * 16) / 4  # a quarter of one float32 logits matrix
+
+
+def test_half_precision_holds_the_sum_of_many_shares() -> None:
+    query = torch.eye(1, 8)
+    queries = query.clone().requires_grad_()
+    negatives = query.expand(70_000, 8)  # equally near: their shares add up beyond float16
+    contrast = info_nce(queries, query.roll(1, 1), negatives, matmul_dtype=torch.float16)
+    (grad,) = torch.autograd.grad(contrast.loss.sum(), queries)
+    exact = query.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(info_nce(exact, query.roll(1, 1), negatives).loss.sum(), exact)
+    assert torch.allclose(grad, expected, rtol=1e-2, atol=1e-3)

@@ -76,6 +76,7 @@ def _visit(queries: Tensor, negatives: Tensor, total: Tensor, largest: Tensor, m
     """
     wide = total.dtype
     sums = torch.zeros_like(total)
+    narrow = queries.dtype is torch.float16  # holds no more than 65,504: a sum of many shares
     for rows, columns in _tiles(len(queries), len(negatives)):
         logits = (queries[rows] @ negatives[columns].T).to(wide)
         before = largest[rows].clone()
@@ -85,7 +86,9 @@ def _visit(queries: Tensor, negatives: Tensor, total: Tensor, largest: Tensor, m
         sums[rows] = sums[rows] * kept + shares.sum(dim=1)
         largest[rows] = after
         if mean is not None:
-            mean[rows] = mean[rows] * kept[:, None] + (shares.to(queries.dtype) @ negatives[columns]).to(wide)
+            weights = shares.sum(dim=1, keepdim=True) if narrow else 1.0
+            found = ((shares / weights if narrow else shares).to(queries.dtype) @ negatives[columns]).to(wide)
+            mean[rows] = mean[rows] * kept[:, None] + found * weights
     total.copy_(largest + sums.log())
     if mean is not None and len(negatives):
         mean /= sums[:, None]

@@ -18,10 +18,11 @@ def keep_memory() -> bool:
     """Let this process keep what it frees, and have its heap in pages of 2 MB, from now on.
 
     A training step on a CPU asks for the same large tensors again and again; with glibc's own settings they go back to
-    the system each time, and their next pages are cleared and mapped one by one: a tenth of a step.
+    the system each time, and their next pages are cleared and mapped one by one: a tenth of a step. It concerns what
+    the main thread asks for.
 
     Returns:
-        Whether it was done: on Linux with glibc, unless RESIM_KEEP_MEMORY=0.
+        Whether the settings were taken: on Linux with glibc, unless RESIM_KEEP_MEMORY=0.
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc" or os.environ.get("RESIM_KEEP_MEMORY") == "0":
         return False

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import os
 import platform
-import shutil
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -39,48 +39,55 @@ _POINTWISE: dict[str, tuple[Any, ...]] = {
 @functools.cache
 def kernels() -> ctypes.CDLL | None:
     """The kernels, or None where they cannot be compiled: no C compiler, another system than Linux, RESIM_FUSED=0."""
-    compiler = shutil.which(os.environ.get("CC") or "cc")
-    if os.environ.get("RESIM_FUSED") == "0" or not sys.platform.startswith("linux") or compiler is None:
+    if os.environ.get("RESIM_FUSED") == "0" or not sys.platform.startswith("linux"):
         return None
-    try:
-        library = ctypes.CDLL(str(_compiled(compiler)))
-    except (OSError, RuntimeError, subprocess.SubprocessError):  # a folder that cannot be written, no home, a failure
-        return None
-    for name, types in _SIGNATURES.items():
-        function = getattr(library, name)
-        function.argtypes, function.restype = types, None
-    return library
+    for names in [("norm.c", "pointwise.c"), ("norm.c",)] if _has_amx() else [("norm.c",)]:
+        for again in (False, True):  # what lies in the cache may be damaged
+            try:
+                library = ctypes.CDLL(str(_compiled(names, again=again)))
+                _declare(library, _SIGNATURES | (_POINTWISE if len(names) > 1 else {}))
+            except subprocess.SubprocessError:
+                break
+            except (OSError, RuntimeError, AttributeError):  # no compiler, no home, a folder that cannot be written
+                continue
+            return library
+    return None
 
 
 @functools.cache
 def pointwise_kernels() -> ctypes.CDLL | None:
     """The same where they hold those of pointwise.c, else None: without AMX, or with RESIM_FUSED=norm."""
     library = kernels()
-    if library is None or os.environ.get("RESIM_FUSED") == "norm":
+    if library is None or os.environ.get("RESIM_FUSED") == "norm" or not hasattr(library, "resim_amx_allowed"):
         return None
-    if not _has_amx() or not library.resim_amx_allowed():
-        return None
-    for name, types in _POINTWISE.items():
+    return library if library.resim_amx_allowed() else None
+
+
+def _declare(library: ctypes.CDLL, signatures: dict[str, tuple[Any, ...]]) -> None:
+    for name, types in signatures.items():
         function = getattr(library, name)
         function.argtypes, function.restype = types, None
-    return library
 
 
-def _compiled(compiler: str) -> Path:
-    sources = [Path(__file__).with_name(name) for name in ("norm.c", *(["pointwise.c"] if _has_amx() else []))]
+def _compiled(names: tuple[str, ...], *, again: bool) -> Path:
+    """The shared library of these sources, from the cache unless it is to be made `again`."""
+    sources = [Path(__file__).with_name(name) for name in names]
+    compiler = shlex.split(os.environ.get("CC") or "cc")
     flags = [*FLAGS, *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else [])]
     # PyTorch's own OpenMP: a second one would be a second set of threads on the same cores
     openmp = [str(path) for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))[:1]]
-    told = [*(source.read_text() for source in sources), compiler, *flags, *openmp, *_processor()]
+    told = [*(source.read_text() for source in sources), *compiler, *flags, *openmp, *_processor()]
     key = hashlib.sha256("\0".join(told).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resim"
     target = cache / f"kernels-{key}.so"
-    if not target.exists():
+    if again or not target.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             made = Path(folder) / target.name
-            command = [compiler, *flags, *map(str, sources), "-o", str(made), *openmp, "-lm"]
+            command = [*compiler, *flags, *map(str, sources), "-o", str(made), *openmp, "-lm"]
             subprocess.run(command, check=True, capture_output=True, timeout=120)
+            with made.open("rb") as file:
+                os.fsync(file.fileno())
             made.replace(target)
     return target
 

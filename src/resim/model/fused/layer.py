@@ -33,6 +33,14 @@ def maps_of(rows: Tensor, like: Tensor) -> Tensor:
     return rows.view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
+def like_weight(found: Tensor, weight: Tensor) -> Tensor:
+    """(outputs, inputs) -> the shape and, where it is dense, the strides of a 1 x 1 convolution's weight."""
+    found = found.contiguous()
+    if weight.stride()[:2] == found.stride():
+        return found.as_strided(weight.shape, weight.stride())
+    return found.view_as(weight)
+
+
 @dataclass(frozen=True)
 class Seen:
     """What a layer's way back starts from."""
@@ -111,8 +119,8 @@ class Layer:
         """One layer back.
 
         Args:
-            seen: with the product; it may be overwritten, and so may `grad` where `seen.y` is None.
-            grad: of the ReLU's output.
+            seen: with the product; one that was made again is overwritten.
+            grad: of the ReLU's output; overwritten where `seen.y` is None.
             slopes: by which gradients pass the normalisation.
             dz: where the gradient of what entered the ReLU is written, if it is wanted.
             beside: is added to the input's gradient, perhaps in its own memory.
@@ -124,7 +132,9 @@ class Layer:
         """
         assert seen.product is not None
         assert beside_passed is None  # only a PointwiseLayer leaves bits
-        into = grad if seen.y is None else seen.product
+        into = grad
+        if seen.y is not None:  # grad belongs to others then, and so does a product that was kept
+            into = seen.product if self.pointwise else torch.empty_like(grad)
         grad = norms.normalize_backward(grad, seen.product, seen.norm, slopes, seen.y, into=into, dz=dz)
         hidden = seen.x if seen.x_norm is None else norms.normalize(seen.x, seen.x_norm)
         grad_x, grad_weight = self._backward(seen.weight, grad, hidden, beside)
@@ -134,7 +144,7 @@ class Layer:
     def _backward(self, weight: Tensor, grad: Tensor, x: Tensor, beside: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.pointwise:
             flat = weight.flatten(1)
-            grad_weight = (rows_of(grad).t() @ rows_of(x)).view_as(weight)
+            grad_weight = like_weight(rows_of(grad).t() @ rows_of(x), weight)
             if beside is None:
                 return maps_of(rows_of(grad) @ flat, x), grad_weight
             rows_of(beside).addmm_(rows_of(grad), flat)
@@ -156,10 +166,9 @@ class Layer:
 
 def _neighbours(x: Tensor, like: Tensor, conv: nn.Conv2d) -> Tensor:
     """What each pixel of the product sees of `x`: (rows of `like`, kernel height * kernel width * C)."""
-    padding: Any = conv.padding
-    (down, right), (height, width) = padding, conv.kernel_size
-    padded = F.pad(x, (right, right, down, down)).permute(0, 2, 3, 1).contiguous()
+    edge, stride, kernel = int(conv.padding[0]), conv.stride[0], conv.kernel_size[0]
+    padded = F.pad(x, (edge, edge, edge, edge)).permute(0, 2, 3, 1).contiguous()
     image, row, column, _ = padded.stride()
     n, _, h, w = like.shape
-    strides = (image, row * conv.stride[0], column * conv.stride[1], row, column, 1)
-    return padded.as_strided((n, h, w, height, width, x.shape[1]), strides).reshape(n * h * w, -1)
+    strides = (image, row * stride, column * stride, row, column, 1)
+    return padded.as_strided((n, h, w, kernel, kernel, x.shape[1]), strides).reshape(n * h * w, -1)

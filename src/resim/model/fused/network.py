@@ -6,46 +6,55 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from resim.model.fused.build import kernels
 from resim.model.fused.residual import make_residual
 from resim.model.fused.stem import POOLING, stem
 from resim.model.grouped_norm import GroupedBatchNorm2d, count_groups
+from resim.model.relu import ReLU
 
 
 def can_fuse(network: nn.Module, images: Tensor) -> bool:
-    """Whether `forward` gives what a torchvision ResNet itself gives, but for rounding.
+    """Whether `forward` gives what the network itself gives, but for rounding.
 
-    That is in training, in bfloat16's autocast on a CPU, where the kernels can be compiled and nothing is hooked onto
-    the modules, which are not called.
+    That is a torchvision ResNet of its usual parts, in training, in bfloat16's autocast on a CPU, where the kernels can
+    be compiled and nothing is hooked onto the modules, which are not called. It has no second derivative.
     """
     if not network.training or images.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
         return False
     if torch.get_autocast_dtype("cpu") is not torch.bfloat16 or torch.compiler.is_compiling() or images.requires_grad:
         return False
     own: Any = network
-    modules = list(network.modules())
-    norms = [module for module in modules if hasattr(module, "running_mean")]
     size = getattr(own.bn1, "group_size", 0)
+    if size < 1 or (len(images) > size and len(images) % size):
+        return False
+    modules = list(network.modules())
+    count = sum(isinstance(module, nn.Conv2d) for module in modules)
     return (
-        (own.maxpool.kernel_size, own.maxpool.stride, own.maxpool.padding) == POOLING
-        and len(norms) == sum(isinstance(module, nn.Conv2d) for module in modules)
-        and size > 0
-        and (len(images) <= size or len(images) % size == 0)
-        and all(_is_ours(norm, size) for norm in norms)
-        and not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
-        and not any(module._backward_hooks or module._backward_pre_hooks for module in modules)
+        sum(isinstance(module, GroupedBatchNorm2d) for module in modules) == count
+        and all(_is_usual(module, network, size) for module in modules)
+        and not any(getattr(module, hooks) for module in modules for hooks in _HOOKS)
+        and not any(getattr(nn.modules.module, f"_global{hooks}") for hooks in _HOOKS)
         and kernels() is not None
     )
 
 
-def _is_ours(norm: nn.Module, group_size: int) -> bool:
-    return (
-        isinstance(norm, GroupedBatchNorm2d)
-        and norm.training
-        and norm.weight.dtype is torch.float32
-        and norm.group_size == group_size
-    )
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _is_usual(module: nn.Module, network: nn.Module, group_size: int) -> bool:
+    """Whether it is a part of a ResNet as torchvision has it."""
+    if isinstance(module, GroupedBatchNorm2d):
+        ours = module.training and module.affine and module.group_size == group_size
+        return ours and module.weight.dtype is torch.float32
+    if isinstance(module, nn.Conv2d):
+        zeros = module.padding_mode == "zeros" and not isinstance(module.padding, str)
+        return module.bias is None and zeros and module.weight.dtype is torch.float32
+    if isinstance(module, nn.MaxPool2d):
+        plain = not module.ceil_mode and module.dilation == 1
+        return (module.kernel_size, module.stride, module.padding) == POOLING and plain
+    return module is network or type(module) in (BasicBlock, Bottleneck, nn.Sequential, nn.ReLU, ReLU)
 
 
 def forward(network: nn.Module, images: Tensor) -> dict[str, Tensor]:

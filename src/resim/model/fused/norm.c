@@ -39,8 +39,8 @@ static int64_t end_of(int64_t block, int64_t rows) {
     return end < rows ? end : rows;
 }
 
-/* Sums over blocks of rows of x - origin and of its square, into partial: (blocks, 2, channels). Taken from an origin,
- * the batch's first row, nothing cancels where the mean is large. */
+/* Sums over blocks of rows of x - origin and of its square, into partial: (blocks, 2, channels). Taken from an origin
+ * among the values, the batch's first row, little cancels where the mean is large. */
 void resim_norm_sums(const bf16 *x, const float *origin, float *partial, int64_t rows, int64_t channels, int threads) {
     int64_t blocks = count_blocks(rows);
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -92,12 +92,12 @@ void resim_norm_coefficients(const float *partial, const float *origin, const fl
 void resim_norm_apply(const bf16 *x, const float *coefficients, const bf16 *other, const float *other_coefficients,
                       bf16 *y, int64_t rows, int64_t channels, int threads) {
     const float *scale = coefficients, *shift = coefficients + channels;
-    const float *other_scale = other_coefficients, *other_shift = other_coefficients + channels;
+    const float *other_scale = other_coefficients, *other_shift = other_coefficients ? other_coefficients + channels : 0;
     int64_t blocks = count_blocks(rows);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t block = 0; block < blocks; block++)
         for (int64_t row = block * BLOCK; row < end_of(block, rows); row++) {
-            const bf16 *line = x + row * channels, *beside = other + row * channels;
+            const bf16 *line = x + row * channels, *beside = other ? other + row * channels : 0;
             bf16 *out = y + row * channels;
             if (other_coefficients) {
 #pragma omp simd
@@ -220,7 +220,7 @@ void resim_norm_pool(const bf16 *x, const float *coefficients, bf16 *y, uint8_t 
 #pragma omp simd
                 for (int64_t c = 0; c < channels; c++) {
                     float value = wide(from[c]) * scale[c] + shift[c];
-                    int better = !(value <= best[c]); /* a NaN is */
+                    int better = value > best[c] || value != value; /* a NaN stays */
                     best[c] = better ? value : best[c];
                     found[c] = better ? (uint8_t)k : found[c];
                 }

@@ -27,9 +27,17 @@ def library() -> ctypes.CDLL:
     return found
 
 
+def floats(*shape: int) -> Tensor:
+    """Room for float32 on the CPU, whatever PyTorch's defaults are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
 def address(x: Tensor | None) -> int | None:
-    """Where the data of a tensor lie."""
-    return None if x is None else x.data_ptr()
+    """Where the data of a tensor lie, which must be dense."""
+    if x is None:
+        return None
+    assert x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+    return x.data_ptr()
 
 
 def shape(x: Tensor) -> tuple[int, int, int]:
@@ -40,17 +48,23 @@ def shape(x: Tensor) -> tuple[int, int, int]:
 def see(x: Tensor) -> tuple[Tensor, Tensor]:
     """Partial sums of a map, and the (C,) origin from which they are taken."""
     rows, channels, threads = shape(x)
-    partial, origin = torch.empty(-(-rows // BLOCK), 2, channels), x[0, :, 0, 0].float()
+    partial, origin = floats(-(-rows // BLOCK), 2, channels), x[0, :, 0, 0].float()
     library().resim_norm_sums(address(x), address(origin), address(partial), rows, channels, threads)
     return partial, origin
 
 
 def coefficients(partial: Tensor, origin: Tensor, rows: int, norm: GroupedBatchNorm2d) -> Tensor:
-    """(4, C): scale, shift, mean, 1 / standard deviation. Mean and variance are added to `norm.pending`."""
+    """(4, C): scale, shift, mean, 1 / standard deviation. Mean and variance are added to `norm.pending`.
+
+    Raises:
+        ValueError: a single row has no variance.
+    """
+    if rows == 1:
+        raise ValueError("a batch of one value a channel has no variance: more images, or larger ones, are needed")
     blocks, _, channels = partial.shape
-    found = torch.empty(4, channels)
+    found, weight, bias = floats(4, channels), norm.weight.contiguous(), norm.bias.contiguous()
     library().resim_norm_coefficients(
-        address(partial), address(origin), address(norm.weight), address(norm.bias), norm.eps, address(found),
+        address(partial), address(origin), address(weight), address(bias), norm.eps, address(found),
         address(norm.pending), blocks, rows, channels,
     )  # fmt: skip
     return found
@@ -68,7 +82,7 @@ def normalize(
 def see_backward(grad: Tensor, x: Tensor, norm: Tensor, y: Tensor | None = None) -> Tensor:
     """Partial sums of the gradient; `grad` is that of the ReLU's output `y`, made again from `x` if not given."""
     rows, channels, threads = shape(x)
-    partial = torch.empty(-(-rows // BLOCK), 2, channels)
+    partial = floats(-(-rows // BLOCK), 2, channels)
     library().resim_norm_backward_sums(
         address(grad), address(y), address(x), address(norm), address(partial), rows, channels, threads
     )
@@ -78,7 +92,7 @@ def see_backward(grad: Tensor, x: Tensor, norm: Tensor, y: Tensor | None = None)
 def slopes(partial: Tensor, norm: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """(3, C) slopes, by which gradients pass the normalisation, and (2, C) gradients of its weight and bias."""
     blocks, _, channels = partial.shape
-    found, gradients = torch.empty(3, channels), torch.empty(2, channels)
+    found, gradients = floats(3, channels), floats(2, channels)
     library().resim_norm_slopes(
         address(partial), address(norm), address(gradients), address(found), blocks, rows, channels
     )

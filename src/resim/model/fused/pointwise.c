@@ -120,12 +120,14 @@ static void configure(void) {
         uint8_t rows[16];
     } config = {.palette = 1};
     for (int tile = 0; tile < 8; tile++) config.bytes[tile] = 64, config.rows[tile] = 16;
+    __asm__ volatile("" : : "r"(&config) : "memory"); /* GCC does not see that the instruction reads all of it */
     _tile_loadconfig(&config);
 }
 
 /* out (rows, columns) = left (rows, inner) * packed, or added to it; rows and columns are multiples of 32. */
 static void multiply(const bf16 *left, int64_t left_stride, const uint32_t *packed, int64_t packed_stride, float *out,
                      int64_t out_stride, int64_t rows, int64_t inner, int64_t columns, int add_to, struct ahead *ahead) {
+    __asm__ volatile("" : : : "memory"); /* nor that tiles are read from memory */
     for (int64_t column = 0; column < columns; column += 32)
         for (int64_t row = 0; row < rows; row += 32) {
             float *at = out + row * out_stride + column;

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from resim.model.fused import norm as norms
 from resim.model.fused.build import pointwise_kernels
-from resim.model.fused.layer import Layer, Seen
+from resim.model.fused.layer import Layer, Seen, like_weight
 
 BLOCK = 256
 """Rows of a partial sum, as in pointwise.c."""
@@ -63,17 +63,18 @@ class PointwiseLayer(Layer):
     def _packed(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """The weight as products forward and backward read it."""
         library: Any = pointwise_kernels()
+        weight = weight.flatten(1).contiguous()
         forward, backward = torch.empty_like(weight), torch.empty_like(weight)
-        library.resim_pointwise_pack(*(norms.address(t) for t in (weight, forward, backward)), *weight.shape[:2])
+        library.resim_pointwise_pack(*(norms.address(t) for t in (weight, forward, backward)), *weight.shape)
         return forward, backward
 
     def _partial(self, x: Tensor, channels: int) -> Tensor:
-        return torch.empty(-(-norms.shape(x)[0] // BLOCK), 2, channels)
+        return norms.floats(-(-norms.shape(x)[0] // BLOCK), 2, channels)
 
     def _see(self, x: Tensor, x_norm: Tensor | None, weight: Tensor, product: Tensor | None) -> Tensor:
         """The product's coefficients; it is written into `product` where that is given."""
         outputs = self.conv.out_channels
-        partial, origin = self._partial(x, outputs), torch.empty(outputs)
+        partial, origin = self._partial(x, outputs), norms.floats(outputs)
         self._run("forward", x, x=x, x_norm=x_norm, weight=weight, origin=origin, partial=partial, out=product)
         return norms.coefficients(partial, origin, norms.shape(x)[0], self.norm)
 
@@ -81,7 +82,7 @@ class PointwiseLayer(Layer):
         """As `Layer.forward`."""
         n, _, h, w = x.shape
         shape = (n, self.conv.out_channels, h, w)
-        product = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
+        product = torch.empty(shape, dtype=x.dtype, device="cpu", memory_format=torch.channels_last)
         weight, _ = self._packed(self.conv.weight.to(x.dtype))
         return product, self._see(x, x_norm, weight, product)
 
@@ -92,7 +93,7 @@ class PointwiseLayer(Layer):
         weight, _ = self._packed(self.conv.weight.to(x.dtype))
         norm = self._see(x, x_norm, weight, None)
         out = torch.empty_like(beside)
-        passed = torch.empty(norms.shape(x)[0], self.conv.out_channels // LANES, dtype=torch.int32)
+        passed = torch.empty(norms.shape(x)[0], self.conv.out_channels // LANES, dtype=torch.int32, device="cpu")
         self._run(
             "forward", x, x=x, x_norm=x_norm, weight=weight, norm=norm, beside=beside, beside_norm=beside_norm, out=out,
             passed=passed,
@@ -127,11 +128,11 @@ class PointwiseLayer(Layer):
         partial = None if seen.x_norm is None else self._partial(grad, inputs)
         turned = outputs >= inputs
         shape = (inputs, outputs) if turned else (outputs, inputs)
-        of_weight = torch.zeros(torch.get_num_threads(), *shape)
+        of_weight = norms.floats(torch.get_num_threads(), *shape).zero_()
         self._run(
             "backward", grad, grad=grad, passed=seen.passed, x=seen.product, norm=seen.norm, slopes=slopes,
             input=seen.x, input_norm=seen.x_norm, forward=forward, backward=backward, grad_input=grad_x, beside=beside,
             beside_passed=beside_passed, input_partial=partial, grad_weight=of_weight,
         )  # fmt: skip
         grad_weight = of_weight.sum(0)
-        return grad_x, (grad_weight.t() if turned else grad_weight).reshape(seen.weight.shape), partial
+        return grad_x, like_weight(grad_weight.t() if turned else grad_weight, seen.weight), partial

@@ -38,7 +38,7 @@ class Residual:
     def __call__(self, x: Tensor) -> Tensor:
         """(N, C, H, W) bfloat16 in channels-last memory -> the block's output."""
         parameters = [p for layer in self.every for p in (layer.conv.weight, layer.norm.weight, layer.norm.bias)]
-        out: Any = _Residual.apply(self, x, *parameters)
+        out: Any = _Residual.apply(self, x.contiguous(memory_format=torch.channels_last), *parameters)
         return out
 
     def seen_by_shortcut(self, x: Tensor) -> Tensor:
@@ -80,7 +80,8 @@ class _Residual(torch.autograd.Function):
             beside, beside_norm = block.shortcut.forward(block.seen_by_shortcut(x), None)
         out, top_norm, product, passed = last.finish(hidden, norm, beside, beside_norm)
         ctx.block = block
-        ctx.save_for_backward(x, out, product, passed, beside_norm, *products, *found, top_norm)
+        weights = parameters[::3]  # kept by the graph, so that their changing before the way back is an error
+        ctx.save_for_backward(x, out, product, passed, beside_norm, *weights, *products, *found, top_norm)
         return out
 
     @staticmethod
@@ -89,8 +90,9 @@ class _Residual(torch.autograd.Function):
         block: Residual = ctx.block
         layers, shortcut, count = block.layers, block.shortcut, len(block.layers)
         x, out, product, passed, beside_norm, *rest = ctx.saved_tensors
+        weights = [weight.to(x.dtype) for weight in rest[: len(block.every)]]
+        rest = rest[len(weights) :]
         products, found = [*rest[: count - 1], product], rest[count - 1 :]
-        weights = [layer.conv.weight.to(x.dtype) for layer in block.every]
         grad: Tensor = grads[0].contiguous(memory_format=torch.channels_last)
         y = out if passed is None else None
         dz, beside, beside_passed, sparse = None, None, None, None

@@ -13,11 +13,14 @@ from resim.model.grouped_norm import GroupedBatchNorm2d
 
 POOLING = (3, 2, 1)
 """Kernel, stride and padding of the pooling."""
+WIDEST = 4096
+"""Channels at most, as in norm.c."""
 
 
 def stem(images: Tensor, conv: nn.Conv2d, norm: GroupedBatchNorm2d) -> Tensor:
     """(N, 3, S, S) -> (N, C, S / 4, S / 4) bfloat16 in channels-last memory. The images get no gradient."""
     seen = images.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    assert conv.out_channels <= WIDEST
     out: Any = _Stem.apply(conv, norm, seen, conv.weight, norm.weight, norm.bias)
     return out
 
@@ -34,25 +37,25 @@ class _Stem(torch.autograd.Function):
         n, channels, h, w = x.shape
         found = norms.coefficients(*norms.see(x), norms.shape(x)[0], norm)
         size = (n, channels, (h + 1) // 2, (w + 1) // 2)
-        out = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)
-        which = torch.empty(size, dtype=torch.uint8, memory_format=torch.channels_last)
+        out = torch.empty(size, dtype=x.dtype, device="cpu", memory_format=torch.channels_last)
+        which = torch.empty(size, dtype=torch.uint8, device="cpu", memory_format=torch.channels_last)
         pointers = (norms.address(tensor) for tensor in (x, found, out, which))
         norms.library().resim_norm_pool(*pointers, n, h, w, channels, torch.get_num_threads())
         ctx.conv = conv
-        ctx.save_for_backward(images, found, which)  # x is large, and quickly made again
+        ctx.save_for_backward(images, parameters[0], found, which)  # x is large, and quickly made again
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        images, found, which = ctx.saved_tensors
+        images, weight, found, which = ctx.saved_tensors
         conv: nn.Conv2d = ctx.conv
-        weight = conv.weight.to(images.dtype)
+        weight = weight.to(images.dtype)
         x = _convolve(conv, images, weight)
         n, channels, h, w = x.shape
         grad = grads[0].contiguous(memory_format=torch.channels_last)
         dz = torch.empty_like(x)
-        partial = torch.empty(n * h, 2, channels)
+        partial = norms.floats(n * h, 2, channels)
         pointers = (norms.address(tensor) for tensor in (grad, which, x, found, dz, partial))
         norms.library().resim_norm_pool_backward(*pointers, n, h, w, channels, torch.get_num_threads())
         slopes, (of_scale, of_shift) = norms.slopes(partial, found, norms.shape(x)[0])
