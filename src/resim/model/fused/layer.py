@@ -46,10 +46,13 @@ class Seen:
     """What a layer's way back starts from."""
 
     weight: Tensor
-    """bfloat16."""
+    """Of the convolution, in bfloat16."""
     x: Tensor
+    """The layer's input."""
     x_norm: Tensor | None
+    """(4, C) coefficients by which the input is normalised first; None: it is taken as it is."""
     norm: Tensor
+    """(4, C) coefficients of the product's normalisation."""
     product: Tensor | None = None
     """None: made again."""
     y: Tensor | None = None

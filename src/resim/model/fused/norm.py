@@ -20,7 +20,7 @@ BLOCK = 128
 """Rows of a partial sum, as in norm.c."""
 
 
-def library() -> ctypes.CDLL:
+def native() -> ctypes.CDLL:
     """The kernels, which must be there."""
     found = kernels()
     assert found is not None
@@ -49,7 +49,7 @@ def see(x: Tensor) -> tuple[Tensor, Tensor]:
     """Partial sums of a map, and the (C,) origin from which they are taken."""
     rows, channels, threads = shape(x)
     partial, origin = floats(-(-rows // BLOCK), 2, channels), x[0, :, 0, 0].float()
-    library().resim_norm_sums(address(x), address(origin), address(partial), rows, channels, threads)
+    native().resim_norm_sums(address(x), address(origin), address(partial), rows, channels, threads)
     return partial, origin
 
 
@@ -63,7 +63,7 @@ def coefficients(partial: Tensor, origin: Tensor, rows: int, norm: GroupedBatchN
         raise ValueError("a batch of one value a channel has no variance: more images, or larger ones, are needed")
     blocks, _, channels = partial.shape
     found, weight, bias = floats(4, channels), norm.weight.contiguous(), norm.bias.contiguous()
-    library().resim_norm_coefficients(
+    native().resim_norm_coefficients(
         address(partial), address(origin), address(weight), address(bias), norm.eps, address(found),
         address(norm.pending), blocks, rows, channels,
     )  # fmt: skip
@@ -75,7 +75,7 @@ def normalize(
 ) -> Tensor:
     """ReLU of `x` normalised by the coefficients `norm`, plus `beside`, itself normalised by `beside_norm` if given."""
     y = x if inplace else torch.empty_like(x)
-    library().resim_norm_apply(address(x), address(norm), address(beside), address(beside_norm), address(y), *shape(x))
+    native().resim_norm_apply(address(x), address(norm), address(beside), address(beside_norm), address(y), *shape(x))
     return y
 
 
@@ -83,7 +83,7 @@ def see_backward(grad: Tensor, x: Tensor, norm: Tensor, y: Tensor | None = None)
     """Partial sums of the gradient; `grad` is that of the ReLU's output `y`, made again from `x` if not given."""
     rows, channels, threads = shape(x)
     partial = floats(-(-rows // BLOCK), 2, channels)
-    library().resim_norm_backward_sums(
+    native().resim_norm_backward_sums(
         address(grad), address(y), address(x), address(norm), address(partial), rows, channels, threads
     )
     return partial
@@ -93,7 +93,7 @@ def slopes(partial: Tensor, norm: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     """(3, C) slopes, by which gradients pass the normalisation, and (2, C) gradients of its weight and bias."""
     blocks, _, channels = partial.shape
     found, gradients = floats(3, channels), floats(2, channels)
-    library().resim_norm_slopes(
+    native().resim_norm_slopes(
         address(partial), address(norm), address(gradients), address(found), blocks, rows, channels
     )
     return found, gradients
@@ -105,5 +105,5 @@ def normalize_backward(
 ) -> Tensor:  # fmt: skip
     """The gradient of `x`, into `into` (which may be `grad` or `x`), and of what entered the ReLU, into `dz`."""
     seen = (grad, y, x, norm, slopes, into, dz)
-    library().resim_norm_backward(*(address(tensor) for tensor in seen), *shape(x))
+    native().resim_norm_backward(*(address(tensor) for tensor in seen), *shape(x))
     return into

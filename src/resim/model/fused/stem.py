@@ -40,7 +40,7 @@ class _Stem(torch.autograd.Function):
         out = torch.empty(size, dtype=x.dtype, device="cpu", memory_format=torch.channels_last)
         which = torch.empty(size, dtype=torch.uint8, device="cpu", memory_format=torch.channels_last)
         pointers = (norms.address(tensor) for tensor in (x, found, out, which))
-        norms.library().resim_norm_pool(*pointers, n, h, w, channels, torch.get_num_threads())
+        norms.native().resim_norm_pool(*pointers, n, h, w, channels, torch.get_num_threads())
         ctx.conv = conv
         ctx.save_for_backward(images, parameters[0], found, which)  # x is large, and quickly made again
         return out
@@ -57,7 +57,7 @@ class _Stem(torch.autograd.Function):
         dz = torch.empty_like(x)
         partial = norms.floats(n * h, 2, channels)
         pointers = (norms.address(tensor) for tensor in (grad, which, x, found, dz, partial))
-        norms.library().resim_norm_pool_backward(*pointers, n, h, w, channels, torch.get_num_threads())
+        norms.native().resim_norm_pool_backward(*pointers, n, h, w, channels, torch.get_num_threads())
         slopes, (of_scale, of_shift) = norms.slopes(partial, found, norms.shape(x)[0])
         grad_x = norms.normalize_backward(dz, x, found, slopes, into=dz)
         _, grad_weight, _ = torch.ops.aten.convolution_backward(
