@@ -18,6 +18,7 @@ from resim.model.fused import network as fused
 from resim.model.fused import norm as norms
 from resim.model.fused import pointwise
 from resim.model.fused.build import kernels, pointwise_kernels
+from resim.model.fused.pointwise import ClosingLayer
 from resim.model.fused.residual import make_residual
 from resim.model.fused.stem import stem
 from resim.model.grouped_norm import GroupedBatchNorm2d, commit_statistics, group_norms
@@ -157,7 +158,7 @@ def test_defaults_of_pytorch_and_layouts_of_parameters_change_nothing(kind: str)
 
 @needs_amx
 def test_many_rows_on_several_threads() -> None:
-    """Each thread has sums of its own."""
+    """Each thread has sums of its own, but for those that decide where a ReLU passes."""
     block, x = make_block(Bottleneck, 64, 32, 1), nhwc(7, 64, 40, 41, seed=2).relu()
     threads, found = torch.get_num_threads(), []
     try:
@@ -167,16 +168,32 @@ def test_many_rows_on_several_threads() -> None:
     finally:
         torch.set_num_threads(threads)
     off = errors(found[1], found[0])
-    assert max(off.values()) < 1e-4, off
+    assert not any(error for name, error in off.items() if name == "y" or name.startswith("pending")), off
+    assert max(off.values()) < 1e-3, off  # what is rounded to bfloat16 from sums that are not the same bits
 
 
 @needs_amx
 def test_statistics_are_those_of_the_stored_values() -> None:
     layer = make_residual(make_block(Bottleneck, 128, 32, 1)).layers[0]
-    product, norm = layer.forward(nhwc(1, 128, 5, 7, seed=2), None)
-    variance, mean = torch.var_mean(product.double(), dim=(0, 2, 3), correction=0)
-    assert torch.allclose(norm[2].double(), mean, rtol=1e-5, atol=1e-6)
-    assert torch.allclose(norm[3].double(), (variance + layer.norm.eps).rsqrt(), rtol=1e-5)
+    found = layer.forward(nhwc(1, 128, 5, 7, seed=2), None)
+    assert found.product is not None
+    variance, mean = torch.var_mean(found.product.double(), dim=(0, 2, 3), correction=0)
+    assert torch.allclose(found.norm[2].double(), mean, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(found.norm[3].double(), (variance + layer.norm.eps).rsqrt(), rtol=1e-5)
+
+
+@needs_amx
+@pytest.mark.parametrize("far", [0.0, 10.0])
+def test_statistics_from_the_moments_of_the_input(far: float) -> None:
+    """Of more rows than one part takes, and of a mean ten times the deviation: after a ReLU it rarely is twice that."""
+    layer = ClosingLayer(nn.Conv2d(64, 96, 1, bias=False), GroupedBatchNorm2d(96, 5))
+    x = (nhwc(5, 64, 47, 41, seed=2).float() + far).bfloat16()
+    with torch.no_grad():
+        found = layer.forward(x, None)
+    weight = layer.conv.weight.detach().bfloat16().double()
+    variance, mean = torch.var_mean(torch.conv2d(x.double(), weight), dim=(0, 2, 3), correction=0)
+    assert torch.allclose(found.norm[2].double(), mean, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(found.norm[3].double(), (variance + layer.norm.eps).rsqrt(), rtol=1e-4)
 
 
 @needs_amx

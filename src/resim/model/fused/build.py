@@ -32,6 +32,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
 _POINTWISE: dict[str, tuple[Any, ...]] = {
     "resim_pointwise_pack": (_P, _P, _P, _I, _I),
     "resim_pointwise_forward": (_P,),
+    "resim_pointwise_moments": (_P,),
     "resim_pointwise_backward": (_P,),
 }
 

@@ -42,6 +42,20 @@ def like_weight(found: Tensor, weight: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
+class Found:
+    """What a layer forward finds."""
+
+    norm: Tensor
+    """(4, C) coefficients of the product's normalisation."""
+    product: Tensor | None
+    """None: it was not kept."""
+    moments: Tensor | None = None
+    """As in `Seen`."""
+    passed: Tensor | None = None
+    """As in `Seen`."""
+
+
+@dataclass(frozen=True)
 class Seen:
     """What a layer's way back starts from."""
 
@@ -54,7 +68,13 @@ class Seen:
     norm: Tensor
     """(4, C) coefficients of the product's normalisation."""
     product: Tensor | None = None
-    """None: made again."""
+    """None: made again, or not needed."""
+    moments: Tensor | None = None
+    """(1 + inputs, inputs): the mean of the convolution's input, and the sums of the products of its deviations."""
+    grad_sum: Tensor | None = None
+    """(outputs,) sums of what of the gradient passed the ReLU."""
+    grad_weight: Tensor | None = None
+    """(outputs, inputs) sums of its products with the input's deviations."""
     y: Tensor | None = None
     """The output of the ReLU after a sum; None: the ReLU came right after the normalisation."""
     passed: Tensor | None = None
@@ -83,27 +103,27 @@ class Layer:
         y = torch.conv2d(hidden, weight, None, conv.stride, padding, conv.dilation, conv.groups)
         return y.contiguous(memory_format=torch.channels_last)
 
-    def forward(self, x: Tensor, x_norm: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, x_norm: Tensor | None) -> Found:
         """The product and its coefficients."""
         product = self._convolve(self.conv.weight.to(x.dtype), x, x_norm)
         partial, origin = norms.see(product)
-        return product, norms.coefficients(partial, origin, norms.shape(product)[0], self.norm)
+        return Found(norms.coefficients(partial, origin, norms.shape(product)[0], self.norm), product)
 
     def finish(
         self, x: Tensor, x_norm: Tensor | None, beside: Tensor, beside_norm: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, Found]:
         """ReLU of the normalised product plus `beside`, itself normalised where it has coefficients.
 
-        Returns:
-            That, the product's coefficients, and what `Seen` must hold: the product, and where the ReLU passed.
+        The product is kept where making it again is not cheap.
         """
-        product, norm = self.forward(x, x_norm)
+        found = self.forward(x, x_norm)
+        assert found.product is not None
         light = self.pointwise
-        out = norms.normalize(product, norm, beside=beside, beside_norm=beside_norm, inplace=light)
-        return out, norm, None if light else product, None
+        out = norms.normalize(found.product, found.norm, beside=beside, beside_norm=beside_norm, inplace=light)
+        return out, replace(found, product=None) if light else found
 
     def backward_sums(self, seen: Seen, grad: Tensor) -> tuple[Tensor, Seen]:
-        """Partial sums of the gradient of the normalised product, and `seen` with the product."""
+        """Partial sums of the gradient of the normalised product, and `seen` with what `backward` needs."""
         if seen.product is None:
             seen = replace(seen, product=self._convolve(seen.weight, seen.x, seen.x_norm))
         assert seen.product is not None
@@ -122,7 +142,7 @@ class Layer:
         """One layer back.
 
         Args:
-            seen: with the product; one that was made again is overwritten.
+            seen: as `backward_sums` gave it, if it was called; a product made there is overwritten.
             grad: of the ReLU's output; overwritten where `seen.y` is None.
             slopes: by which gradients pass the normalisation.
             dz: where the gradient of what entered the ReLU is written, if it is wanted.

@@ -82,15 +82,16 @@ static inline lanes where(__mmask32 mask, lanes a) { /* else 0 */
 static inline lanes zero(void) { return (lanes){{_mm512_setzero_ps(), _mm512_setzero_ps()}}; }
 
 /* What will be read next, fetched into the core's cache while products are computed. */
+#define REGIONS 5
 struct ahead {
-    const char *at[4];
-    int64_t lines[4], rate; /* how many lines a step of a product */
+    const char *at[REGIONS];
+    int64_t lines[REGIONS], rate; /* how many lines a step of a product */
     int region;
 };
 
-static void plan(struct ahead *ahead, const bf16 *x, int64_t row, int64_t end, int64_t channels) {
+static void plan(struct ahead *ahead, const bf16 *x, int64_t row, int64_t rows, int64_t end, int64_t channels) {
     if (!x || row >= end) return;
-    int64_t rows = end - row < TILE ? end - row : TILE;
+    if (rows > end - row) rows = end - row;
     ahead->at[ahead->region] = (const char *)(x + row * channels);
     ahead->lines[ahead->region++] = rows * channels / LANES;
 }
@@ -205,10 +206,10 @@ static void transpose_pairs(const uint32_t *from, int64_t rows, int64_t columns,
             transpose_16(from + row * columns + c, columns, to + c * to_stride + row, to_stride);
 }
 
-/* weight (outputs, inputs), packed for input * weight^T and for gradient * weight: outputs * inputs / 2 pairs each. */
+/* weight (outputs, inputs), packed for input * weight^T and for gradient * weight: outputs * inputs / 2 pairs each, or NULL. */
 void resim_pointwise_pack(const bf16 *weight, uint32_t *forward, uint32_t *backward, int64_t outputs, int64_t inputs) {
-    transpose_pairs((const uint32_t *)weight, outputs, inputs / 2, forward, outputs);
-    interleave(weight, backward, outputs, inputs);
+    if (forward) transpose_pairs((const uint32_t *)weight, outputs, inputs / 2, forward, outputs);
+    if (backward) interleave(weight, backward, outputs, inputs);
 }
 
 /* What a product reads: rows of x as they are, or normalised and through the ReLU; rows that are not there are 0. */
@@ -233,7 +234,7 @@ struct forward {
     const float *norm;         /* coefficients by which the product is normalised; NULL: it is not */
     const bf16 *beside;        /* (rows, outputs), added to the normalised product before a ReLU */
     const float *beside_norm;  /* coefficients by which it is normalised first; NULL: it is not */
-    bf16 *out;                 /* (rows, outputs); NULL: only the sums are wanted */
+    bf16 *out;                 /* (rows, outputs) */
     uint32_t *passed;          /* (rows, outputs / 32): a bit a channel, where the ReLU's output is above 0 */
     int64_t rows, inputs, outputs, threads;
 };
@@ -255,15 +256,14 @@ static void finish_forward(const struct forward *f, const float *product, int64_
                 store(f->out + at, y);
                 f->passed[at / LANES] = above_zero(y);
             }
-        } else {
+        } else if (!f->partial)
+            for (int64_t i = 0; i < rows; i++, line += STRIP, at += n) store(f->out + at, floats(line));
+        else {
             lanes origin = floats(f->origin + c), sum = zero(), square = zero();
             for (int64_t i = 0; i < rows; i++, line += STRIP, at += n) {
                 lanes value = floats(line);
-                if (f->out) {
-                    store(f->out + at, value);
-                    value = rounded(value);
-                }
-                value = minus(value, origin);
+                store(f->out + at, value);
+                value = minus(rounded(value), origin);
                 sum = plus(sum, value);
                 square = times_plus(value, value, square);
             }
@@ -298,8 +298,9 @@ void resim_pointwise_forward(const struct forward *f) {
             for (int64_t row = block * BLOCK; row < end; row += TILE) {
                 int64_t rows = end - row < TILE ? end - row : TILE;
                 struct ahead ahead = {.region = 0};
-                plan(&ahead, f->beside, row + TILE, f->rows, n);
-                plan(&ahead, f->x, row + TILE, f->rows, k);
+                plan(&ahead, f->out, row + TILE, TILE, f->rows, n);
+                plan(&ahead, f->beside, row + TILE, TILE, f->rows, n);
+                plan(&ahead, f->x, row + TILE, TILE, f->rows, k);
                 start(&ahead, TILE / 32 * (n / 32) * (k / 32));
                 prepare(f->x + row * k, f->x_norm, tile, rows, k);
                 for (int64_t c = 0; c < n; c += STRIP) {
@@ -314,49 +315,93 @@ void resim_pointwise_forward(const struct forward *f) {
     }
 }
 
+/* What the statistics of a product are made of, since it is linear: sums of its input, (parts, channels), and of the
+ * products of any two channels, (parts, channels, channels), of which nothing left of the diagonal is to be read. The
+ * parts of the rows are the same for any number of threads. */
+struct moments {
+    const bf16 *x;       /* (rows, channels) */
+    const float *x_norm; /* coefficients by which x is normalised first; NULL: it is not */
+    float *sums, *products; /* added to */
+    int64_t rows, channels, parts, threads;
+};
+
+void resim_pointwise_moments(const struct moments *m) {
+    int64_t blocks = (m->rows + BLOCK - 1) / BLOCK, each = (blocks + m->parts - 1) / m->parts, k = m->channels;
+#pragma omp parallel num_threads((int)m->threads)
+    {
+        bf16 *tile = space(TILE * k * sizeof(bf16));
+        uint32_t *pairs = space(BLOCK / 2 * k * sizeof(uint32_t)), *turned = space(BLOCK / 2 * k * sizeof(uint32_t));
+        configure();
+#pragma omp for schedule(static, each)
+        for (int64_t block = 0; block < blocks; block++) {
+            float *sums = m->sums + block / each * k, *products = m->products + block / each * k * k;
+            int64_t end = (block + 1) * BLOCK < m->rows ? (block + 1) * BLOCK : m->rows, done = 0;
+            for (int64_t row = block * BLOCK; row < end; row += TILE, done += TILE) {
+                int64_t rows = end - row < TILE ? end - row : TILE;
+                prepare(m->x + row * k, m->x_norm, tile, rows, k);
+                for (int64_t c = 0; c < k; c += LANES) {
+                    lanes sum = floats(sums + c);
+                    for (int64_t i = 0; i < rows; i++) sum = plus(sum, load(tile + i * k + c));
+                    store_floats(sums + c, sum);
+                }
+                interleave(tile, pairs + done / 2 * k, TILE, k);
+                transpose_pairs(pairs + done / 2 * k, TILE / 2, k, turned + done / 2, BLOCK / 2);
+            }
+            struct ahead ahead = {.region = 0};
+            plan(&ahead, m->x, end, BLOCK, m->rows, k);
+            start(&ahead, (k / 32 + 1) * (k / 32) / 2 * (done / 32));
+            for (int64_t c = 0; c < k; c += LANES)
+                multiply((const bf16 *)turned + c * BLOCK, BLOCK, pairs + c, k, products + c * k + c, k, LANES, done, k - c,
+                         1, &ahead);
+        }
+        _tile_release();
+        free(tile), free(pairs), free(turned);
+    }
+}
+
 struct backward {
     const bf16 *grad;            /* (rows, outputs), of the ReLU's output */
     const uint32_t *passed;      /* (rows, outputs / 32), where the ReLU passed; NULL: made again from x */
-    const bf16 *x;               /* (rows, outputs), the product; NULL: made again from input */
+    const bf16 *x;               /* (rows, outputs), the product; NULL: grad goes through the ReLU alone */
     const float *norm, *slopes;  /* of x */
-    float *partial;              /* sums for slopes, which are not read then: nothing else is done; NULL */
+    float *sums;                 /* (threads, outputs) of what comes through, added to; NULL: not wanted */
     const bf16 *input;           /* (rows, inputs) */
     const float *input_norm;     /* coefficients by which it was normalised first; NULL: it was not */
-    const uint32_t *forward, *backward; /* the weight, packed */
+    const uint32_t *weight;      /* packed backward; NULL: the gradient of the input is not wanted */
+    const uint32_t *correction;  /* (inputs, inputs) packed backward: input * correction is added to it; NULL: nothing is */
+    const float *constant;       /* (inputs), added with the correction */
     bf16 *grad_input;            /* (rows, inputs) */
     const bf16 *beside;          /* (rows, inputs), added to it; NULL: nothing is */
     const uint32_t *beside_passed; /* (rows, inputs / 32), where beside counts; NULL: everywhere */
     float *input_partial;        /* (blocks, 2, inputs), sums for the slopes of the input's normalisation; NULL */
-    float *grad_weight;          /* (threads, outputs, inputs), or transposed unless inputs > outputs; added to */
+    float *grad_weight;          /* (threads, outputs, inputs), or transposed unless inputs > outputs; added to; NULL */
     int64_t rows, inputs, outputs, threads;
 };
 
-/* The gradient of some rows and channels of x, into g; or only its sums. */
-static void output_gradient(const struct backward *b, const float *product, int64_t row, int64_t rows, int64_t from,
-                            int64_t channels, bf16 *g, float *sums) {
+/* What of some rows of grad passes the ReLU and, where x is given, its normalisation, into g. */
+static void output_gradient(const struct backward *b, int64_t row, int64_t rows, bf16 *g, float *sums) {
     int64_t n = b->outputs;
-    for (int64_t c = from; c < from + channels; c += LANES) {
-        const float *line = product + (c - from), *slopes = b->partial ? b->norm : b->slopes;
-        lanes scale = floats(b->norm + c), shift = floats(b->norm + n + c), mean = floats(b->norm + 2 * n + c);
-        lanes of_dz = floats(slopes + c), of_x = floats(slopes + n + c), offset = floats(slopes + 2 * n + c);
-        lanes sum = zero(), product_sum = zero();
+    for (int64_t c = 0; c < n; c += LANES) {
         bf16 *found = g + c;
         int64_t at = row * n + c;
-        for (int64_t i = 0; i < rows; i++, line += STRIP, found += n, at += n) {
-            lanes value = b->x ? load(b->x + at) : floats(line);
-            __mmask32 passed = b->passed ? b->passed[at / LANES] : above_zero(times_plus(value, scale, shift));
-            lanes dz = where(passed, load(b->grad + at));
-            if (b->partial) {
-                sum = plus(sum, dz);
-                product_sum = times_plus(dz, minus(value, mean), product_sum);
-            } else
-                store(found, times_plus(dz, of_dz, times_plus(value, of_x, offset)));
+        if (b->x) {
+            lanes scale = floats(b->norm + c), shift = floats(b->norm + n + c);
+            lanes of_dz = floats(b->slopes + c), of_x = floats(b->slopes + n + c), offset = floats(b->slopes + 2 * n + c);
+            for (int64_t i = 0; i < rows; i++, found += n, at += n) {
+                lanes value = load(b->x + at);
+                __mmask32 passed = b->passed ? b->passed[at / LANES] : above_zero(times_plus(value, scale, shift));
+                store(found, times_plus(where(passed, load(b->grad + at)), of_dz, times_plus(value, of_x, offset)));
+            }
+        } else {
+            lanes sum = b->sums ? floats(sums + c) : zero();
+            for (int64_t i = 0; i < rows; i++, found += n, at += n) {
+                __m512i bits = _mm512_maskz_loadu_epi16(b->passed[at / LANES], b->grad + at);
+                _mm512_storeu_si512(found, bits);
+                if (b->sums) sum = plus(sum, load(found));
+            }
+            if (b->sums) store_floats(sums + c, sum);
         }
-        if (b->partial) {
-            store_floats(sums + c, plus(floats(sums + c), sum));
-            store_floats(sums + n + c, plus(floats(sums + n + c), product_sum));
-        } else
-            for (int64_t i = rows; i < TILE; i++, found += n) store(found, zero());
+        for (int64_t i = rows; i < TILE; i++, found += n) store(found, zero());
     }
 }
 
@@ -367,10 +412,11 @@ static void input_gradient(const struct backward *b, const float *product, int64
     for (int64_t c = from; c < from + channels; c += LANES) {
         const float *line = product + (c - from);
         lanes scale = zero(), shift = zero(), mean = zero(), sum = zero(), product_sum = zero();
+        lanes constant = b->correction ? floats(b->constant + c) : zero();
         if (norm) scale = floats(norm + c), shift = floats(norm + k + c), mean = floats(norm + 2 * k + c);
         int64_t at = row * k + c;
         for (int64_t i = 0; i < rows; i++, line += STRIP, at += k) {
-            lanes found = floats(line);
+            lanes found = plus(floats(line), constant);
             if (b->beside) {
                 lanes beside = load(b->beside + at);
                 found = plus(found, b->beside_passed ? where(b->beside_passed[at / LANES], beside) : beside);
@@ -393,47 +439,53 @@ void resim_pointwise_backward(const struct backward *b) {
 #pragma omp parallel num_threads((int)b->threads)
     {
         bf16 *tile = space(TILE * k * sizeof(bf16)), *g = space(TILE * n * sizeof(bf16));
-        float *product = space(TILE * STRIP * sizeof(float)), *unused = space(2 * (k + n) * sizeof(float));
+        float *product = space(TILE * STRIP * sizeof(float)), *unused = space(2 * k * sizeof(float));
         /* for the weight's gradient: of input and g, what has more channels and, turned, what has fewer */
         int64_t more = k > n ? k : n, fewer = k > n ? n : k;
         uint32_t *pairs = space(BLOCK / 2 * more * sizeof(uint32_t));   /* (BLOCK / 2, more) */
         uint32_t *upright = space(TILE / 2 * fewer * sizeof(uint32_t)); /* (TILE / 2, fewer) */
         uint32_t *turned = space(BLOCK / 2 * fewer * sizeof(uint32_t)); /* (fewer, BLOCK / 2) */
         float *grad_weight = b->grad_weight ? b->grad_weight + omp_get_thread_num() * n * k : NULL;
+        float *sums = b->sums ? b->sums + omp_get_thread_num() * n : NULL;
         configure();
 #pragma omp for schedule(static)
         for (int64_t block = 0; block < blocks; block++) {
-            float *sums = b->partial ? b->partial + block * 2 * n : unused;
             float *input_sums = b->input_partial ? b->input_partial + block * 2 * k : unused;
-            if (b->partial) memset(sums, 0, 2 * n * sizeof(float));
             if (b->input_partial) memset(input_sums, 0, 2 * k * sizeof(float));
             int64_t end = (block + 1) * BLOCK < b->rows ? (block + 1) * BLOCK : b->rows, done = 0;
+            struct ahead ahead = {.region = 0};
             for (int64_t row = block * BLOCK; row < end; row += TILE, done += TILE) {
                 int64_t rows = end - row < TILE ? end - row : TILE;
-                struct ahead ahead = {.region = 0};
-                plan(&ahead, b->beside, row, end, k); /* of this tile, read last */
-                plan(&ahead, b->x, row + TILE, b->rows, n);
-                plan(&ahead, b->grad, row + TILE, b->rows, n);
-                if (!b->x) plan(&ahead, b->input, row + TILE, b->rows, k);
-                start(&ahead, TILE / 32 * (n / 32) * (k / 32));
-                if (!b->x || !b->partial) prepare(b->input + row * k, b->input_norm, tile, rows, k);
-                for (int64_t c = 0; c < n; c += STRIP) {
-                    int64_t width = n - c < STRIP ? n - c : STRIP;
-                    if (!b->x) multiply(tile, k, b->forward + c, n, product, STRIP, TILE, k, width, 0, &ahead);
-                    output_gradient(b, product, row, rows, c, width, g, sums);
+                if (b->weight) {
+                    ahead.region = 0;
+                    plan(&ahead, b->grad_input, row + TILE, TILE, b->rows, k);
+                    plan(&ahead, b->beside, row + TILE, TILE, b->rows, k);
+                    plan(&ahead, b->x, row + TILE, TILE, b->rows, n);
+                    plan(&ahead, b->grad, row + TILE, TILE, b->rows, n);
+                    plan(&ahead, b->input, row + TILE, TILE, b->rows, k);
+                    start(&ahead, TILE / 32 * (n / 32) * (k / 32));
                 }
-                if (b->partial) continue;
-                for (int64_t c = 0; c < k; c += STRIP) {
+                if (b->grad_weight || b->correction) prepare(b->input + row * k, b->input_norm, tile, rows, k);
+                output_gradient(b, row, rows, g, sums);
+                for (int64_t c = 0; b->weight && c < k; c += STRIP) {
                     int64_t width = k - c < STRIP ? k - c : STRIP;
-                    multiply(g, n, b->backward + c, k, product, STRIP, TILE, n, width, 0, &ahead);
+                    multiply(g, n, b->weight + c, k, product, STRIP, TILE, n, width, 0, &ahead);
+                    if (b->correction) multiply(tile, k, b->correction + c, k, product, STRIP, TILE, k, width, 1, NULL);
                     input_gradient(b, product, row, rows, c, width, input_sums);
                 }
+                if (!b->grad_weight) continue;
                 interleave(k > n ? tile : g, pairs + done / 2 * more, TILE, more);
                 interleave(k > n ? g : tile, upright, TILE, fewer);
                 transpose_pairs(upright, TILE / 2, fewer, turned + done / 2, BLOCK / 2);
             }
-            if (!b->partial)
-                multiply((const bf16 *)turned, BLOCK, pairs, more, grad_weight, more, fewer, done, more, 1, NULL);
+            if (!b->grad_weight) continue;
+            if (!b->weight) { /* nothing was fetched ahead */
+                ahead.region = 0;
+                plan(&ahead, b->input, end, BLOCK, b->rows, k);
+                plan(&ahead, b->grad, end, BLOCK, b->rows, n);
+                start(&ahead, (n / 32) * (k / 32) * (done / 32));
+            }
+            multiply((const bf16 *)turned, BLOCK, pairs, more, grad_weight, more, fewer, done, more, 1, &ahead);
         }
         _tile_release();
         free(tile), free(g), free(product), free(unused), free(pairs), free(upright), free(turned);

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from resim.model.fused import norm as norms
-from resim.model.fused.layer import Layer, Seen
-from resim.model.fused.pointwise import PointwiseLayer
+from resim.model.fused.layer import Found, Layer, Seen
+from resim.model.fused.pointwise import ClosingLayer, PointwiseLayer
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Residual:
     def __call__(self, x: Tensor) -> Tensor:
         """(N, C, H, W) bfloat16 in channels-last memory -> the block's output."""
         parameters = [p for layer in self.every for p in (layer.conv.weight, layer.norm.weight, layer.norm.bias)]
-        out: Any = _Residual.apply(self, x.contiguous(memory_format=torch.channels_last), *parameters)
+        with torch.autocast("cpu", enabled=False):
+            out: Any = _Residual.apply(self, x.contiguous(memory_format=torch.channels_last), *parameters)
         return out
 
     def seen_by_shortcut(self, x: Tensor) -> Tensor:
@@ -59,8 +60,9 @@ def make_residual(block: nn.Module) -> Residual:
         shortcut = Layer(dense, norm)
     ends = [layers[0], layers[-1], *([shortcut] if shortcut else [])]
     if all(PointwiseLayer.fits(layer) for layer in ends):
-        layers = [PointwiseLayer(each.conv, each.norm) if each in ends else each for each in layers]
-        shortcut = PointwiseLayer(shortcut.conv, shortcut.norm) if shortcut else None
+        first, *middle, last = layers
+        layers = [PointwiseLayer(first.conv, first.norm), *middle, ClosingLayer(last.conv, last.norm)]
+        shortcut = ClosingLayer(shortcut.conv, shortcut.norm) if shortcut else None
     return Residual(tuple(layers), shortcut, stride)
 
 
@@ -68,20 +70,24 @@ class _Residual(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, block: Residual, x: Tensor, *parameters: Tensor) -> Tensor:
         *inner, last = block.layers
-        products: list[Tensor] = []
-        found: list[Tensor] = []
+        found: list[Found] = []
         hidden, norm = x, None
         for layer in inner:
-            hidden, norm = layer.forward(hidden, norm)
-            products.append(hidden)
-            found.append(norm)
+            found.append(layer.forward(hidden, norm))
+            hidden, norm = found[-1].product, found[-1].norm
+            assert hidden is not None
         beside, beside_norm = x, None
         if block.shortcut is not None:
-            beside, beside_norm = block.shortcut.forward(block.seen_by_shortcut(x), None)
-        out, top_norm, product, passed = last.finish(hidden, norm, beside, beside_norm)
+            of_shortcut = block.shortcut.forward(block.seen_by_shortcut(x), None)
+            beside, beside_norm = of_shortcut.product, of_shortcut.norm
+            assert beside is not None
+            found.append(replace(of_shortcut, product=None))
+        out, top = last.finish(hidden, norm, beside, beside_norm)
+        found.insert(len(inner), top)
         ctx.block = block
         weights = parameters[::3]  # kept by the graph, so that their changing before the way back is an error
-        ctx.save_for_backward(x, out, product, passed, beside_norm, *weights, *products, *found, top_norm)
+        kept = ((w, each.norm, each.product, each.moments) for w, each in zip(weights, found, strict=True))
+        ctx.save_for_backward(x, out if top.passed is None else None, top.passed, *(t for each in kept for t in each))
         return out
 
     @staticmethod
@@ -89,16 +95,14 @@ class _Residual(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         block: Residual = ctx.block
         layers, shortcut, count = block.layers, block.shortcut, len(block.layers)
-        x, out, product, passed, beside_norm, *rest = ctx.saved_tensors
-        weights = [weight.to(x.dtype) for weight in rest[: len(block.every)]]
-        rest = rest[len(weights) :]
-        products, found = [*rest[: count - 1], product], rest[count - 1 :]
+        x, y, passed, *rest = ctx.saved_tensors
+        kept = [[w.to(x.dtype), *others] for w, *others in zip(*[iter(rest)] * 4, strict=True)]
         grad: Tensor = grads[0].contiguous(memory_format=torch.channels_last)
-        y = out if passed is None else None
         dz, beside, beside_passed, sparse = None, None, None, None
         of_shortcut: tuple[Tensor, ...] = ()
         if shortcut is not None:
-            seen = Seen(weights[-1], block.seen_by_shortcut(x), None, beside_norm, y=y, passed=passed)
+            weight, norm, product, moments = kept[-1]
+            seen = Seen(weight, block.seen_by_shortcut(x), None, norm, product, moments, y=y, passed=passed)
             beside, of_shortcut, _ = _back(shortcut, seen, grad, None)
             if block.stride > 1:
                 beside, sparse = None, beside
@@ -109,9 +113,10 @@ class _Residual(torch.autograd.Function):
         of_layers: list[tuple[Tensor, ...]] = []
         partial: Tensor | None = None
         for i in reversed(range(count)):
-            hidden, norm = (x, None) if i == 0 else (products[i - 1], found[i - 1])
-            seen = Seen(weights[i], hidden, norm, found[i], products[i])
-            products[i] = None
+            weight, norm, product, moments = kept[i]
+            _, hidden_norm, hidden, _ = (None, None, x, None) if i == 0 else kept[i - 1]
+            seen = Seen(weight, hidden, hidden_norm, norm, product, moments)
+            kept[i][2] = product = None
             more: dict[str, Tensor | None] = {}
             if i == count - 1:
                 seen, more = replace(seen, y=y, passed=passed), {"dz": dz}
