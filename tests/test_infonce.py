@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from resim.model import infonce
+from resim.model.fused.build import kernels
 from resim.model.infonce import Contrast, info_nce
 
 
@@ -178,6 +179,38 @@ def test_products_in_bfloat16_stay_close_and_sums_stay_in_float32() -> None:
     assert (rough.loss - exact.loss).abs().max() < 5 * 2**-7
     assert not torch.equal(rough.loss, exact.loss)
     assert F.cosine_similarity(rough_grad, exact_grad, dim=1).min() > 0.999
+
+
+@pytest.mark.skipif(kernels() is None, reason="the kernels cannot be compiled here")
+@pytest.mark.parametrize("temperature", [0.2, 0.005])
+def test_exponentials_in_one_pass_are_pytorch_s(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_tiles(monkeypatch, 48, 80)  # the largest logit moves from tile to tile
+    inputs = [unit(rows, 33, seed, torch.float32) for rows, seed in ((133, 1), (133, 2), (477, 3))]
+
+    def run() -> list[Tensor]:
+        queries = inputs[0].clone().requires_grad_()
+        found = info_nce(queries, *inputs[1:], temperature=temperature, matmul_dtype=torch.bfloat16)
+        found.loss.sum().backward()
+        assert queries.grad is not None
+        return [found.loss.detach(), queries.grad, found.correct]
+
+    ours = run()
+    monkeypatch.setattr(infonce, "kernels", lambda: None)
+    theirs = run()
+    assert torch.allclose(ours[0], theirs[0], rtol=1e-5, atol=1e-6)
+    assert (ours[1] - theirs[1]).norm() < 1e-3 * theirs[1].norm()  # shares are rounded to bfloat16
+    assert torch.equal(ours[2], theirs[2])
+    assert not torch.equal(ours[0], theirs[0]), "both ran the same way"
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_is_seen_in_its_own_loss_alone(value: float) -> None:
+    queries = unit(6, 64, 1, torch.float32)
+    queries[2, 5] = value
+    found = info_nce(
+        queries, unit(6, 64, 2, torch.float32), unit(90, 64, 3, torch.float32), matmul_dtype=torch.bfloat16
+    )
+    assert found.loss.isfinite().tolist() == [True, True, False, True, True, True]
 
 
 def test_a_small_temperature_does_not_overflow() -> None:

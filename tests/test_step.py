@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from typing import Any, Literal
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,11 +13,13 @@ from torch import Tensor
 from resim.model.encoder import ModelConfig
 from resim.model.resim import ReSim
 from resim.regions.level import Level
+from resim.training import step as stepping
 from resim.training.config import OptimConfig
 from resim.training.processes import Processes, start_processes
 from resim.training.step import Stepper, make_stepper
 from resim.views.views import Views
 
+NEVER = 2**62  # bytes: gradients stay to be looked at
 ALONE = Processes(rank=0, count=1, device=torch.device("cpu"), cores=1)
 BATCH, GROUP, SIZE = 8, 2, 64
 ORDER = torch.tensor([5, 0, 3, 6, 1, 7, 2, 4])  # moves keys between groups
@@ -49,7 +52,8 @@ def run(made: Stepper, steps: int, dtype: torch.dtype) -> dict[str, Tensor]:
     """Losses, gradients, weights, statistics and queue after some steps."""
     result: dict[str, Tensor] = {}
     for step in range(steps):
-        losses = made(*views(step, dtype), ORDER.roll(step))
+        with patch.object(stepping, "EARLY", NEVER):
+            losses = made(*views(step, dtype), ORDER.roll(step))
         result |= {f"{step}/loss/{name}": value for name, value in losses.items()}
         for name, parameter in made.model.query.named_parameters():
             assert parameter.grad is not None
@@ -103,6 +107,39 @@ def test_what_is_compared_is_not_trivial(plain: dict[str, Tensor]) -> None:
     assert all(0 < plain[f"0/loss/valid/{name}"] < 1 for name in ("P4", "P3"))
     assert all(value.any() for name, value in plain.items() if "/gradient/" in name)
     assert plain["state/queue_position"] == 2 * BATCH % MODEL.queue_size
+
+
+@pytest.mark.parametrize("early", [1, 7_000_000])
+def test_early_steps_are_the_same_to_the_last_bit_and_leave_no_gradient(
+    early: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stepping, "EARLY", NEVER)
+    at_the_end, as_they_come = stepper(torch.float32, groups=100), stepper(torch.float32, groups=100)
+    calls: list[int] = []
+    for step in range(3):
+        at_the_end(*views(step, torch.float32), ORDER)
+    monkeypatch.setattr(stepping, "EARLY", early)
+    as_they_come.optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    for step in range(3):
+        as_they_come(*views(step, torch.float32), ORDER)
+    assert len(calls) > 6
+    assert all(parameter.grad is None for parameter in as_they_come.model.query.parameters()) == (early == 1)
+    assert any(parameter.grad is not None for parameter in at_the_end.model.query.parameters())
+    found, expected = as_they_come.model.state_dict(), at_the_end.model.state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    found, expected = (made.optimizer.state_dict()["state"] for made in (as_they_come, at_the_end))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[i]["momentum_buffer"], expected[i]["momentum_buffer"]) for i in expected)
+    for made in (as_they_come, at_the_end):
+        assert not any(parameter._post_accumulate_grad_hooks for parameter in made.model.query.parameters())
+
+
+def test_gradients_of_several_passes_are_whole_before_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stepping, "EARLY", 1)
+    made, calls = stepper(torch.float32, groups=2), list[int]()
+    made.optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    made(*views(0, torch.float32), ORDER)
+    assert calls == [1]
 
 
 def test_without_a_setting_a_cpu_takes_one_group_at_a_time() -> None:

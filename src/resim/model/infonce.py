@@ -20,6 +20,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from resim.model.fused.build import kernels
+
 TILE_QUERIES, TILE_NEGATIVES = 2048, 2048  # 16 MB of float32 logits at a time
 
 
@@ -77,14 +79,20 @@ def _visit(queries: Tensor, negatives: Tensor, total: Tensor, largest: Tensor, m
     wide = total.dtype
     sums = torch.zeros_like(total)
     narrow = queries.dtype is torch.float16  # holds no more than 65,504: a sum of many shares
+    native = kernels() if total.device.type == "cpu" and queries.dtype is torch.bfloat16 else None
     for rows, columns in _tiles(len(queries), len(negatives)):
-        logits = (queries[rows] @ negatives[columns].T).to(wide)
-        before = largest[rows].clone()
-        after = torch.maximum(before, logits.amax(dim=1))
-        shares = logits.sub_(after[:, None]).exp_()
-        kept = (before - after).exp_()
-        sums[rows] = sums[rows] * kept + shares.sum(dim=1)
-        largest[rows] = after
+        logits = queries[rows] @ negatives[columns].T
+        if native is not None:
+            kept, shares = torch.empty_like(total[rows]), logits
+            pointers = (tensor.data_ptr() for tensor in (logits, largest[rows], sums[rows], kept))
+            native.resim_exponentials(*pointers, *logits.shape, torch.get_num_threads())
+        else:
+            logits = logits.to(wide)
+            before = largest[rows].clone()
+            largest[rows] = torch.maximum(before, logits.amax(dim=1))
+            shares = logits.sub_(largest[rows, None]).exp_()
+            kept = (before - largest[rows]).exp_()
+            sums[rows] = sums[rows] * kept + shares.sum(dim=1)
         if mean is not None:
             weights = shares.sum(dim=1, keepdim=True) if narrow else 1.0
             found = ((shares / weights if narrow else shares).to(queries.dtype) @ negatives[columns]).to(wide)

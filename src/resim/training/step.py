@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from resim.model.encoder import ModelConfig
 from resim.model.grouped_norm import count_groups
@@ -16,6 +18,9 @@ from resim.training.config import OptimConfig
 from resim.training.memory import keep_memory
 from resim.training.processes import Processes, averaging, in_parallel
 from resim.views.views import Views
+
+EARLY = 8 * 2**20
+"""Bytes of gradients that wait at least for an early step."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,7 @@ class Stepper:
             )
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
+        whole = device == "cpu" and len(starts) == 1 and not isinstance(self.query, DistributedDataParallel)
         for start in starts:
             part = views_q.images[start : start + per_pass]
             share = len(part) / images
@@ -64,7 +70,8 @@ class Stepper:
                     losses = self.model.query_losses(
                         part, keys, first_group=start * groups // images, encoder=self.query
                     )
-                (losses["total"] * share).backward()
+                with _stepping_early(self.optimizer) if whole else nullcontext():
+                    (losses["total"] * share).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach() * share
         self.optimizer.step()
@@ -72,6 +79,32 @@ class Stepper:
         if spoiled is not None:
             sums["total"] = sums["total"] + spoiled
         return sums
+
+
+@contextmanager
+def _stepping_early(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Around a step's only backward pass: the optimiser moves parameters as their gradients come, and frees these.
+
+    A step of SGD looks at one parameter at a time, so that the result is the same to the last bit. What is left at the
+    end the caller moves.
+    """
+    waiting = 0
+
+    def count(parameter: Tensor) -> None:
+        nonlocal waiting
+        waiting += parameter.nbytes
+        if waiting >= EARLY:
+            waiting = 0
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    handles = [parameter.register_post_accumulate_grad_hook(count) for parameter in parameters]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def make_stepper(
