@@ -177,7 +177,7 @@ def commit_statistics(module: nn.Module) -> Tensor:
             moved += share * (seen[row] - moved)
             torch._foreach_copy_(values, list(moved.split([len(value) for value in values])))  # type: ignore[attr-defined]
         counts = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
-        saw = [(norm.pending[2, 0] > 0).to(torch.int64) for norm in norms]
-        torch._foreach_add_(counts, saw)  # type: ignore[attr-defined]
+        saw = (groups > 0).to(torch.int64).split([norm.pending.shape[1] for norm in norms])
+        torch._foreach_add_(counts, [channels[0] for channels in saw])  # type: ignore[attr-defined]
         torch._foreach_zero_([norm.pending for norm in norms])  # type: ignore[attr-defined]
     return torch.stack(spoiled).sum() if spoiled else torch.zeros(())

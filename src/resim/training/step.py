@@ -19,7 +19,7 @@ from resim.training.memory import keep_memory
 from resim.training.processes import Processes, averaging, in_parallel
 from resim.views.views import Views
 
-EARLY = 8 * 2**20
+EARLY = 16 * 2**20
 """Bytes of gradients that wait at least for an early step."""
 
 
@@ -138,6 +138,9 @@ def make_stepper(
         weight_decay=optim.weight_decay,
         fused=True,
     )
+    if optim.momentum:  # else a first step would ask for them between tensors that go, and leave gaps in the heap
+        for parameter in model.query.parameters():
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     query: nn.Module = model.query
     key: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]] = model.key
     if compile_encoders:

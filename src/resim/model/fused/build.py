@@ -34,6 +34,7 @@ _POINTWISE: dict[str, tuple[Any, ...]] = {
     "resim_pointwise_pack": (_P, _P, _P, _I, _I),
     "resim_pointwise_forward": (_P,),
     "resim_pointwise_moments": (_P,),
+    "resim_pointwise_spread": (_P, _P, _P, _I, _I, _I),
     "resim_pointwise_backward": (_P,),
 }
 

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from resim.model.fused import norm as norms
 from resim.model.grouped_norm import GroupedBatchNorm2d
 
+FEW = 1024
+"""Rows up to which products are quicker another way round than PyTorch would have them."""
 UNFOLDED = 2**21
 """Weights of a k x k convolution from which their gradient is quicker as a product with every pixel's neighbours."""
 
@@ -31,6 +33,23 @@ def maps_of(rows: Tensor, like: Tensor) -> Tensor:
     """(N * H * W, C) -> (N, C, H, W), with N, H and W of `like`."""
     n, _, h, w = like.shape
     return rows.view(n, h, w, -1).permute(0, 3, 1, 2)
+
+
+def times(rows: Tensor, matrix: Tensor) -> Tensor:
+    """rows (R, K) @ matrix (K, N); in two halves where much is added up to little."""
+    k, n = matrix.shape
+    if len(rows) > FEW or k < 4 * n:
+        return rows @ matrix
+    return torch.cat([rows @ part for part in matrix.chunk(2, dim=1)], dim=1)
+
+
+def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """grad (R, N) and x (R, K) -> grad^T @ x, (N, K); of few rows, what has fewer channels is transposed first."""
+    if len(grad) > FEW:
+        return grad.t() @ x
+    if grad.shape[1] > x.shape[1]:
+        return weight_gradient(x, grad).t()
+    return grad.t().contiguous() @ x
 
 
 def like_weight(found: Tensor, weight: Tensor) -> Tensor:
@@ -97,7 +116,7 @@ class Layer:
     def _convolve(self, weight: Tensor, x: Tensor, x_norm: Tensor | None) -> Tensor:
         hidden = x if x_norm is None else norms.normalize(x, x_norm)
         if self.pointwise:
-            return maps_of(rows_of(hidden) @ weight.flatten(1).t(), hidden)
+            return maps_of(times(rows_of(hidden), weight.flatten(1).t()), hidden)
         conv = self.conv
         padding: Any = conv.padding
         y = torch.conv2d(hidden, weight, None, conv.stride, padding, conv.dilation, conv.groups)
@@ -112,7 +131,7 @@ class Layer:
     def finish(
         self, x: Tensor, x_norm: Tensor | None, beside: Tensor, beside_norm: Tensor | None
     ) -> tuple[Tensor, Found]:
-        """ReLU of the normalised product plus `beside`, itself normalised where it has coefficients.
+        """ReLU of the normalised product plus `beside`, itself normalised, and overwritten, where it has coefficients.
 
         The product is kept where making it again is not cheap.
         """
@@ -167,9 +186,9 @@ class Layer:
     def _backward(self, weight: Tensor, grad: Tensor, x: Tensor, beside: Tensor | None) -> tuple[Tensor, Tensor]:
         if self.pointwise:
             flat = weight.flatten(1)
-            grad_weight = like_weight(rows_of(grad).t() @ rows_of(x), weight)
+            grad_weight = like_weight(weight_gradient(rows_of(grad), rows_of(x)), weight)
             if beside is None:
-                return maps_of(rows_of(grad) @ flat, x), grad_weight
+                return maps_of(times(rows_of(grad), flat), x), grad_weight
             rows_of(beside).addmm_(rows_of(grad), flat)
             return beside, grad_weight
         conv = self.conv
@@ -180,7 +199,7 @@ class Layer:
         )  # fmt: skip
         if unfold:
             n, height, width, inputs = len(weight), *conv.kernel_size, weight.shape[1]
-            found = rows_of(grad).t() @ _neighbours(x, grad, conv)
+            found = weight_gradient(rows_of(grad), _neighbours(x, grad, conv))
             grad_weight = found.view(n, height, width, inputs).permute(0, 3, 1, 2)
         if beside is not None:
             grad_x = beside.add_(grad_x)

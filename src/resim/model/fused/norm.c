@@ -40,10 +40,11 @@ static int64_t end_of(int64_t block, int64_t rows) {
     return end < rows ? end : rows;
 }
 
-/* Sums over blocks of rows of x - origin and of its square, into partial: (blocks, 2, channels). Taken from an origin
- * among the values, the batch's first row, little cancels where the mean is large. */
-void resim_norm_sums(const bf16 *x, const float *origin, float *partial, int64_t rows, int64_t channels, int threads) {
+/* Sums over blocks of rows of x - origin and of its square, into partial: (blocks, 2, channels). The origin, which is
+ * filled in, is the first row: taken from among the values, little cancels where the mean is large. */
+void resim_norm_sums(const bf16 *x, float *origin, float *partial, int64_t rows, int64_t channels, int threads) {
     int64_t blocks = count_blocks(rows);
+    for (int64_t c = 0; c < channels; c++) origin[c] = wide(x[c]);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t block = 0; block < blocks; block++) {
         float *sum = partial + block * 2 * channels, *square = sum + channels;

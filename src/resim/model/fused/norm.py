@@ -48,7 +48,7 @@ def shape(x: Tensor) -> tuple[int, int, int]:
 def see(x: Tensor) -> tuple[Tensor, Tensor]:
     """Partial sums of a map, and the (C,) origin from which they are taken."""
     rows, channels, threads = shape(x)
-    partial, origin = floats(-(-rows // BLOCK), 2, channels), x[0, :, 0, 0].float()
+    partial, origin = floats(-(-rows // BLOCK), 2, channels), floats(channels)
     native().resim_norm_sums(address(x), address(origin), address(partial), rows, channels, threads)
     return partial, origin
 

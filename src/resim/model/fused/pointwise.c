@@ -359,6 +359,24 @@ void resim_pointwise_moments(const struct moments *m) {
     }
 }
 
+/* From those: the mean, and the sums of products of deviations from it, (1 + channels, channels). */
+void resim_pointwise_spread(const float *sums, const float *products, float *moments, int64_t rows, int64_t channels,
+                            int64_t parts) {
+    int64_t k = channels;
+    double *mean = calloc(2 * k, sizeof(double)), *line = mean + k;
+    for (int64_t part = 0; part < parts; part++)
+        for (int64_t c = 0; c < k; c++) mean[c] += sums[part * k + c];
+    for (int64_t c = 0; c < k; c++) mean[c] /= rows, moments[c] = mean[c];
+    for (int64_t i = 0; i < k; i++) {
+        float *found = moments + (1 + i) * k;
+        for (int64_t c = i; c < k; c++) line[c] = -rows * mean[i] * mean[c];
+        for (int64_t part = 0; part < parts; part++)
+            for (int64_t c = i; c < k; c++) line[c] += products[(part * k + i) * k + c];
+        for (int64_t c = i; c < k; c++) found[c] = moments[(1 + c) * k + i] = line[c];
+    }
+    free(mean);
+}
+
 struct backward {
     const bf16 *grad;            /* (rows, outputs), of the ReLU's output */
     const uint32_t *passed;      /* (rows, outputs / 32), where the ReLU passed; NULL: made again from x */

@@ -163,36 +163,37 @@ class ClosingLayer(PointwiseLayer):
 
     def forward(self, x: Tensor, x_norm: Tensor | None) -> Found:
         """As `Layer.forward`."""
-        norm, moments, weight = self._see(x, x_norm)
-        product = self._room(x)
-        _run("forward", counts=self._counts(x), x=x, x_norm=x_norm, weight=weight, out=product)
+        weight, product = _dense(self.conv.weight.to(x.dtype)), self._room(x)
+        norm, moments = self._see(x, x_norm, weight)
+        _run("forward", counts=self._counts(x), x=x, x_norm=x_norm, weight=_pack_forward(weight), out=product)
         return Found(norm, product, moments)
 
     def finish(
         self, x: Tensor, x_norm: Tensor | None, beside: Tensor, beside_norm: Tensor | None
     ) -> tuple[Tensor, Found]:
         """As `Layer.finish`; the product is never written."""
-        norm, moments, weight = self._see(x, x_norm)
-        out = torch.empty_like(beside)
+        weight = _dense(self.conv.weight.to(x.dtype))
+        norm, moments = self._see(x, x_norm, weight)
+        out = torch.empty_like(beside) if beside_norm is None else beside
         passed = torch.empty(norms.shape(x)[0], self.conv.out_channels // LANES, dtype=torch.int32, device="cpu")
         _run(
-            "forward", counts=self._counts(x), x=x, x_norm=x_norm, weight=weight, norm=norm, beside=beside,
-            beside_norm=beside_norm, out=out, passed=passed,
+            "forward", counts=self._counts(x), x=x, x_norm=x_norm, weight=_pack_forward(weight), norm=norm,
+            beside=beside, beside_norm=beside_norm, out=out, passed=passed,
         )  # fmt: skip
         return out, Found(norm, None, moments, passed)
 
-    def _see(self, x: Tensor, x_norm: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """The product's coefficients, the input's moments as in `Seen`, the weight packed forward."""
-        (rows, inputs, _), weight = norms.shape(x), _dense(self.conv.weight.to(x.dtype))
+    def _see(self, x: Tensor, x_norm: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The product's coefficients, and the input's moments as in `Seen`."""
+        rows, inputs, _ = norms.shape(x)
         sums, products = norms.floats(PARTS, inputs).zero_(), norms.floats(PARTS, inputs, inputs).zero_()
         counts = {"rows": rows, "channels": inputs, "parts": PARTS}
         _run("moments", counts=counts, x=x, x_norm=x_norm, sums=sums, products=products)
-        mean, second = sums.sum(0).double() / rows, products.sum(0).double()
-        spread = second.triu() + second.triu(1).t() - rows * torch.outer(mean, mean)
+        moments = norms.floats(1 + inputs, inputs)
+        pointers = (norms.address(tensor) for tensor in (sums, products, moments))
+        _library().resim_pointwise_spread(*pointers, rows, inputs, PARTS)
         wide, partial = weight.float(), norms.floats(1, 2, len(weight)).zero_()
-        torch.sum((wide @ spread.float()).mul_(wide), 1, out=partial[0, 1])
-        norm = norms.coefficients(partial, wide @ mean.float(), rows, self.norm)
-        return norm, torch.cat([mean[None], spread]).float(), _pack_forward(weight)
+        torch.sum((wide @ moments[1:]).mul_(wide), 1, out=partial[0, 1])
+        return norms.coefficients(partial, wide @ moments[0], rows, self.norm), moments
 
     def backward_sums(self, seen: Seen, grad: Tensor) -> tuple[Tensor, Seen]:
         """As `Layer.backward_sums`."""
