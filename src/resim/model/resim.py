@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +68,10 @@ class Keys:
     def all_vectors(self) -> Tensor:
         """(W * N, D): all the processes' keys, which enter the queue."""
         return self.coming_vectors()
+
+    def without_levels(self) -> Keys:
+        """What `finish_step` needs of them."""
+        return replace(self, levels={})
 
     @property
     def vectors(self) -> Tensor:

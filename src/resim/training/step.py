@@ -55,6 +55,8 @@ class Stepper:
         per_pass = images // groups * min(groups, self.groups_at_a_time)
         starts = range(0, images, per_pass)
         device = views_q.images.device.type
+        if not self.optimizer.state:
+            self._start_momentum()
         with torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             keys = self.model.encode_keys(
                 views_q, views_k, order=order, groups_at_a_time=self.groups_at_a_time, encoder=self.key
@@ -70,6 +72,8 @@ class Stepper:
                     losses = self.model.query_losses(
                         part, keys, first_group=start * groups // images, encoder=self.query
                     )
+                if start == starts[-1]:
+                    keys = keys.without_levels()  # their memory, for the way back
                 with _stepping_early(self.optimizer) if whole else nullcontext():
                     (losses["total"] * share).backward()
             for name, value in losses.items():
@@ -79,6 +83,12 @@ class Stepper:
         if spoiled is not None:
             sums["total"] = sums["total"] + spoiled
         return sums
+
+    def _start_momentum(self) -> None:
+        """As the first step would; but that would ask for it between tensors that go, and leave gaps in the heap."""
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"] if group["momentum"] else ():
+                self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 @contextmanager
@@ -138,9 +148,6 @@ def make_stepper(
         weight_decay=optim.weight_decay,
         fused=True,
     )
-    if optim.momentum:  # else a first step would ask for them between tensors that go, and leave gaps in the heap
-        for parameter in model.query.parameters():
-            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     query: nn.Module = model.query
     key: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]] = model.key
     if compile_encoders:

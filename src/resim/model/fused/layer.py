@@ -21,7 +21,8 @@ from resim.model.grouped_norm import GroupedBatchNorm2d
 FEW = 1024
 """Rows up to which products are quicker another way round than PyTorch would have them."""
 UNFOLDED = 2**21
-"""Weights of a k x k convolution from which their gradient is quicker as a product with every pixel's neighbours."""
+"""Weights of a k x k convolution from which it, and their gradient, are quicker as a product with every pixel's
+neighbours."""
 
 
 def rows_of(x: Tensor) -> Tensor:
@@ -113,11 +114,22 @@ class Layer:
         conv = self.conv
         return conv.kernel_size == (1, 1) and conv.groups == 1 and conv.padding == (0, 0) and conv.stride == (1, 1)
 
+    @property
+    def _unfolds(self) -> bool:
+        conv = self.conv
+        return conv.weight.numel() >= UNFOLDED and conv.groups == 1 and conv.dilation == (1, 1)
+
     def _convolve(self, weight: Tensor, x: Tensor, x_norm: Tensor | None) -> Tensor:
         hidden = x if x_norm is None else norms.normalize(x, x_norm)
         if self.pointwise:
             return maps_of(times(rows_of(hidden), weight.flatten(1).t()), hidden)
         conv = self.conv
+        if self._unfolds:
+            edge, stride, kernel = int(conv.padding[0]), conv.stride[0], conv.kernel_size[0]
+            height, width = ((pixels + 2 * edge - kernel) // stride + 1 for pixels in hidden.shape[2:])
+            rows = _neighbours(hidden, height, width, conv)
+            found = times(rows, weight.permute(0, 2, 3, 1).flatten(1).t())
+            return found.view(len(hidden), height, width, -1).permute(0, 3, 1, 2)
         padding: Any = conv.padding
         y = torch.conv2d(hidden, weight, None, conv.stride, padding, conv.dilation, conv.groups)
         return y.contiguous(memory_format=torch.channels_last)
@@ -192,25 +204,25 @@ class Layer:
             rows_of(beside).addmm_(rows_of(grad), flat)
             return beside, grad_weight
         conv = self.conv
-        unfold = weight.numel() >= UNFOLDED and conv.groups == 1 and conv.dilation == (1, 1)
+        unfold = self._unfolds
         grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
             grad, x, weight, None, conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups,
             [True, not unfold, False],
         )  # fmt: skip
         if unfold:
             n, height, width, inputs = len(weight), *conv.kernel_size, weight.shape[1]
-            found = weight_gradient(rows_of(grad), _neighbours(x, grad, conv))
+            found = weight_gradient(rows_of(grad), _neighbours(x, grad.shape[2], grad.shape[3], conv))
             grad_weight = found.view(n, height, width, inputs).permute(0, 3, 1, 2)
         if beside is not None:
             grad_x = beside.add_(grad_x)
         return grad_x.contiguous(memory_format=torch.channels_last), grad_weight
 
 
-def _neighbours(x: Tensor, like: Tensor, conv: nn.Conv2d) -> Tensor:
-    """What each pixel of the product sees of `x`: (rows of `like`, kernel height * kernel width * C)."""
+def _neighbours(x: Tensor, height: int, width: int, conv: nn.Conv2d) -> Tensor:
+    """What each pixel of the (N, C', height, width) product sees of `x`: (rows, kernel height * kernel width * C)."""
     edge, stride, kernel = int(conv.padding[0]), conv.stride[0], conv.kernel_size[0]
     padded = F.pad(x, (edge, edge, edge, edge)).permute(0, 2, 3, 1).contiguous()
     image, row, column, _ = padded.stride()
-    n, _, h, w = like.shape
     strides = (image, row * stride, column * stride, row, column, 1)
-    return padded.as_strided((n, h, w, kernel, kernel, x.shape[1]), strides).reshape(n * h * w, -1)
+    shape = (len(x), height, width, kernel, kernel, x.shape[1])
+    return padded.as_strided(shape, strides).reshape(len(x) * height * width, -1)

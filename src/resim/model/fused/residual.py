@@ -96,13 +96,13 @@ class _Residual(torch.autograd.Function):
         block: Residual = ctx.block
         layers, shortcut, count = block.layers, block.shortcut, len(block.layers)
         x, y, passed, *rest = ctx.saved_tensors
-        kept = [[w.to(x.dtype), *others] for w, *others in zip(*[iter(rest)] * 4, strict=True)]
+        kept = [list(of_layer) for of_layer in zip(*[iter(rest)] * 4, strict=True)]
         grad: Tensor = grads[0].contiguous(memory_format=torch.channels_last)
         dz, beside, beside_passed, sparse = None, None, None, None
         of_shortcut: tuple[Tensor, ...] = ()
         if shortcut is not None:
             weight, norm, product, moments = kept[-1]
-            seen = Seen(weight, block.seen_by_shortcut(x), None, norm, product, moments, y=y, passed=passed)
+            seen = Seen(weight.to(x.dtype), block.seen_by_shortcut(x), None, norm, product, moments, y=y, passed=passed)
             beside, of_shortcut, _ = _back(shortcut, seen, grad, None)
             if block.stride > 1:
                 beside, sparse = None, beside
@@ -115,7 +115,7 @@ class _Residual(torch.autograd.Function):
         for i in reversed(range(count)):
             weight, norm, product, moments = kept[i]
             _, hidden_norm, hidden, _ = (None, None, x, None) if i == 0 else kept[i - 1]
-            seen = Seen(weight, hidden, hidden_norm, norm, product, moments)
+            seen = Seen(weight.to(x.dtype), hidden, hidden_norm, norm, product, moments)
             kept[i][2] = product = None
             more: dict[str, Tensor | None] = {}
             if i == count - 1:
