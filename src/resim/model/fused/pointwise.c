@@ -17,7 +17,7 @@
 #include <unistd.h>
 
 #define BLOCK 256 /* rows of one turn */
-#define TILE 64   /* rows of one product */
+#define TILE 32   /* rows of one product */
 #define STRIP 64  /* columns of one product */
 
 typedef uint16_t bf16;
