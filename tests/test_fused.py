@@ -137,6 +137,16 @@ def test_the_way_back_changes_nothing_that_it_reads(name: str, kind: str) -> Non
 
 
 @needs_kernels
+def test_autocast_around_the_way_back_changes_nothing(kind: str) -> None:
+    block, x = make_block(Bottleneck, 64, 32, 1), nhwc(4, 64, 12, 12, seed=2).relu().requires_grad_()
+    y = make_residual(block)(x)
+    expected = torch.autograd.grad(y.sum(), [x, *block.parameters()], retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad(y.sum(), [x, *block.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@needs_kernels
 def test_defaults_of_pytorch_and_layouts_of_parameters_change_nothing(kind: str) -> None:
     block, x = make_block(Bottleneck, 128, 32, 1), nhwc(3, 128, 9, 9, seed=2).relu()
     expected = everything(block, lambda module, x: make_residual(module)(x), x, None)

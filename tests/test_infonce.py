@@ -203,14 +203,23 @@ def test_exponentials_in_one_pass_are_pytorch_s(temperature: float, monkeypatch:
     assert not torch.equal(ours[0], theirs[0]), "both ran the same way"
 
 
+def test_sums_of_double_precision_beside_products_in_bfloat16() -> None:
+    queries, positives, negatives = unit(6, 64, 1), unit(6, 64, 2), unit(90, 64, 3)
+    found = info_nce(queries, positives, negatives, matmul_dtype=torch.bfloat16).loss
+    assert found.dtype is torch.float64
+    assert torch.allclose(found, plain(queries, positives, negatives, 0.2), atol=0.02)
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_what_is_not_finite_is_seen_in_its_own_loss_alone(value: float) -> None:
+def test_what_is_not_finite_is_seen_in_its_own_loss_alone(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
     queries = unit(6, 64, 1, torch.float32)
     queries[2, 5] = value
-    found = info_nce(
-        queries, unit(6, 64, 2, torch.float32), unit(90, 64, 3, torch.float32), matmul_dtype=torch.bfloat16
-    )
+    positives, negatives = unit(6, 64, 2, torch.float32), unit(90, 64, 3, torch.float32)
+    found = info_nce(queries, positives, negatives, matmul_dtype=torch.bfloat16)
     assert found.loss.isfinite().tolist() == [True, True, False, True, True, True]
+    small_tiles(monkeypatch, 4, 16)
+    again = info_nce(queries, queries, negatives, matmul_dtype=torch.bfloat16)
+    assert again.correct.tolist() == [True, True, False, True, True, True]
 
 
 def test_a_small_temperature_does_not_overflow() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from typing import Any, Literal
 from unittest.mock import patch
 
@@ -132,6 +133,45 @@ def test_early_steps_are_the_same_to_the_last_bit_and_leave_no_gradient(
     assert all(torch.equal(found[i]["momentum_buffer"], expected[i]["momentum_buffer"]) for i in expected)
     for made in (as_they_come, at_the_end):
         assert not any(parameter._post_accumulate_grad_hooks for parameter in made.model.query.parameters())
+
+
+def test_gradients_that_processes_average_are_not_taken_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stepping, "EARLY", 1)
+    made, calls = stepper(torch.float32, groups=100), list[int]()
+    made.optimizer.register_step_post_hook(lambda *_: calls.append(1))
+    monkeypatch.setattr(stepping, "DistributedDataParallel", type(made.query))
+    made(*views(0, torch.float32), ORDER)
+    assert calls == [1]
+
+
+def test_momentum_is_there_and_the_keys_of_the_levels_are_gone_on_the_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stepping, "EARLY", 1)
+    made, levels = stepper(torch.float32, groups=100), list[Any]()
+    encode_keys, seen = made.model.encode_keys, list[tuple[int, bool]]()
+
+    def encode(*arguments: Any, **more: Any) -> Any:
+        keys = encode_keys(*arguments, **more)
+        levels.extend(weakref.ref(level) for level in keys.levels.values())
+        return keys
+
+    monkeypatch.setattr(made.model, "encode_keys", encode)
+    made.optimizer.register_step_pre_hook(
+        lambda *_: seen.append((len(made.optimizer.state), any(level() is not None for level in levels)))
+    )
+    made(*views(0, torch.float32), ORDER)
+    assert len(levels) == 2
+    assert seen[0] == (len(list(made.model.query.parameters())), False)
+
+
+def test_a_frozen_parameter_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stepping, "EARLY", 1)
+    made = stepper(torch.float32, groups=100)
+    first, *others = made.model.query.parameters()
+    first.requires_grad_(False)
+    before = [parameter.clone() for parameter in (first, others[0])]
+    made(*views(0, torch.float32), ORDER)
+    assert torch.equal(first, before[0])
+    assert not torch.equal(others[0], before[1])
 
 
 def test_gradients_of_several_passes_are_whole_before_a_step(monkeypatch: pytest.MonkeyPatch) -> None:

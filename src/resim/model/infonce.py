@@ -79,7 +79,8 @@ def _visit(queries: Tensor, negatives: Tensor, total: Tensor, largest: Tensor, m
     wide = total.dtype
     sums = torch.zeros_like(total)
     narrow = queries.dtype is torch.float16  # holds no more than 65,504: a sum of many shares
-    native = kernels() if total.device.type == "cpu" and queries.dtype is torch.bfloat16 else None
+    fits = total.device.type == "cpu" and queries.dtype is torch.bfloat16 and wide is torch.float32
+    native = kernels() if fits else None
     for rows, columns in _tiles(len(queries), len(negatives)):
         logits = queries[rows] @ negatives[columns].T
         if native is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,9 +85,11 @@ class Stepper:
         return sums
 
     def _start_momentum(self) -> None:
-        """As the first step would; but that would ask for it between tensors that go, and leave gaps in the heap."""
+        """Ask for its memory before all else: among tensors that are soon gone it would leave gaps in the heap."""
         for group in self.optimizer.param_groups:
             for parameter in group["params"] if group["momentum"] else ():
+                if not parameter.requires_grad:
+                    continue
                 self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
@@ -96,7 +98,7 @@ def _stepping_early(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Around a step's only backward pass: the optimiser moves parameters as their gradients come, and frees these.
 
     A step of SGD looks at one parameter at a time, so that the result is the same to the last bit. What is left at the
-    end the caller moves.
+    end the caller moves. After an exception some parameters have moved and others have not.
     """
     waiting = 0
 
@@ -108,13 +110,11 @@ def _stepping_early(optimizer: torch.optim.Optimizer) -> Iterator[None]:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
-    handles = [parameter.register_post_accumulate_grad_hook(count) for parameter in parameters]
-    try:
+    with ExitStack() as hooks:
+        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+            if parameter.requires_grad:
+                hooks.callback(parameter.register_post_accumulate_grad_hook(count).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def make_stepper(

@@ -379,7 +379,7 @@ void resim_pointwise_spread(const float *sums, const float *products, float *mom
 
 struct backward {
     const bf16 *grad;            /* (rows, outputs), of the ReLU's output */
-    const uint32_t *passed;      /* (rows, outputs / 32), where the ReLU passed; NULL: made again from x */
+    const uint32_t *passed;      /* (rows, outputs / 32), where the ReLU passed; made again from x where that is given */
     const bf16 *x;               /* (rows, outputs), the product; NULL: grad goes through the ReLU alone */
     const float *norm, *slopes;  /* of x */
     float *sums;                 /* (threads, outputs) of what comes through, added to; NULL: not wanted */
@@ -407,7 +407,7 @@ static void output_gradient(const struct backward *b, int64_t row, int64_t rows,
             lanes of_dz = floats(b->slopes + c), of_x = floats(b->slopes + n + c), offset = floats(b->slopes + 2 * n + c);
             for (int64_t i = 0; i < rows; i++, found += n, at += n) {
                 lanes value = load(b->x + at);
-                __mmask32 passed = b->passed ? b->passed[at / LANES] : above_zero(times_plus(value, scale, shift));
+                __mmask32 passed = above_zero(times_plus(value, scale, shift));
                 store(found, times_plus(where(passed, load(b->grad + at)), of_dz, times_plus(value, of_x, offset)));
             }
         } else {

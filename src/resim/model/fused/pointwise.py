@@ -158,7 +158,8 @@ class ClosingLayer(PointwiseLayer):
     - the gradient of W is a g^T (x - mean(x)) + c W C;
     - the gradient of x is a (g - m) W + c (x - mean(x)) W^T W.
 
-    Thus the product is made once, where it is added. The variance is exact to about 1e-7 of the input's mean square.
+    Thus the product is made once, where it is added. The variance is exact to some 1e-7 of
+    the input's mean square, more where there are more rows.
     """
 
     def forward(self, x: Tensor, x_norm: Tensor | None) -> Found:

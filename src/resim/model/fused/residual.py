@@ -1,7 +1,8 @@
 """Residual blocks of ResNets in bfloat16 on a CPU, where a training step waits for memory more than it computes.
 
-A block keeps for its backward pass its input, its output and what its inner convolutions give; the last one's and the
-shortcut's products are made again where they are 1 x 1.
+A block keeps for its backward pass its input, what its inner convolutions give, and its output or, where that is
+enough, the bits of its ReLU. What its last convolution and its shortcut give is made again where they are 1 x 1, or not
+needed (`ClosingLayer`).
 
 Source: He et al., arXiv 1512.03385.
 """
@@ -92,6 +93,7 @@ class _Residual(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @torch.autocast("cpu", enabled=False)
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         block: Residual = ctx.block
         layers, shortcut, count = block.layers, block.shortcut, len(block.layers)
