@@ -143,9 +143,9 @@ class Layer:
     def finish(
         self, x: Tensor, x_norm: Tensor | None, beside: Tensor, beside_norm: Tensor | None
     ) -> tuple[Tensor, Found]:
-        """ReLU of the normalised product plus `beside`, itself normalised, and overwritten, where it has coefficients.
+        """ReLU of the normalised product plus `beside`, itself normalised where it has coefficients.
 
-        The product is kept where making it again is not cheap.
+        `beside` may be overwritten where it has coefficients. The product is kept where making it again is not cheap.
         """
         found = self.forward(x, x_norm)
         assert found.product is not None

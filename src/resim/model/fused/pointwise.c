@@ -81,7 +81,7 @@ static inline lanes where(__mmask32 mask, lanes a) { /* else 0 */
 }
 static inline lanes zero(void) { return (lanes){{_mm512_setzero_ps(), _mm512_setzero_ps()}}; }
 
-/* What will be read next, fetched into the core's cache while products are computed. */
+/* What will be read and written next, fetched into the core's cache while products are computed. */
 #define REGIONS 5
 struct ahead {
     const char *at[REGIONS];
@@ -206,7 +206,8 @@ static void transpose_pairs(const uint32_t *from, int64_t rows, int64_t columns,
             transpose_16(from + row * columns + c, columns, to + c * to_stride + row, to_stride);
 }
 
-/* weight (outputs, inputs), packed for input * weight^T and for gradient * weight: outputs * inputs / 2 pairs each, or NULL. */
+/* weight (outputs, inputs), packed for input * weight^T and for gradient * weight: outputs * inputs / 2 pairs each; what
+ * is NULL is not wanted. */
 void resim_pointwise_pack(const bf16 *weight, uint32_t *forward, uint32_t *backward, int64_t outputs, int64_t inputs) {
     if (forward) transpose_pairs((const uint32_t *)weight, outputs, inputs / 2, forward, outputs);
     if (backward) interleave(weight, backward, outputs, inputs);
