@@ -9,8 +9,24 @@ import os
 import platform
 from pathlib import Path
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt(3)
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of mallopt(3)
+_LARGE = 2**18  # bytes
 _HUGE_PAGE = 2**21  # bytes
+
+
+@functools.cache
+def part_memory() -> bool:
+    """Keep large tensors out of this process's heap until `keep_memory`.
+
+    At its first step a training asks for much that stays: the network's parameters and their momentum, and what
+    libraries remember of every shape of a convolution. In the heap it would lie among tensors that are soon gone, and
+    cut what these leave into pieces that are too small for others.
+
+    Returns:
+        Whether the settings were taken, as `keep_memory`.
+    """
+    libc = _c_library()
+    return libc is not None and bool(libc.mallopt(_MMAP_THRESHOLD, _LARGE))
 
 
 @functools.cache
@@ -24,9 +40,9 @@ def keep_memory() -> bool:
     Returns:
         Whether the settings were taken: on Linux with glibc, unless RESIM_KEEP_MEMORY=0.
     """
-    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc" or os.environ.get("RESIM_KEEP_MEMORY") == "0":
+    libc = _c_library()
+    if libc is None:
         return False
-    libc = ctypes.CDLL(None)
     libc.malloc.argtypes, libc.malloc.restype = (ctypes.c_size_t,), ctypes.c_void_p
     libc.free.argtypes, libc.free.restype = (ctypes.c_void_p,), None
     libc.sbrk.argtypes, libc.sbrk.restype = (ctypes.c_ssize_t,), ctypes.c_void_p
@@ -44,6 +60,12 @@ def keep_memory() -> bool:
             libc.madvise(start, end - start, mmap.MADV_HUGEPAGE)
         libc.free(block)
     return True
+
+
+def _c_library() -> ctypes.CDLL | None:
+    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc" or os.environ.get("RESIM_KEEP_MEMORY") == "0":
+        return None
+    return ctypes.CDLL(None)
 
 
 def _counted_when_asked_for() -> bool:

@@ -15,7 +15,7 @@ from resim.model.encoder import ModelConfig
 from resim.model.grouped_norm import count_groups
 from resim.model.resim import ReSim
 from resim.training.config import OptimConfig
-from resim.training.memory import keep_memory
+from resim.training.memory import keep_memory, part_memory
 from resim.training.processes import Processes, averaging, in_parallel
 from resim.views.views import Views
 
@@ -55,8 +55,6 @@ class Stepper:
         per_pass = images // groups * min(groups, self.groups_at_a_time)
         starts = range(0, images, per_pass)
         device = views_q.images.device.type
-        if not self.optimizer.state:
-            self._start_momentum()
         with torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             keys = self.model.encode_keys(
                 views_q, views_k, order=order, groups_at_a_time=self.groups_at_a_time, encoder=self.key
@@ -82,15 +80,9 @@ class Stepper:
         spoiled = self.model.finish_step(keys)
         if spoiled is not None:
             sums["total"] = sums["total"] + spoiled
+        if device == "cpu":
+            keep_memory()  # all that stays has been asked for
         return sums
-
-    def _start_momentum(self) -> None:
-        """Ask for its memory before all else: among tensors that are soon gone it would leave gaps in the heap."""
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"] if group["momentum"] else ():
-                if not parameter.requires_grad:
-                    continue
-                self.optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 @contextmanager
@@ -138,7 +130,7 @@ def make_stepper(
     """
     device = processes.device
     if device.type == "cpu":
-        keep_memory()
+        part_memory()
     model = ReSim(model_config, seed=optim.seed).to(device).train()
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(
