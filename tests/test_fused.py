@@ -16,22 +16,23 @@ from torchvision.ops import FrozenBatchNorm2d
 from resim.model.backbone import ResNet
 from resim.model.fused import network as fused
 from resim.model.fused import norm as norms
-from resim.model.fused import pointwise
-from resim.model.fused.build import kernels, pointwise_kernels
+from resim.model.fused import pointwise, weight_grad
+from resim.model.fused.build import amx_kernels, kernels
 from resim.model.fused.pointwise import ClosingLayer
 from resim.model.fused.residual import make_residual
 from resim.model.fused.stem import stem
 from resim.model.grouped_norm import GroupedBatchNorm2d, commit_statistics, group_norms
 
 needs_kernels = pytest.mark.skipif(kernels() is None, reason="the kernels cannot be compiled here")
-needs_amx = pytest.mark.skipif(pointwise_kernels() is None, reason="a processor with AMX")
+needs_amx = pytest.mark.skipif(amx_kernels() is None, reason="a processor with AMX")
 
 
 @pytest.fixture(params=["anywhere", pytest.param("AMX", marks=needs_amx)])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The kernels that any processor has, and those beside them that need AMX."""
     if request.param == "anywhere":
-        monkeypatch.setattr(pointwise, "pointwise_kernels", lambda: None)
+        for module in (pointwise, weight_grad):
+            monkeypatch.setattr(module, "amx_kernels", lambda: None)
     return request.param
 
 
@@ -207,21 +208,30 @@ def test_statistics_from_the_moments_of_the_input(far: float) -> None:
 
 
 @needs_amx
-def test_which_blocks_are_made_in_the_cache() -> None:
-    chosen = {name: type(make_residual(make()).layers[0]).__name__ for name, (make, _) in BLOCKS.items()}
-    assert {name for name, kind in chosen.items() if kind == "PointwiseLayer"} == {
-        "bottleneck",
-        "bottleneck with a shortcut",
-        "bottleneck of stride 2",
-        "grouped",
+def test_which_layers_are_made_in_the_cache() -> None:
+    chosen = {
+        name: "".join(type(layer).__name__[0] for layer in make_residual(make()).every)
+        for name, (make, _) in BLOCKS.items()
+    }
+    assert chosen == {
+        "bottleneck": "PTC",
+        "bottleneck with a shortcut": "PTCC",
+        "bottleneck of stride 2": "PTCC",
+        "of odd widths": "LLL",
+        "grouped": "PLC",
+        "wide enough to unfold": "TTT",
+        "wide enough to unfold, of stride 2": "TTTT",
+        "basic": "TT",
+        "basic of stride 2": "TTT",
     }
 
 
 @needs_kernels
+@pytest.mark.parametrize("width", [48, 64])
 @pytest.mark.parametrize("shape", [(3, 3, 31, 29), (2, 3, 64, 64), (2, 3, 18, 16)])
-def test_the_stem_is_as_near_to_the_truth_as_its_modules(shape: tuple[int, ...]) -> None:
-    conv = nn.Conv2d(3, 48, 7, 2, 3, bias=False)
-    module = prepared(nn.Sequential(conv, nn.BatchNorm2d(48), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)), 8)
+def test_the_stem_is_as_near_to_the_truth_as_its_modules(shape: tuple[int, ...], width: int, kind: str) -> None:
+    conv = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+    module = prepared(nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)), 8)
     x = nhwc(*shape, seed=3)
 
     def ours(module: Any, x: Tensor) -> Tensor:
@@ -398,7 +408,7 @@ def test_the_kernels_are_compiled_once_and_may_be_missing(tmp_path: Path, monkey
         with monkeypatch.context() as patch:
             patch.setenv("CC", compiler)
             assert build.__wrapped__() is None
-    if pointwise_kernels() is not None:  # a compiler too old for AMX
+    if amx_kernels() is not None:  # a compiler too old for AMX
         old = tmp_path / "old-cc"
         old.write_text('#!/bin/sh\ncase "$*" in *pointwise.c*) exit 1;; esac\nexec cc "$@"\n')
         old.chmod(0o755)
@@ -418,4 +428,5 @@ def test_the_kernels_are_compiled_once_and_may_be_missing(tmp_path: Path, monkey
 
 def test_the_sources_come_with_the_package() -> None:
     folder = Path(fused.__file__).parent
-    assert {path.name for path in folder.glob("*.c")} == {"norm.c", "pointwise.c"}
+    names = {path.name for path in folder.iterdir() if path.suffix in (".c", ".h")}
+    assert names == {"norm.c", "pointwise.c", "weight_grad.c", "lanes.h"}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from resim.fields import check_fields
 from resim.model.backbone import STAGES, build_backbone
+from resim.model.fused.weight_grad import TiledConv2d
 from resim.model.grouped_norm import group_norms
 from resim.model.relu import quicken_relus
 from resim.regions.level import Level
@@ -94,7 +95,7 @@ class FPN(nn.Module):
 
 
 def _fpn_conv(inputs: int, outputs: int, kernel: int, norm: bool) -> nn.Module:
-    conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=not norm)
+    conv = TiledConv2d(inputs, outputs, kernel, padding=kernel // 2, bias=not norm)
     nn.init.kaiming_uniform_(conv.weight, a=1)  # Caffe2's XavierFill
     if conv.bias is None:
         return nn.Sequential(conv, nn.BatchNorm2d(outputs))

@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from resim.model.collective import Coming, exchange_rows, gather_rows, inverse_order, world
 from resim.model.encoder import Encoder, ModelConfig
+from resim.model.fused.low import follow, forget
 from resim.model.grouped_norm import commit_statistics, count_groups
 from resim.model.infonce import Contrast, info_nce
 from resim.model.published import translate_published
@@ -161,8 +161,7 @@ class ReSim(nn.Module):
         matmul = _matmul_dtype(device)  # read here: autocast is off where the cells are made
         windows = {level.name: level.windows(size) for level in self.config.levels}
         if self.training:
-            move = get_ema_multi_avg_fn(self.config.key_momentum)
-            move(list(self.key.parameters()), list(self.query.parameters()), 0)
+            follow(list(self.key.parameters()), list(self.query.parameters()), self.config.key_momentum)
         mapped, valid = {}, {}
         for name, grid in windows.items():
             flips = {"flipped_q": views_q.flipped, "flipped_k": views_k.flipped}
@@ -189,6 +188,7 @@ class ReSim(nn.Module):
                     features = _wide(maps[level.name])
                     pooled[level.name].append(_regions(features, boxes_of[level.name][part], level.stride))
                     cells[level.name].append(key_cells(features).to(matmul or features.dtype))
+        forget(self.key.parameters())
         back = inverse_order(order)
         shuffled = gather_rows(torch.cat(vectors))
         levels = {}
@@ -261,6 +261,7 @@ class ReSim(nn.Module):
         """
         if not self.training:
             return None
+        forget(self.query.parameters())
         capacity = len(self.queue)
         new = keys.all_vectors[-capacity:].to(self.queue.dtype)
         skipped = len(keys.all_vectors) - len(new)

@@ -18,7 +18,8 @@ import torch
 
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
 _AMX = {"amx_tile", "amx_bf16", "avx512_bf16", "avx512bw"}
-_P, _I, _F, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double, ctypes.c_int
+_P, _I, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+_F, _SINGLE = ctypes.c_double, ctypes.c_float
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "resim_norm_sums": (_P, _P, _P, _I, _I, _INT),
     "resim_norm_coefficients": (_P, _P, _P, _P, _F, _P, _P, _I, _I, _I),
@@ -27,15 +28,20 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "resim_norm_slopes": (_P, _P, _P, _P, _I, _I, _I),
     "resim_norm_pool": (_P, _P, _P, _P, _I, _I, _I, _I, _INT),
     "resim_norm_pool_backward": (_P, _P, _P, _P, _P, _P, _I, _I, _I, _I, _INT),
+    "resim_follow": (_P, _P, _P, _P, _SINGLE, _I, _INT),
     "resim_exponentials": (_P, _P, _P, _P, _I, _I, _INT),
     "resim_norm_backward": (_P, _P, _P, _P, _P, _P, _P, _I, _I, _INT),
 }
-_POINTWISE: dict[str, tuple[Any, ...]] = {
+_AMX_SIGNATURES: dict[str, tuple[Any, ...]] = {
     "resim_pointwise_pack": (_P, _P, _P, _I, _I),
     "resim_pointwise_forward": (_P,),
     "resim_pointwise_moments": (_P,),
     "resim_pointwise_spread": (_P, _P, _P, _I, _I, _I),
     "resim_pointwise_backward": (_P,),
+    "resim_weight_grad_space": (_P,),
+    "resim_weight_grad": (_P,),
+    "resim_stem_weight_grad_space": (_P,),
+    "resim_stem_weight_grad": (_P,),
 }
 
 
@@ -44,11 +50,11 @@ def kernels() -> ctypes.CDLL | None:
     """The kernels, or None where they cannot be compiled: no C compiler, another system than Linux, RESIM_FUSED=0."""
     if os.environ.get("RESIM_FUSED") == "0" or not sys.platform.startswith("linux"):
         return None
-    for names in [("norm.c", "pointwise.c"), ("norm.c",)] if _has_amx() else [("norm.c",)]:
+    for names in [("norm.c", "pointwise.c", "weight_grad.c"), ("norm.c",)] if _has_amx() else [("norm.c",)]:
         for again in (False, True):  # what lies in the cache may be damaged
             try:
                 library = ctypes.CDLL(str(_compiled(names, again=again)))
-                _declare(library, _SIGNATURES | (_POINTWISE if len(names) > 1 else {}))
+                _declare(library, _SIGNATURES | (_AMX_SIGNATURES if len(names) > 1 else {}))
             except subprocess.SubprocessError:
                 break
             except (OSError, RuntimeError, AttributeError):  # no compiler, no home, a folder that cannot be written
@@ -58,8 +64,8 @@ def kernels() -> ctypes.CDLL | None:
 
 
 @functools.cache
-def pointwise_kernels() -> ctypes.CDLL | None:
-    """The same where they hold those of pointwise.c, else None: without AMX, or with RESIM_FUSED=norm."""
+def amx_kernels() -> ctypes.CDLL | None:
+    """The same where they hold those that need AMX, else None: on other processors, or with RESIM_FUSED=norm."""
     library = kernels()
     if library is None or os.environ.get("RESIM_FUSED") == "norm" or not hasattr(library, "resim_amx_allowed"):
         return None
@@ -69,7 +75,7 @@ def pointwise_kernels() -> ctypes.CDLL | None:
 def _declare(library: ctypes.CDLL, signatures: dict[str, tuple[Any, ...]]) -> None:
     for name, types in signatures.items():
         function = getattr(library, name)
-        function.argtypes, function.restype = types, None
+        function.argtypes, function.restype = types, _I if name.endswith("_space") else None
 
 
 def _compiled(names: tuple[str, ...], *, again: bool) -> Path:
@@ -79,7 +85,8 @@ def _compiled(names: tuple[str, ...], *, again: bool) -> Path:
     flags = [*FLAGS, *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else [])]
     # PyTorch's own OpenMP: a second one would be a second set of threads on the same cores
     openmp = [str(path) for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))[:1]]
-    told = [*(source.read_text() for source in sources), *compiler, *flags, *openmp, *_processor()]
+    read = [*sources, Path(__file__).with_name("lanes.h")]
+    told = [*(file.read_text() for file in read), *compiler, *flags, *openmp, *_processor()]
     key = hashlib.sha256("\0".join(told).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resim"
     target = cache / f"kernels-{key}.so"

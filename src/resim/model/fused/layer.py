@@ -16,13 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resim.model.fused import norm as norms
+from resim.model.fused.low import low
 from resim.model.grouped_norm import GroupedBatchNorm2d
 
 FEW = 1024
 """Rows up to which products are quicker another way round than PyTorch would have them."""
 UNFOLDED = 2**21
-"""Weights of a k x k convolution from which it, and their gradient, are quicker as a product with every pixel's
-neighbours."""
+"""Weights of a k x k convolution from which it is quicker as a product with every pixel's neighbours."""
 
 
 def rows_of(x: Tensor) -> Tensor:
@@ -42,15 +42,6 @@ def times(rows: Tensor, matrix: Tensor) -> Tensor:
     if len(rows) > FEW or k < 4 * n:
         return rows @ matrix
     return torch.cat([rows @ part for part in matrix.chunk(2, dim=1)], dim=1)
-
-
-def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
-    """grad (R, N) and x (R, K) -> grad^T @ x, (N, K); of few rows, what has fewer channels is transposed first."""
-    if len(grad) > FEW:
-        return grad.t() @ x
-    if grad.shape[1] > x.shape[1]:
-        return weight_gradient(x, grad).t()
-    return grad.t().contiguous() @ x
 
 
 def like_weight(found: Tensor, weight: Tensor) -> Tensor:
@@ -136,7 +127,7 @@ class Layer:
 
     def forward(self, x: Tensor, x_norm: Tensor | None) -> Found:
         """The product and its coefficients."""
-        product = self._convolve(self.conv.weight.to(x.dtype), x, x_norm)
+        product = self._convolve(low(self.conv.weight), x, x_norm)
         partial, origin = norms.see(product)
         return Found(norms.coefficients(partial, origin, norms.shape(product)[0], self.norm), product)
 
@@ -189,33 +180,37 @@ class Layer:
         into = grad
         if seen.y is not None:  # grad belongs to others then, and so does a product that was kept
             into = seen.product if self.pointwise else torch.empty_like(grad)
-        grad = norms.normalize_backward(grad, seen.product, seen.norm, slopes, seen.y, into=into, dz=dz)
-        hidden = seen.x if seen.x_norm is None else norms.normalize(seen.x, seen.x_norm)
-        grad_x, grad_weight = self._backward(seen.weight, grad, hidden, beside)
+        grad_weight = self._pass_norm(seen, grad, slopes, into, dz)
+        grad_x = self._input_grad(seen.weight, into, seen.x, beside)
         partial = None if seen.x_norm is None else norms.see_backward(grad_x, seen.x, seen.x_norm)
         return grad_x, grad_weight, partial
 
-    def _backward(self, weight: Tensor, grad: Tensor, x: Tensor, beside: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _pass_norm(self, seen: Seen, grad: Tensor, slopes: Tensor, into: Tensor, dz: Tensor | None) -> Tensor:
+        """The gradient of the product, into `into`, and of what entered the ReLU, into `dz`; returns the weight's."""
+        assert seen.product is not None
+        norms.normalize_backward(grad, seen.product, seen.norm, slopes, seen.y, into=into, dz=dz)
+        hidden = seen.x if seen.x_norm is None else norms.normalize(seen.x, seen.x_norm)
         if self.pointwise:
-            flat = weight.flatten(1)
-            grad_weight = like_weight(weight_gradient(rows_of(grad), rows_of(x)), weight)
-            if beside is None:
-                return maps_of(times(rows_of(grad), flat), x), grad_weight
-            rows_of(beside).addmm_(rows_of(grad), flat)
-            return beside, grad_weight
-        conv = self.conv
-        unfold = self._unfolds
-        grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-            grad, x, weight, None, conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups,
-            [True, not unfold, False],
-        )  # fmt: skip
-        if unfold:
-            n, height, width, inputs = len(weight), *conv.kernel_size, weight.shape[1]
-            found = weight_gradient(rows_of(grad), _neighbours(x, grad.shape[2], grad.shape[3], conv))
-            grad_weight = found.view(n, height, width, inputs).permute(0, 3, 1, 2)
-        if beside is not None:
-            grad_x = beside.add_(grad_x)
-        return grad_x.contiguous(memory_format=torch.channels_last), grad_weight
+            return like_weight(rows_of(into).t() @ rows_of(hidden), seen.weight)
+        return convolution_gradients(self.conv, into, hidden, seen.weight, [False, True, False])[1]
+
+    def _input_grad(self, weight: Tensor, grad: Tensor, x: Tensor, beside: Tensor | None) -> Tensor:
+        """From that of the product, plus `beside`."""
+        if not self.pointwise:
+            grad_x = convolution_gradients(self.conv, grad, x, weight, [True, False, False])[0]
+            grad_x = grad_x.contiguous(memory_format=torch.channels_last)
+            return grad_x if beside is None else beside.add_(grad_x)
+        if beside is None:
+            return maps_of(times(rows_of(grad), weight.flatten(1)), x)
+        rows_of(beside).addmm_(rows_of(grad), weight.flatten(1))
+        return beside
+
+
+def convolution_gradients(conv: nn.Conv2d, grad: Tensor, x: Tensor, weight: Tensor, which: list[bool]) -> list[Tensor]:
+    """By PyTorch, of those asked for: the gradients of a convolution's input `x`, weight and bias."""
+    return torch.ops.aten.convolution_backward(
+        grad, x, weight, None, conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups, which
+    )
 
 
 def _neighbours(x: Tensor, height: int, width: int, conv: nn.Conv2d) -> Tensor:

@@ -1,5 +1,5 @@
 /* BatchNorm of training with its neighbours (residual sum, ReLU), bfloat16 in channels-last memory; at the end, the
- * exponentials of InfoNCE's logits.
+ * exponentials of InfoNCE's logits, and the key encoder's following of the query encoder.
  *
  * x is (rows, channels), one row a pixel. Sums are kept in float32 over BLOCK rows, then added in double in the order
  * of the blocks: the same bits for any number of threads. Elementwise outputs may be their own inputs.
@@ -311,5 +311,15 @@ void resim_exponentials(bf16 *logits, float *largest, float *sums, float *kept, 
         largest[row] = most;
         kept[row] = exponential(before - most);
         sums[row] = sums[row] * kept[row] + sum;
+    }
+}
+
+/* average += share * (x - average), and both in bfloat16 where low_average and low_x are not NULL. */
+void resim_follow(float *average, const float *x, bf16 *low_average, bf16 *low_x, float share, int64_t count, int threads) {
+#pragma omp parallel for simd num_threads(count < 65536 ? 1 : threads) schedule(static)
+    for (int64_t i = 0; i < count; i++) {
+        average[i] += share * (x[i] - average[i]);
+        if (low_average) low_average[i] = narrow(average[i]);
+        if (low_x) low_x[i] = narrow(x[i]);
     }
 }

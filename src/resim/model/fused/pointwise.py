@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from resim.model.fused import norm as norms
-from resim.model.fused.build import pointwise_kernels
+from resim.model.fused.build import amx_kernels
 from resim.model.fused.layer import Found, Layer, Seen, like_weight
+from resim.model.fused.low import low
 
 BLOCK = 256
 """Rows of a partial sum, as in pointwise.c."""
@@ -53,7 +54,7 @@ def _run(name: str, *, counts: dict[str, int], **tensors: Tensor | None) -> None
 
 
 def _library() -> Any:
-    return pointwise_kernels()
+    return amx_kernels()
 
 
 def _dense(weight: Tensor) -> Tensor:
@@ -86,7 +87,7 @@ class PointwiseLayer(Layer):
         """Whether it can stand, and pays, in the place of `layer` on this machine."""
         conv = layer.conv
         whole = conv.in_channels % LANES == 0 and conv.out_channels % LANES == 0
-        return layer.pointwise and whole and conv.weight.numel() <= HEAVIEST and pointwise_kernels() is not None
+        return layer.pointwise and whole and conv.weight.numel() <= HEAVIEST and amx_kernels() is not None
 
     def _counts(self, of: Tensor) -> dict[str, int]:
         return {"rows": norms.shape(of)[0], "inputs": self.conv.in_channels, "outputs": self.conv.out_channels}
@@ -106,7 +107,7 @@ class PointwiseLayer(Layer):
             norms.floats(-(-counts["rows"] // BLOCK), 2, counts["outputs"]),
             norms.floats(counts["outputs"]),
         )
-        weight = _pack_forward(_dense(self.conv.weight.to(x.dtype)))
+        weight = _pack_forward(_dense(low(self.conv.weight)))
         _run("forward", counts=counts, x=x, x_norm=x_norm, weight=weight, origin=origin, partial=partial, out=product)
         return Found(norms.coefficients(partial, origin, counts["rows"], self.norm), product)
 
@@ -164,7 +165,7 @@ class ClosingLayer(PointwiseLayer):
 
     def forward(self, x: Tensor, x_norm: Tensor | None) -> Found:
         """As `Layer.forward`."""
-        weight, product = _dense(self.conv.weight.to(x.dtype)), self._room(x)
+        weight, product = _dense(low(self.conv.weight)), self._room(x)
         norm, moments = self._see(x, x_norm, weight)
         _run("forward", counts=self._counts(x), x=x, x_norm=x_norm, weight=_pack_forward(weight), out=product)
         return Found(norm, product, moments)
@@ -173,7 +174,7 @@ class ClosingLayer(PointwiseLayer):
         self, x: Tensor, x_norm: Tensor | None, beside: Tensor, beside_norm: Tensor | None
     ) -> tuple[Tensor, Found]:
         """As `Layer.finish`; the product is never written."""
-        weight = _dense(self.conv.weight.to(x.dtype))
+        weight = _dense(low(self.conv.weight))
         norm, moments = self._see(x, x_norm, weight)
         out = torch.empty_like(beside) if beside_norm is None else beside
         passed = torch.empty(norms.shape(x)[0], self.conv.out_channels // LANES, dtype=torch.int32, device="cpu")

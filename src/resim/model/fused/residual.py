@@ -19,7 +19,10 @@ from torch.autograd.function import once_differentiable
 
 from resim.model.fused import norm as norms
 from resim.model.fused.layer import Found, Layer, Seen
+from resim.model.fused.low import low
 from resim.model.fused.pointwise import ClosingLayer, PointwiseLayer
+from resim.model.fused.weight_grad import TiledLayer, fits
+from resim.model.grouped_norm import GroupedBatchNorm2d
 
 
 @dataclass(frozen=True)
@@ -51,20 +54,25 @@ class Residual:
 def make_residual(block: nn.Module) -> Residual:
     """The block of a torchvision ResNet (BasicBlock or Bottleneck) in this form, with its own parameters."""
     own: Any = block
-    layers = [Layer(getattr(own, f"conv{i}"), getattr(own, f"bn{i}")) for i in (1, 2, 3) if hasattr(own, f"conv{i}")]
+    pairs = [(getattr(own, f"conv{i}"), getattr(own, f"bn{i}")) for i in (1, 2, 3) if hasattr(own, f"conv{i}")]
+    layers = [_layer(conv, norm) for conv, norm in pairs]
     shortcut, stride = None, 1
     if own.downsample is not None:
         conv, norm = own.downsample
         stride = conv.stride[0]
         dense = copy.copy(conv)  # the same parameters
         dense.stride = (1, 1)
-        shortcut = Layer(dense, norm)
+        shortcut = _layer(dense, norm)
     ends = [layers[0], layers[-1], *([shortcut] if shortcut else [])]
     if all(PointwiseLayer.fits(layer) for layer in ends):
         first, *middle, last = layers
         layers = [PointwiseLayer(first.conv, first.norm), *middle, ClosingLayer(last.conv, last.norm)]
         shortcut = ClosingLayer(shortcut.conv, shortcut.norm) if shortcut else None
     return Residual(tuple(layers), shortcut, stride)
+
+
+def _layer(conv: nn.Conv2d, norm: GroupedBatchNorm2d) -> Layer:
+    return TiledLayer(conv, norm) if fits(conv) else Layer(conv, norm)
 
 
 class _Residual(torch.autograd.Function):
@@ -104,7 +112,7 @@ class _Residual(torch.autograd.Function):
         of_shortcut: tuple[Tensor, ...] = ()
         if shortcut is not None:
             weight, norm, product, moments = kept[-1]
-            seen = Seen(weight.to(x.dtype), block.seen_by_shortcut(x), None, norm, product, moments, y=y, passed=passed)
+            seen = Seen(low(weight), block.seen_by_shortcut(x), None, norm, product, moments, y=y, passed=passed)
             beside, of_shortcut, _ = _back(shortcut, seen, grad, None)
             if block.stride > 1:
                 beside, sparse = None, beside
@@ -117,7 +125,7 @@ class _Residual(torch.autograd.Function):
         for i in reversed(range(count)):
             weight, norm, product, moments = kept[i]
             _, hidden_norm, hidden, _ = (None, None, x, None) if i == 0 else kept[i - 1]
-            seen = Seen(weight.to(x.dtype), hidden, hidden_norm, norm, product, moments)
+            seen = Seen(low(weight), hidden, hidden_norm, norm, product, moments)
             kept[i][2] = product = None
             more: dict[str, Tensor | None] = {}
             if i == count - 1:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from resim.model.fused import norm as norms
+from resim.model.fused.low import low
+from resim.model.fused.weight_grad import stem_fits, weight_grad
 from resim.model.grouped_norm import GroupedBatchNorm2d
 
 POOLING = (3, 2, 1)
@@ -19,10 +21,13 @@ WIDEST = 4096
 
 def stem(images: Tensor, conv: nn.Conv2d, norm: GroupedBatchNorm2d) -> Tensor:
     """(N, 3, S, S) -> (N, C, S / 4, S / 4) bfloat16 in channels-last memory. The images get no gradient."""
-    seen = images.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
     assert conv.out_channels <= WIDEST
-    out: Any = _Stem.apply(conv, norm, seen, conv.weight, norm.weight, norm.bias)
+    out: Any = _Stem.apply(conv, norm, images, conv.weight, norm.weight, norm.bias)
     return out
+
+
+def _seen(images: Tensor) -> Tensor:
+    return images.to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
 
 
 def _convolve(conv: nn.Conv2d, images: Tensor, weight: Tensor) -> Tensor:
@@ -33,7 +38,7 @@ def _convolve(conv: nn.Conv2d, images: Tensor, weight: Tensor) -> Tensor:
 class _Stem(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, conv: nn.Conv2d, norm: GroupedBatchNorm2d, images: Tensor, *parameters: Tensor) -> Tensor:
-        x = _convolve(conv, images, parameters[0].to(images.dtype))
+        x = _convolve(conv, _seen(images), low(parameters[0]))
         n, channels, h, w = x.shape
         found = norms.coefficients(*norms.see(x), norms.shape(x)[0], norm)
         size = (n, channels, (h + 1) // 2, (w + 1) // 2)
@@ -42,7 +47,7 @@ class _Stem(torch.autograd.Function):
         pointers = (norms.address(tensor) for tensor in (x, found, out, which))
         norms.native().resim_norm_pool(*pointers, n, h, w, channels, torch.get_num_threads())
         ctx.conv = conv
-        ctx.save_for_backward(images, parameters[0], found, which)  # x is large, and quickly made again
+        ctx.save_for_backward(images, parameters[0], found, which)  # the caller's own images; x is quickly made again
         return out
 
     @staticmethod
@@ -50,7 +55,7 @@ class _Stem(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         images, weight, found, which = ctx.saved_tensors
         conv: nn.Conv2d = ctx.conv
-        weight = weight.to(images.dtype)
+        images, weight = _seen(images), low(weight)
         x = _convolve(conv, images, weight)
         n, channels, h, w = x.shape
         grad = grads[0].contiguous(memory_format=torch.channels_last)
@@ -59,6 +64,9 @@ class _Stem(torch.autograd.Function):
         pointers = (norms.address(tensor) for tensor in (grad, which, x, found, dz, partial))
         norms.native().resim_norm_pool_backward(*pointers, n, h, w, channels, torch.get_num_threads())
         slopes, (of_scale, of_shift) = norms.slopes(partial, found, norms.shape(x)[0])
+        if stem_fits(conv):
+            grad_weight = weight_grad(conv, images, dz, product=x, norm=found, slopes=slopes)
+            return None, None, None, grad_weight, of_scale, of_shift
         grad_x = norms.normalize_backward(dz, x, found, slopes, into=dz)
         _, grad_weight, _ = torch.ops.aten.convolution_backward(
             grad_x, images, weight, None, conv.stride, conv.padding, conv.dilation, False, [0, 0], 1,

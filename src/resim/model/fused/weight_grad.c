@@ -1,0 +1,424 @@
+/* Gradients of convolutions' weights, bfloat16 in channels-last memory, on processors with AMX.
+ *
+ * The gradient of what a convolution gave is made from what came through its BatchNorm, and the convolution's input is
+ * normalised, some pixels at a time, where a core's own cache holds them; there they are multiplied, once for each place
+ * of the kernel. A product's inner dimension are pixels: the gradient is transposed, of the input pairs are interleaved.
+ *
+ * Coefficients (4, channels) and slopes (3, channels) are those of norm.c.
+ */
+#include "lanes.h"
+
+#define TILE 32          /* pixels of one step of a product */
+#define STEPS 8          /* of a product before its sums are put away: what it reads stays in the nearest cache */
+#define SUMS 1024        /* floats of one product, (32, 32) in four tiles */
+#define PIXELS 768       /* of a thread's turn, so that its core's own cache holds what is made of them */
+#define HEAVY (1 << 18)  /* weights from which threads take shares of them rather than of the pixels */
+#define MORE_PIXELS 2048 /* of a turn then */
+
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t up(int64_t a, int64_t to) { return (a + to - 1) / to; }
+
+/* What a convolution gave, and the gradient that comes back to it. */
+struct output {
+    const bf16 *grad;           /* (pixels, outputs), of the ReLU's output, or, where x is NULL, of the convolution's */
+    const bf16 *y;              /* likewise, the ReLU's output after a sum; NULL: the ReLU is made again from x */
+    const bf16 *x;              /* likewise, what the convolution gave */
+    const float *norm, *slopes; /* of x */
+    bf16 *into, *dz;            /* likewise, the gradient of x, and of what entered the ReLU; NULL: not wanted */
+    int64_t images, height, width, outputs;
+};
+
+/* A convolution, and where the gradient of its weight goes. */
+struct work {
+    struct output of;
+    const bf16 *input;       /* (images, input_height, input_width, inputs) */
+    const float *input_norm; /* coefficients by which it is normalised first; NULL: it is not */
+    float *grad_weight;      /* (outputs, kernel, kernel, inputs) */
+    char *space;             /* as much as is said below */
+    int64_t input_height, input_width, inputs, kernel, stride, padding, threads;
+};
+
+/* (32 of the outputs, pixels) * (pixels, 32 columns) into out or added to it; what is read lies in the order of reading,
+ * the quarters of out lie `right` and `down` of each other. */
+static void multiply(const bf16 *left, const uint32_t *packed, int64_t steps, int add_to, float *out, int64_t stride,
+                     int64_t right, int64_t down, struct ahead *ahead) {
+    __asm__ volatile("" : : : "memory"); /* GCC does not see that tiles are read from memory */
+    if (add_to) {
+        _tile_loadd(0, out, stride);
+        _tile_loadd(1, out + right, stride);
+        _tile_loadd(2, out + down, stride);
+        _tile_loadd(3, out + down + right, stride);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (int64_t step = 0; step < steps; step++, left += 32 * TILE, packed += TILE / 2 * 32) {
+        _tile_loadd(4, left, 64);
+        _tile_loadd(6, packed, 128);
+        _tile_loadd(7, packed + 16, 128);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, left + 16 * TILE, 64);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+        fetch(ahead);
+    }
+    _tile_stored(0, out, stride);
+    _tile_stored(1, out + right, stride);
+    _tile_stored(2, out + down, stride);
+    _tile_stored(3, out + down + right, stride);
+}
+
+/* Where among a thread's sums that of an output and a column is; 16 columns lie together. */
+static inline int64_t sum_at(int64_t product, int64_t output, int64_t column) {
+    return product * SUMS + (output % 32 / 16 * 2 + column % 32 / 16) * 256 + output % 16 * 16 + column % 16;
+}
+
+/* The gradient of some pixels of the output, one after the other from `pixel`. */
+static void output_gradient(const struct output *o, int64_t pixel, int64_t count, bf16 *found) {
+    int64_t n = o->outputs;
+    if (!o->x) {
+        memcpy(found, o->grad + pixel * n, count * n * sizeof(bf16));
+        return;
+    }
+    for (int64_t c = 0; c < n; c += LANES) {
+        lanes scale = floats(o->norm + c), shift = floats(o->norm + n + c);
+        lanes of_dz = floats(o->slopes + c), of_x = floats(o->slopes + n + c), offset = floats(o->slopes + 2 * n + c);
+        int64_t at = pixel * n + c;
+        bf16 *to = found + c;
+        for (int64_t i = 0; i < count; i++, at += n, to += n) {
+            lanes value = load(o->x + at);
+            __mmask32 passed = above_zero(o->y ? load(o->y + at) : times_plus(value, scale, shift));
+            lanes dz = where(passed, load(o->grad + at));
+            lanes grad = times_plus(dz, of_dz, times_plus(value, of_x, offset));
+            store(to, grad);
+            if (o->into) store(o->into + at, grad);
+            if (o->dz) store(o->dz + at, dz);
+        }
+    }
+}
+
+/* A tile of the gradient, (TILE, outputs), after which there is room for as much, as the left side of a product: for each
+ * 32 outputs (32, TILE), `apart` pairs from the next. */
+static void turn_over(bf16 *grad, uint32_t *turned, int64_t apart, int64_t outputs) {
+    uint32_t *pairs = (uint32_t *)(grad + TILE * outputs);
+    for (int64_t pixel = 0; pixel < TILE; pixel += 2)
+        for (int64_t c = 0; c < outputs; c += 16) {
+            const bf16 *from = grad + pixel * outputs + c;
+            _mm512_store_si512(pairs + pixel / 2 * outputs + c, pairs_of(from, from + outputs));
+        }
+    for (int64_t c = 0; c < outputs; c += 16) transpose_16(pairs + c, outputs, turned + c / 32 * apart + c % 32 * 16, 16);
+}
+
+/* The tall image: all images below one another, each line with `edge` zeros after it and each image with as many lines of
+ * them. Neighbours across an edge are zeros, and a place of the kernel is an offset. Positions are counted line by line.
+ *
+ * Of positions from q on, `most` at most: how many have pixels that follow each other (of which the first is `at` in a
+ * map of height * width pixels an image, those after it `stride` further each), or else none (at < 0). A position's pixel
+ * is `stride` times as far down and across, then `down` and `across` from there. */
+static int64_t run(const struct output *o, int64_t edge, int64_t q, int64_t most, int64_t height, int64_t width,
+                   int64_t stride, int64_t down, int64_t across, int64_t *at) {
+    *at = -1;
+    if (q < 0) return least(-q, most);
+    int64_t wide = o->width + edge, high = o->height + edge;
+    int64_t line = q / wide, x = q % wide, image = line / high, y = line % high;
+    int64_t there = up(width - across, stride); /* pixels of a line that have a position */
+    if (image >= o->images) return most;
+    if (y >= o->height || y * stride + down >= height || x >= there) return least(wide - x, most);
+    *at = (image * height + y * stride + down) * width + x * stride + across;
+    return least(there - x, most);
+}
+
+/* TILE positions of the gradient from q on, those before `end`. */
+static void fill_output(const struct output *o, int64_t edge, int64_t q, int64_t end, bf16 *tile) {
+    for (int64_t i = 0, at, count; i < TILE; i += count) {
+        at = -1, count = TILE - i;
+        if (q + i < end) count = run(o, edge, q + i, least(count, end - q - i), o->height, o->width, 1, 0, 0, &at);
+        if (at < 0) memset(tile + i * o->outputs, 0, count * o->outputs * sizeof(bf16));
+        else output_gradient(o, at, count, tile + i * o->outputs);
+    }
+}
+
+/* `count` positions of the input from q on. */
+static void fill_input(const struct work *s, int64_t q, int64_t count, int64_t down, int64_t across, bf16 *tile) {
+    int64_t k = s->inputs, step = s->stride * k, edge = s->kernel / 2, high = s->input_height, wide = s->input_width;
+    for (int64_t i = 0, at, some; i < count; i += some) {
+        some = run(&s->of, edge, q + i, count - i, high, wide, s->stride, down, across, &at);
+        bf16 *to = tile + i * k;
+        if (at < 0) memset(to, 0, some * k * sizeof(bf16));
+        else
+            for (int64_t c = 0; c < k; c += LANES) {
+                const bf16 *from = s->input + at * k + c;
+                lanes scale = zero(), shift = zero();
+                if (s->input_norm) scale = floats(s->input_norm + c), shift = floats(s->input_norm + k + c);
+                for (int64_t j = 0; j < some; j++) {
+                    lanes value = load(from + j * step);
+                    store(to + j * k + c, s->input_norm ? positive(times_plus(value, scale, shift)) : value);
+                }
+            }
+    }
+}
+
+/* How the work is cut. A turn takes some lines of the tall image: of the gradient `tiles`, of the input, for each of the
+ * planes that a stride makes of it, `input_tiles`, more by what the kernel reaches. */
+struct turns {
+    int64_t edge, across, down, end, places;       /* of the tall image: a line, an image, all; of the kernel */
+    int64_t count, lines, tiles, input_tiles, planes;
+    int64_t sums, packed, odd, turned, own;        /* bytes */
+    int by_weights;
+};
+
+static struct turns turns_of(const struct work *s) {
+    struct turns t = {.edge = s->kernel / 2, .places = s->kernel * s->kernel, .planes = s->stride * s->stride};
+    int64_t n = s->of.outputs, k = s->inputs;
+    t.across = s->of.width + t.edge, t.down = s->of.height + t.edge, t.end = s->of.images * t.down * t.across;
+    int64_t lines = s->of.images * t.down;
+    t.by_weights = t.places * n * k >= HEAVY;
+    if (t.by_weights) t.count = up(t.end, MORE_PIXELS);
+    else t.count = least(lines, s->threads * up(t.end, s->threads * PIXELS / s->stride));
+    t.lines = up(lines, t.count), t.count = up(lines, t.lines);
+    t.tiles = up(t.lines * t.across, TILE), t.input_tiles = up(t.tiles * TILE + 2 * t.edge * (t.across + 1), TILE);
+    t.sums = t.by_weights ? 0 : t.places * n * k * sizeof(float);
+    t.packed = t.planes * t.input_tiles * TILE * k * sizeof(bf16), t.odd = t.edge ? t.packed : 0;
+    t.turned = t.tiles * TILE * n * sizeof(bf16);
+    t.own = ((1 + TILE) * k + 2 * TILE * n) * sizeof(bf16);
+    return t;
+}
+
+int64_t resim_weight_grad_space(const struct work *s) {
+    struct turns t = turns_of(s);
+    int64_t shared = t.sums + t.packed + t.odd + t.turned;
+    return t.by_weights ? shared + s->threads * t.own : s->threads * (shared + t.own);
+}
+
+/* What a product reads of a turn's pixels. */
+struct packed {
+    uint32_t *even, *odd; /* pairs of the input from even pixels and from odd ones on, (planes, inputs / 32, pairs, 32) */
+    uint32_t *turned;     /* (outputs / 32, tiles, 32, TILE) of the gradient */
+};
+
+/* A tile of the input, of which the first tile starts at position q; odd places start with the pixel before. */
+static void pack_input(const struct work *s, const struct turns *t, int64_t q, int64_t plane, int64_t i, bf16 *tile,
+                       const struct packed *packed) {
+    int64_t k = s->inputs, pairs = t->input_tiles * TILE / 2;
+    fill_input(s, q + i * TILE - t->edge, TILE + t->edge, plane / s->stride, plane % s->stride, tile);
+    for (int64_t pixel = 0; pixel < TILE; pixel += 2)
+        for (int64_t c = 0; c < k; c += 16) {
+            const bf16 *from = tile + pixel * k + c;
+            int64_t to = ((plane * k / 32 + c / 32) * pairs + (i * TILE + pixel) / 2) * 32 + c % 32;
+            if (t->edge) _mm512_store_si512(packed->odd + to, pairs_of(from, from + k)), from += k;
+            _mm512_store_si512(packed->even + to, pairs_of(from, from + k));
+        }
+}
+
+/* A tile of the gradient, of which the turn's lies between positions `from` and `to`. */
+static void pack_output(const struct output *o, const struct turns *t, int64_t from, int64_t to, int64_t i, bf16 *tile,
+                        const struct packed *packed) {
+    fill_output(o, t->edge, from + i * TILE, to, tile);
+    turn_over(tile, packed->turned + i * 32 * TILE / 2, t->tiles * 32 * TILE / 2, o->outputs);
+}
+
+/* The turn's products from tile `step` on, for 32 outputs and 32 inputs and a place of the kernel. */
+static inline void multiply_at(const struct work *s, const struct turns *t, const struct packed *packed, int64_t a,
+                               int64_t b, int64_t place, int64_t step, int64_t steps, int add_to, float *out,
+                               int64_t stride, int64_t right, int64_t down, struct ahead *ahead) {
+    int64_t y = place / s->kernel - t->edge + s->stride, x = place % s->kernel - t->edge + s->stride;
+    int64_t plane = y % s->stride * s->stride + x % s->stride, pairs = t->input_tiles * TILE / 2;
+    int64_t at = (y / s->stride - 1 + t->edge) * t->across + x / s->stride - 1 + t->edge + step * TILE;
+    const bf16 *left = (const bf16 *)packed->turned + (a * t->tiles + step) * 32 * TILE;
+    const uint32_t *pixels = at % 2 ? packed->odd + (at + 1) / 2 * 32 : packed->even + at / 2 * 32;
+    pixels += (plane * (s->inputs / 32) + b) * pairs * 32;
+    multiply(left, pixels, least(steps, t->tiles - step), add_to, out, stride, right, down, ahead);
+}
+
+/* What the next turn reads. */
+static void plan_turn(const struct work *s, const struct turns *t, int64_t position, struct ahead *ahead) {
+    const struct output *o = &s->of;
+    int64_t line = position / t->across, pixels = t->lines * o->width, all = o->images * o->height * o->width;
+    int64_t pixel = (line / t->down * o->height + least(line % t->down, o->height)) * o->width;
+    plan(ahead, o->y, pixel, pixels, all, o->outputs);
+    plan(ahead, o->grad, pixel, pixels, all, o->outputs);
+    plan(ahead, o->x, pixel, pixels, all, o->outputs);
+    if (s->stride == 1) plan(ahead, s->input, pixel, pixels, all, s->inputs);
+    start(ahead, t->tiles * t->places * (o->outputs / 32) * (s->inputs / 32));
+}
+
+/* Each thread takes turns of its own and has sums of its own: its core's cache holds them and what is multiplied. */
+static void by_pixels(const struct work *s, const struct turns *t) {
+    int64_t k = s->inputs, n = s->of.outputs, bytes = t->sums + t->packed + t->odd + t->turned + t->own;
+#pragma omp parallel num_threads((int)s->threads)
+    {
+        char *own = s->space + omp_get_thread_num() * bytes, *even = own + t->sums, *turned = even + t->packed + t->odd;
+        float *sums = (float *)own;
+        struct packed packed = {(uint32_t *)even, (uint32_t *)(even + t->packed), (uint32_t *)turned};
+        bf16 *tile = (bf16 *)(turned + t->turned), *grad = tile + (1 + TILE) * k;
+        memset(sums, 0, t->sums);
+        configure();
+#pragma omp for schedule(static)
+        for (int64_t turn = 0; turn < t->count; turn++) {
+            int64_t from = turn * t->lines * t->across, to = least(from + t->lines * t->across, t->end);
+            for (int64_t plane = 0; plane < t->planes; plane++)
+                for (int64_t i = 0; i < t->input_tiles; i++)
+                    pack_input(s, t, from - t->edge * (t->across + 1), plane, i, tile, &packed);
+            for (int64_t i = 0; i < t->tiles; i++) pack_output(&s->of, t, from, to, i, grad, &packed);
+            struct ahead ahead = {.region = 0};
+            if ((turn + 1) % up(t->count, s->threads)) plan_turn(s, t, to, &ahead); /* this thread's next */
+            for (int64_t step = 0; step < t->tiles; step += STEPS)
+                for (int64_t a = 0; a < n / 32; a++)
+                    for (int64_t b = 0; b < k / 32; b++)
+                        for (int64_t place = 0; place < t->places; place++)
+                            multiply_at(s, t, &packed, a, b, place, step, STEPS, 1,
+                                        sums + ((a * (k / 32) + b) * t->places + place) * SUMS, 64, 256, 512, &ahead);
+        }
+        _tile_release();
+#pragma omp for schedule(static)
+        for (int64_t output = 0; output < n; output++)
+            for (int64_t place = 0; place < t->places; place++)
+                for (int64_t c = 0; c < k; c += 16) {
+                    int64_t at = sum_at((output / 32 * (k / 32) + c / 32) * t->places + place, output, c);
+                    __m512 sum = _mm512_setzero_ps();
+                    for (int64_t thread = 0; thread < omp_get_num_threads(); thread++)
+                        sum = _mm512_add_ps(sum, _mm512_loadu_ps((float *)(s->space + thread * bytes) + at));
+                    _mm512_storeu_ps(s->grad_weight + (output * t->places + place) * k + c, sum);
+                }
+    }
+}
+
+/* All threads make what is to be multiplied of a turn's pixels, then each takes some of the weights: there are too many
+ * for sums of its own. */
+static void by_weights(const struct work *s, const struct turns *t) {
+    int64_t k = s->inputs, n = s->of.outputs, row = t->places * k;
+    char *even = s->space, *turned = even + t->packed + t->odd;
+    struct packed packed = {(uint32_t *)even, (uint32_t *)(even + t->packed), (uint32_t *)turned};
+#pragma omp parallel num_threads((int)s->threads)
+    {
+        bf16 *tile = (bf16 *)(turned + t->turned + omp_get_thread_num() * t->own), *grad = tile + (1 + TILE) * k;
+        struct ahead ahead = {.region = 0};
+        configure();
+        for (int64_t turn = 0; turn < t->count; turn++) {
+            int64_t from = turn * t->lines * t->across, to = least(from + t->lines * t->across, t->end);
+#pragma omp for schedule(static) nowait
+            for (int64_t i = 0; i < t->planes * t->input_tiles; i++) {
+                int64_t first = from - t->edge * (t->across + 1), plane = i / t->input_tiles;
+                pack_input(s, t, first, plane, i % t->input_tiles, tile, &packed);
+            }
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < t->tiles; i++) pack_output(&s->of, t, from, to, i, grad, &packed);
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < n / 32 * (k / 32); i++) { /* what there is more of in the outer loop */
+                int64_t a = n > k ? i / (k / 32) : i % (n / 32), b = n > k ? i % (k / 32) : i / (n / 32);
+                for (int64_t place = 0; place < t->places; place++)
+                    multiply_at(s, t, &packed, a, b, place, 0, t->tiles, turn > 0,
+                                s->grad_weight + a * 32 * row + place * k + b * 32, row * sizeof(float), 16, 16 * row,
+                                &ahead);
+            }
+        }
+        _tile_release();
+    }
+}
+
+/* Of 3 x 3 with a zero around every map, or of 1 x 1. */
+void resim_weight_grad(const struct work *s) {
+    struct turns t = turns_of(s);
+    (t.by_weights ? by_weights : by_pixels)(s, &t);
+}
+
+/* A turn of the stem's takes `lines` of one image's output, and of its input the strip that they see. */
+struct strips {
+    int64_t each, lines, tiles;         /* turns an image; of the output */
+    int64_t high, pitch;                /* lines of a strip, and values a line */
+    int64_t sums, packed, turned, strip; /* values, pairs, pairs and values of a thread */
+    int64_t bytes;                      /* of all that */
+};
+
+static struct strips strips_of(const struct work *s) {
+    struct strips t;
+    int64_t n = s->of.outputs;
+    t.lines = up(PIXELS, s->of.width), t.each = up(s->of.height, t.lines);
+    t.lines = up(s->of.height, t.each);
+    t.tiles = up(t.lines * s->of.width, TILE);
+    t.high = (t.lines - 1) * s->stride + s->kernel;
+    t.pitch = ((s->of.width - 1) * s->stride + s->kernel) * s->inputs;
+    t.sums = n / 32 * s->kernel * SUMS;
+    t.packed = s->kernel * t.tiles * TILE / 2 * 32;
+    t.turned = t.tiles * TILE / 2 * n;
+    t.strip = up(t.high * t.pitch + 32, 32) * 32; /* beyond the last line, which a pixel's 32 values may reach */
+    t.bytes = 4 * (t.sums + t.packed + t.turned) + 2 * (t.strip + 2 * TILE * n);
+    return t;
+}
+
+int64_t resim_stem_weight_grad_space(const struct work *s) { return s->threads * strips_of(s).bytes; }
+
+/* What a turn sees of an image from the line `top` on, with zeros around it. */
+static void cut_strip(const struct work *s, const struct strips *t, int64_t image, int64_t top, bf16 *strip) {
+    int64_t k = s->inputs, wide = least(s->input_width, t->pitch / k - s->padding);
+    memset(strip, 0, t->strip * sizeof(bf16));
+    for (int64_t line = 0; line < t->high; line++) {
+        int64_t y = top + line;
+        if (y < 0 || y >= s->input_height) continue;
+        const bf16 *from = s->input + (image * s->input_height + y) * s->input_width * k;
+        memcpy(strip + line * t->pitch + s->padding * k, from, wide * k * sizeof(bf16));
+    }
+}
+
+/* Of a few channels: a line of the kernel is 32 columns of a product, of which some are not the kernel's. */
+void resim_stem_weight_grad(const struct work *s) {
+    struct strips t = strips_of(s);
+    const struct output *o = &s->of;
+    int64_t n = o->outputs, count = o->images * t.each, pairs = t.tiles * TILE / 2, columns = s->kernel * s->inputs;
+#pragma omp parallel num_threads((int)s->threads)
+    {
+        float *sums = (float *)(s->space + omp_get_thread_num() * t.bytes);
+        uint32_t *packed = (uint32_t *)sums + t.sums, *turned = packed + t.packed;
+        bf16 *strip = (bf16 *)(turned + t.turned), *grad = strip + t.strip;
+        memset(sums, 0, t.sums * sizeof(float));
+        configure();
+#pragma omp for schedule(static)
+        for (int64_t turn = 0; turn < count; turn++) {
+            int64_t image = turn / t.each, first = turn % t.each * t.lines, lines = least(t.lines, o->height - first);
+            int64_t pixels = lines * o->width, from = (image * o->height + first) * o->width;
+            cut_strip(s, &t, image, first * s->stride - s->padding, strip);
+            for (int64_t pixel = 0; pixel < t.tiles * TILE; pixel += 2) {
+                const bf16 *seen[2];
+                for (int64_t i = 0; i < 2; i++) { /* beyond the last pixel there is no gradient: any values do */
+                    int64_t p = least(pixel + i, pixels - 1);
+                    seen[i] = strip + p / o->width * s->stride * t.pitch + p % o->width * s->stride * s->inputs;
+                }
+                for (int64_t line = 0; line < s->kernel; line++)
+                    for (int64_t c = 0; c < 32; c += 16)
+                        _mm512_store_si512(packed + (line * pairs + pixel / 2) * 32 + c,
+                                           pairs_of(seen[0] + line * t.pitch + c, seen[1] + line * t.pitch + c));
+            }
+            for (int64_t i = 0; i < t.tiles; i++) {
+                int64_t there = least(TILE, pixels - i * TILE);
+                if (there < 0) there = 0;
+                if (there) output_gradient(o, from + i * TILE, there, grad);
+                memset(grad + there * n, 0, (TILE - there) * n * sizeof(bf16));
+                turn_over(grad, turned + i * 32 * TILE / 2, t.tiles * 32 * TILE / 2, n);
+            }
+            struct ahead ahead = {.region = 0};
+            plan(&ahead, o->grad, from + pixels, pixels, o->images * o->height * o->width, n);
+            plan(&ahead, o->x, from + pixels, pixels, o->images * o->height * o->width, n);
+            start(&ahead, t.tiles * s->kernel * (n / 32));
+            for (int64_t step = 0; step < t.tiles; step += STEPS)
+                for (int64_t a = 0; a < n / 32; a++)
+                    for (int64_t line = 0; line < s->kernel; line++)
+                        multiply((bf16 *)turned + (a * t.tiles + step) * 32 * TILE,
+                                 packed + (line * pairs + step * TILE / 2) * 32, least(STEPS, t.tiles - step), 1,
+                                 sums + (a * s->kernel + line) * SUMS, 64, 256, 512, &ahead);
+        }
+        _tile_release();
+#pragma omp for schedule(static)
+        for (int64_t output = 0; output < n; output++)
+            for (int64_t line = 0; line < s->kernel; line++)
+                for (int64_t c = 0; c < columns; c++) {
+                    int64_t at = sum_at(output / 32 * s->kernel + line, output, c / 16 * 16) + c % 16;
+                    float sum = 0;
+                    for (int64_t thread = 0; thread < omp_get_num_threads(); thread++)
+                        sum += ((float *)(s->space + thread * t.bytes))[at];
+                    s->grad_weight[(output * s->kernel + line) * columns + c] = sum;
+                }
+    }
+}

@@ -1,0 +1,208 @@
+"""Gradients of convolutions' weights by the kernels are float64's to the rounding of sums in single precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
+
+from resim.model.fused import norm as norms
+from resim.model.fused import weight_grad as module
+from resim.model.fused.build import amx_kernels, kernels
+from resim.model.fused.weight_grad import TiledConv2d, fits, stem_fits, weight_grad
+
+pytestmark = pytest.mark.skipif(amx_kernels() is None, reason="a processor with AMX")
+
+CASES = {  # images, height, width; inputs, outputs; kernel, stride
+    "56 px": ((3, 56, 56), (64, 64), (3, 1)),
+    "odd": ((5, 13, 9), (32, 96), (3, 1)),
+    "one pixel": ((1, 1, 1), (32, 32), (3, 1)),
+    "one line": ((2, 1, 7), (64, 32), (3, 1)),
+    "more than a turn": ((1, 40, 70), (32, 64), (3, 1)),
+    "stride 2": ((3, 28, 28), (64, 64), (3, 2)),
+    "stride 2, odd": ((3, 15, 9), (32, 64), (3, 2)),
+    "stride 2, one pixel": ((2, 1, 1), (32, 32), (3, 2)),
+    "many weights": ((4, 14, 14), (192, 192), (3, 1)),
+    "many weights, more than a turn": ((3, 30, 31), (256, 128), (3, 1)),
+    "many weights, stride 2": ((5, 14, 11), (128, 256), (3, 2)),
+    "1 x 1": ((3, 9, 11), (96, 64), (1, 1)),
+    "1 x 1, many weights": ((4, 7, 9), (256, 1024), (1, 1)),
+    "1 x 1, many inputs, more than a turn": ((3, 29, 31), (1024, 256), (1, 1)),
+}
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest) -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def maps(*shape: int, seed: int) -> Tensor:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return values.bfloat16().to(memory_format=torch.channels_last)
+
+
+def vectors(*shape: int, seed: int) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) - 0.3
+
+
+def truth(conv: nn.Conv2d, x: Tensor, grad: Tensor) -> Tensor:
+    padding: Any = conv.padding
+    stride: Any = conv.stride
+    return conv2d_weight(x.double(), list(conv.weight.shape), grad.double(), stride=stride, padding=padding)
+
+
+def off(found: Tensor, expected: Tensor) -> float:
+    assert found.shape == expected.shape
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+def made(name: str) -> tuple[nn.Conv2d, Tensor, Tensor]:
+    """A convolution, its input and the gradient of its output."""
+    (images, height, width), (inputs, outputs), (kernel, stride) = CASES[name]
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False).to(memory_format=torch.channels_last)
+    assert fits(conv)
+    x = maps(images, inputs, height, width, seed=1)
+    return conv, x, maps(images, outputs, -(-height // stride), -(-width // stride), seed=2)
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_alone(name: str, threads: int) -> None:
+    conv, x, grad = made(name)
+    found = weight_grad(conv, x, grad)
+    assert found.stride() == conv.weight.stride()
+    assert off(found, truth(conv, x, grad)) < 1e-5
+
+
+@pytest.mark.parametrize("summed", [False, True], ids=["ReLU", "ReLU after a sum"])
+@pytest.mark.parametrize("name", list(CASES))
+def test_through_its_norm(name: str, summed: bool, threads: int) -> None:
+    conv, x, grad = made(name)
+    product, y = maps(*grad.shape, seed=3), maps(*grad.shape, seed=4) if summed else None
+    norm, slopes, x_norm = (
+        vectors(rows, c, seed=5) for rows, c in ((4, grad.shape[1]), (3, grad.shape[1]), (4, x.shape[1]))
+    )
+    into, dz = torch.empty_like(grad), torch.empty_like(grad) if summed else None
+    of_product, of_sum = torch.empty_like(grad), torch.empty_like(grad) if summed else None
+    norms.normalize_backward(grad, product, norm, slopes, y, into=of_product, dz=of_sum)
+    expected = truth(conv, norms.normalize(x, x_norm), of_product)
+    given: dict[str, Any] = {"x_norm": x_norm, "norm": norm, "slopes": slopes, "y": y, "dz": dz}
+    assert off(weight_grad(conv, x, grad, product=product, into=into, **given), expected) < 1e-4
+    assert off(into.double(), of_product.double()) < 1e-4  # now and then a sum is rounded the other way
+    assert dz is None or of_sum is None or torch.equal(dz, of_sum)
+    in_place = product.clone(memory_format=torch.channels_last)
+    weight_grad(conv, x, grad, product=in_place, into=in_place, **given)
+    assert torch.equal(in_place, into)
+    weight_grad(conv, x, grad, product=product, into=grad, **given)
+    assert torch.equal(grad, into)
+
+
+def test_shares_of_the_weights_are_the_same_bits_for_any_number_of_threads() -> None:
+    before, found = torch.get_num_threads(), []
+    conv, x, grad = made("many weights, more than a turn")
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        found.append(weight_grad(conv, x, grad))
+    torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "stride", "padding"),
+    [
+        ((3, 3, 64, 64), 7, 2, 3),
+        ((2, 3, 33, 47), 7, 2, 3),
+        ((1, 3, 224, 224), 7, 2, 3),
+        ((2, 3, 32, 31), 3, 1, 1),
+        ((3, 1, 9, 9), 5, 2, 2),
+        ((1, 4, 4, 4), 7, 2, 3),
+        ((2, 3, 40, 40), 4, 4, 0),
+    ],
+)
+def test_a_stem(shape: tuple[int, ...], kernel: int, stride: int, padding: int, threads: int) -> None:
+    conv = nn.Conv2d(shape[1], 64, kernel, stride, padding, bias=False)
+    assert stem_fits(conv)
+    x = maps(*shape, seed=1)
+    grad = maps(*torch.conv2d(x, conv.weight.bfloat16(), None, stride, padding).shape, seed=2)
+    product, norm, slopes = maps(*grad.shape, seed=3), vectors(4, 64, seed=4), vectors(3, 64, seed=5)
+    of_product = norms.normalize_backward(grad, product, norm, slopes, into=torch.empty_like(grad))
+    found = weight_grad(conv, x, grad, product=product, norm=norm, slopes=slopes)
+    assert off(found, truth(conv, x, of_product)) < 1e-4
+
+
+def test_which_convolutions_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    others: list[dict[str, Any]] = [
+        {"kernel_size": 5, "padding": 2}, {"dilation": 2, "padding": 2}, {"groups": 2}, {"stride": 3}, {"padding": 0},
+        {"padding_mode": "reflect"}, {"padding": "same"}, {"in_channels": 48}, {"out_channels": 80}, {"stride": (1, 2)},
+        {"kernel_size": 1, "padding": 0, "stride": 2},
+    ]  # fmt: skip
+    usual: dict[str, Any] = {"in_channels": 64, "out_channels": 64, "kernel_size": 3, "padding": 1}
+    assert fits(nn.Conv2d(**usual))
+    assert not any(fits(nn.Conv2d(**usual | other)) for other in others)
+    usual["in_channels"] = 3
+    assert stem_fits(nn.Conv2d(**usual))
+    others = [{"out_channels": 80}, {"stride": (1, 2)}, {"kernel_size": 11}, {"dilation": 2}, {"padding": "same"}]
+    assert not any(stem_fits(nn.Conv2d(**usual | other)) for other in others)
+    monkeypatch.setattr(module, "amx_kernels", lambda: None)
+    assert not stem_fits(nn.Conv2d(**usual))
+    usual["in_channels"] = 64
+    assert not fits(nn.Conv2d(**usual))
+
+
+@pytest.mark.parametrize(("inputs", "kernel", "bias"), [(64, 3, True), (512, 1, True), (96, 3, False)])
+def test_a_convolution_alone_is_as_near_to_the_truth_as_pytorchs(inputs: int, kernel: int, bias: bool) -> None:
+    tiled = TiledConv2d(inputs, 64, kernel, padding=kernel // 2, bias=bias).to(memory_format=torch.channels_last)
+    usual = nn.Conv2d(inputs, 64, kernel, padding=kernel // 2, bias=bias).to(memory_format=torch.channels_last)
+    usual.load_state_dict(tiled.state_dict())
+    x, grad = maps(4, inputs, 11, 12, seed=1), maps(4, 64, 11, 12, seed=2)
+
+    def run(conv: nn.Conv2d, dtype: torch.dtype | None) -> dict[str, Tensor]:
+        conv.zero_grad()
+        seen = x.detach().to(dtype or x.dtype, copy=True).requires_grad_()
+        conv = conv if dtype is None else conv.to(dtype)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is None):
+            y = conv(seen)
+        y.backward(grad.to(y.dtype))
+        found = {"y": y.detach(), "x": seen.grad} | {name: p.grad for name, p in conv.named_parameters()}
+        return {name: value.double() for name, value in found.items() if value is not None}
+
+    ours, theirs = run(tiled, None), run(usual, None)
+    expected = run(usual, torch.float64)
+    assert ours.keys() == theirs.keys() == expected.keys()
+    assert all(off(ours[name], expected[name]) < 1.05 * off(theirs[name], expected[name]) + 1e-6 for name in ours)
+    assert off(ours["weight"], expected["weight"]) < 1e-5, "it was not the kernels' gradient"
+
+
+def test_where_a_convolution_alone_is_pytorchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(module, "weight_grad", lambda *arguments: calls.append(1) or weight_grad(*arguments))
+    conv = TiledConv2d(64, 64, 3, padding=1)
+
+    def uses(x: Tensor, conv: nn.Conv2d = conv) -> bool:
+        calls.clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = conv(x)
+        if y.requires_grad:
+            y.sum().backward()
+        return bool(calls)
+
+    x = maps(2, 64, 8, 8, seed=1)
+    assert uses(x)
+    assert uses(x.requires_grad_())
+    assert not uses(x.float())
+    assert not uses(x[0])
+    assert not uses(x, TiledConv2d(64, 64, 5, padding=2))
+    frozen = TiledConv2d(64, 64, 3, padding=1)
+    frozen.weight.requires_grad_(False)
+    assert not uses(x, frozen)
+    conv(x.float()).sum().backward()  # without autocast
+    with torch.no_grad():
+        assert not uses(x)
+    assert not calls
+    assert kernels() is not None
