@@ -14,10 +14,12 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
 from resim.model.backbone import ResNet
+from resim.model.fused import low as lows
 from resim.model.fused import network as fused
 from resim.model.fused import norm as norms
 from resim.model.fused import pointwise, weight_grad
 from resim.model.fused.build import amx_kernels, kernels
+from resim.model.fused.low import follow, forget
 from resim.model.fused.pointwise import ClosingLayer
 from resim.model.fused.residual import make_residual
 from resim.model.fused.stem import stem
@@ -186,7 +188,7 @@ def test_many_rows_on_several_threads() -> None:
 @needs_amx
 def test_statistics_are_those_of_the_stored_values() -> None:
     layer = make_residual(make_block(Bottleneck, 128, 32, 1)).layers[0]
-    found = layer.forward(nhwc(1, 128, 5, 7, seed=2), None)
+    found = layer.forward(layer.conv.weight.detach().bfloat16(), nhwc(1, 128, 5, 7, seed=2), None)
     assert found.product is not None
     variance, mean = torch.var_mean(found.product.double(), dim=(0, 2, 3), correction=0)
     assert torch.allclose(found.norm[2].double(), mean, rtol=1e-5, atol=1e-6)
@@ -199,10 +201,10 @@ def test_statistics_from_the_moments_of_the_input(far: float) -> None:
     """Of more rows than one part takes, and of a mean ten times the deviation: after a ReLU it rarely is twice that."""
     layer = ClosingLayer(nn.Conv2d(64, 96, 1, bias=False), GroupedBatchNorm2d(96, 5))
     x = (nhwc(5, 64, 47, 41, seed=2).float() + far).bfloat16()
+    weight = layer.conv.weight.detach().bfloat16()
     with torch.no_grad():
-        found = layer.forward(x, None)
-    weight = layer.conv.weight.detach().bfloat16().double()
-    variance, mean = torch.var_mean(torch.conv2d(x.double(), weight), dim=(0, 2, 3), correction=0)
+        found = layer.forward(weight, x, None)
+    variance, mean = torch.var_mean(torch.conv2d(x.double(), weight.double()), dim=(0, 2, 3), correction=0)
     assert torch.allclose(found.norm[2].double(), mean, rtol=1e-5, atol=1e-5)
     assert torch.allclose(found.norm[3].double(), (variance + layer.norm.eps).rsqrt(), rtol=1e-4)
 
@@ -269,6 +271,28 @@ def test_a_network_is_as_near_to_the_truth_as_its_modules(
     theirs = everything(network, run, images, None)
     assert any(not torch.equal(ours[name], theirs[name]) for name in ours), "both ran the same way"
     as_good(errors(ours, truth), errors(theirs, truth))
+
+
+@needs_kernels
+def test_copies_of_weights_are_read_and_kept_for_the_way_back(kind: str) -> None:
+    network, images = small_resnet("resnet50"), nhwc(4, 3, 64, 64, seed=6)
+
+    def run() -> tuple[Tensor, list[Tensor]]:
+        with torch.autocast("cpu", torch.bfloat16):
+            y = network(images)["C5"]
+        forget(weights)
+        return y.detach(), list(torch.autograd.grad(y.float().square().mean(), weights))
+
+    weights = [parameter for parameter in network.parameters() if parameter.dim() == 4]
+    y, grads = run()
+    with torch.autocast("cpu", torch.bfloat16):
+        follow([weight.detach().clone() for weight in weights], weights, 0.5)
+    others = run()
+    assert torch.equal(y, others[0])
+    assert all(torch.equal(a, b) for a, b in zip(grads, others[1], strict=True))
+    for weight in weights[::6]:
+        lows._kept[weight] = (weight._version, -weight.detach().bfloat16())
+        assert not torch.equal(run()[0], y), "this copy is not read"
 
 
 @needs_kernels

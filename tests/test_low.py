@@ -22,23 +22,27 @@ def parameters(seed: int) -> list[Tensor]:
     return [nn.Parameter(value) for value in values]
 
 
-def followed(*, autocast: bool, averages: list[Tensor] | None = None) -> tuple[list[Tensor], list[Tensor]]:
+def followed(
+    *, autocast: bool, averages: list[Tensor] | None = None, momentum: float = 0.99, copies: bool = True
+) -> tuple[list[Tensor], list[Tensor]]:
     averages, values = averages or parameters(1), parameters(2)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        follow(averages, values, 0.99)
+        follow(averages, values, momentum, copies=copies)
     return averages, values
 
 
-def expected() -> list[Tensor]:
+def expected(momentum: float = 0.99) -> list[Tensor]:
     averages = [average.detach() for average in parameters(1)]
-    get_ema_multi_avg_fn(0.99)(averages, [value.detach() for value in parameters(2)], 0)
+    get_ema_multi_avg_fn(momentum)(averages, [value.detach() for value in parameters(2)], 0)
     return averages
 
 
+@pytest.mark.parametrize("momentum", [0, 0.3, 0.5, 0.7, 0.999, 1])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_it_is_the_moving_average_to_the_last_bit(autocast: bool) -> None:
-    averages, _ = followed(autocast=autocast)
-    assert all(torch.equal(average, other) for average, other in zip(averages, expected(), strict=True))
+def test_it_is_the_moving_average_to_the_last_bit(autocast: bool, momentum: float) -> None:
+    averages, values = followed(autocast=autocast, momentum=momentum)
+    assert all(torch.equal(average, other) for average, other in zip(averages, expected(momentum), strict=True))
+    assert momentum or all(torch.equal(average, value) for average, value in zip(averages, values, strict=True))
 
 
 def test_other_layouts_and_dtypes_follow_too() -> None:
@@ -47,7 +51,10 @@ def test_other_layouts_and_dtypes_follow_too() -> None:
     averages[3] = nn.Parameter(averages[3].detach().t().contiguous().t())
     found, _ = followed(autocast=True, averages=averages)
     assert all(torch.equal(average, other) for average, other in zip(found, expected(), strict=True))
+    strided = [torch.arange(20.0)[::2], torch.arange(20.0, 40.0)[::2]]
     with torch.autocast("cpu", torch.bfloat16):
+        follow([strided[0]], [strided[1]], 0.75)
+        assert torch.equal(strided[0], torch.arange(20.0)[::2] + 5)
         follow(doubles := [torch.zeros(3, dtype=torch.float64)], [torch.ones(3, dtype=torch.float64)], 0.75)
     assert doubles[0].tolist() == [0.25] * 3
 
@@ -81,6 +88,8 @@ def test_a_graph_sees_that_the_weights_moved() -> None:
         y.backward()
 
 
-def test_nothing_is_made_outside_autocast() -> None:
-    averages, values = followed(autocast=False)
+@pytest.mark.parametrize(("autocast", "copies"), [(False, True), (True, False)])
+def test_where_nothing_is_made(autocast: bool, copies: bool) -> None:
+    averages, values = followed(autocast=autocast, copies=copies)
     assert not any(weight in module._kept for weight in (*averages, *values))
+    assert all(torch.equal(average, other) for average, other in zip(averages, expected(), strict=True))

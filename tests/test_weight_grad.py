@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.grad import conv2d_weight
 
 from resim.model.fused import norm as norms
 from resim.model.fused import weight_grad as module
-from resim.model.fused.build import amx_kernels, kernels
+from resim.model.fused.build import amx_kernels
 from resim.model.fused.weight_grad import TiledConv2d, fits, stem_fits, weight_grad
 
 pytestmark = pytest.mark.skipif(amx_kernels() is None, reason="a processor with AMX")
@@ -123,6 +127,8 @@ def test_shares_of_the_weights_are_the_same_bits_for_any_number_of_threads() -> 
         ((3, 1, 9, 9), 5, 2, 2),
         ((1, 4, 4, 4), 7, 2, 3),
         ((2, 3, 40, 40), 4, 4, 0),
+        ((2, 3, 42, 40), 4, 4, 1),  # lines and columns left over
+        ((1, 3, 82, 80), 7, 2, 3),  # a last turn of fewer tiles
     ],
 )
 def test_a_stem(shape: tuple[int, ...], kernel: int, stride: int, padding: int, threads: int) -> None:
@@ -147,7 +153,10 @@ def test_which_convolutions_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(fits(nn.Conv2d(**usual | other)) for other in others)
     usual["in_channels"] = 3
     assert stem_fits(nn.Conv2d(**usual))
-    others = [{"out_channels": 80}, {"stride": (1, 2)}, {"kernel_size": 11}, {"dilation": 2}, {"padding": "same"}]
+    others = [
+        {"out_channels": 80}, {"stride": (1, 2)}, {"kernel_size": 11}, {"dilation": 2}, {"padding": "same"},
+        {"padding": 3}, {"in_channels": 32, "kernel_size": 1, "padding": 0},
+    ]  # fmt: skip
     assert not any(stem_fits(nn.Conv2d(**usual | other)) for other in others)
     monkeypatch.setattr(module, "amx_kernels", lambda: None)
     assert not stem_fits(nn.Conv2d(**usual))
@@ -177,6 +186,7 @@ def test_a_convolution_alone_is_as_near_to_the_truth_as_pytorchs(inputs: int, ke
     assert ours.keys() == theirs.keys() == expected.keys()
     assert all(off(ours[name], expected[name]) < 1.05 * off(theirs[name], expected[name]) + 1e-6 for name in ours)
     assert off(ours["weight"], expected["weight"]) < 1e-5, "it was not the kernels' gradient"
+    assert not bias or off(ours["bias"], expected["bias"]) < 1e-6
 
 
 def test_where_a_convolution_alone_is_pytorchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,12 +194,11 @@ def test_where_a_convolution_alone_is_pytorchs_own(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(module, "weight_grad", lambda *arguments: calls.append(1) or weight_grad(*arguments))
     conv = TiledConv2d(64, 64, 3, padding=1)
 
-    def uses(x: Tensor, conv: nn.Conv2d = conv) -> bool:
+    def uses(x: Tensor, conv: nn.Conv2d = conv, dtype: torch.dtype = torch.bfloat16) -> bool:
         calls.clear()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", dtype):
             y = conv(x)
-        if y.requires_grad:
-            y.sum().backward()
+        y.float().sum().backward()
         return bool(calls)
 
     x = maps(2, 64, 8, 8, seed=1)
@@ -198,11 +207,58 @@ def test_where_a_convolution_alone_is_pytorchs_own(monkeypatch: pytest.MonkeyPat
     assert not uses(x.float())
     assert not uses(x[0])
     assert not uses(x, TiledConv2d(64, 64, 5, padding=2))
+    assert not uses(x, dtype=torch.float16)
     frozen = TiledConv2d(64, 64, 3, padding=1)
     frozen.weight.requires_grad_(False)
     assert not uses(x, frozen)
     conv(x.float()).sum().backward()  # without autocast
-    with torch.no_grad():
-        assert not uses(x)
     assert not calls
-    assert kernels() is not None
+
+
+def test_a_convolution_alone_of_any_layout_and_of_nothing() -> None:
+    conv, x = TiledConv2d(64, 32, 3, padding=1), maps(2, 64, 8, 9, seed=1)
+
+    def grads(x: Tensor, around: bool = False) -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            y = conv(x)
+        weighted = (y.float() * torch.arange(9)).sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=around):
+            return list(torch.autograd.grad(weighted, [conv.weight, *conv.parameters()]))
+
+    expected = grads(x)
+    wide = maps(2, 64, 8, 18, seed=2)
+    wide[..., ::2] = x
+    for other in (x.contiguous(), wide[..., ::2]):
+        assert all(torch.equal(a, b) for a, b in zip(grads(other), expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(grads(x, around=True), expected, strict=True))
+    assert not any(grad.any() for grad in grads(x[:0]))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        grads(mode.from_tensor(x))
+
+
+def test_layouts_of_a_weight() -> None:
+    conv, x, grad = made("1 x 1, many weights")
+    expected = weight_grad(conv, x, grad)
+    conv.weight = nn.Parameter(conv.weight.detach().transpose(0, 1).contiguous().transpose(0, 1))
+    found = weight_grad(conv, x, grad)
+    assert torch.equal(found, expected)
+    with pytest.raises(AssertionError):
+        weight_grad(conv, x.contiguous(), grad)
+
+
+def test_fewer_threads_than_were_asked_for() -> None:
+    program = """
+import torch
+from torch import nn
+from resim.model.fused.weight_grad import weight_grad
+torch.set_num_threads(3)
+for inputs in (64, 3):
+    conv = nn.Conv2d(inputs, 64, 3, padding=1)
+    x, grad = (torch.ones(4, c, 30, 30).bfloat16().to(memory_format=torch.channels_last) for c in (inputs, 64))
+    print(weight_grad(conv, x, grad)[:, :, 1, 1].unique().tolist())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True,
+        env=os.environ | {"OMP_THREAD_LIMIT": "2", "OMP_NUM_THREADS": "2"},
+    )  # fmt: skip
+    assert done.stdout.split() == ["[3600.0]"] * 2

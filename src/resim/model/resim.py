@@ -12,13 +12,15 @@ Source: Xiao et al., ICCV 2021 (arXiv 2103.12902), sections 3.1 to 3.3; He et al
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resim.model.backbone import ResNet
 from resim.model.collective import Coming, exchange_rows, gather_rows, inverse_order, world
 from resim.model.encoder import Encoder, ModelConfig
 from resim.model.fused.low import follow, forget
@@ -161,7 +163,9 @@ class ReSim(nn.Module):
         matmul = _matmul_dtype(device)  # read here: autocast is off where the cells are made
         windows = {level.name: level.windows(size) for level in self.config.levels}
         if self.training:
-            follow(list(self.key.parameters()), list(self.query.parameters()), self.config.key_momentum)
+            copies = isinstance(self.key.backbone, ResNet) and (encoder is None or encoder is self.key)
+            weights = list(self.key.parameters()), list(self.query.parameters())
+            follow(*weights, self.config.key_momentum, copies=copies)
         mapped, valid = {}, {}
         for name, grid in windows.items():
             flips = {"flipped_q": views_q.flipped, "flipped_k": views_k.flipped}
@@ -179,16 +183,16 @@ class ReSim(nn.Module):
         cells: dict[str, list[Tensor]] = {name: [] for name in windows}
         encode_key = self.key if encoder is None else encoder
         step = _chunk(len(images), groups, groups_at_a_time)
-        for start in range(0, len(images), step):
-            part = slice(start, start + step)
-            vector, maps = encode_key(images[part])
-            with torch.autocast(device.type, enabled=False):
-                vectors.append(F.normalize(_wide(vector), dim=1))
-                for level in self.config.levels:
-                    features = _wide(maps[level.name])
-                    pooled[level.name].append(_regions(features, boxes_of[level.name][part], level.stride))
-                    cells[level.name].append(key_cells(features).to(matmul or features.dtype))
-        forget(self.key.parameters())
+        with _forgetting(self.key):
+            for start in range(0, len(images), step):
+                part = slice(start, start + step)
+                vector, maps = encode_key(images[part])
+                with torch.autocast(device.type, enabled=False):
+                    vectors.append(F.normalize(_wide(vector), dim=1))
+                    for level in self.config.levels:
+                        features = _wide(maps[level.name])
+                        pooled[level.name].append(_regions(features, boxes_of[level.name][part], level.stride))
+                        cells[level.name].append(key_cells(features).to(matmul or features.dtype))
         back = inverse_order(order)
         shuffled = gather_rows(torch.cat(vectors))
         levels = {}
@@ -222,7 +226,8 @@ class ReSim(nn.Module):
         """
         groups = count_groups(len(images), self.config.group_size)
         per_group = len(images) // groups
-        vectors, maps = (self.query if encoder is None else encoder)(images)
+        with _forgetting(self.query):
+            vectors, maps = (self.query if encoder is None else encoder)(images)
         device = images.device
         matmul = _matmul_dtype(device)
         here = slice(first_group * per_group, first_group * per_group + len(images))
@@ -261,7 +266,6 @@ class ReSim(nn.Module):
         """
         if not self.training:
             return None
-        forget(self.query.parameters())
         capacity = len(self.queue)
         new = keys.all_vectors[-capacity:].to(self.queue.dtype)
         skipped = len(keys.all_vectors) - len(new)
@@ -295,6 +299,15 @@ class ReSim(nn.Module):
         if told:
             raise ValueError(f"the state_dict does not fit this model: {'; '.join(told)}")
         self.load_state_dict(ours)
+
+
+@contextmanager
+def _forgetting(encoder: nn.Module) -> Iterator[None]:
+    """Let go of its weights' copies at the end: they are out of date when it moves, and keys and queries need room."""
+    try:
+        yield
+    finally:
+        forget(encoder.parameters())
 
 
 def _matmul_dtype(device: torch.device) -> torch.dtype | None:

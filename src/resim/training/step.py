@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from resim.memory import keep_memory, part_memory
 from resim.model.encoder import ModelConfig
 from resim.model.grouped_norm import count_groups
 from resim.model.resim import ReSim
 from resim.training.config import OptimConfig
-from resim.training.memory import keep_memory, part_memory
 from resim.training.processes import Processes, averaging, in_parallel
 from resim.views.views import Views
 

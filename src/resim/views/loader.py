@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from resim.errors import UserError
+from resim.memory import keep_memory_if_parted
 from resim.views.crops import NO_JITTER, Draw, ViewsConfig, cut_views, draw_views, sample_generator
 from resim.views.decode import BadImageError, Photo
 from resim.views.photometric import augment, blur_reach
@@ -218,7 +219,7 @@ def make_loader(
         pin_memory=pin_memory,
         # two batches under way, or two parts a worker
         prefetch_factor=max(2, -(-2 * per_batch // workers)) if workers else None,
-        worker_init_fn=_leave_signals_to_the_parent if workers else None,
+        worker_init_fn=_start_worker if workers else None,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
     return loader
@@ -240,7 +241,12 @@ def join_parts(parts: Sequence[PairBatch]) -> PairBatch:
     )
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
+def _start_worker(worker: int) -> None:
+    keep_memory_if_parted()
+    _leave_signals_to_the_parent()
+
+
+def _leave_signals_to_the_parent() -> None:
     """A signal to stop reaches all processes of a job; the training process finishes its step and ends the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # tells who sent a signal, where the system can

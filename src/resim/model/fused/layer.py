@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resim.model.fused import norm as norms
-from resim.model.fused.low import low
 from resim.model.grouped_norm import GroupedBatchNorm2d
 
 FEW = 1024
@@ -125,20 +124,20 @@ class Layer:
         y = torch.conv2d(hidden, weight, None, conv.stride, padding, conv.dilation, conv.groups)
         return y.contiguous(memory_format=torch.channels_last)
 
-    def forward(self, x: Tensor, x_norm: Tensor | None) -> Found:
-        """The product and its coefficients."""
-        product = self._convolve(low(self.conv.weight), x, x_norm)
+    def forward(self, weight: Tensor, x: Tensor, x_norm: Tensor | None) -> Found:
+        """The product and its coefficients; `weight` is the convolution's in bfloat16."""
+        product = self._convolve(weight, x, x_norm)
         partial, origin = norms.see(product)
         return Found(norms.coefficients(partial, origin, norms.shape(product)[0], self.norm), product)
 
     def finish(
-        self, x: Tensor, x_norm: Tensor | None, beside: Tensor, beside_norm: Tensor | None
+        self, weight: Tensor, x: Tensor, x_norm: Tensor | None, beside: Tensor, beside_norm: Tensor | None
     ) -> tuple[Tensor, Found]:
         """ReLU of the normalised product plus `beside`, itself normalised where it has coefficients.
 
         `beside` may be overwritten where it has coefficients. The product is kept where making it again is not cheap.
         """
-        found = self.forward(x, x_norm)
+        found = self.forward(weight, x, x_norm)
         assert found.product is not None
         light = self.pointwise
         out = norms.normalize(found.product, found.norm, beside=beside, beside_norm=beside_norm, inplace=light)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, MutableMapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,38 +17,45 @@ _kept: MutableMapping[Tensor, tuple[int, Tensor]] = WeakIdKeyDictionary()
 
 
 def low(weight: Tensor) -> Tensor:
-    """A weight in bfloat16: what `follow` made of it, if it has not changed since."""
+    """A weight in bfloat16: what `follow` kept of it, unless it has another version now, else a copy.
+
+    Fused optimisers move weights without telling so in the version: `forget` comes before them.
+    """
     kept = _kept.get(weight)
     return kept[1] if kept is not None and kept[0] == weight._version else weight.to(torch.bfloat16)
 
 
 def forget(weights: Iterable[Tensor]) -> None:
     """Let go of what `follow` kept."""
-    for weight in weights:
+    for weight in weights if _kept else ():
         _kept.pop(weight, None)
 
 
 @torch.no_grad()
-def follow(averages: list[Tensor], values: list[Tensor], momentum: float) -> None:
-    """averages = momentum * averages + (1 - momentum) * values, in place.
+def follow(averages: Sequence[Tensor], values: Sequence[Tensor], momentum: float, *, copies: bool = True) -> None:
+    """averages = momentum * averages + (1 - momentum) * values, in place; the same as `torch.lerp` to the last bit.
 
-    In bfloat16's autocast on a CPU one pass over memory also makes what convolutions will read: the weights of both in
-    bfloat16. They are kept until `forget`.
+    Args:
+        averages: those of a key encoder.
+        values: those of its query encoder.
+        momentum: of the averages, from 0 to 1.
+        copies: whether, in bfloat16's autocast on a CPU, the same pass over memory makes what convolutions will read:
+            the weights of both in bfloat16, for `low`, until `forget`.
     """
     if not (torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16) or not kernels():
-        get_ema_multi_avg_fn(momentum)(averages, values, 0)
+        get_ema_multi_avg_fn(momentum)(list(averages), list(values), 0)
         return
     for average, value in zip(averages, values, strict=True):
         if not _fits(average, value):
             get_ema_multi_avg_fn(momentum)([average], [value], 0)
             continue
-        lows = [torch.empty_like(each, dtype=torch.bfloat16) if each.dim() == 4 else None for each in (average, value)]
-        pointers = (norms.address(tensor) for tensor in (average, value, *lows))
+        pair = average, value
+        lows = [torch.empty_like(each, dtype=torch.bfloat16) for each in pair] if copies and average.dim() == 4 else []
+        pointers = (norms.address(tensor) for tensor in (*pair, *(lows or (None, None))))
         norms.native().resim_follow(*pointers, 1 - momentum, average.numel(), torch.get_num_threads())
         torch.autograd.graph.increment_version(average)
-        for weight, found in zip((average, value), lows, strict=True):
-            if found is not None:
-                _kept[weight] = (weight._version, found)
+        for weight, copy in zip(pair, lows, strict=False):
+            _kept[weight] = (weight._version, copy)
 
 
 def _fits(average: Tensor, value: Tensor) -> bool:

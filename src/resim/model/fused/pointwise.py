@@ -12,7 +12,6 @@ from torch import Tensor
 from resim.model.fused import norm as norms
 from resim.model.fused.build import amx_kernels
 from resim.model.fused.layer import Found, Layer, Seen, like_weight
-from resim.model.fused.low import low
 
 BLOCK = 256
 """Rows of a partial sum, as in pointwise.c."""
@@ -100,15 +99,15 @@ class PointwiseLayer(Layer):
             torch.get_num_threads(), *((inputs, outputs) if turned else (outputs, inputs))
         ).zero_(), turned
 
-    def forward(self, x: Tensor, x_norm: Tensor | None) -> Found:
+    def forward(self, weight: Tensor, x: Tensor, x_norm: Tensor | None) -> Found:
         """As `Layer.forward`."""
         counts, product = self._counts(x), self._room(x)
         partial, origin = (
             norms.floats(-(-counts["rows"] // BLOCK), 2, counts["outputs"]),
             norms.floats(counts["outputs"]),
         )
-        weight = _pack_forward(_dense(low(self.conv.weight)))
-        _run("forward", counts=counts, x=x, x_norm=x_norm, weight=weight, origin=origin, partial=partial, out=product)
+        packed = _pack_forward(_dense(weight))
+        _run("forward", counts=counts, x=x, x_norm=x_norm, weight=packed, origin=origin, partial=partial, out=product)
         return Found(norms.coefficients(partial, origin, counts["rows"], self.norm), product)
 
     def _room(self, x: Tensor) -> Tensor:
@@ -163,18 +162,18 @@ class ClosingLayer(PointwiseLayer):
     the input's mean square, more where there are more rows.
     """
 
-    def forward(self, x: Tensor, x_norm: Tensor | None) -> Found:
+    def forward(self, weight: Tensor, x: Tensor, x_norm: Tensor | None) -> Found:
         """As `Layer.forward`."""
-        weight, product = _dense(low(self.conv.weight)), self._room(x)
+        weight, product = _dense(weight), self._room(x)
         norm, moments = self._see(x, x_norm, weight)
         _run("forward", counts=self._counts(x), x=x, x_norm=x_norm, weight=_pack_forward(weight), out=product)
         return Found(norm, product, moments)
 
     def finish(
-        self, x: Tensor, x_norm: Tensor | None, beside: Tensor, beside_norm: Tensor | None
+        self, weight: Tensor, x: Tensor, x_norm: Tensor | None, beside: Tensor, beside_norm: Tensor | None
     ) -> tuple[Tensor, Found]:
         """As `Layer.finish`; the product is never written."""
-        weight = _dense(low(self.conv.weight))
+        weight = _dense(weight)
         norm, moments = self._see(x, x_norm, weight)
         out = torch.empty_like(beside) if beside_norm is None else beside
         passed = torch.empty(norms.shape(x)[0], self.conv.out_channels // LANES, dtype=torch.int32, device="cpu")

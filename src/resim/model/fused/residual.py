@@ -79,24 +79,26 @@ class _Residual(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, block: Residual, x: Tensor, *parameters: Tensor) -> Tensor:
         *inner, last = block.layers
+        weights = parameters[::3]  # kept by the graph, so that their changing before the way back is an error
+        lows = [low(weight) for weight in weights]
         found: list[Found] = []
         hidden, norm = x, None
-        for layer in inner:
-            found.append(layer.forward(hidden, norm))
+        for weight, layer in zip(lows, inner, strict=False):
+            found.append(layer.forward(weight, hidden, norm))
             hidden, norm = found[-1].product, found[-1].norm
             assert hidden is not None
         beside, beside_norm = x, None
         if block.shortcut is not None:
-            of_shortcut = block.shortcut.forward(block.seen_by_shortcut(x), None)
+            of_shortcut = block.shortcut.forward(lows[-1], block.seen_by_shortcut(x), None)
             beside, beside_norm = of_shortcut.product, of_shortcut.norm
             assert beside is not None
             found.append(replace(of_shortcut, product=None))
-        out, top = last.finish(hidden, norm, beside, beside_norm)
+        out, top = last.finish(lows[len(inner)], hidden, norm, beside, beside_norm)
         found.insert(len(inner), top)
         ctx.block = block
-        weights = parameters[::3]  # kept by the graph, so that their changing before the way back is an error
-        kept = ((w, each.norm, each.product, each.moments) for w, each in zip(weights, found, strict=True))
-        ctx.save_for_backward(x, out if top.passed is None else None, top.passed, *(t for each in kept for t in each))
+        kept = ((w, each.norm, each.product, each.moments) for w, each in zip(lows, found, strict=True))
+        kept = [tensor for of_layer in kept for tensor in of_layer]
+        ctx.save_for_backward(x, out if top.passed is None else None, top.passed, *kept, *weights)
         return out
 
     @staticmethod
@@ -106,13 +108,13 @@ class _Residual(torch.autograd.Function):
         block: Residual = ctx.block
         layers, shortcut, count = block.layers, block.shortcut, len(block.layers)
         x, y, passed, *rest = ctx.saved_tensors
-        kept = [list(of_layer) for of_layer in zip(*[iter(rest)] * 4, strict=True)]
+        kept = [list(of_layer) for of_layer in zip(*[iter(rest[: 4 * len(block.every)])] * 4, strict=True)]
         grad: Tensor = grads[0].contiguous(memory_format=torch.channels_last)
         dz, beside, beside_passed, sparse = None, None, None, None
         of_shortcut: tuple[Tensor, ...] = ()
         if shortcut is not None:
             weight, norm, product, moments = kept[-1]
-            seen = Seen(low(weight), block.seen_by_shortcut(x), None, norm, product, moments, y=y, passed=passed)
+            seen = Seen(weight, block.seen_by_shortcut(x), None, norm, product, moments, y=y, passed=passed)
             beside, of_shortcut, _ = _back(shortcut, seen, grad, None)
             if block.stride > 1:
                 beside, sparse = None, beside
@@ -125,7 +127,7 @@ class _Residual(torch.autograd.Function):
         for i in reversed(range(count)):
             weight, norm, product, moments = kept[i]
             _, hidden_norm, hidden, _ = (None, None, x, None) if i == 0 else kept[i - 1]
-            seen = Seen(low(weight), hidden, hidden_norm, norm, product, moments)
+            seen = Seen(weight, hidden, hidden_norm, norm, product, moments)
             kept[i][2] = product = None
             more: dict[str, Tensor | None] = {}
             if i == count - 1:

@@ -20,7 +20,10 @@ WIDEST = 4096
 
 
 def stem(images: Tensor, conv: nn.Conv2d, norm: GroupedBatchNorm2d) -> Tensor:
-    """(N, 3, S, S) -> (N, C, S / 4, S / 4) bfloat16 in channels-last memory. The images get no gradient."""
+    """(N, 3, S, S) -> (N, C, S / 4, S / 4) bfloat16 in channels-last memory.
+
+    The images get no gradient, and are not to change before the way back.
+    """
     assert conv.out_channels <= WIDEST
     out: Any = _Stem.apply(conv, norm, images, conv.weight, norm.weight, norm.bias)
     return out
@@ -38,7 +41,8 @@ def _convolve(conv: nn.Conv2d, images: Tensor, weight: Tensor) -> Tensor:
 class _Stem(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, conv: nn.Conv2d, norm: GroupedBatchNorm2d, images: Tensor, *parameters: Tensor) -> Tensor:
-        x = _convolve(conv, _seen(images), low(parameters[0]))
+        weight = low(parameters[0])
+        x = _convolve(conv, _seen(images), weight)
         n, channels, h, w = x.shape
         found = norms.coefficients(*norms.see(x), norms.shape(x)[0], norm)
         size = (n, channels, (h + 1) // 2, (w + 1) // 2)
@@ -47,15 +51,15 @@ class _Stem(torch.autograd.Function):
         pointers = (norms.address(tensor) for tensor in (x, found, out, which))
         norms.native().resim_norm_pool(*pointers, n, h, w, channels, torch.get_num_threads())
         ctx.conv = conv
-        ctx.save_for_backward(images, parameters[0], found, which)  # the caller's own images; x is quickly made again
+        ctx.save_for_backward(images, weight, found, which, parameters[0])  # x is large, and quickly made again
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        images, weight, found, which = ctx.saved_tensors
+        images, weight, found, which, _ = ctx.saved_tensors
         conv: nn.Conv2d = ctx.conv
-        images, weight = _seen(images), low(weight)
+        images = _seen(images)
         x = _convolve(conv, images, weight)
         n, channels, h, w = x.shape
         grad = grads[0].contiguous(memory_format=torch.channels_last)

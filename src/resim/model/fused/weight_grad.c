@@ -4,6 +4,9 @@
  * normalised, some pixels at a time, where a core's own cache holds them; there they are multiplied, once for each place
  * of the kernel. A product's inner dimension are pixels: the gradient is transposed, of the input pairs are interleaved.
  *
+ * Of many weights the result is the same bits for any number of threads, of few it is not. Where an input is not finite,
+ * so is more of the result than need be: zeros beyond an edge are multiplied like pixels.
+ *
  * Coefficients (4, channels) and slopes (3, channels) are those of norm.c.
  */
 #include "lanes.h"
@@ -126,7 +129,7 @@ static int64_t run(const struct output *o, int64_t edge, int64_t q, int64_t most
     int64_t line = q / wide, x = q % wide, image = line / high, y = line % high;
     int64_t there = up(width - across, stride); /* pixels of a line that have a position */
     if (image >= o->images) return most;
-    if (y >= o->height || y * stride + down >= height || x >= there) return least(wide - x, most);
+    if (y * stride + down >= height || x >= there) return least(wide - x, most);
     *at = (image * height + y * stride + down) * width + x * stride + across;
     return least(there - x, most);
 }
@@ -135,7 +138,7 @@ static int64_t run(const struct output *o, int64_t edge, int64_t q, int64_t most
 static void fill_output(const struct output *o, int64_t edge, int64_t q, int64_t end, bf16 *tile) {
     for (int64_t i = 0, at, count; i < TILE; i += count) {
         at = -1, count = TILE - i;
-        if (q + i < end) count = run(o, edge, q + i, least(count, end - q - i), o->height, o->width, 1, 0, 0, &at);
+        if (q + i < end) count = run(o, edge, q + i, count, o->height, o->width, 1, 0, 0, &at); /* ends with a line */
         if (at < 0) memset(tile + i * o->outputs, 0, count * o->outputs * sizeof(bf16));
         else output_gradient(o, at, count, tile + i * o->outputs);
     }

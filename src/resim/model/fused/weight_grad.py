@@ -48,8 +48,8 @@ def stem_fits(conv: nn.Conv2d) -> bool:
     """Whether `weight_grad` can do it on this machine for a network's first convolution."""
     kernel, padding = conv.kernel_size[0], conv.padding
     usual = conv.kernel_size == (kernel, kernel) and conv.dilation == (1, 1) and conv.groups == 1
-    square = conv.stride[0] == conv.stride[1] and not isinstance(padding, str) and padding[0] == padding[1]
-    whole = conv.out_channels % LANES == 0 and kernel * conv.in_channels <= LANES
+    square = conv.stride[0] == conv.stride[1] and not isinstance(padding, str) and padding[0] == padding[1] < kernel
+    whole = conv.out_channels % LANES == 0 and conv.in_channels < LANES and kernel * conv.in_channels <= LANES
     return usual and square and whole and amx_kernels() is not None
 
 
@@ -82,6 +82,10 @@ def weight_grad(
     """
     tensors = {"grad": grad, "y": y, "x": product, "norm": norm, "slopes": slopes, "into": into, "dz": dz}
     images, outputs, height, width = grad.shape
+    if not grad.numel():
+        return torch.zeros_like(conv.weight, dtype=torch.float32)
+    maps = (x, *(tensor for name, tensor in tensors.items() if name not in ("norm", "slopes") and tensor is not None))
+    assert all(each.is_contiguous(memory_format=torch.channels_last) for each in maps)
     of = _Output(*(norms.address(tensor) for tensor in tensors.values()), images, height, width, outputs)
     kernel, inputs, threads = conv.kernel_size[0], conv.in_channels, torch.get_num_threads()
     found = norms.floats(outputs, kernel, kernel, inputs)
@@ -116,7 +120,10 @@ class TiledLayer(Layer):
 
 
 class TiledConv2d(nn.Conv2d):
-    """An `nn.Conv2d` whose weight gets its gradient from `weight_grad` where that fits, in bfloat16's autocast."""
+    """An `nn.Conv2d` whose weight gets its gradient from `weight_grad` where that fits, in bfloat16's autocast.
+
+    There it has no second derivative, and torch.func's transforms refuse it.
+    """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - PyTorch's own name
         """As `nn.Conv2d`."""
@@ -127,30 +134,32 @@ class TiledConv2d(nn.Conv2d):
         return out
 
     def _fits(self, x: Tensor) -> bool:
-        trained = torch.is_grad_enabled() and self.weight.requires_grad and self.weight.dtype is torch.float32
+        if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return False
         low_precision = x.dtype is torch.bfloat16 and torch.get_autocast_dtype("cpu") is torch.bfloat16
-        on_cpu = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-        return trained and on_cpu and low_precision and x.dim() == 4 and fits(self)
+        real = type(x) is Tensor  # not a stand-in without memory
+        return real and low_precision and self.weight.dtype is torch.float32 and x.dim() == 4 and fits(self)
 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.conv = conv
-        ctx.save_for_backward(x, weight)
+        copy = low(weight)
+        ctx.save_for_backward(x, copy, weight)
         padding: Any = conv.padding
-        y = torch.conv2d(x, low(weight), None if bias is None else bias.to(x.dtype), conv.stride, padding)
+        y = torch.conv2d(x, copy, None if bias is None else bias.to(x.dtype), conv.stride, padding)
         return y.contiguous(memory_format=torch.channels_last)
 
     @staticmethod
     @once_differentiable
     @torch.autocast("cpu", enabled=False)
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        x, weight = ctx.saved_tensors
+        x, copy, _ = ctx.saved_tensors
         conv: nn.Conv2d = ctx.conv
         _, of_x, of_weight, of_bias = ctx.needs_input_grad
         grad, grad_x = grads[0].contiguous(memory_format=torch.channels_last), None
         if of_x:
-            grad_x = convolution_gradients(conv, grad, x, low(weight), [True, False, False])[0]
+            grad_x = convolution_gradients(conv, grad, x, copy, [True, False, False])[0]
         grad_weight = weight_grad(conv, x, grad) if of_weight else None
         return None, grad_x, grad_weight, grad.sum((0, 2, 3), dtype=torch.float32) if of_bias else None

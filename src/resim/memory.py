@@ -62,6 +62,12 @@ def keep_memory() -> bool:
     return True
 
 
+def keep_memory_if_parted() -> None:
+    """For a process forked from one that has called `part_memory`: what it asks for stays for good, or is soon gone."""
+    if part_memory.cache_info().currsize:
+        keep_memory()
+
+
 def _c_library() -> ctypes.CDLL | None:
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc" or os.environ.get("RESIM_KEEP_MEMORY") == "0":
         return None
