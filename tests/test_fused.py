@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from product_kinds import PRODUCTS, needs_products, use
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
@@ -17,8 +18,7 @@ from resim.model.backbone import ResNet
 from resim.model.fused import low as lows
 from resim.model.fused import network as fused
 from resim.model.fused import norm as norms
-from resim.model.fused import pointwise, weight_grad
-from resim.model.fused.build import amx_kernels, kernels
+from resim.model.fused.build import kernels, product_kernels
 from resim.model.fused.low import follow, forget
 from resim.model.fused.pointwise import ClosingLayer
 from resim.model.fused.residual import make_residual
@@ -26,15 +26,12 @@ from resim.model.fused.stem import stem
 from resim.model.grouped_norm import GroupedBatchNorm2d, commit_statistics, group_norms
 
 needs_kernels = pytest.mark.skipif(kernels() is None, reason="the kernels cannot be compiled here")
-needs_amx = pytest.mark.skipif(amx_kernels() is None, reason="a processor with AMX")
 
 
-@pytest.fixture(params=["anywhere", pytest.param("AMX", marks=needs_amx)])
+@pytest.fixture(params=["anywhere", *PRODUCTS])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The kernels that any processor has, and those beside them that need AMX."""
-    if request.param == "anywhere":
-        for module in (pointwise, weight_grad):
-            monkeypatch.setattr(module, "amx_kernels", lambda: None)
+    """The kernels that any processor has, and those of products beside them."""
+    use(request.param, monkeypatch)
     return request.param
 
 
@@ -169,7 +166,7 @@ def test_defaults_of_pytorch_and_layouts_of_parameters_change_nothing(kind: str)
     assert max(errors(found, expected).values()) < 1e-6
 
 
-@needs_amx
+@needs_products
 def test_many_rows_on_several_threads() -> None:
     """Each thread has sums of its own, but for those that decide where a ReLU passes."""
     block, x = make_block(Bottleneck, 64, 32, 1), nhwc(7, 64, 40, 41, seed=2).relu()
@@ -185,7 +182,7 @@ def test_many_rows_on_several_threads() -> None:
     assert max(off.values()) < 1e-3, off  # what is rounded to bfloat16 from sums that are not the same bits
 
 
-@needs_amx
+@needs_products
 def test_statistics_are_those_of_the_stored_values() -> None:
     layer = make_residual(make_block(Bottleneck, 128, 32, 1)).layers[0]
     found = layer.forward(layer.conv.weight.detach().bfloat16(), nhwc(1, 128, 5, 7, seed=2), None)
@@ -195,7 +192,7 @@ def test_statistics_are_those_of_the_stored_values() -> None:
     assert torch.allclose(found.norm[3].double(), (variance + layer.norm.eps).rsqrt(), rtol=1e-5)
 
 
-@needs_amx
+@needs_products
 @pytest.mark.parametrize("far", [0.0, 10.0])
 def test_statistics_from_the_moments_of_the_input(far: float) -> None:
     """Of more rows than one part takes, and of a mean ten times the deviation: after a ReLU it rarely is twice that."""
@@ -209,7 +206,7 @@ def test_statistics_from_the_moments_of_the_input(far: float) -> None:
     assert torch.allclose(found.norm[3].double(), (variance + layer.norm.eps).rsqrt(), rtol=1e-4)
 
 
-@needs_amx
+@needs_products
 def test_which_layers_are_made_in_the_cache() -> None:
     chosen = {
         name: "".join(type(layer).__name__[0] for layer in make_residual(make()).every)
@@ -432,7 +429,7 @@ def test_the_kernels_are_compiled_once_and_may_be_missing(tmp_path: Path, monkey
         with monkeypatch.context() as patch:
             patch.setenv("CC", compiler)
             assert build.__wrapped__() is None
-    if amx_kernels() is not None:  # a compiler too old for AMX
+    if product_kernels() is not None:  # a compiler too old for their instructions
         old = tmp_path / "old-cc"
         old.write_text('#!/bin/sh\ncase "$*" in *pointwise.c*) exit 1;; esac\nexec cc "$@"\n')
         old.chmod(0o755)

@@ -9,16 +9,22 @@ from typing import Any
 
 import pytest
 import torch
+from product_kinds import PRODUCTS, use
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.grad import conv2d_weight
 
 from resim.model.fused import norm as norms
 from resim.model.fused import weight_grad as module
-from resim.model.fused.build import amx_kernels
 from resim.model.fused.weight_grad import TiledConv2d, fits, stem_fits, weight_grad
 
-pytestmark = pytest.mark.skipif(amx_kernels() is None, reason="a processor with AMX")
+
+@pytest.fixture(params=PRODUCTS, autouse=True)
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """However the kernels multiply."""
+    use(request.param, monkeypatch)
+    return request.param
+
 
 CASES = {  # images, height, width; inputs, outputs; kernel, stride
     "56 px": ((3, 56, 56), (64, 64), (3, 1)),
@@ -158,7 +164,7 @@ def test_which_convolutions_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
         {"padding": 3}, {"in_channels": 32, "kernel_size": 1, "padding": 0},
     ]  # fmt: skip
     assert not any(stem_fits(nn.Conv2d(**usual | other)) for other in others)
-    monkeypatch.setattr(module, "amx_kernels", lambda: None)
+    monkeypatch.setattr(module, "product_kernels", lambda: None)
     assert not stem_fits(nn.Conv2d(**usual))
     usual["in_channels"] = 64
     assert not fits(nn.Conv2d(**usual))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
-_AMX = {"amx_tile", "amx_bf16", "avx512_bf16", "avx512bw"}
+_BF16 = {"avx512_bf16", "avx512bw"}
 _P, _I, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _F, _SINGLE = ctypes.c_double, ctypes.c_float
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
@@ -32,7 +32,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "resim_exponentials": (_P, _P, _P, _P, _I, _I, _INT),
     "resim_norm_backward": (_P, _P, _P, _P, _P, _P, _P, _I, _I, _INT),
 }
-_AMX_SIGNATURES: dict[str, tuple[Any, ...]] = {
+_PRODUCTS: dict[str, tuple[Any, ...]] = {
     "resim_pointwise_pack": (_P, _P, _P, _I, _I),
     "resim_pointwise_forward": (_P,),
     "resim_pointwise_moments": (_P,),
@@ -50,11 +50,11 @@ def kernels() -> ctypes.CDLL | None:
     """The kernels, or None where they cannot be compiled: no C compiler, another system than Linux, RESIM_FUSED=0."""
     if os.environ.get("RESIM_FUSED") == "0" or not sys.platform.startswith("linux"):
         return None
-    for names in [("norm.c", "pointwise.c", "weight_grad.c"), ("norm.c",)] if _has_amx() else [("norm.c",)]:
+    for names in [("norm.c", "pointwise.c", "weight_grad.c"), ("norm.c",)] if _has_bf16() else [("norm.c",)]:
         for again in (False, True):  # what lies in the cache may be damaged
             try:
                 library = ctypes.CDLL(str(_compiled(names, again=again)))
-                _declare(library, _SIGNATURES | (_AMX_SIGNATURES if len(names) > 1 else {}))
+                _declare(library, _SIGNATURES | (_PRODUCTS if len(names) > 1 else {}))
             except subprocess.SubprocessError:
                 break
             except (OSError, RuntimeError, AttributeError):  # no compiler, no home, a folder that cannot be written
@@ -64,12 +64,15 @@ def kernels() -> ctypes.CDLL | None:
 
 
 @functools.cache
-def amx_kernels() -> ctypes.CDLL | None:
-    """The same where they hold those that need AMX, else None: on other processors, or with RESIM_FUSED=norm."""
+def product_kernels() -> ctypes.CDLL | None:
+    """The same where they hold those of products, else None.
+
+    They need a processor with bfloat16 instructions (AVX-512 or AMX); RESIM_FUSED=norm leaves them out.
+    """
     library = kernels()
-    if library is None or os.environ.get("RESIM_FUSED") == "norm" or not hasattr(library, "resim_amx_allowed"):
+    if library is None or os.environ.get("RESIM_FUSED") == "norm" or not hasattr(library, "resim_products_allowed"):
         return None
-    return library if library.resim_amx_allowed() else None
+    return library if library.resim_products_allowed() else None
 
 
 def _declare(library: ctypes.CDLL, signatures: dict[str, tuple[Any, ...]]) -> None:
@@ -112,5 +115,5 @@ def _processor() -> tuple[str, ...]:
     return tuple(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
 
 
-def _has_amx() -> bool:
-    return set(" ".join(_processor()).split()) >= _AMX
+def _has_bf16() -> bool:
+    return set(" ".join(_processor()).split()) >= _BF16

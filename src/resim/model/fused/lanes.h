@@ -1,6 +1,7 @@
-/* bfloat16 in registers and tiles, for the kernels that need AMX.
+/* bfloat16 in registers and tiles, for the kernels of products: AMX's tiles multiply where there are such, else AVX-512's
+ * registers do.
  *
- * A matrix for the right side of an AMX product is packed: pairs of its rows interleaved, (rows / 2, columns) of pairs.
+ * A matrix for the right side of a product is packed: pairs of its rows interleaved, (rows / 2, columns) of pairs.
  */
 #include <immintrin.h>
 #include <omp.h>
@@ -99,6 +100,7 @@ static inline void fetch(struct ahead *ahead) {
     }
 }
 
+#ifdef __AMX_BF16__
 static inline void configure(void) {
     struct {
         uint8_t palette, start, zero[14];
@@ -109,6 +111,25 @@ static inline void configure(void) {
     __asm__ volatile("" : : "r"(&config) : "memory"); /* GCC does not see that the instruction reads all of it */
     _tile_loadconfig(&config);
 }
+static inline void release(void) { _tile_release(); }
+#else
+/* Rows of a product that are made at a time: their sums and what is multiplied fill the registers. */
+#define ROWS 8
+
+/* To ROWS sums, products of pairs: of those rows of the left side, `stride` values from each other, and of the right. */
+static inline void add_products(lanes *sums, const bf16 *left, int64_t stride, const uint32_t *right) {
+    __m512bh packed[2];
+    EACH(h) packed[h] = (__m512bh)_mm512_loadu_si512(right + 16 * h);
+    for (int i = 0; i < ROWS; i++) {
+        int32_t pair;
+        memcpy(&pair, left + i * stride, sizeof(pair));
+        EACH(h) sums[i].half[h] = _mm512_dpbf16_ps(sums[i].half[h], (__m512bh)_mm512_set1_epi32(pair), packed[h]);
+    }
+}
+static inline void configure(void) {}
+static inline void release(void) {}
+#endif
+
 /* (16, 16) pairs, transposed. */
 static inline void transpose_16(const uint32_t *from, int64_t from_stride, uint32_t *to, int64_t to_stride) {
     __m512i r[16], t[16];

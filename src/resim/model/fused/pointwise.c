@@ -1,4 +1,5 @@
-/* 1 x 1 convolutions between two BatchNorms, bfloat16 in channels-last memory, on processors with AMX.
+/* 1 x 1 convolutions between two BatchNorms, bfloat16 in channels-last memory, on processors with
+ * instructions for it (AVX-512 or AMX).
  *
  * Some rows (pixels) at a time go through everything that can be done to them, and stay in a core's own cache meanwhile:
  * forward, the input is normalised, multiplied and its sums taken; backward, the output's gradient is made, multiplied
@@ -16,10 +17,17 @@
 #define TILE 32   /* rows of one product */
 #define STRIP 64  /* columns of one product */
 
-/* Whether this process may use AMX. */
-int resim_amx_allowed(void) { return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0; }
+/* Whether this process may use what the products below are made of. */
+#ifdef __AMX_BF16__
+int resim_products_allowed(void) {
+    return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
+}
+#else
+int resim_products_allowed(void) { return 1; }
+#endif
 
 /* out (rows, columns) = left (rows, inner) * packed, or added to it; rows and columns are multiples of 32. */
+#ifdef __AMX_BF16__
 static void multiply(const bf16 *left, int64_t left_stride, const uint32_t *packed, int64_t packed_stride, float *out,
                      int64_t out_stride, int64_t rows, int64_t inner, int64_t columns, int add_to, struct ahead *ahead) {
     __asm__ volatile("" : : : "memory"); /* GCC does not see that tiles are read from memory */
@@ -56,6 +64,25 @@ static void multiply(const bf16 *left, int64_t left_stride, const uint32_t *pack
             _tile_stored(3, at + 16 * out_stride + 16, out_stride * 4);
         }
 }
+#else
+static void multiply(const bf16 *left, int64_t left_stride, const uint32_t *packed, int64_t packed_stride, float *out,
+                     int64_t out_stride, int64_t rows, int64_t inner, int64_t columns, int add_to, struct ahead *ahead) {
+    for (int64_t column = 0; column < columns; column += 32)
+        for (int64_t row = 0; row < rows; row += ROWS) {
+            float *at = out + row * out_stride + column;
+            const bf16 *a = left + row * left_stride;
+            const uint32_t *b = packed + column;
+            lanes sums[ROWS];
+            for (int i = 0; i < ROWS; i++) sums[i] = zero();
+            for (int64_t k = 0; k < inner; k += 32, a += 32) {
+                for (int pair = 0; pair < 16; pair++, b += packed_stride) add_products(sums, a + 2 * pair, left_stride, b);
+                if (ahead && row % 32 == 0) fetch(ahead);
+            }
+            for (int i = 0; i < ROWS; i++, at += out_stride)
+                store_floats(at, add_to ? plus(floats(at), sums[i]) : sums[i]); /* last: small sums lose less */
+        }
+}
+#endif
 
 /* Pairs of rows interleaved: (rows, columns) -> (rows / 2, columns) of pairs. */
 static void interleave(const bf16 *x, uint32_t *pairs, int64_t rows, int64_t columns) {
@@ -88,7 +115,6 @@ static void prepare(const bf16 *x, const float *norm, bf16 *tile, int64_t rows, 
         }
     memset(tile + rows * channels, 0, (TILE - rows) * channels * sizeof(bf16));
 }
-
 
 struct forward {
     const bf16 *x;             /* (rows, inputs) */
@@ -174,7 +200,7 @@ void resim_pointwise_forward(const struct forward *f) {
                 }
             }
         }
-        _tile_release();
+        release();
         free(tile), free(product), free(unused);
     }
 }
@@ -218,7 +244,7 @@ void resim_pointwise_moments(const struct moments *m) {
                 multiply((const bf16 *)turned + c * BLOCK, BLOCK, pairs + c, k, products + c * k + c, k, LANES, done, k - c,
                          1, &ahead);
         }
-        _tile_release();
+        release();
         free(tile), free(pairs), free(turned);
     }
 }
@@ -369,7 +395,7 @@ void resim_pointwise_backward(const struct backward *b) {
             }
             multiply((const bf16 *)turned, BLOCK, pairs, more, grad_weight, more, fewer, done, more, 1, &ahead);
         }
-        _tile_release();
+        release();
         free(tile), free(g), free(product), free(unused), free(pairs), free(upright), free(turned);
     }
 }

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from resim.model.fused import norm as norms
-from resim.model.fused.build import amx_kernels
+from resim.model.fused.build import product_kernels
 from resim.model.fused.layer import Found, Layer, Seen, like_weight
 
 BLOCK = 256
@@ -53,7 +53,7 @@ def _run(name: str, *, counts: dict[str, int], **tensors: Tensor | None) -> None
 
 
 def _library() -> Any:
-    return amx_kernels()
+    return product_kernels()
 
 
 def _dense(weight: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class PointwiseLayer(Layer):
         """Whether it can stand, and pays, in the place of `layer` on this machine."""
         conv = layer.conv
         whole = conv.in_channels % LANES == 0 and conv.out_channels % LANES == 0
-        return layer.pointwise and whole and conv.weight.numel() <= HEAVIEST and amx_kernels() is not None
+        return layer.pointwise and whole and conv.weight.numel() <= HEAVIEST and product_kernels() is not None
 
     def _counts(self, of: Tensor) -> dict[str, int]:
         return {"rows": norms.shape(of)[0], "inputs": self.conv.in_channels, "outputs": self.conv.out_channels}

@@ -1,4 +1,5 @@
-/* Gradients of convolutions' weights, bfloat16 in channels-last memory, on processors with AMX.
+/* Gradients of convolutions' weights, bfloat16 in channels-last memory, on processors with
+ * instructions for it (AVX-512 or AMX).
  *
  * The gradient of what a convolution gave is made from what came through its BatchNorm, and the convolution's input is
  * normalised, some pixels at a time, where a core's own cache holds them; there they are multiplied, once for each place
@@ -43,6 +44,7 @@ struct work {
 
 /* (32 of the outputs, pixels) * (pixels, 32 columns) into out or added to it; what is read lies in the order of reading,
  * the quarters of out lie `right` and `down` of each other. */
+#ifdef __AMX_BF16__
 static void multiply(const bf16 *left, const uint32_t *packed, int64_t steps, int add_to, float *out, int64_t stride,
                      int64_t right, int64_t down, struct ahead *ahead) {
     __asm__ volatile("" : : : "memory"); /* GCC does not see that tiles are read from memory */
@@ -73,6 +75,27 @@ static void multiply(const bf16 *left, const uint32_t *packed, int64_t steps, in
     _tile_stored(2, out + down, stride);
     _tile_stored(3, out + down + right, stride);
 }
+#else
+static void multiply(const bf16 *left, const uint32_t *packed, int64_t steps, int add_to, float *out, int64_t stride,
+                     int64_t right, int64_t down, struct ahead *ahead) {
+    for (int64_t row = 0; row < 32; row += ROWS, left += ROWS * TILE) {
+        float *at = out + row / 16 * down + row % 16 * (stride / 4);
+        lanes sums[ROWS];
+        for (int i = 0; i < ROWS; i++) sums[i] = zero();
+        for (int64_t step = 0; step < steps; step++) {
+            const bf16 *a = left + step * 32 * TILE;
+            const uint32_t *b = packed + step * TILE / 2 * 32;
+            for (int pair = 0; pair < TILE / 2; pair++) add_products(sums, a + 2 * pair, TILE, b + pair * 32);
+            if (row == 0) fetch(ahead);
+        }
+        for (int i = 0; i < ROWS; i++, at += stride / 4)
+            EACH(h) {
+                __m512 before = add_to ? _mm512_loadu_ps(at + h * right) : _mm512_setzero_ps();
+                _mm512_storeu_ps(at + h * right, _mm512_add_ps(before, sums[i].half[h])); /* last: small sums lose less */
+            }
+    }
+}
+#endif
 
 /* Where among a thread's sums that of an output and a column is; 16 columns lie together. */
 static inline int64_t sum_at(int64_t product, int64_t output, int64_t column) {
@@ -275,7 +298,7 @@ static void by_pixels(const struct work *s, const struct turns *t) {
                             multiply_at(s, t, &packed, a, b, place, step, STEPS, 1,
                                         sums + ((a * (k / 32) + b) * t->places + place) * SUMS, 64, 256, 512, &ahead);
         }
-        _tile_release();
+        release();
 #pragma omp for schedule(static)
         for (int64_t output = 0; output < n; output++)
             for (int64_t place = 0; place < t->places; place++)
@@ -318,7 +341,7 @@ static void by_weights(const struct work *s, const struct turns *t) {
                                 &ahead);
             }
         }
-        _tile_release();
+        release();
     }
 }
 
@@ -412,7 +435,7 @@ void resim_stem_weight_grad(const struct work *s) {
                                  packed + (line * pairs + step * TILE / 2) * 32, least(STEPS, t.tiles - step), 1,
                                  sums + (a * s->kernel + line) * SUMS, 64, 256, 512, &ahead);
         }
-        _tile_release();
+        release();
 #pragma omp for schedule(static)
         for (int64_t output = 0; output < n; output++)
             for (int64_t line = 0; line < s->kernel; line++)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from resim.model.fused import norm as norms
-from resim.model.fused.build import amx_kernels
+from resim.model.fused.build import product_kernels
 from resim.model.fused.layer import Layer, Seen, convolution_gradients, like_weight
 from resim.model.fused.low import low
 
@@ -41,7 +41,7 @@ def fits(conv: nn.Conv2d) -> bool:
     geometry = (conv.kernel_size, conv.padding, conv.stride)
     usual = geometry in _GEOMETRIES and conv.dilation == (1, 1) and conv.groups == 1 and conv.padding_mode == "zeros"
     whole = conv.in_channels % LANES == 0 and conv.out_channels % LANES == 0
-    return usual and whole and amx_kernels() is not None
+    return usual and whole and product_kernels() is not None
 
 
 def stem_fits(conv: nn.Conv2d) -> bool:
@@ -50,7 +50,7 @@ def stem_fits(conv: nn.Conv2d) -> bool:
     usual = conv.kernel_size == (kernel, kernel) and conv.dilation == (1, 1) and conv.groups == 1
     square = conv.stride[0] == conv.stride[1] and not isinstance(padding, str) and padding[0] == padding[1] < kernel
     whole = conv.out_channels % LANES == 0 and conv.in_channels < LANES and kernel * conv.in_channels <= LANES
-    return usual and square and whole and amx_kernels() is not None
+    return usual and square and whole and product_kernels() is not None
 
 
 def weight_grad(
@@ -103,7 +103,7 @@ def weight_grad(
 
 
 def _library() -> Any:
-    return amx_kernels()
+    return product_kernels()
 
 
 class TiledLayer(Layer):

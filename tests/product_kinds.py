@@ -1,0 +1,36 @@
+"""The kernels of products as this processor has them, and, where it has AMX's tiles, as others have them."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import platform
+from pathlib import Path
+
+import pytest
+
+from resim.model.fused import pointwise, weight_grad
+from resim.model.fused.build import kernels, product_kernels
+
+needs_products = pytest.mark.skipif(product_kernels() is None, reason="a processor with instructions for bfloat16")
+HAS_TILES = platform.machine() == "x86_64" and " amx_tile " in Path("/proc/cpuinfo").read_text()
+PRODUCTS = [
+    pytest.param("products", marks=needs_products),
+    pytest.param("without tiles", marks=pytest.mark.skipif(not HAS_TILES, reason="a processor with AMX")),
+]
+
+
+@functools.cache
+def _without_tiles() -> ctypes.CDLL | None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CC", f"{os.environ.get('CC') or 'cc'} -mno-amx-tile -mno-amx-bf16")
+        return kernels.__wrapped__()
+
+
+def use(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the kernels of products that PRODUCTS calls so, or else none."""
+    if kind != "products":
+        library = _without_tiles() if kind == "without tiles" else None
+        for module in (pointwise, weight_grad):
+            monkeypatch.setattr(module, "product_kernels", lambda: library)
