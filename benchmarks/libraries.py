@@ -1,6 +1,8 @@
 """MoCo v2 by this package and by others from PyPI: the same backbone, batch, image size and precision, in one run.
 
     pip install lightly
+    pip install pytorch-lightning==1.9.5 lightning-bolts==0.7.0 "setuptools<81" timm einops scipy
+    pip install --no-deps solo-learn==1.0.2    # with its dependencies it asks for torch==1.9.1
     python benchmarks/libraries.py --jpeg DIR [--device cuda --batch 256 --workers 16]
 
 Each row runs in a process of its own, the rows in turn, `--rounds` times. "step" has its views ready on the device;
@@ -11,7 +13,6 @@ group is the batch). What cannot be installed or imported is told with its reaso
 from __future__ import annotations
 
 import argparse
-import copy
 import dataclasses
 import json
 import statistics
@@ -19,90 +20,21 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
-from torch import Tensor, nn
+from others import OTHERS, run_other
+from torch import Tensor
 
 from resim import recipes
-from resim.bench.measure import peak_memory_gb, step_rate, time_turns, together_rate
+from resim.bench.measure import peak_memory_gb, step_rate, together_rate
 from resim.training.processes import Processes
 from resim.training.step import make_stepper
 from resim.views.folder import find_images
 from resim.views.views import Views
 
-ROWS = ("lightly", "resim")
-
-
-class LightlyMoCo(nn.Module):
-    """MoCo v2 of lightly's parts, put together as its documentation does."""
-
-    def __init__(self, backbone: str) -> None:
-        from lightly.loss import NTXentLoss  # type: ignore[import-not-found]
-        from lightly.models.modules import MoCoProjectionHead  # type: ignore[import-not-found]
-
-        super().__init__()
-        network: Any = torchvision.models.get_model(backbone, weights=None)
-        width = network.fc.in_features
-        network.fc = nn.Identity()
-        self.query = nn.Sequential(network, MoCoProjectionHead(width, width, 128))
-        self.key = copy.deepcopy(self.query).requires_grad_(False)
-        self.criterion = NTXentLoss(temperature=0.2, memory_bank_size=(65536, 128))
-
-    def forward(self, images_q: Tensor, images_k: Tensor) -> Tensor:
-        """The loss."""
-        from lightly.models import utils  # type: ignore[import-not-found]
-
-        utils.update_momentum(self.query, self.key, 0.999)
-        queries = self.query(images_q)
-        with torch.no_grad():
-            shuffled, order = utils.batch_shuffle(images_k)
-            keys = utils.batch_unshuffle(self.key(shuffled), order)
-        return self.criterion(queries, keys)
-
-
-def lightly_loader(options: argparse.Namespace) -> Iterable[tuple[Tensor, Tensor]]:
-    from lightly.data import LightlyDataset  # type: ignore[import-not-found]
-    from lightly.transforms.moco_transform import MoCoV2Transform  # type: ignore[import-not-found]
-
-    dataset = LightlyDataset(options.jpeg, transform=MoCoV2Transform(input_size=options.image_size))
-    repeated = torch.utils.data.ConcatDataset([dataset] * (1 + 8 * options.batch // len(dataset)))
-    loader = torch.utils.data.DataLoader(
-        repeated, options.batch, shuffle=True, drop_last=True, num_workers=options.workers,
-        pin_memory=options.device == "cuda", persistent_workers=options.workers > 0,
-    )  # fmt: skip
-    while True:
-        for views, *_ in loader:
-            yield views[0], views[1]
-
-
-def run_lightly(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    torch.manual_seed(0)
-    model = LightlyMoCo(options.backbone).to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(model.query.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-4)
-
-    def step(images_q: Tensor, images_k: Tensor) -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16"):
-            loss = model(images_q, images_k)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    images_q, images_k = random_images(options, device)
-    rate = time_turns(lambda: step(images_q, images_k), options.batch, options.seconds, device, warmup=2)
-    result: dict[str, Any] = {"step": rate.each, "memory": peak_memory_gb(device)}
-    if options.jpeg:
-        source = iter(lightly_loader(options))
-
-        def fed() -> None:
-            step(*(x.to(device, memory_format=torch.channels_last, non_blocking=True) for x in next(source)))
-
-        each = time_turns(fed, options.batch, options.seconds, device, warmup=2).each
-        result["fed"] = len(each) / sum(1 / e for e in each)
-    return result
+ROWS = (*OTHERS, "resim")
 
 
 def run_resim(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -132,10 +64,10 @@ def random_images(options: argparse.Namespace, device: torch.device) -> tuple[Te
     return pair[0].contiguous(memory_format=torch.channels_last), pair[1].contiguous(memory_format=torch.channels_last)
 
 
-RUN: dict[str, Callable[[argparse.Namespace, torch.device], dict[str, Any]]] = {
-    "lightly": run_lightly,
-    "resim": run_resim,
-}
+def run(row: str, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    if row == "resim":
+        return run_resim(options, device)
+    return run_other(row, random_images(options, device), options, device)
 
 
 def child(row: str, words: list[str]) -> dict[str, Any]:
@@ -161,7 +93,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.row:
         warnings.simplefilter("ignore")
-        print(json.dumps(RUN[options.row](options, torch.device(options.device))))
+        print(json.dumps(run(options.row, options, torch.device(options.device))))
         return
     if options.jpeg and not Path(options.jpeg).is_dir():
         parser.error(f"{options.jpeg}: no such folder")
@@ -182,6 +114,9 @@ def main() -> None:
         told = f"{statistics.median(fed):.1f}" if fed else "-"
         memory = max(result["memory"] for result in found)
         print(f"{row:<12}{statistics.median(each):>16.1f}{min(each):>9.1f}{max(each):>9.1f}{memory:>9.2f}{told:>15}")
+    for row, other in OTHERS.items():
+        if other.note and "error" not in results[row][-1]:
+            print(f"\n{row}: {other.note}")
 
 
 if __name__ == "__main__":
