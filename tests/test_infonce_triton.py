@@ -5,6 +5,7 @@ Triton decides when it is imported whether it interprets, so that the tests run 
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -41,6 +42,15 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     pytest.importorskip("triton")
     from resim.model import infonce_triton
 
+    if INTERPRETED:  # before Triton 3.8 it makes whole numbers of arrays, which NumPy 2.5 refuses
+        interpreter = importlib.import_module("triton.runtime.interpreter")
+        prepare = interpreter._patch_lang_tensor
+
+        def prepare_whole_numbers(tensor: Any, scope: Any) -> None:
+            prepare(tensor, scope)
+            scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+        monkeypatch.setattr(interpreter, "_patch_lang_tensor", prepare_whole_numbers)
     monkeypatch.setattr(infonce_triton, "BLOCK_QUERIES", 16)
     monkeypatch.setattr(infonce_triton, "BLOCK_NEGATIVES", 16)
     infonce_triton.works.cache_clear()
