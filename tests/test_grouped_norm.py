@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 import torch._dynamo.testing
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from resim.model.encoder import Encoder, ModelConfig
 from resim.model.grouped_norm import (
@@ -180,6 +182,25 @@ def test_the_gradient_is_the_derivative() -> None:
     norm, _ = pair(2, group_size=2)
     inputs = noise(4, 2, 2, 2).requires_grad_(), norm.weight, norm.bias
     assert torch.autograd.gradcheck(lambda images, *_: norm(images), inputs)
+
+
+def test_a_group_costs_the_host_one_operation_each_way() -> None:
+    """A GPU waits for a host that has many small things to say."""
+
+    class Count(TorchDispatchMode):
+        operations = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.operations += 1
+            return func(*args, **(kwargs or {}))
+
+    def operations(groups: int) -> int:
+        norm, _ = pair(2, group_size=2)
+        with Count() as counted:
+            norm(noise(2 * groups, 2, 2, 2).requires_grad_()).sum().backward()
+        return counted.operations
+
+    assert operations(6) - operations(2) == 2 * 4
 
 
 def test_a_batch_is_a_whole_number_of_groups() -> None:

@@ -52,7 +52,7 @@ class _NormalizeGroups(torch.autograd.Function):
 
 
 def _rows(pair: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """(2, groups, C) -> the groups' vectors of the first kind, and of the second. Views cost a host time, one by one."""
+    """(2, groups, C) -> the vectors of the first kind and those of the second: few views, each costs the host time."""
     first, second = pair.unbind()
     return first.unbind(), second.unbind()
 
