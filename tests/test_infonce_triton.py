@@ -153,6 +153,18 @@ def test_the_trial_passes_where_the_kernel_is_right_and_not_where_it_is_wrong(
     kernel.works.cache_clear()
 
 
+def test_splits_leave_few_processors_without_work() -> None:
+    module = pytest.importorskip("resim.model.infonce_triton")
+    splits = {blocks: module.even_splits(blocks, 132) for blocks in (1, 72, 128, 132, 133)}
+    assert splits[128] == splits[132] == 1  # nearly one program a processor: to halve them would gain nothing
+    for blocks, number in splits.items():
+        rounds = -(-blocks * number // 132)
+        busy = blocks * number / (132 * rounds)
+        assert busy > 0.8 or number == module.LARGEST_SPLIT
+    # P4 of the published recipe, 72 blocks of 128 queries: 3 splits would keep 82 % of the processors busy
+    assert 72 * splits[72] / (132 * -(-72 * splits[72] // 132)) > 0.9
+
+
 def test_what_is_not_for_the_kernel_goes_through_the_tiles() -> None:
     queries, negatives = torch.zeros(1, 4, 16), torch.zeros(1, 9, 16)
     assert infonce._kernel(queries, negatives, torch.bfloat16) is None  # on a CPU
