@@ -184,6 +184,14 @@ def test_the_gradient_is_the_derivative() -> None:
     assert torch.autograd.gradcheck(lambda images, *_: norm(images), inputs)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_a_compiler_sees_is_no_view_that_a_relu_in_place_would_have_copied(layout: torch.memory_format) -> None:
+    images = noise(8, 3, 4, 4).bfloat16().contiguous(memory_format=layout).requires_grad_()
+    out, _ = normalize_groups(images, torch.ones(3), torch.zeros(3), 2, 1e-5)
+    assert not out._is_view()
+    assert out.stride() == images.stride()
+
+
 def test_a_group_costs_the_host_one_operation_each_way() -> None:
     """A GPU waits for a host that has many small things to say."""
 
