@@ -37,15 +37,15 @@ timed="$shape --times 10 --rounds 1"
 {
     nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,power.limit --format=csv,noheader 2>/dev/null
     "$python" -c 'import platform, torch, torchvision; print(platform.python_version(), torch.__version__, torchvision.__version__)'
-    echo "$(nproc) cores, $(df -h --output=size /dev/shm 2>/dev/null | tail -1 | tr -d ' ') of shared memory, $(command -v "${CC:-cc}" || echo no C compiler)"
+    echo "$(nproc --all) cores, $(df -h --output=size /dev/shm 2>/dev/null | tail -1 | tr -d ' ') of shared memory, $(command -v "${CC:-cc}" || echo no C compiler)"
     if [ "$part" = step ]; then
         run 110 benchmarks/pretrain_step.py $timed --variants "plain float32" bf16
         run 60 benchmarks/ceilings.py --device "$device"
         run 60 benchmarks/contrast.py --device "$device" --images "$batch" --group "$group"
         run 50 benchmarks/pretrain_step.py $timed --variants bf16 --groups-at-a-time 1
         run 170 benchmarks/pretrain_step.py $timed --variants "bf16 compiled"
-        run 100 benchmarks/growth.py $shape --tables batch groups size levels windows
         run 60 -m pytest -q -p no:cacheprovider tests/test_infonce_triton.py -k "not by_the_interpreter"
+        run 100 benchmarks/growth.py $shape --tables batch groups size levels windows
         run 50 benchmarks/pretrain_step.py $shape --variant bf16 --profile
         run 50 benchmarks/pretrain_step.py $timed --variants "bf16 tuned"
         run 150 benchmarks/pretrain_step.py $timed --variants "bf16 graphs"

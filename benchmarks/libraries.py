@@ -69,7 +69,8 @@ def lightly_loader(options: argparse.Namespace) -> Iterable[tuple[Tensor, Tensor
     from lightly.transforms.moco_transform import MoCoV2Transform  # type: ignore[import-not-found]
 
     dataset = LightlyDataset(options.jpeg, transform=MoCoV2Transform(input_size=options.image_size))
-    repeated = torch.utils.data.ConcatDataset([dataset] * (1 + 8 * options.batch // len(dataset)))
+    batches = max(8, 4 * options.workers)  # an epoch has several for each worker
+    repeated = torch.utils.data.ConcatDataset([dataset] * (1 + batches * options.batch // len(dataset)))
     loader = torch.utils.data.DataLoader(
         repeated, options.batch, shuffle=True, drop_last=True, num_workers=options.workers,
         pin_memory=options.device == "cuda", persistent_workers=options.workers > 0,
@@ -100,7 +101,8 @@ def run_lightly(options: argparse.Namespace, device: torch.device) -> dict[str, 
         def fed() -> None:
             step(*(x.to(device, memory_format=torch.channels_last, non_blocking=True) for x in next(source)))
 
-        each = time_turns(fed, options.batch, options.seconds, device, warmup=2).each
+        # a worker makes whole batches: what they have ready at first does not count
+        each = time_turns(fed, options.batch, options.seconds, device, warmup=max(2, options.workers)).each
         result["fed"] = len(each) / sum(1 / e for e in each)
     return result
 
