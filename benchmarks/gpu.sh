@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every GPU figure of docs/speed.md, in two runs of about seven and five and a half minutes, from the repository's root:
+# Every GPU figure of docs/speed.md, in two runs of at most 430 and 340 s (BUDGET), from the repository's root:
 #
 #     bash benchmarks/gpu.sh step [LOG]          # the step and its memory, ceilings, InfoNCE, growth, compiled
 #     JPEG=DIR bash benchmarks/gpu.sh fed [LOG]  # the step fed from JPEG files, other libraries, loading, decoders
@@ -13,6 +13,7 @@ log=${2:-/dev/null}
 export PYTHONPATH="$PWD/src:$PWD/benchmarks${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 OMP_NUM_THREADS=1
 cache=${CACHE:-${TMPDIR:-/tmp}/resim-gpu}
 export TORCHINDUCTOR_CACHE_DIR="$cache/inductor" TRITON_CACHE_DIR="$cache/triton" XDG_CACHE_HOME="$cache"
+export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1  # of plugins that happen to be there
 python=${PYTHON:-python3}
 device=${DEVICE:-cuda}
 workers=${WORKERS:-16}

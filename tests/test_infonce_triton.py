@@ -78,7 +78,7 @@ def test_the_kernel_is_the_plain_form(
     torch.testing.assert_close(largest, logits.amax(-1), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(mean, logits.softmax(-1) @ negatives, rtol=1e-4, atol=1e-5)
     again = kernel.visit_negatives(queries, negatives, 0.2, with_mean=False, splits=splits)
-    assert torch.equal(again[0], total)
+    torch.testing.assert_close(again[0], total, rtol=1e-6, atol=1e-6)  # another kernel, it may add in another order
     assert again[2] is None
 
 
