@@ -158,6 +158,7 @@ def test_bfloat16_images_with_float32_parameters(groups: int, layout: torch.memo
     expected.backward(upstream.float())
     assert images.grad is not None
     assert images.grad.dtype == torch.bfloat16
+    assert images.grad.stride() == images.stride()
     assert close(images.grad.float(), exact.grad, 2**-7)
     assert grouped.weight.grad is not None
     assert grouped.weight.grad.dtype == torch.float32

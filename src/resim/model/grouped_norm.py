@@ -39,16 +39,16 @@ class _NormalizeGroups(torch.autograd.Function):
         x, weight, saved = ctx.saved_tensors
         groups = saved.shape[1]
         grad_out = torch.empty_like(x).copy_(grads[0]) if grads[0].stride() != x.stride() else grads[0]
-        grad_x = torch.empty_like(x)
-        sums = weight.new_zeros(2, groups, len(weight))
-        rows = (*(tensor.chunk(groups) for tensor in (grad_out, x, grad_x)), *_rows(saved), *_rows(sums))
-        for grad_g, x_g, grad_x_g, mean, invstd, grad_weight, grad_bias in zip(*rows, strict=True):
-            torch.ops.aten.native_batch_norm_backward.out(
-                grad_g, x_g, weight, None, None, mean, invstd, True, ctx.eps,
-                [True, True, True], out0=grad_x_g, out1=grad_weight, out2=grad_bias,
-            )  # fmt: skip
-        found = sums.sum(1)
-        return grad_x, found[0], found[1], None, None
+        rows = (grad_out.chunk(groups), x.chunk(groups), *_rows(saved))
+        # this operation has no form of its own that writes where it is told to: one copy of all is the cheapest
+        found = [
+            torch.ops.aten.native_batch_norm_backward(
+                grad_g, x_g, weight, None, None, mean, invstd, True, ctx.eps, [True, True, True]
+            )
+            for grad_g, x_g, mean, invstd in zip(*rows, strict=True)
+        ]
+        grad_x, grad_weight, grad_bias = zip(*found, strict=True)
+        return torch.cat(grad_x), torch.stack(grad_weight).sum(0), torch.stack(grad_bias).sum(0), None, None
 
 
 def _rows(pair: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
