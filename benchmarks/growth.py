@@ -5,13 +5,15 @@
     python benchmarks/growth.py --tables workers --jpeg DIR
     python benchmarks/growth.py --tables processes                # 1, 2 and 4 processes of this machine, gloo
 
-Each row is a process of its own (a CPU's peak memory is its process's).
+Each row is a process of its own (a CPU's peak memory is its process's). On a GPU, whose allocator counts, rows follow
+each other in one process, unless `--own-processes` is given.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import json
 import os
 import statistics
@@ -100,11 +102,24 @@ def run_row(options: argparse.Namespace) -> dict[str, Any]:
         return {"rate": statistics.median(each[2:]), "memory": memory} if processes.first else {}
 
 
+def row_here(changes: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """A row in this process."""
+    try:
+        return run_row(argparse.Namespace(**vars(options) | changes))
+    except Exception as error:  # the next row may well fit
+        return {"error": f"{type(error).__name__}: {error}".splitlines()[0][:100]}
+    finally:
+        gc.collect()
+        if options.device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+
 def child(changes: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     merged = vars(options) | changes
     words = ["--row"]
     for name, value in merged.items():
-        if name in ("row", "tables", "processes") or value in ("", False, None):
+        if name in ("row", "tables", "processes", "own_processes") or value in ("", False, None):
             continue
         words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
     command = [sys.executable, __file__, *words]
@@ -137,6 +152,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=3, help="steps that count, after two that do not")
     parser.add_argument("--seconds", type=float, default=5, help="of a loader's measurement")
     parser.add_argument("--jpeg", default="", help="folder of photographs, for --tables workers")
+    parser.add_argument("--own-processes", action="store_true", help="each row in a process of its own on a GPU too")
     parser.add_argument("--processes", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--only-loader", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)
@@ -151,7 +167,8 @@ def main() -> None:
     for table in options.tables:
         print(f"\n{table:<16}{'images/s':>10}{'peak GB':>10}", flush=True)
         for name, changes in rows(table, options):
-            result = child(changes, options)
+            here = options.device == "cuda" and table not in ("workers", "processes") and not options.own_processes
+            result = (row_here if here else child)(changes, options)
             told = result.get("error") or f"{result['rate']:>10.1f}{result['memory']:>10.2f}"
             print(f"{name:<16}{told}", flush=True)
 

@@ -124,7 +124,8 @@ OTHERS = {
 
 def read_forever(other: Other, options: argparse.Namespace) -> Iterator[tuple[Tensor, Tensor]]:
     dataset = other.dataset(options)
-    repeated = torch.utils.data.ConcatDataset([dataset] * (1 + 8 * options.batch // len(dataset)))
+    batches = max(8, 4 * options.workers)  # an epoch has several for each worker
+    repeated = torch.utils.data.ConcatDataset([dataset] * (1 + batches * options.batch // len(dataset)))
     loader = torch.utils.data.DataLoader(
         repeated, options.batch, shuffle=True, drop_last=True, num_workers=options.workers,
         pin_memory=options.device == "cuda", persistent_workers=options.workers > 0,
@@ -158,6 +159,7 @@ def run_other(
         def fed() -> None:
             step(*(x.to(device, memory_format=torch.channels_last, non_blocking=True) for x in next(source)))
 
-        each = time_turns(fed, options.batch, options.seconds, device, warmup=2).each
+        # a worker makes whole batches: what they have ready at first does not count
+        each = time_turns(fed, options.batch, options.seconds, device, warmup=max(2, options.workers)).each
         result["fed"] = len(each) / sum(1 / e for e in each)
     return result

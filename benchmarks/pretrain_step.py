@@ -7,6 +7,8 @@
 Each variant runs in a process of its own, in turn (plain, ours, plain, ours, ...), so that a drift of the machine's
 speed hits all; peak memory is the process's own (CPU) or the allocator's (GPU). The step has all three losses; data
 loading is left out, except in the rows that say so. Parts are timed alone on the same shapes: they need not add up.
+What a process found is printed when it ends, the table of all at the end. On a GPU the fed run follows the step's in
+its process: an encoder is compiled once.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ VARIANTS: dict[str, Precision] = {
     "bf16": "bf16",
     "bf16 compiled": "bf16",
     "bf16 graphs": "bf16",  # compiled, and replayed as CUDA graphs
+    "bf16 tuned": "bf16",  # on a GPU: convolutions chosen by trying them (cuDNN's benchmark)
     "bf16 modules": "bf16",  # on a CPU: PyTorch's modules,
     "bf16 norms": "bf16",  # with fused normalisation but not fused 1 x 1 convolutions,
     "bf16 freeing": "bf16",  # and all fused, but with the C library's own way with memory
@@ -69,10 +72,12 @@ def make_recipe(options: argparse.Namespace) -> Recipe:
 def random_views(options: argparse.Namespace, device: torch.device) -> tuple[Views, Views]:
     """Noise cut from 500 x 375 px images: the crops overlap as the recipe's do."""
     generator = torch.Generator().manual_seed(0)
+    # many images take seconds on one core
+    noise = generator if device.type == "cpu" else torch.Generator(device).manual_seed(0)
     pair = []
     for _ in range(2):
         size = (options.batch, 3, options.image_size, options.image_size)
-        images = torch.randn(size, generator=generator).to(device, memory_format=torch.channels_last)
+        images = torch.randn(size, generator=noise, device=device).to(memory_format=torch.channels_last)
         height = 200 + torch.randint(0, 176, (options.batch,), generator=generator)
         width = 200 + torch.randint(0, 301, (options.batch,), generator=generator)
         top = (torch.rand(options.batch, generator=generator) * (376 - height)).floor()
@@ -88,6 +93,7 @@ def build(
         return PlainStepper(recipe, device), None
     alone = Processes(rank=0, count=1, device=device, cores=1)
     precision = VARIANTS[variant]
+    torch.backends.cudnn.benchmark = variant.endswith("tuned")
     stepper = make_stepper(
         recipe.model, recipe.optim, alone, precision=precision, groups_at_a_time=options.groups_at_a_time,
         compile_encoders=variant.endswith("compiled"),
@@ -117,8 +123,9 @@ def parts(stepper: Stepper, views_q: Views, views_k: Views, times: int) -> dict[
     """Median seconds of each part of our step, alone, on the shapes of the step."""
     model, config, device = stepper.model, stepper.model.config, views_q.images.device
     bf16 = torch.autocast(device.type, torch.bfloat16, enabled=stepper.precision == "bf16")
-    per_pass = min(config.group_size, len(views_q))
-    starts = range(0, len(views_q), per_pass)
+    group = min(config.group_size, len(views_q))
+    per_pass = min(group * stepper.groups_at_a_time, len(views_q))
+    groups, starts = per_pass // group, range(0, len(views_q), per_pass)
 
     def encoder() -> None:
         for start in starts:
@@ -140,6 +147,7 @@ def parts(stepper: Stepper, views_q: Views, views_k: Views, times: int) -> dict[
         for _ in starts:
             for level in config.levels:
                 features = maps[level.name].requires_grad_()
+                features.grad = None
                 boxes = keys.levels[level.name].windows
                 F.normalize(precise_roi_pool(features, boxes, level.stride), dim=-1).sum().backward()
                 with torch.no_grad():
@@ -151,9 +159,11 @@ def parts(stepper: Stepper, views_q: Views, views_k: Views, times: int) -> dict[
             there = slice(start, start + per_pass)
             for level in config.levels:
                 level_keys = keys.levels[level.name]
-                positives = level_keys.positives[there].flatten(0, 1)
+                positives, cells = level_keys.positives[there].flatten(0, 1), level_keys.cells
+                if level.negatives == "group":
+                    positives = positives.unflatten(0, (groups, -1))
+                    cells = cells[there].flatten(0, 1).unflatten(0, (groups, -1))
                 queries = positives.clone().requires_grad_()
-                cells = level_keys.cells if level.negatives == "all" else level_keys.cells[there].flatten(0, 1)
                 dtype = torch.bfloat16 if stepper.precision == "bf16" else None
                 info_nce(queries, positives, cells, matmul_dtype=dtype).loss.mean().backward()
             vectors = keys.vectors[there].clone().requires_grad_()
@@ -169,11 +179,9 @@ def parts(stepper: Stepper, views_q: Views, views_k: Views, times: int) -> dict[
     return {name: statistics.median(seconds(device, function, times)) for name, function in measured.items()}
 
 
-def fed(variant: str, options: argparse.Namespace, device: torch.device) -> dict[str, float]:
+def fed(step: Callable, stepper: Stepper | None, options: argparse.Namespace) -> dict[str, float]:
     """The step fed from JPEG files: images a second, and the share of the time spent waiting for them."""
-    recipe = make_recipe(options)
-    step, stepper = build(variant, recipe, device, options)
-    paths = find_images([options.jpeg])
+    recipe, paths = make_recipe(options), find_images([options.jpeg])
     if stepper is None:  # its views are made image by image in the loader processes
         assert isinstance(step, PlainStepper)
         rate = plain_together_rate(step, paths, recipe, options.workers, options.seconds)
@@ -184,10 +192,9 @@ def fed(variant: str, options: argparse.Namespace, device: torch.device) -> dict
 
 def run_variant(variant: str, options: argparse.Namespace) -> dict[str, object]:
     device = torch.device(options.device)
-    if options.jpeg and options.feed:
-        return dict(fed(variant, options, device))
-    recipe = make_recipe(options)
-    step, stepper = build(variant, recipe, device, options)
+    step, stepper = build(variant, make_recipe(options), device, options)
+    if options.feed == "alone":
+        return dict(fed(step, stepper, options))
     views_q, views_k = random_views(options, device)
     if options.profile:
         step(views_q, views_k)
@@ -202,6 +209,9 @@ def run_variant(variant: str, options: argparse.Namespace) -> dict[str, object]:
     result: dict[str, object] = {"seconds": taken, "memory_gb": memory, "losses": first}
     if stepper is not None and options.parts:
         result["parts"] = parts(stepper, views_q, views_k, options.times)
+    if options.feed == "after":
+        del views_q, views_k
+        result |= fed(step, stepper, options)
     return result
 
 
@@ -213,9 +223,12 @@ def child(variant: str, options: argparse.Namespace, *more: str) -> dict:
     command = [sys.executable, __file__, "--variant", variant, *words, *more]
     environment = os.environ | SETTINGS.get(variant, {})
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    for line in done.stderr.splitlines():
+        if "tiles are used" in line:  # instead of the kernel
+            print(f"{variant}: {line.strip()[:300]}", flush=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        print(f"{variant} failed: {lines[-1][:200]}", flush=True)
+        print(f"{variant} failed:", *(line[:200] for line in lines[-12:]), sep="\n  ", flush=True)
         return {}
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -237,7 +250,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.0, help="of the runs that are fed, after two steps")
     parser.add_argument("--profile", action="store_true", help="with --variant: PyTorch's profiler over one step")
     parser.add_argument("--parts", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--feed", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--feed", default="", choices=["alone", "after"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.variant:
         print(json.dumps(run_variant(options.variant, options)))
@@ -251,17 +264,35 @@ def main() -> None:
         report(options)
 
 
+def tell(variant: str, turn: int, result: dict, options: argparse.Namespace) -> None:
+    """What a process found, at once: what comes after it may take too long."""
+    rate, memory = options.batch / statistics.median(result["seconds"]), result["memory_gb"]
+    print(f"({variant}, turn {turn + 1}: {rate:.2f} images/s, {memory:.2f} GB)", flush=True)
+    if options.device == "cuda":
+        told = [f"{name} {1e3 * value:.1f} ms" for name, value in result.get("parts", {}).items()]
+        told += [f"fed {tell_fed(result)}"] if "waiting" in result else []
+        for line in told:
+            print(f"  {variant}: {line}", flush=True)
+
+
+def tell_fed(result: dict) -> str:
+    return f"{result['images_per_second']:>8.2f} images/s, waiting {result['waiting']:.1%}"
+
+
 def report(options: argparse.Namespace) -> None:
     variants = options.variants or ["plain float32", "float32", "bf16"]
     results: dict[str, list[dict]] = {variant: [] for variant in variants}
+    gpu = options.device == "cuda"
     for turn in range(options.rounds):
         for variant in variants:
-            more = ["--parts"] if turn == 0 and variant != "plain float32" else []
+            # parts are the modules as they are: not those of an encoder that is compiled
+            whole = variant in ("bf16 compiled", "bf16 graphs", "plain float32")
+            more = ["--parts"] if turn == 0 and not whole else []
+            more += ["--feed", "after"] if gpu and options.jpeg and turn == 0 else []
             result = child(variant, options, *more)
             if result:
                 results[variant].append(result)
-                rate, memory = options.batch / statistics.median(result["seconds"]), result["memory_gb"]
-                print(f"({variant}, turn {turn + 1}: {rate:.2f} images/s, {memory:.2f} GB)", flush=True)
+                tell(variant, turn, result, options)
     variants = [variant for variant in variants if results[variant]]
     if not variants:
         sys.exit("every variant failed")
@@ -283,17 +314,17 @@ def report(options: argparse.Namespace) -> None:
             f"{variant:<16}{statistics.median(rate):>10.2f}{min(rate):>8.2f}{max(rate):>8.2f}"
             f"{statistics.median(rate) / base:>8.2f}{memory:>9.2f}   {losses}"
         )
-    print("\nparts, ms a step, each timed alone", flush=True)
+    if any("parts" in runs[0] for runs in results.values()):
+        print("\nparts, ms a step, each timed alone", flush=True)
     for variant in variants:
         for name, value in results[variant][0].get("parts", {}).items():
             print(f"  {variant:<16}{name:<32}{1e3 * value:>9.1f}")
     if options.jpeg:
         print("\nfed from JPEG files")
         for variant in variants:
-            result = child(variant, options, "--feed")
+            result = results[variant][0] if gpu else child(variant, options, "--feed", "alone")
             if result:
-                told = f"{result['images_per_second']:>8.2f} images/s, waiting {result['waiting']:.1%}"
-                print(f"  {variant:<16}{told}", flush=True)
+                print(f"  {variant:<16}{tell_fed(result)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 import torch._dynamo.testing
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from resim.model.encoder import Encoder, ModelConfig
 from resim.model.grouped_norm import (
@@ -156,6 +158,7 @@ def test_bfloat16_images_with_float32_parameters(groups: int, layout: torch.memo
     expected.backward(upstream.float())
     assert images.grad is not None
     assert images.grad.dtype == torch.bfloat16
+    assert images.grad.stride() == images.stride()
     assert close(images.grad.float(), exact.grad, 2**-7)
     assert grouped.weight.grad is not None
     assert grouped.weight.grad.dtype == torch.float32
@@ -180,6 +183,33 @@ def test_the_gradient_is_the_derivative() -> None:
     norm, _ = pair(2, group_size=2)
     inputs = noise(4, 2, 2, 2).requires_grad_(), norm.weight, norm.bias
     assert torch.autograd.gradcheck(lambda images, *_: norm(images), inputs)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_a_compiler_sees_is_no_view_that_a_relu_in_place_would_have_copied(layout: torch.memory_format) -> None:
+    images = noise(8, 3, 4, 4).bfloat16().contiguous(memory_format=layout).requires_grad_()
+    out, _ = normalize_groups(images, torch.ones(3), torch.zeros(3), 2, 1e-5)
+    assert not out._is_view()
+    assert out.stride() == images.stride()
+
+
+def test_a_group_costs_the_host_one_operation_each_way() -> None:
+    """A GPU waits for a host that has many small things to say."""
+
+    class Count(TorchDispatchMode):
+        operations = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.operations += 1
+            return func(*args, **(kwargs or {}))
+
+    def operations(groups: int) -> int:
+        norm, _ = pair(2, group_size=2)
+        with Count() as counted:
+            norm(noise(2 * groups, 2, 2, 2).requires_grad_()).sum().backward()
+        return counted.operations
+
+    assert operations(6) - operations(2) == 2 * 4
 
 
 def test_a_batch_is_a_whole_number_of_groups() -> None:

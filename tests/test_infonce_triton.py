@@ -5,6 +5,7 @@ Triton decides when it is imported whether it interprets, so that the tests run 
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -41,6 +42,15 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     pytest.importorskip("triton")
     from resim.model import infonce_triton
 
+    if INTERPRETED:  # before Triton 3.8 it makes whole numbers of arrays, which NumPy 2.5 refuses
+        interpreter = importlib.import_module("triton.runtime.interpreter")
+        prepare = interpreter._patch_lang_tensor
+
+        def prepare_whole_numbers(tensor: Any, scope: Any) -> None:
+            prepare(tensor, scope)
+            scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+
+        monkeypatch.setattr(interpreter, "_patch_lang_tensor", prepare_whole_numbers)
     monkeypatch.setattr(infonce_triton, "BLOCK_QUERIES", 16)
     monkeypatch.setattr(infonce_triton, "BLOCK_NEGATIVES", 16)
     infonce_triton.works.cache_clear()
@@ -68,7 +78,7 @@ def test_the_kernel_is_the_plain_form(
     torch.testing.assert_close(largest, logits.amax(-1), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(mean, logits.softmax(-1) @ negatives, rtol=1e-4, atol=1e-5)
     again = kernel.visit_negatives(queries, negatives, 0.2, with_mean=False, splits=splits)
-    assert torch.equal(again[0], total)
+    torch.testing.assert_close(again[0], total, rtol=1e-6, atol=1e-6)  # another kernel, it may add in another order
     assert again[2] is None
 
 
@@ -141,6 +151,18 @@ def test_the_trial_passes_where_the_kernel_is_right_and_not_where_it_is_wrong(
     with pytest.warns(UserWarning, match="tiles are used"):
         assert not kernel.works(DEVICE, HALVES[-1])
     kernel.works.cache_clear()
+
+
+def test_splits_leave_few_processors_without_work() -> None:
+    module = pytest.importorskip("resim.model.infonce_triton")
+    splits = {blocks: module.even_splits(blocks, 132) for blocks in (1, 72, 128, 132, 133)}
+    assert splits[128] == splits[132] == 1  # nearly one program a processor: to halve them would gain nothing
+    for blocks, number in splits.items():
+        rounds = -(-blocks * number // 132)
+        busy = blocks * number / (132 * rounds)
+        assert busy > 0.8 or number == module.LARGEST_SPLIT
+    # P4 of the published recipe, 72 blocks of 128 queries: 3 splits would keep 82 % of the processors busy
+    assert 72 * splits[72] / (132 * -(-72 * splits[72] // 132)) > 0.9
 
 
 def test_what_is_not_for_the_kernel_goes_through_the_tiles() -> None:

@@ -22,6 +22,7 @@ from resim.views.loader import (
     PairDataset,
     collate,
     epoch_order,
+    join_parts,
     make_loader,
     read_batches,
     shuffle_order,
@@ -239,6 +240,18 @@ def test_views_that_nothing_is_done_to_are_the_pixels(images: list[str]) -> None
     for side, views in enumerate(batch.views(config)):
         pixels = (views.images.permute(0, 2, 3, 1) * std + mean) * 255
         torch.testing.assert_close(pixels, batch.pixels[side].float(), rtol=0, atol=1e-3)
+
+
+def test_parts_are_put_together_where_they_are_finished(images: list[str]) -> None:
+    config = ViewsConfig(image_size=48, flip="independent")
+    dataset = PairDataset(images, config, seed=7)
+    parts = [collate([dataset[(0, i)] for i in some]) for some in ((0, 1), (2, 3), (4,))]
+    joined, whole = join_parts(parts), batch_of(images, config)
+    assert all(a is b.pieces[0] for a, b in zip(joined.pieces, parts, strict=True))  # nothing is copied by the host
+    assert_same(joined, whole)
+    for a, b in zip(joined.views(config), whole.views(config), strict=True):
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.crops, b.crops)
 
 
 # -- the shuffle of the key encoder

@@ -51,7 +51,7 @@ def batch(config: ViewsConfig) -> PairBatch:
     pairs: list[tuple[Draw, Draw]] = [draw_views(config, 96, 72, sample_generator(0, 0, i))[1] for i in range(BATCH)]
     wild = dataclasses.replace(pairs[0][0], gray=True, sigma=1.0, jitter=(0.8, 1.2, 0.7, 0.05))
     return PairBatch(
-        pixels=torch.zeros(2, BATCH, SIZE, SIZE, 3, dtype=torch.uint8),
+        pieces=tuple(torch.zeros(2, BATCH // 2, SIZE, SIZE, 3, dtype=torch.uint8) for _ in range(2)),
         draws=([wild, *(a for a, _ in pairs[1:])], [b for _, b in pairs]),
         flips=[False] * BATCH,
         indices=list(range(BATCH)),

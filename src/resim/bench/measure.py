@@ -139,8 +139,9 @@ def plain_together_rate(stepper: PlainStepper, paths: PathList, recipe: Recipe, 
     """Of the plain step fed by the plain loader."""
     device = next(stepper.model.parameters()).device
     batch = recipe.optim.batch_size
-    listed = [*paths] * -(-(batch * 4) // len(paths))
-    began, waited, turns, taken = 0.0, 0.0, -2, 0.0
+    # a worker makes whole batches: an epoch has several for each, and what they have ready at first does not count
+    listed = [*paths] * -(-(batch * 4 * max(workers, 1)) // len(paths))
+    began, waited, turns, taken = 0.0, 0.0, -max(workers, 2), 0.0
     while taken < seconds or turns < 3:
         start = time.perf_counter()
         for images_q, crops_q, images_k, crops_k in plain_loader(listed, recipe.views, batch, workers):
@@ -148,7 +149,8 @@ def plain_together_rate(stepper: PlainStepper, paths: PathList, recipe: Recipe, 
                 _wait_for(device)
                 began, waited, start = time.perf_counter(), 0.0, time.perf_counter()
             waited += time.perf_counter() - start
-            stepper(Views(images_q.to(device), crops_q), Views(images_k.to(device), crops_k))
+            images_q, images_k = (images.to(device, non_blocking=True) for images in (images_q, images_k))
+            stepper(Views(images_q, crops_q), Views(images_k, crops_k))
             turns += 1
             start = time.perf_counter()
             taken = start - began if began else 0.0

@@ -122,6 +122,7 @@ class PlainViews(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
 
 def plain_loader(paths: Sequence[str], config: ViewsConfig, batch: int, workers: int) -> DataLoader:
     """Batches of `PlainViews` in a random order, incomplete ones dropped."""
+    pin_memory = torch.cuda.is_available()
     return DataLoader(
-        PlainViews(paths, config), batch, shuffle=True, num_workers=workers, drop_last=True, pin_memory=False
+        PlainViews(paths, config), batch, shuffle=True, num_workers=workers, drop_last=True, pin_memory=pin_memory
     )

@@ -22,11 +22,12 @@ class _NormalizeGroups(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
         out = torch.empty_like(x)
-        statistics, saved = (weight.new_zeros(2, groups, len(weight)) for _ in range(2))
-        for group, (x_g, out_g) in enumerate(zip(x.chunk(groups), out.chunk(groups), strict=True)):
+        statistics, saved = weight.new_zeros(2, 2, groups, len(weight)).unbind()
+        rows = (x.chunk(groups), out.chunk(groups), *_rows(statistics), *_rows(saved))
+        for x_g, out_g, mean, variance, saved_mean, saved_invstd in zip(*rows, strict=True):
             torch.ops.aten.native_batch_norm.out(
-                x_g, weight, bias, statistics[0, group], statistics[1, group], True, 1.0, eps,
-                out=out_g, save_mean=saved[0, group], save_invstd=saved[1, group],
+                x_g, weight, bias, mean, variance, True, 1.0, eps,
+                out=out_g, save_mean=saved_mean, save_invstd=saved_invstd,
             )  # fmt: skip
         ctx.eps = eps
         ctx.save_for_backward(x, weight, saved)
@@ -38,15 +39,22 @@ class _NormalizeGroups(torch.autograd.Function):
         x, weight, saved = ctx.saved_tensors
         groups = saved.shape[1]
         grad_out = torch.empty_like(x).copy_(grads[0]) if grads[0].stride() != x.stride() else grads[0]
-        grad_x = torch.empty_like(x)
-        grad_weight, grad_bias = (weight.new_zeros(groups, len(weight)) for _ in range(2))
-        tensors = (grad_out.chunk(groups), x.chunk(groups), grad_x.chunk(groups))
-        for group, (grad_g, x_g, grad_x_g) in enumerate(zip(*tensors, strict=True)):
-            torch.ops.aten.native_batch_norm_backward.out(
-                grad_g, x_g, weight, None, None, saved[0, group], saved[1, group], True, ctx.eps,
-                [True, True, True], out0=grad_x_g, out1=grad_weight[group], out2=grad_bias[group],
-            )  # fmt: skip
-        return grad_x, grad_weight.sum(0), grad_bias.sum(0), None, None
+        rows = (grad_out.chunk(groups), x.chunk(groups), *_rows(saved))
+        # this operation has no form of its own that writes where it is told to: one copy of all is the cheapest
+        found = [
+            torch.ops.aten.native_batch_norm_backward(
+                grad_g, x_g, weight, None, None, mean, invstd, True, ctx.eps, [True, True, True]
+            )
+            for grad_g, x_g, mean, invstd in zip(*rows, strict=True)
+        ]
+        grad_x, grad_weight, grad_bias = zip(*found, strict=True)
+        return torch.cat(grad_x), torch.stack(grad_weight).sum(0), torch.stack(grad_bias).sum(0), None, None
+
+
+def _rows(pair: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """(2, groups, C) -> the vectors of the first kind and those of the second: few views, each costs the host time."""
+    first, second = pair.unbind()
+    return first.unbind(), second.unbind()
 
 
 def normalize_groups(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
@@ -58,7 +66,8 @@ def normalize_groups(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: 
     wide = x.unflatten(0, (groups, -1)).to(torch.promote_types(x.dtype, torch.float32))
     variance, mean = torch.var_mean(wide, dim=(1, 3, 4), keepdim=True, correction=0)
     scale, shift = (parameter.view(-1, 1, 1) for parameter in (weight, bias))
-    out = ((wide - mean) * torch.rsqrt(variance + eps) * scale + shift).to(x.dtype).flatten(0, 1)
+    # the last operation makes a tensor of its own, no view: a ReLU in place on a view is copied on the way back
+    out = ((wide - mean) * torch.rsqrt(variance + eps) * scale + shift).flatten(0, 1).to(x.dtype)
     count = wide[0].numel() // wide.shape[2]
     unbiased = variance.detach().flatten(1) * (count / max(count - 1, 1))
     return out, torch.stack([mean.detach().flatten(1), unbiased])
@@ -101,8 +110,8 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
             result = _NormalizeGroups.apply(input, self.weight, self.bias, groups, self.eps)
             out, statistics = cast(tuple[Tensor, Tensor], result)
         with torch.no_grad():
-            self.pending[:2] += statistics.sum(1)
-            self.pending[2] += groups
+            self.pending[:2].add_(statistics.sum(1))  # "+=" would also write the sum back to where it is
+            self.pending[2].add_(groups)
         return out
 
 

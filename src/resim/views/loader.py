@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -44,8 +45,8 @@ class BadFile:
 class PairBatch:
     """N view pairs as the workers hand them over: small crops, and what is still to be done to them."""
 
-    pixels: Tensor
-    """(2, N, S, S, 3) uint8: query and key views."""
+    pieces: tuple[Tensor, ...]
+    """(2, n, S, S, 3) uint8 each: query and key views of some of the images, one piece after the other."""
     draws: tuple[Sequence[Draw], Sequence[Draw]]
     """N draws each, query and key."""
     flips: Sequence[bool]
@@ -58,13 +59,20 @@ class PairBatch:
     def __len__(self) -> int:
         return len(self.flips)
 
+    @functools.cached_property
+    def pixels(self) -> Tensor:
+        """(2, N, S, S, 3) uint8: query and key views."""
+        return self.pieces[0] if len(self.pieces) == 1 else torch.cat(self.pieces, dim=1)
+
     def pin_memory(self) -> PairBatch:
         """The same with its pixels in page-locked memory."""
-        return PairBatch(self.pixels.pin_memory(), self.draws, self.flips, self.indices, self.bad)
+        return replace(self, pieces=tuple(piece.pin_memory() for piece in self.pieces))
 
     def views(self, config: ViewsConfig, device: torch.device | str = "cpu") -> tuple[Views, Views]:
         """Finish both views of all the images on `device`: colours, blur, normalisation."""
-        pixels = self.pixels.to(device, non_blocking=True)
+        # pieces are put together where they are finished: a host that feeds a GPU has no time for it
+        pieces = [piece.to(device, non_blocking=True) for piece in self.pieces]
+        pixels = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
         radius = blur_reach(config.blur_sigma[1])
         pair = []
         for side, draws in enumerate(self.draws):
@@ -166,7 +174,7 @@ def collate(samples: list[Sample]) -> PairBatch:
     """N samples of `PairDataset` as one batch."""
     pixels, draws, flips, indices, bad = zip(*samples, strict=True)
     return PairBatch(
-        pixels=torch.from_numpy(np.stack(pixels, axis=1)),
+        pieces=(torch.from_numpy(np.stack(pixels, axis=1)),),
         draws=([d[0] for d in draws], [d[1] for d in draws]),
         flips=list(flips),
         indices=list(indices),
@@ -229,11 +237,8 @@ def join_parts(parts: Sequence[PairBatch]) -> PairBatch:
     """Parts of a batch, one after the other."""
     if len(parts) == 1:
         return parts[0]
-    first = parts[0].pixels
-    pixels = first.new_empty((2, sum(map(len, parts)), *first.shape[2:]), pin_memory=first.is_pinned())
-    torch.cat([part.pixels for part in parts], dim=1, out=pixels)
     return PairBatch(
-        pixels=pixels,
+        pieces=tuple(piece for part in parts for piece in part.pieces),
         draws=([draw for part in parts for draw in part.draws[0]], [draw for part in parts for draw in part.draws[1]]),
         flips=[flip for part in parts for flip in part.flips],
         indices=[index for part in parts for index in part.indices],
