@@ -2,6 +2,7 @@
 
     python benchmarks/growth.py                                   # ResNet-50 on this machine's CPU
     python benchmarks/growth.py --device cuda --group 32 --tables batch size windows levels
+    python benchmarks/growth.py --group 32 --tables batch --warmup 1 --times 1    # up to 1,024 images a step
     python benchmarks/growth.py --tables workers --jpeg DIR
     python benchmarks/growth.py --tables processes                # 1, 2 and 4 processes of this machine, gloo
 
@@ -44,7 +45,7 @@ def rows(table: str, options: argparse.Namespace) -> list[tuple[str, dict[str, A
     """What each row is called, and its options."""
     gpu = options.device == "cuda"
     if table == "batch":
-        batches = (32, 64, 128, 256, 512, 1024) if gpu else (8, 16, 32, 64)
+        batches = (32, 64, 128, 256, 512, 1024) if gpu or options.group else (8, 16, 32, 64)
         return [(str(b), {"batch": b}) for b in batches]
     if table == "size":
         return [(f"{s} px", {"image_size": s}) for s in ((128, 224, 320, 448) if gpu else (128, 224, 320))]
@@ -92,14 +93,14 @@ def run_row(options: argparse.Namespace) -> dict[str, Any]:
         order = torch.randperm(options.batch, generator=torch.Generator().manual_seed(0))
         # a fixed number of steps: all processes must take as many
         each = []
-        for _ in range(2 + options.times):
+        for _ in range(options.warmup + options.times):
             if processes.device.type == "cuda":
                 torch.cuda.synchronize()
             start = time.perf_counter()
             float(stepper(*views, order)["total"])
             each.append(options.batch / (time.perf_counter() - start))
         memory = measure.peak_memory_gb(processes.device)
-        return {"rate": statistics.median(each[2:]), "memory": memory} if processes.first else {}
+        return {"rate": statistics.median(each[options.warmup :]), "memory": memory} if processes.first else {}
 
 
 def row_here(changes: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
@@ -119,7 +120,7 @@ def child(changes: dict[str, Any], options: argparse.Namespace) -> dict[str, Any
     merged = vars(options) | changes
     words = ["--row"]
     for name, value in merged.items():
-        if name in ("row", "tables", "processes", "own_processes") or value in ("", False, None):
+        if name in ("row", "tables", "processes", "own_processes") or value == "" or value is None or value is False:
             continue
         words += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
     command = [sys.executable, __file__, *words]
@@ -149,7 +150,8 @@ def main() -> None:
     parser.add_argument("--precision", default="auto", choices=["auto", "bf16", "float32"])
     parser.add_argument("--groups-at-a-time", type=int, default=0)
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--times", type=int, default=3, help="steps that count, after two that do not")
+    parser.add_argument("--times", type=int, default=3, help="steps that count")
+    parser.add_argument("--warmup", type=int, default=2, help="steps before them that do not")
     parser.add_argument("--seconds", type=float, default=5, help="of a loader's measurement")
     parser.add_argument("--jpeg", default="", help="folder of photographs, for --tables workers")
     parser.add_argument("--own-processes", action="store_true", help="each row in a process of its own on a GPU too")
