@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,21 @@ def test_the_plain_loader_gives_two_views_and_where_they_were_cut(images: Path) 
         assert (crops.shape, crops.dtype) == ((4, 4), torch.float64)
         assert (crops[:, :2] + crops[:, 2:] <= torch.tensor([80, 100])).all()
     assert not torch.equal(batch[0], batch[2])
+
+
+def test_what_the_plain_loader_has_ready_at_first_does_not_count(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, given, steps = small(), list[int](), list[int]()
+
+    def loader(paths: list[str], *_: object) -> Iterator[tuple[torch.Tensor, ...]]:
+        given.append(len(paths))
+        yield from [(torch.zeros(8, 3, 4, 4), torch.zeros(8, 4)) * 2] * 100
+
+    plain = PlainStepper(recipe, CPU)
+    monkeypatch.setattr(PlainStepper, "__call__", lambda *_: steps.append(1))
+    monkeypatch.setattr(measure, "plain_loader", loader)
+    measure.plain_together_rate(plain, find_images(images), recipe, 5, 0.0)
+    assert len(steps) == 5 + 3  # each of 5 workers has a batch ready; 3 are timed at least
+    assert given[0] >= 4 * 5 * 8  # several batches for each of them before they are started anew
 
 
 def test_a_folder_with_fewer_images_than_a_batch_is_read_over_and_over(images: Path) -> None:
