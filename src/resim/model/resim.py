@@ -193,22 +193,23 @@ class ReSim(nn.Module):
                         features = _wide(maps[level.name])
                         pooled[level.name].append(_regions(features, boxes_of[level.name][part], level.stride))
                         cells[level.name].append(key_cells(features).to(matmul or features.dtype))
+        del images, boxes_of  # in a large batch, what is put in order below needs their room
         back = inverse_order(order)
         shuffled = gather_rows(torch.cat(vectors))
         levels = {}
         for level in self.config.levels:
-            all_cells = torch.cat(cells[level.name])
+            all_cells = torch.cat(cells.pop(level.name))
             levels[level.name] = LevelKeys(
                 windows=send(windows[level.name], device),
                 valid=valid[level.name],
-                coming_positives=exchange_rows(torch.cat(pooled[level.name]), back),
+                coming_positives=exchange_rows(torch.cat(pooled.pop(level.name)), back),
                 # "all": a set, whose order the loss does not see
                 coming_cells=gather_rows(all_cells).then(lambda rows: rows.flatten(0, 1))
                 if level.negatives == "all"
                 else exchange_rows(all_cells, back),
             )
         in_order = shuffled if back is None else shuffled.then(lambda rows: rows[send(back, device)])
-        return Keys(in_order, len(images), levels)
+        return Keys(in_order, len(views_k), levels)
 
     def query_losses(
         self, images: Tensor, keys: Keys, *, first_group: int = 0, encoder: EncoderForward | None = None
