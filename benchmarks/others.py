@@ -13,7 +13,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from resim.bench.measure import peak_memory_gb, time_turns
+from resim.bench.measure import peak_memory_gb, time_run, time_turns
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -160,6 +160,6 @@ def run_other(
             step(*(x.to(device, memory_format=torch.channels_last, non_blocking=True) for x in next(source)))
 
         # a worker makes whole batches: what they have ready at first does not count
-        each = time_turns(fed, options.batch, options.seconds, device, warmup=max(2, options.workers)).each
-        result["fed"] = len(each) / sum(1 / e for e in each)
+        ready = max(2, options.workers)
+        result["fed"] = time_run(fed, options.batch, options.seconds, device, warmup=ready).median
     return result

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import platform
@@ -29,10 +30,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from resim import recipes
 from resim.bench.measure import PlainStepper, peak_memory_gb, plain_together_rate, together_rate
+from resim.model.fused.low import follow, forget
 from resim.model.infonce import info_nce
 from resim.regions.level import key_cells
 from resim.regions.pooling import precise_roi_pool
@@ -51,7 +52,7 @@ VARIANTS: dict[str, Precision] = {
     "bf16 graphs": "bf16",  # compiled, and replayed as CUDA graphs
     "bf16 tuned": "bf16",  # on a GPU: convolutions chosen by trying them (cuDNN's benchmark)
     "bf16 modules": "bf16",  # on a CPU: PyTorch's modules,
-    "bf16 norms": "bf16",  # with fused normalisation but not fused 1 x 1 convolutions,
+    "bf16 norms": "bf16",  # with fused normalisation but none of our own products,
     "bf16 freeing": "bf16",  # and all fused, but with the C library's own way with memory
 }
 SETTINGS = {
@@ -171,8 +172,10 @@ def parts(stepper: Stepper, views_q: Views, views_k: Views, times: int) -> dict[
 
     def optimizer() -> None:
         stepper.optimizer.step()
-        move = get_ema_multi_avg_fn(config.key_momentum)
-        move(list(model.key.parameters()), list(model.query.parameters()), 0)
+        weights = list(model.key.parameters()), list(model.query.parameters())
+        with bf16:
+            follow(*weights, config.key_momentum)
+        forget(itertools.chain(*weights))
 
     measured = {"encoder, forward and backward": encoder, "key encoder": key_encoder, "regions": regions}
     measured |= {"InfoNCE": contrast, "optimiser and momentum": optimizer}

@@ -5,16 +5,14 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-import platform
-from pathlib import Path
 
 import pytest
 
 from resim.model.fused import pointwise, weight_grad
-from resim.model.fused.build import kernels, product_kernels
+from resim.model.fused.build import WITHOUT_TILES, _processor, kernels, product_kernels
 
 needs_products = pytest.mark.skipif(product_kernels() is None, reason="a processor with instructions for bfloat16")
-HAS_TILES = platform.machine() == "x86_64" and " amx_tile " in Path("/proc/cpuinfo").read_text()
+HAS_TILES = "amx_tile" in " ".join(_processor()).split()
 PRODUCTS = [
     pytest.param("products", marks=needs_products),
     pytest.param("without tiles", marks=pytest.mark.skipif(not HAS_TILES, reason="a processor with AMX")),
@@ -24,7 +22,7 @@ PRODUCTS = [
 @functools.cache
 def _without_tiles() -> ctypes.CDLL | None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CC", f"{os.environ.get('CC') or 'cc'} -mno-amx-tile -mno-amx-bf16")
+        patch.setenv("CC", " ".join([os.environ.get("CC") or "cc", *WITHOUT_TILES]))
         return kernels.__wrapped__()
 
 

@@ -82,7 +82,7 @@ def test_the_plain_loader_gives_two_views_and_where_they_were_cut(images: Path) 
 def test_what_the_plain_loader_has_ready_at_first_does_not_count(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, given, steps = small(), list[int](), list[int]()
 
-    def loader(paths: list[str], *_: object) -> Iterator[tuple[torch.Tensor, ...]]:
+    def loader(paths: list[str], *_: object, **__: object) -> Iterator[tuple[torch.Tensor, ...]]:
         given.append(len(paths))
         yield from [(torch.zeros(8, 3, 4, 4), torch.zeros(8, 4)) * 2] * 100
 

@@ -15,6 +15,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
 from resim.model.backbone import ResNet
+from resim.model.fused import build as build_module
 from resim.model.fused import low as lows
 from resim.model.fused import network as fused
 from resim.model.fused import norm as norms
@@ -394,6 +395,25 @@ def test_sums_are_the_same_bits_for_any_number_of_threads() -> None:
 
 
 @needs_kernels
+def test_no_images_are_no_error() -> None:
+    network = small_resnet().requires_grad_(False)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network(torch.empty(0, 3, 64, 64))["C5"].shape == (0, 512, 2, 2)
+
+
+@needs_products
+def test_where_tiles_are_not_allowed_registers_multiply(monkeypatch: pytest.MonkeyPatch) -> None:
+    build: Any = kernels
+    asked: list[Any] = []
+    monkeypatch.setattr(build_module, "_may_multiply", lambda library: bool(asked.append(library)) or len(asked) > 1)
+    assert build.__wrapped__() is asked[1]
+    monkeypatch.setattr(build_module, "_may_multiply", lambda library: False)
+    library = build.__wrapped__()
+    assert library is not None
+    assert not hasattr(library, "resim_pointwise_pack")
+
+
+@needs_kernels
 def test_a_mean_far_from_zero_costs_no_precision() -> None:
     """Sums of squares of values around 1,000 would leave nothing of a variance of 1 in float32."""
     norm = GroupedBatchNorm2d(32, 8)
@@ -425,7 +445,7 @@ def test_the_kernels_are_compiled_once_and_may_be_missing(tmp_path: Path, monkey
     with monkeypatch.context() as patch:
         patch.setenv("RESIM_FUSED", "0")
         assert build.__wrapped__() is None
-    for compiler in ("there-is-no-such-compiler", "false"):
+    for compiler in ("there-is-no-such-compiler", "false", '"'):
         with monkeypatch.context() as patch:
             patch.setenv("CC", compiler)
             assert build.__wrapped__() is None

@@ -110,6 +110,14 @@ def test_workers_leave_a_signal_to_stop_to_the_training_process(images: list[str
         assert_same(a, b)
 
 
+def test_a_worker_asks_for_memory_as_a_process_that_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    for name in ("keep_memory_if_parted", "_leave_signals_to_the_parent"):
+        monkeypatch.setattr(loader, name, lambda name=name: done.append(name))
+    loader._start_worker(0)
+    assert done == ["keep_memory_if_parted", "_leave_signals_to_the_parent"]
+
+
 def test_two_processes_together_read_what_one_reads(images: list[str]) -> None:
     whole = read(images, 0)
     parts = [read(images, 0, rank=rank, processes=2) for rank in range(2)]

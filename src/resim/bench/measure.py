@@ -81,10 +81,27 @@ def loader_rate(paths: PathList, recipe: Recipe, workers: int, seconds: float) -
     source = batches(paths, recipe, workers)
     size = recipe.optim.batch_size
     # what the workers had ready when the clock starts is used up first
-    ready = 3 + workers * 2 * 32 // size
-    rate = time_turns(lambda: next(source), size, seconds, torch.device("cpu"), warmup=min(ready, 20))
+    rate = time_turns(lambda: next(source), size, seconds, torch.device("cpu"), warmup=_ready(workers, size))
     total = len(rate.each) / sum(1 / each for each in rate.each)  # parts come in bursts: the mean counts
     return Rate((total,))
+
+
+def _ready(workers: int, batch: int) -> int:
+    """Batches that the workers may have ready, two parts of 32 images each; 20 at most."""
+    return min(3 + workers * 2 * 32 // batch, 20)
+
+
+def time_run(turn: Callable[[], object], images: int, seconds: float, device: torch.device, *, warmup: int = 1) -> Rate:
+    """As `time_turns`, but the device is waited for at the end alone, so that turns may overlap: one rate over all."""
+    for _ in range(warmup):
+        turn()
+    _wait_for(device)
+    began, turns = time.perf_counter(), 0
+    while turns < 3 or time.perf_counter() - began < seconds:
+        turn()
+        turns += 1
+    _wait_for(device)
+    return Rate((turns * images / (time.perf_counter() - began),))
 
 
 def step_rate(stepper: Stepper, views: tuple[Views, Views], seconds: float) -> Rate:
@@ -98,7 +115,8 @@ def together_rate(stepper: Stepper, paths: PathList, recipe: Recipe, workers: in
     device = next(stepper.model.parameters()).device
     source = batches(paths, recipe, workers, pin_memory=device.type == "cuda")
     finish = Finisher(recipe.views, device)
-    for _ in range(2):
+    # steps in which a GPU would use up what the workers had ready; a CPU does not outrun them
+    for _ in range(_ready(workers, recipe.optim.batch_size) if device.type == "cuda" else 2):
         stepper(*finish(next(source)), None)
     _wait_for(device)
     began, waited, turns = time.perf_counter(), 0.0, 0
@@ -144,7 +162,8 @@ def plain_together_rate(stepper: PlainStepper, paths: PathList, recipe: Recipe, 
     began, waited, turns, taken = 0.0, 0.0, -max(workers, 2), 0.0
     while taken < seconds or turns < 3:
         start = time.perf_counter()
-        for images_q, crops_q, images_k, crops_k in plain_loader(listed, recipe.views, batch, workers):
+        loader = plain_loader(listed, recipe.views, batch, workers, pin_memory=device.type == "cuda")
+        for images_q, crops_q, images_k, crops_k in loader:
             if turns == 0:
                 _wait_for(device)
                 began, waited, start = time.perf_counter(), 0.0, time.perf_counter()

@@ -120,9 +120,10 @@ class PlainViews(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
         return views[0], views[1], views[2], views[3]
 
 
-def plain_loader(paths: Sequence[str], config: ViewsConfig, batch: int, workers: int) -> DataLoader:
+def plain_loader(
+    paths: Sequence[str], config: ViewsConfig, batch: int, workers: int, *, pin_memory: bool = False
+) -> DataLoader:
     """Batches of `PlainViews` in a random order, incomplete ones dropped."""
-    pin_memory = torch.cuda.is_available()
     return DataLoader(
         PlainViews(paths, config), batch, shuffle=True, num_workers=workers, drop_last=True, pin_memory=pin_memory
     )

@@ -66,7 +66,7 @@ def normalize_groups(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: 
     wide = x.unflatten(0, (groups, -1)).to(torch.promote_types(x.dtype, torch.float32))
     variance, mean = torch.var_mean(wide, dim=(1, 3, 4), keepdim=True, correction=0)
     scale, shift = (parameter.view(-1, 1, 1) for parameter in (weight, bias))
-    # the last operation makes a tensor of its own, no view: a ReLU in place on a view is copied on the way back
+    # in 16 bits the last operation makes a tensor of its own: a ReLU in place on a view is copied on the way back
     out = ((wide - mean) * torch.rsqrt(variance + eps) * scale + shift).flatten(0, 1).to(x.dtype)
     count = wide[0].numel() // wide.shape[2]
     unbiased = variance.detach().flatten(1) * (count / max(count - 1, 1))

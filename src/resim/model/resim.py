@@ -125,7 +125,7 @@ class ReSim(nn.Module):
         Raises:
             ValueError: views that do not belong together, or a batch that is no whole number of groups.
         """
-        keys = self.encode_keys(views_q, views_k, order=order)
+        keys = self.encode_keys(views_q, views_k, order=order, query_comes_next=True)
         losses = self.query_losses(views_q.images, keys)
         self.finish_step(keys)
         return losses
@@ -139,6 +139,7 @@ class ReSim(nn.Module):
         order: Tensor | None = None,
         groups_at_a_time: int | None = None,
         encoder: EncoderForward | None = None,
+        query_comes_next: bool = False,
     ) -> Keys:
         """Move the key encoder, encode all the key views and pool what the queries need of them.
 
@@ -150,6 +151,8 @@ class ReSim(nn.Module):
             order: as in `forward`.
             groups_at_a_time: groups in one forward pass; None: all. It changes memory, not results.
             encoder: called in the place of `self.key` (a compiled form of it).
+            query_comes_next: `query_losses` follows before the query encoder moves, and may read the copies of its
+                weights that were made on the way.
 
         Raises:
             ValueError: as `forward`.
@@ -162,10 +165,6 @@ class ReSim(nn.Module):
         size, device = views_k.size, views_k.images.device
         matmul = _matmul_dtype(device)  # read here: autocast is off where the cells are made
         windows = {level.name: level.windows(size) for level in self.config.levels}
-        if self.training:
-            copies = isinstance(self.key.backbone, ResNet) and (encoder is None or encoder is self.key)
-            weights = list(self.key.parameters()), list(self.query.parameters())
-            follow(*weights, self.config.key_momentum, copies=copies)
         mapped, valid = {}, {}
         for name, grid in windows.items():
             flips = {"flipped_q": views_q.flipped, "flipped_k": views_k.flipped}
@@ -183,7 +182,11 @@ class ReSim(nn.Module):
         cells: dict[str, list[Tensor]] = {name: [] for name in windows}
         encode_key = self.key if encoder is None else encoder
         step = _chunk(len(images), groups, groups_at_a_time)
-        with _forgetting(self.key):
+        with _forgetting(self.key), _forgetting(self.query, keep=query_comes_next):
+            if self.training:
+                copies = isinstance(self.key.backbone, ResNet) and encode_key is self.key
+                weights = list(self.key.parameters()), list(self.query.parameters())
+                follow(*weights, self.config.key_momentum, copies=copies)
             for start in range(0, len(images), step):
                 part = slice(start, start + step)
                 vector, maps = encode_key(images[part])
@@ -303,12 +306,19 @@ class ReSim(nn.Module):
 
 
 @contextmanager
-def _forgetting(encoder: nn.Module) -> Iterator[None]:
-    """Let go of its weights' copies at the end: they are out of date when it moves, and keys and queries need room."""
+def _forgetting(encoder: nn.Module, *, keep: bool = False) -> Iterator[None]:
+    """Let go of its weights' copies at the end: they are out of date when it moves, and keys and queries need room.
+
+    With `keep` only if something fails.
+    """
     try:
         yield
+    except BaseException:
+        keep = False
+        raise
     finally:
-        forget(encoder.parameters())
+        if not keep:
+            forget(encoder.parameters())
 
 
 def _matmul_dtype(device: torch.device) -> torch.dtype | None:

@@ -16,7 +16,12 @@ from typing import Any
 
 import torch
 
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared", "-fPIC")
+FLAGS = (
+    "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared",
+    "-fPIC",
+)  # fmt: skip
+WITHOUT_TILES = ("-mno-amx-tile", "-mno-amx-bf16")
+"""For processors without AMX, and processes that may not use it."""
 _BF16 = {"avx512_bf16", "avx512bw"}
 _P, _I, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _F, _SINGLE = ctypes.c_double, ctypes.c_float
@@ -50,17 +55,31 @@ def kernels() -> ctypes.CDLL | None:
     """The kernels, or None where they cannot be compiled: no C compiler, another system than Linux, RESIM_FUSED=0."""
     if os.environ.get("RESIM_FUSED") == "0" or not sys.platform.startswith("linux"):
         return None
-    for names in [("norm.c", "pointwise.c", "weight_grad.c"), ("norm.c",)] if _has_bf16() else [("norm.c",)]:
-        for again in (False, True):  # what lies in the cache may be damaged
-            try:
-                library = ctypes.CDLL(str(_compiled(names, again=again)))
-                _declare(library, _SIGNATURES | (_PRODUCTS if len(names) > 1 else {}))
-            except subprocess.SubprocessError:
-                break
-            except (OSError, RuntimeError, AttributeError):  # no compiler, no home, a folder that cannot be written
-                continue
+    every = ("norm.c", "pointwise.c", "weight_grad.c")
+    ways = [(every, ()), (every, WITHOUT_TILES)] if _has_bf16() else []
+    for names, more in [*ways, (("norm.c",), ())]:
+        library = _load(names, more)
+        if library is not None and (len(names) == 1 or _may_multiply(library)):
             return library
     return None
+
+
+def _load(names: tuple[str, ...], more: tuple[str, ...]) -> ctypes.CDLL | None:
+    for again in (False, True):  # what lies in the cache may be damaged
+        try:
+            library = ctypes.CDLL(str(_compiled(names, more, again=again)))
+            _declare(library, _SIGNATURES | (_PRODUCTS if len(names) > 1 else {}))
+        except subprocess.SubprocessError:
+            break
+        except (OSError, RuntimeError, AttributeError, ValueError):  # no compiler, no home, not a command, a full disk
+            continue
+        return library
+    return None
+
+
+def _may_multiply(library: ctypes.CDLL) -> bool:
+    """Whether the system lets this process use what the products are made of."""
+    return bool(library.resim_products_allowed())
 
 
 @functools.cache
@@ -70,9 +89,8 @@ def product_kernels() -> ctypes.CDLL | None:
     They need a processor with bfloat16 instructions (AVX-512 or AMX); RESIM_FUSED=norm leaves them out.
     """
     library = kernels()
-    if library is None or os.environ.get("RESIM_FUSED") == "norm" or not hasattr(library, "resim_products_allowed"):
-        return None
-    return library if library.resim_products_allowed() else None
+    wanted = os.environ.get("RESIM_FUSED") != "norm"
+    return library if library is not None and wanted and hasattr(library, "resim_products_allowed") else None
 
 
 def _declare(library: ctypes.CDLL, signatures: dict[str, tuple[Any, ...]]) -> None:
@@ -81,12 +99,12 @@ def _declare(library: ctypes.CDLL, signatures: dict[str, tuple[Any, ...]]) -> No
         function.argtypes, function.restype = types, _I if name.endswith("_space") else None
 
 
-def _compiled(names: tuple[str, ...], *, again: bool) -> Path:
-    """The shared library of these sources, from the cache unless it is to be made `again`."""
+def _compiled(names: tuple[str, ...], more: tuple[str, ...], *, again: bool) -> Path:
+    """The shared library of these sources with `more` flags, from the cache unless it is to be made `again`."""
     sources = [Path(__file__).with_name(name) for name in names]
     compiler = shlex.split(os.environ.get("CC") or "cc")
-    flags = [*FLAGS, *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else [])]
-    # PyTorch's own OpenMP: a second one would be a second set of threads on the same cores
+    flags = [*FLAGS, *more, *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else [])]
+    # PyTorch's own OpenMP (GCC's): a second one would be a second set of threads on the same cores
     openmp = [str(path) for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))[:1]]
     read = [*sources, Path(__file__).with_name("lanes.h")]
     told = [*(file.read_text() for file in read), *compiler, *flags, *openmp, *_processor()]

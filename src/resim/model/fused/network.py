@@ -27,7 +27,7 @@ def can_fuse(network: nn.Module, images: Tensor) -> bool:
         return False
     own: Any = network
     size = getattr(own.bn1, "group_size", 0)
-    if size < 1 or (len(images) > size and len(images) % size):
+    if size < 1 or not len(images) or (len(images) > size and len(images) % size):
         return False
     modules = list(network.modules())
     count = sum(isinstance(module, nn.Conv2d) for module in modules)

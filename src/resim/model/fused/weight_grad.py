@@ -50,6 +50,7 @@ def stem_fits(conv: nn.Conv2d) -> bool:
     usual = conv.kernel_size == (kernel, kernel) and conv.dilation == (1, 1) and conv.groups == 1
     square = conv.stride[0] == conv.stride[1] and not isinstance(padding, str) and padding[0] == padding[1] < kernel
     whole = conv.out_channels % LANES == 0 and conv.in_channels < LANES and kernel * conv.in_channels <= LANES
+    usual = usual and conv.padding_mode == "zeros"
     return usual and square and whole and product_kernels() is not None
 
 
