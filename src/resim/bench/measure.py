@@ -17,6 +17,7 @@ import torch
 
 from resim.bench.plain import PlainReSim, plain_loader
 from resim.training.config import Recipe
+from resim.training.optimizer import build_optimizer
 from resim.training.step import Stepper
 from resim.views.finish import Finisher
 from resim.views.folder import PathList
@@ -138,11 +139,7 @@ class PlainStepper:
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32, as published programs run
         self.model = PlainReSim(recipe.model, seed=0).to(device).train()
-        optim = recipe.optim
-        self.optimizer = torch.optim.SGD(
-            self.model.query.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay,
-            foreach=False,
-        )  # fmt: skip
+        self.optimizer = build_optimizer(self.model.query, recipe.optim, plain=True)
 
     def __call__(self, views_q: Views, views_k: Views) -> dict[str, torch.Tensor]:
         """Losses of one step."""

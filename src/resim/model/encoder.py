@@ -46,6 +46,8 @@ class ModelConfig:
     """Share of the key encoder that stays at each step."""
     temperature: float = 0.2
     """Temperature of every InfoNCE."""
+    instance_weight: float = 1.0
+    """Weight of the loss on whole images in the total; each level has its own."""
     group_size: int = 32
     """Images that BatchNorm and the group's negatives see together (a process of the published program)."""
 
@@ -61,6 +63,8 @@ class ModelConfig:
             raise ValueError(f"queue-size {self.queue_size}: must be at most {2**26}")
         if not self.temperature > 0:
             raise ValueError(f"temperature {self.temperature}: must be above 0")
+        if self.instance_weight < 0:
+            raise ValueError(f"instance-weight {self.instance_weight}: must not be negative")
         if not 0 <= self.key_momentum <= 1:
             raise ValueError(f"key-momentum {self.key_momentum}: must be in [0, 1]")
 

@@ -254,7 +254,7 @@ class ReSim(nn.Module):
                     regions, positives, negatives, temperature=self.config.temperature, matmul_dtype=matmul
                 )
                 means[level.name] = _mean(contrast, level_keys.valid[here], groups)
-        weights = {"instance": 1.0} | {level.name: level.weight for level in self.config.levels}
+        weights = {"instance": self.config.instance_weight} | {level.name: level.weight for level in self.config.levels}
         losses = {name: columns[0] for name, columns in means.items()}
         losses["total"] = torch.stack([losses[name] * weight for name, weight in weights.items()]).sum()
         losses |= {f"accuracy/{name}": columns[1] for name, columns in means.items()}

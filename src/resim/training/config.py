@@ -23,20 +23,30 @@ from resim.views.crops import ViewsConfig
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """SGD over a number of epochs. Source: Xiao et al., ICCV 2021, section 4.1; He et al., arXiv 1911.05722."""
+    """The optimisation over a number of epochs. Source: Xiao et al., ICCV 2021, section 4.1; He et al., 1911.05722."""
 
     epochs: int = 200
     """Times that every image is seen."""
     batch_size: int = 256
     """Images a step, over all processes; an incomplete last batch is dropped."""
+    optimizer: Literal["sgd", "adamw", "lars"] = "sgd"
+    """SGD with momentum as published, AdamW, or LARS (timm's)."""
     lr: float = 0.03
-    """Learning rate at the start, for the batch size as it is: it is never rescaled."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """Cosine to 0 over the epochs, constant within an epoch; or constant."""
+    """Peak learning rate, for the batch size as it is: it is never rescaled."""
+    schedule: Literal["cosine", "cosine-per-step", "constant"] = "cosine"
+    """Cosine to 0 over the epochs, constant within an epoch as published or lowered at every step; or constant."""
+    warmup_epochs: float = 0.0
+    """Epochs over which the learning rate rises linearly from 0 at the start, step by step."""
     momentum: float = 0.9
-    """Momentum of SGD."""
+    """Momentum of SGD and LARS."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of AdamW's first and second moments."""
     weight_decay: float = 1e-4
-    """L2 penalty on every parameter."""
+    """L2 penalty of SGD and LARS, decoupled decay of AdamW."""
+    decay_norms: bool = True
+    """Decay biases and the scales and shifts of BatchNorm too, as published."""
+    clip_norm: float = 0.0
+    """Largest L2 norm of all gradients together; larger ones are scaled down to it; 0: no clipping."""
     seed: int = 0
     """Seed of the weights, the order of the images, the views and the shuffle."""
 
@@ -47,9 +57,13 @@ class OptimConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
-        for name in ("lr", "momentum", "weight_decay", "seed"):
+        for name in ("lr", "momentum", "weight_decay", "warmup_epochs", "clip_norm", "seed"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name.replace('_', '-')} {getattr(self, name)}: must not be negative")
+        if self.warmup_epochs >= self.epochs and self.warmup_epochs:
+            raise ValueError(f"warmup-epochs {self.warmup_epochs:g}: must be below epochs {self.epochs}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas {self.betas[0]:g} {self.betas[1]:g}: each must be in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,14 +114,15 @@ class Recipe:
             ValueError: a field that a recipe does not have, or a value that does not fit.
         """
         try:
-            model, views = dict(data["model"]), dict(data["views"])
+            model, views, optim = dict(data["model"]), dict(data["views"]), dict(data["optim"])
             model["levels"] = tuple(Level.parse(str(text)) for text in model["levels"])
-            views |= {name: tuple(value) for name, value in views.items() if isinstance(value, list)}
+            for part in (views, optim):
+                part |= {name: tuple(value) for name, value in part.items() if isinstance(value, list)}
             return Recipe(
                 name=data["name"],
                 model=ModelConfig(**model),
                 views=ViewsConfig(**views),
-                optim=OptimConfig(**data["optim"]),
+                optim=OptimConfig(**optim),
             )
         except (TypeError, KeyError) as error:
             raise ValueError(f"not a recipe of this version: {error}") from None

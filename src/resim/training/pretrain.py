@@ -171,7 +171,7 @@ def pretrain(
                 epoch = step // steps
                 if look is not None and step % steps == 0:  # after the checkpoint: nothing is lost while it looks
                     log.look(step, functools.partial(look, stepper.model, step))
-                lr = learning_rate(optim, epoch)
+                lr = learning_rate(optim, step, steps)
                 for group in stepper.optimizer.param_groups:
                     group["lr"] = lr
                 views_q, views_k = finish(batch)

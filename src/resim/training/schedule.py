@@ -1,4 +1,4 @@
-"""The learning rate, as a function of the epoch alone: no counter lives outside the training state."""
+"""The learning rate, as a function of the step alone: no counter lives outside the training state."""
 
 from __future__ import annotations
 
@@ -7,11 +7,20 @@ import math
 from resim.training.config import OptimConfig
 
 
-def learning_rate(config: OptimConfig, epoch: int) -> float:
-    """The learning rate of an epoch (from 0): lr * (1 + cos(pi * epoch / epochs)) / 2, or constant.
+def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of a step (from 0).
 
-    Source: the published ReSim-FPN recipe (MoCo's `--cos`).
+    Without warm-up: lr * (1 + cos(pi * t / epochs)) / 2, where t is the number of epochs done: whole ones for "cosine",
+    with their fraction for "cosine-per-step"; or lr for "constant". Over the first `warmup_epochs` epochs it rises
+    linearly, lr * (step + 1) / warm-up steps, and the cosine covers the epochs that are left.
+
+    Source: the published ReSim-FPN recipe (MoCo's `--cos`); with warm-up and per step, MoCo v3 (arXiv 2104.02057).
     """
+    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
+    if step < warmup_steps:
+        return config.lr * (step + 1) / warmup_steps
     if config.schedule == "constant":
         return config.lr
-    return config.lr * (1 + math.cos(math.pi * epoch / config.epochs)) / 2
+    done = step // steps_per_epoch if config.schedule == "cosine" else step / steps_per_epoch
+    decayed = max(0.0, done - config.warmup_epochs)
+    return config.lr * (1 + math.cos(math.pi * decayed / (config.epochs - config.warmup_epochs))) / 2

@@ -16,6 +16,7 @@ from resim.model.encoder import ModelConfig
 from resim.model.grouped_norm import count_groups
 from resim.model.resim import ReSim
 from resim.training.config import OptimConfig
+from resim.training.optimizer import build_optimizer, clip_gradients
 from resim.training.processes import Processes, averaging, in_parallel
 from resim.views.views import Views
 
@@ -28,16 +29,18 @@ class Stepper:
     """A model with what a step needs beside it."""
 
     model: ReSim
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     query: nn.Module
     """The query encoder as it is called: compiled, in DistributedDataParallel, or itself."""
     key: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
     """The key encoder as it is called: compiled, or itself."""
     groups_at_a_time: int
     precision: Literal["float32", "bf16"]
+    clip_norm: float = 0.0
+    """Largest L2 norm of all gradients together; 0: no clipping."""
 
     def __call__(self, views_q: Views, views_k: Views, order: Tensor | None) -> dict[str, Tensor]:
-        """Losses of this process's images, their gradients averaged over all processes, one step of SGD.
+        """Losses of this process's images, their gradients averaged over all processes, one step of the optimiser.
 
         All keys are computed first, then the queries go forward and backward `groups_at_a_time` groups at a time: the
         same gradients in the memory of those groups.
@@ -63,6 +66,7 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         whole = device == "cpu" and len(starts) == 1 and not isinstance(self.query, DistributedDataParallel)
+        whole = whole and not self.clip_norm  # clipping needs all the gradients at once
         for start in starts:
             part = views_q.images[start : start + per_pass]
             share = len(part) / images
@@ -77,6 +81,8 @@ class Stepper:
                     (losses["total"] * share).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach() * share
+        if self.clip_norm:
+            sums["gradient/norm"] = clip_gradients(self.model.query.parameters(), self.clip_norm)
         self.optimizer.step()
         spoiled = self.model.finish_step(keys)
         if spoiled is not None:
@@ -90,7 +96,7 @@ class Stepper:
 def _stepping_early(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Around a step's only backward pass: the optimiser moves parameters as their gradients come, and frees these.
 
-    A step of SGD looks at one parameter at a time, so that the result is the same to the last bit. What is left at the
+    Each optimiser looks at one parameter at a time, so that the result is the same to the last bit. What is left at the
     end the caller moves. After an exception some parameters have moved and others have not.
     """
     waiting = 0
@@ -123,7 +129,7 @@ def make_stepper(
 
     Args:
         model_config: the network.
-        optim: of it the seed, momentum and weight decay; the learning rate is set before each epoch.
+        optim: seed, optimiser and clipping; the learning rate is set before each step.
         processes: how many there are and where.
         precision: of convolutions.
         groups_at_a_time: 0: one on a CPU, all on a GPU.
@@ -134,17 +140,11 @@ def make_stepper(
         part_memory()
     model = ReSim(model_config, seed=optim.seed).to(device).train()
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(
-        model.query.parameters(),
-        lr=optim.lr,
-        momentum=optim.momentum,
-        weight_decay=optim.weight_decay,
-        fused=True,
-    )
+    optimizer = build_optimizer(model.query, optim)
     query: nn.Module = model.query
     key: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]] = model.key
     if compile_encoders:
         query, key = torch.compile(query), torch.compile(key)  # type: ignore[assignment]
     query = in_parallel(query, processes)
     at_a_time = groups_at_a_time or (1 if device.type == "cpu" else 2**31)
-    return Stepper(model, optimizer, query, key, at_a_time, precision)
+    return Stepper(model, optimizer, query, key, at_a_time, precision, optim.clip_norm)

@@ -1,0 +1,57 @@
+"""The optimiser of a pre-training: SGD as published, AdamW or LARS."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from resim.errors import UserError
+from resim.training.config import OptimConfig
+
+
+def build_optimizer(module: nn.Module, config: OptimConfig, *, plain: bool = False) -> torch.optim.Optimizer:
+    """The optimiser of `module`'s parameters; the learning rate is set before each step.
+
+    With `config.decay_norms` all parameters form one group, in the module's order. Otherwise those of fewer than two
+    dimensions (biases, BatchNorm's scales and shifts) form a second group without weight decay, which LARS does not
+    scale by the trust ratio either.
+
+    Args:
+        module: the query encoder.
+        config: optimiser, momentum, betas, weight decay.
+        plain: update one parameter at a time rather than by PyTorch's fused kernels; updates differ in rounding only.
+
+    Raises:
+        UserError: LARS without timm, whose implementation it is.
+
+    Source: Loshchilov and Hutter, arXiv 1711.05101 (AdamW); You et al., arXiv 1708.03888 (LARS).
+    """
+    groups = _parameter_groups(module, config)
+    settings = {"lr": config.lr, "weight_decay": config.weight_decay}
+    kernels = {"foreach": False} if plain else {"fused": True}
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, betas=config.betas, **settings, **kernels)
+    if config.optimizer == "lars":
+        try:
+            from timm.optim import Lars
+        except ImportError:
+            raise UserError("--optimizer lars needs timm: run pip install '.[timm]' in the clone") from None
+        return Lars(groups, momentum=config.momentum, **settings)
+    return torch.optim.SGD(groups, momentum=config.momentum, **settings, **kernels)
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale all gradients so that their joint L2 norm is at most `max_norm`; returns the norm before."""
+    return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+
+
+def _parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, object]]:
+    parameters = list(module.parameters())
+    if config.decay_norms:
+        return [{"params": parameters}]
+    return [
+        {"params": [parameter for parameter in parameters if parameter.ndim >= 2]},
+        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
