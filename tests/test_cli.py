@@ -275,7 +275,8 @@ def test_help_explains_every_field(capsys: Captured, verb: str, kinds: list[type
                 continue
             positional = field.name in ("sources", "words") or (verb == "scenes" and field.name == "out")
             metavars = {"sources": "DIR", "words": "NETWORK", "out": "PATH"}
-            name = metavars[field.name] if positional else "--" + field.name.replace("_", "-")
+            switch = "--no-" if field.default is True else "--"
+            name = metavars[field.name] if positional else switch + field.name.replace("_", "-")
             assert name in told.replace(",", " ").split(), name
 
 

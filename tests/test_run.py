@@ -170,7 +170,7 @@ def test_one_line_of_metrics_a_step(whole: Path) -> None:
 def test_the_rate_follows_the_schedule(whole: Path) -> None:
     assert [line["lr"] for line in numbers(whole)] == [0.03] * STEPS + [pytest.approx(0.015)] * STEPS
     state = load_checkpoint(whole / "checkpoints" / "last.pt")
-    assert state["optimizer"]["param_groups"][0]["lr"] == learning_rate(small().optim, 1)
+    assert state["optimizer"]["param_groups"][0]["lr"] == learning_rate(small().optim, STEPS, STEPS)
 
 
 def test_the_checkpoints(whole: Path) -> None:

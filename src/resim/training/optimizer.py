@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,16 +30,17 @@ def build_optimizer(module: nn.Module, config: OptimConfig, *, plain: bool = Fal
     Source: Loshchilov and Hutter, arXiv 1711.05101 (AdamW); You et al., arXiv 1708.03888 (LARS).
     """
     groups = _parameter_groups(module, config)
-    settings = {"lr": config.lr, "weight_decay": config.weight_decay}
-    kernels = {"foreach": False} if plain else {"fused": True}
+    settings: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    kernels: dict[str, bool] = {"foreach": False} if plain else {"fused": True}
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, betas=config.betas, **settings, **kernels)
     if config.optimizer == "lars":
         try:
-            from timm.optim import Lars
+            from timm.optim.lars import Lars
         except ImportError:
             raise UserError("--optimizer lars needs timm: run pip install '.[timm]' in the clone") from None
-        return Lars(groups, momentum=config.momentum, **settings)
+        settings |= {"momentum": config.momentum}
+        return Lars(groups, **settings)
     return torch.optim.SGD(groups, momentum=config.momentum, **settings, **kernels)
 
 
