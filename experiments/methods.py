@@ -1,0 +1,79 @@
+"""The methods that a study compares, as recipes that differ in nothing but the method.
+
+Backbone, views, batch, queue, optimiser, seed and the number of view pairs are the same for all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from resim.model.encoder import ModelConfig
+from resim.regions.level import Level
+from resim.training.config import OptimConfig, Recipe
+from resim.views.crops import ViewsConfig
+
+P4 = Level(name="P4", window=48, step=16, negatives="all")
+P3 = Level(name="P3", window=32, step=16, negatives="group")
+C4 = Level(name="C4", window=48, step=16, negatives="all", closed=True)
+LEVELS = {"moco-v2": (), "resim-c4": (C4,), "resim-fpn": (P4, P3)}
+
+ADAMW = OptimConfig(
+    optimizer="adamw", lr=1e-3, weight_decay=0.05, betas=(0.9, 0.95), decay_norms=False, clip_norm=10.0,
+    schedule="cosine-per-step",
+)  # fmt: skip
+SGD = OptimConfig()  # as published
+WARMUP = 0.05  # of the epochs, for AdamW
+
+
+@dataclass(frozen=True)
+class Size:
+    """What fits the hardware."""
+
+    backbone: str
+    image_size: int  # px
+    batch_size: int
+    largest_queue: int
+    blur_sigma: tuple[float, float]
+
+
+SIZES = {
+    "cpu": Size("resnet18", 96, 64, 4096, (0.1, 1.0)),
+    "gpu": Size("resnet50", 224, 256, 65536, (0.1, 2.0)),
+}
+
+
+def make_recipe(method: str, size: Size, *, images: int, pairs: int, seed: int) -> Recipe:
+    """The recipe of a method.
+
+    Args:
+        method: a key of `LEVELS`; with the suffix `-sgd` it is optimised as published.
+        size: backbone, view and batch.
+        images: in the data set; the queue is the largest power of two that is not above it.
+        pairs: view pairs to train on, rounded to whole epochs.
+        seed: of everything random.
+
+    Raises:
+        KeyError: no such method.
+    """
+    name, sgd, _ = method.partition("-sgd")
+    epochs = max(1, round(pairs / (images // size.batch_size * size.batch_size)))
+    if sgd:
+        optim = dataclasses.replace(SGD, batch_size=size.batch_size, epochs=epochs, seed=seed)
+    else:
+        optim = dataclasses.replace(
+            ADAMW, batch_size=size.batch_size, epochs=epochs, seed=seed, warmup_epochs=WARMUP * epochs
+        )
+    return Recipe(
+        name=method,
+        model=ModelConfig(
+            backbone=size.backbone,
+            levels=LEVELS[name],
+            fpn_width=128,
+            queue_size=min(size.largest_queue, 2 ** (images.bit_length() - 1)),
+            key_momentum=0.99,
+            group_size=32,
+        ),
+        views=ViewsConfig(image_size=size.image_size, blur_sigma=size.blur_sigma),
+        optim=optim,
+    )

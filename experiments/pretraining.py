@@ -1,0 +1,45 @@
+"""The pre-trainings of a study: every method with every seed, each resumed where it stopped."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from methods import LEVELS, SIZES, make_recipe
+
+from resim.training.config import RunConfig
+from resim.training.pretrain import pretrain
+from resim.views.folder import find_images
+
+CHECKPOINTS = 8  # kept of each run, for the curves over the number of pairs
+
+
+def pretrain_one(images: list[Path], out: Path, method: str, size: str, pairs: int, seed: int) -> bool:
+    """Pre-train, or go on; whether the run is finished."""
+    recipe = make_recipe(method, SIZES[size], images=len(find_images(images)), pairs=pairs, seed=seed)
+    folder = out / f"{method}-seed{seed}"
+    run = RunConfig(
+        out=folder, resume=(folder / "config.json").exists(), keep_every=max(1, recipe.optim.epochs // CHECKPOINTS),
+        picture_every=max(1, recipe.optim.epochs // 2),
+    )  # fmt: skip
+    return pretrain(recipe, run, images).finished
+
+
+def main() -> None:
+    """Read the command line and run all of it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("images", type=Path, nargs="+", help="folders of images without labels")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the study")
+    parser.add_argument("--methods", nargs="+", default=list(LEVELS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--size", choices=SIZES, default="cpu")
+    parser.add_argument("--pairs", type=int, default=50_000, help="view pairs of each run")
+    options = parser.parse_args()
+    for seed in options.seeds:
+        for method in options.methods:
+            if not pretrain_one(options.images, options.out, method, options.size, options.pairs, seed):
+                return
+
+
+if __name__ == "__main__":
+    main()
