@@ -493,7 +493,7 @@ def test_cityscapes_scores_without_its_scripts_say_how_to_install_them(
     street: DetectionData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling", None)
-    with pytest.raises(UserError, match=r"pip install 'resim\[cityscapes\]'"):
+    with pytest.raises(UserError, match=r"pip install '\.\[cityscapes\]' in resim's clone"):
         cityscapes_scores(street, truth_as_results(street))
 
 

@@ -152,5 +152,7 @@ def test_the_hub_s_client_reads_the_card(folder: Path) -> None:
 
 def test_without_the_hub_s_client_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"user/name-1.0: no such file here; .* pip install 'resim\[hub\]'"):
+    with pytest.raises(
+        UserError, match=r"user/name-1.0: no such file here; .* pip install '\.\[hub\]' in resim's clone"
+    ):
         resim.load("user/name-1.0")

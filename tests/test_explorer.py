@@ -94,7 +94,7 @@ def test_a_name_that_is_no_text_can_be_chosen(tmp_path: Path) -> None:
 
 def test_without_gradio_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, explorer: Explorer) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(UserError, match=r"pip install 'resim\[explore\]'"):
+    with pytest.raises(UserError, match=r"pip install '\.\[explore\]' in resim's clone"):
         build_page(explorer)
 
 

@@ -57,7 +57,7 @@ class TimmBackbone(nn.Module):
         try:
             timm = importlib.import_module("timm")
         except ModuleNotFoundError:
-            raise UserError(f"backbone 'timm/{name}' needs timm: pip install 'resim[timm]'") from None
+            raise UserError(f"backbone 'timm/{name}' needs timm: pip install '.[timm]' in resim's clone") from None
         if not timm.is_model(name):
             raise UserError(f"backbone 'timm/{name}': timm {timm.__version__} has no model of that name")
         try:

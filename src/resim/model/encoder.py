@@ -26,7 +26,7 @@ class ModelConfig:
     """
 
     backbone: str = "resnet50"
-    """torchvision ResNet or ResNeXt by name, or timm/NAME (pip install 'resim[timm]')."""
+    """torchvision ResNet or ResNeXt by name, or timm/NAME (pip install '.[timm]' in resim's clone)."""
     levels: tuple[Level, ...] = (
         Level(name="P4", window=48, step=32, negatives="all"),
         Level(name="P3", window=32, step=24, negatives="group"),
