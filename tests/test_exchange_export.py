@@ -21,10 +21,12 @@ import resim
 from resim.cli import main
 from resim.errors import UserError
 from resim.exchange import export as export_room
+from resim.exchange import to_torchvision
 from resim.exchange.export import export
 from resim.exchange.features import TOLERANCE, differences, features_of
 from resim.exchange.fpn_norms import with_norms, without_norms
 from resim.exchange.targets import Target
+from resim.exchange.to_torchvision import write_torchvision
 from resim.exchange.weights import read_weights
 from resim.regions.level import Level
 from resim.training.config import Recipe
@@ -302,7 +304,7 @@ def test_features_that_differ_are_not_written(tmp_path: Path, monkeypatch: pytes
     def spoilt(weights: Any, *rest: Any) -> Any:
         name = "backbone.layer2.0.bn1.bias"
         tensors = weights.tensors | {name: weights.tensors[name] + 1e-3}
-        return export_room.write_torchvision(type(weights)(**(vars(weights) | {"tensors": tensors})), *rest)
+        return write_torchvision(type(weights)(**(vars(weights) | {"tensors": tensors})), *rest)
 
     monkeypatch.setattr(export_room, "write_timm", spoilt)
     with pytest.raises(UserError, match=r"not written: features in torchvision .* differ by more than 1e-05: C3 "):
@@ -317,7 +319,7 @@ def test_a_writer_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: py
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export_room, "write_torchvision", full)
+    monkeypatch.setattr(to_torchvision, "write_torchvision", full)
     with pytest.raises(UserError, match=r"w.pth: cannot be written \(No space left on device\)"):
         export(tmp_path / "last.pt", "torchvision", tmp_path / "w.pth")
     assert (tmp_path / "w.pth").read_bytes() == b"old"

@@ -16,7 +16,8 @@ from resim.errors import UserError
 from resim.model.backbone import build_backbone
 from resim.model.encoder import FPN, Encoder, ModelConfig
 from resim.model.resim import Keys, ReSim
-from resim.regions.level import Level, key_cells
+from resim.regions.cells import key_cells
+from resim.regions.level import Level
 from resim.regions.pooling import precise_roi_pool
 from resim.regions.windows import map_windows
 from resim.views.views import Views

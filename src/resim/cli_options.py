@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import io
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -147,6 +148,12 @@ def print_recipes(
     Console(width=None if sys.stdout.isatty() else 180).print(drawn)
 
 
+def nearest(word: str, names: Iterable[str]) -> str:
+    """What was probably meant, for an error: `, did you mean 'pretrain'?`; empty where no name is near."""
+    near = difflib.get_close_matches(word.lower(), names, n=1)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
 def recipe_called(name: str) -> Recipe:
     """The recipe of a name, or of a .json file.
 
@@ -157,4 +164,7 @@ def recipe_called(name: str) -> Recipe:
         return recipes.RECIPES[name]()
     if Path(name).suffix == ".json":
         return read_recipe(Path(name))
-    raise UserError(f"no recipe {name!r}: one of {', '.join(recipes.RECIPES)}, or a .json file that holds one")
+    raise UserError(
+        f"no recipe {name!r}{nearest(name, recipes.RECIPES)}: one of {', '.join(recipes.RECIPES)}, "
+        "or a .json file that holds one"
+    )

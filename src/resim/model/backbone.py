@@ -6,7 +6,6 @@ import importlib
 import re
 from typing import Any
 
-import torchvision
 from torch import Tensor, nn
 
 from resim.errors import UserError
@@ -26,6 +25,8 @@ class ResNet(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
+        import torchvision  # slow to import: with the first network
+
         network: Any = torchvision.models.get_model(name, weights=None)
         self.conv1, self.bn1, self.relu, self.maxpool = (
             network.conv1,
@@ -89,6 +90,8 @@ def build_backbone(name: str) -> ResNet | TimmBackbone:
     """
     if name.startswith("timm/"):
         return TimmBackbone(name.removeprefix("timm/"))
+    import torchvision
+
     known = [model for model in torchvision.models.list_models(torchvision.models) if _RESNETS.fullmatch(model)]
     if name not in known:
         raise UserError(f"no backbone {name!r}: one of {', '.join(known)}, or timm/NAME for a timm network")
