@@ -35,7 +35,7 @@ from resim import recipes
 from resim.bench.measure import PlainStepper, peak_memory_gb, plain_together_rate, together_rate
 from resim.model.fused.low import follow, forget
 from resim.model.infonce import info_nce
-from resim.regions.level import key_cells
+from resim.regions.cells import key_cells
 from resim.regions.pooling import precise_roi_pool
 from resim.training.config import Recipe
 from resim.training.processes import Processes

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from resim.model.encoder import ModelConfig
+from resim.model.config import ModelConfig
 from resim.regions.level import Level
 from resim.training.config import OptimConfig, Recipe
 from resim.views.crops import ViewsConfig

@@ -11,11 +11,16 @@ import pytest
 from resim.model.fused import pointwise, weight_grad
 from resim.model.fused.build import WITHOUT_TILES, _processor, kernels, product_kernels
 
-needs_products = pytest.mark.skipif(product_kernels() is None, reason="a processor with instructions for bfloat16")
+NO_PRODUCTS = (
+    "not verified: the C kernels of bfloat16 products compute what PyTorch computes: a C compiler and a processor with "
+    "instructions for bfloat16 (AVX512_BF16 or AMX) are needed"
+)
+NO_TILES = "not verified: on a processor with AMX, the C kernels of products are right without its tiles: AMX is needed"
+needs_products = pytest.mark.skipif(product_kernels() is None, reason=NO_PRODUCTS)
 HAS_TILES = "amx_tile" in " ".join(_processor()).split()
 PRODUCTS = [
     pytest.param("products", marks=needs_products),
-    pytest.param("without tiles", marks=pytest.mark.skipif(not HAS_TILES, reason="a processor with AMX")),
+    pytest.param("without tiles", marks=pytest.mark.skipif(not HAS_TILES, reason=NO_TILES)),
 ]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from needs import need
 from PIL import Image
 
 from resim.views import decode
@@ -250,7 +251,7 @@ def test_what_is_no_jpeg_is_decoded_whole(tmp_path: Path, kind: str) -> None:
 @pytest.fixture(params=["pillow", "simplejpeg"])
 def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "simplejpeg":
-        pytest.importorskip("simplejpeg")
+        need("simplejpeg", "simplejpeg decodes as Pillow does", "fast")
     else:
         monkeypatch.setattr(decode, "_simplejpeg", lambda: None)
     return request.param

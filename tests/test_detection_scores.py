@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import json
 import math
@@ -27,6 +26,7 @@ from detection_data import (
     write_voc,
     xml_object,
 )
+from needs import need
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -154,7 +154,7 @@ def test_scores_are_those_of_pycocotools_on_the_file_itself(shared: Path, kind: 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 def test_the_faster_evaluator_gives_the_same_numbers(shared: Path, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("faster_coco_eval")
+    need("faster_coco_eval", "the faster evaluator gives the same numbers", "fast-eval")
     folder = shared / "data" / "coco543"
     data = read_coco(folder / "instances_val.json", folder / "images", check_images=False)
     results = jittered(data)
@@ -475,8 +475,7 @@ def street(tmp_path: Path) -> DetectionData:
 
 
 def test_cityscapes_by_its_own_scripts(street: DetectionData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if importlib.util.find_spec("cityscapesscripts") is None:
-        pytest.skip("cityscapesScripts is not installed")
+    need("cityscapesscripts", "Cityscapes' AP by its own scripts", "cityscapes")
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     results = truth_as_results(street)
@@ -494,7 +493,7 @@ def test_cityscapes_scores_without_its_scripts_say_how_to_install_them(
     street: DetectionData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling", None)
-    with pytest.raises(UserError, match=r"pip install 'resim\[cityscapes\]'"):
+    with pytest.raises(UserError, match=r"pip install '\.\[cityscapes\]' in resim's clone"):
         cityscapes_scores(street, truth_as_results(street))
 
 

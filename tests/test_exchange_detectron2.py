@@ -14,6 +14,7 @@ import pytest
 import torch
 from detectron2_data import lay_out, lay_out_cityscapes
 from exchange_files import own_checkpoint, published, small, trained
+from needs import need
 from torch import Tensor
 
 import resim
@@ -24,7 +25,11 @@ from resim.exchange.to_detectron2 import detectron2_config, detectron2_maps, loa
 from resim.exchange.weights import Weights, read_weights
 
 HERE = importlib.util.find_spec("detectron2") is not None
-needs_detectron2 = pytest.mark.skipif(not HERE, reason="Detectron2 is not installed")
+needs_detectron2 = pytest.mark.skipif(
+    not HERE,
+    reason="not verified: Detectron2 loads our exports, gives our features and trains from them: install Detectron2 "
+    "(docs/exchange.md has the line)",
+)
 IMAGES = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(5))
 CONFIGS = [path.name for path in launcher.shipped_configs()]
 
@@ -176,7 +181,7 @@ def test_there_is_a_config_for_every_protocol() -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_config_of_a_protocol(name: str) -> None:
     if "densepose" in name:
-        pytest.importorskip("densepose")
+        need("densepose", "the DensePose config builds", "install DensePose (docs/exchange.md has the line)")
     config = launcher.make_config(launcher.CONFIGS / name)
     common = {"SOLVER.IMS_PER_BATCH": 16, "SOLVER.BASE_LR": 0.02, "INPUT.MAX_SIZE_TRAIN": 1333}
     fpn = {"MODEL.FPN.NORM": "SyncBN"} if "fpn" in name else {}
@@ -206,10 +211,10 @@ RUNS = {
 @pytest.mark.parametrize("name", list(RUNS))
 def test_detectron2_takes_training_steps_from_our_backbone(shared: Path, tmp_path: Path, name: str) -> None:
     if "densepose" in name:
-        pytest.importorskip("densepose")
+        need("densepose", "DensePose trains from our backbone", "install DensePose (docs/exchange.md has the line)")
     if "cityscapes" in name:
-        pytest.importorskip("cityscapesscripts")
-        pytest.importorskip("shapely")
+        for module in ("cityscapesscripts", "shapely"):
+            need(module, "Detectron2 trains on Cityscapes from our backbone", f"pip install {module}")
     own_checkpoint(tmp_path / "last.pt", small(backbone="resnet50"))
     export(tmp_path / "last.pt", "detectron2", tmp_path / "backbone.pth")
     data = lay_out(shared / "data", tmp_path / "datasets")
@@ -285,7 +290,7 @@ def test_what_the_launcher_refuses(capsys: pytest.CaptureFixture[str], words: li
 
 
 def test_the_cityscapes_scripts_are_found_by_the_name_that_detectron2_calls_them() -> None:
-    pytest.importorskip("cityscapesscripts")
+    need("cityscapesscripts", "Detectron2 finds the scripts of Cityscapes", "cityscapes")
     program = """
 from resim.exchange.detectron2.launcher import name_cityscapes
 name_cityscapes()

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torchvision
 from exchange_files import SMALL, own_checkpoint, published, small, trained
+from needs import need
 from safetensors import safe_open
 from torch import Tensor
 
@@ -20,10 +21,12 @@ import resim
 from resim.cli import main
 from resim.errors import UserError
 from resim.exchange import export as export_room
+from resim.exchange import to_torchvision
 from resim.exchange.export import export
 from resim.exchange.features import TOLERANCE, differences, features_of
 from resim.exchange.fpn_norms import with_norms, without_norms
 from resim.exchange.targets import Target
+from resim.exchange.to_torchvision import write_torchvision
 from resim.exchange.weights import read_weights
 from resim.regions.level import Level
 from resim.training.config import Recipe
@@ -79,7 +82,7 @@ def test_weights_without_an_fpn_start_the_whole_fpn_new_in_detectron2(tmp_path: 
 @pytest.mark.parametrize("to", ["torchvision", "torchvision-detection", "timm"])
 def test_both_endings_of_a_state_dict(checkpoint: Path, tmp_path: Path, to: Target) -> None:
     if to == "timm":
-        pytest.importorskip("timm")
+        need("timm", "timm loads our exports in both formats", "timm")
     files = [export(checkpoint, to, tmp_path / f"file{ending}") for ending in (".pth", ".safetensors")]
     for done in files:
         assert done.differences is not None
@@ -121,7 +124,7 @@ def test_torchvision_loads_its_mask_r_cnn(tmp_path: Path, norm: bool) -> None:
 
 
 def test_timm_loads_its_resnet_and_its_feature_extractor(checkpoint: Path, tmp_path: Path) -> None:
-    timm: Any = pytest.importorskip("timm")
+    timm: Any = need("timm", "timm loads our ResNet and gives our features", "timm")
     path = tmp_path / "resnet.safetensors"
     done = export(checkpoint, "timm", path)
     assert set(done.differences or {}) == {"C2", "C3", "C4", "C5"}
@@ -135,7 +138,7 @@ def test_timm_loads_its_resnet_and_its_feature_extractor(checkpoint: Path, tmp_p
 
 
 def test_a_timm_backbone_goes_back_to_timm(tmp_path: Path) -> None:
-    timm: Any = pytest.importorskip("timm")
+    timm: Any = need("timm", "a timm backbone goes back to timm", "timm")
     own_checkpoint(tmp_path / "last.pt", small(backbone="timm/regnety_002"))
     done = export(tmp_path / "last.pt", "timm", tmp_path / "regnet.safetensors")
     assert set(done.differences or {}) == {"C3", "C4", "C5"}
@@ -161,9 +164,8 @@ def test_other_levels_go_out_too(tmp_path: Path, level: str) -> None:
 
 
 def test_onnx_gives_our_features_at_any_batch_and_size(checkpoint: Path, tmp_path: Path) -> None:
-    pytest.importorskip("onnx")
-    pytest.importorskip("onnxscript")
-    runtime: Any = pytest.importorskip("onnxruntime")
+    fact = "ONNX gives our features at any batch and size"
+    _, _, runtime = (need(module, fact, "onnx") for module in ("onnx", "onnxscript", "onnxruntime"))
     done = export(checkpoint, "onnx", tmp_path / "features.onnx", licence="Apache-2.0")
     assert set(done.differences or {}) == {"C2", "C3", "C4", "C5", "P3", "P4"}
     session = runtime.InferenceSession(tmp_path / "features.onnx")
@@ -302,7 +304,7 @@ def test_features_that_differ_are_not_written(tmp_path: Path, monkeypatch: pytes
     def spoilt(weights: Any, *rest: Any) -> Any:
         name = "backbone.layer2.0.bn1.bias"
         tensors = weights.tensors | {name: weights.tensors[name] + 1e-3}
-        return export_room.write_torchvision(type(weights)(**(vars(weights) | {"tensors": tensors})), *rest)
+        return write_torchvision(type(weights)(**(vars(weights) | {"tensors": tensors})), *rest)
 
     monkeypatch.setattr(export_room, "write_timm", spoilt)
     with pytest.raises(UserError, match=r"not written: features in torchvision .* differ by more than 1e-05: C3 "):
@@ -317,7 +319,7 @@ def test_a_writer_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: py
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export_room, "write_torchvision", full)
+    monkeypatch.setattr(to_torchvision, "write_torchvision", full)
     with pytest.raises(UserError, match=r"w.pth: cannot be written \(No space left on device\)"):
         export(tmp_path / "last.pt", "torchvision", tmp_path / "w.pth")
     assert (tmp_path / "w.pth").read_bytes() == b"old"

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from exchange_files import SMALL, own_checkpoint
+from needs import need
 
 import resim
 from resim.errors import UserError
@@ -119,7 +120,7 @@ for name in ("user/other", "user/name-1.0"):
 
 
 def test_a_name_on_the_hub(folder: Path, hub: tuple[str, list[str]], tmp_path: Path) -> None:
-    pytest.importorskip("huggingface_hub")
+    need("huggingface_hub", "weights are fetched from the hub by name", "hub")
     endpoint, asked = hub
     settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"}
     ours = str(Path(resim.__file__).parents[1])
@@ -142,7 +143,7 @@ def test_a_name_on_the_hub(folder: Path, hub: tuple[str, list[str]], tmp_path: P
 
 
 def test_the_hub_s_client_reads_the_card(folder: Path) -> None:
-    hub: Any = pytest.importorskip("huggingface_hub")
+    hub: Any = need("huggingface_hub", "the hub's client reads the model card", "hub")
     card = hub.ModelCard((folder / "README.md").read_text())
     assert card.data.library_name == "resim"
     assert "object-detection" in card.data.tags
@@ -151,5 +152,7 @@ def test_the_hub_s_client_reads_the_card(folder: Path) -> None:
 
 def test_without_the_hub_s_client_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"user/name-1.0: no such file here; .* pip install 'resim\[hub\]'"):
+    with pytest.raises(
+        UserError, match=r"user/name-1.0: no such file here; .* pip install '\.\[hub\]' in resim's clone"
+    ):
         resim.load("user/name-1.0")

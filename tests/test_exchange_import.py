@@ -40,9 +40,11 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("fpn_norm", [False, True], ids=["plain-fpn", "normalised-fpn"])
-def test_golden_losses_after_a_published_checkpoint_has_come_in(shared: Path, tmp_path: Path, fpn_norm: bool) -> None:
-    folder, suffix = shared / "golden", "_fpn_bn" if fpn_norm else ""
-    shapes = json.loads((folder / f"reference_state_dict_keys{suffix}.json").read_text())
+def test_golden_losses_after_a_published_checkpoint_has_come_in(
+    golden_data: Path, tmp_path: Path, fpn_norm: bool
+) -> None:
+    suffix = "_fpn_bn" if fpn_norm else ""
+    shapes = json.loads((golden_data / f"reference_state_dict_keys{suffix}.json").read_text())
     state = published_state(shapes, seed=int(fpn_norm))
     torch.save({"epoch": 200, "arch": "resnet50", "state_dict": state}, tmp_path / "published.pth.tar")
     assert main(["import", str(tmp_path / "published.pth.tar"), "--out", str(tmp_path / "ours.pt")]) == 0
@@ -55,7 +57,7 @@ def test_golden_losses_after_a_published_checkpoint_has_come_in(shared: Path, tm
     expected.load_published(state)
     assert equal(model.state_dict(), expected.state_dict())
 
-    with np.load(folder / f"resim_fpn{'_bn' if fpn_norm else ''}_golden.npz") as file:
+    with np.load(golden_data / f"resim_fpn{'_bn' if fpn_norm else ''}_golden.npz") as file:
         golden = dict(file)
     crops = torch.as_tensor(golden["crops_tlhw"])
     views_q, views_k = (

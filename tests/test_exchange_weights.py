@@ -14,6 +14,7 @@ import pytest
 import torch
 import torchvision
 from exchange_files import SMALL, own_checkpoint, published, published_name, small, trained
+from needs import need
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -153,7 +154,7 @@ def test_a_resnet_of_torchvision(tmp_path: Path, name: str) -> None:
 
 
 def test_a_resnet_of_timm_in_safetensors(tmp_path: Path) -> None:
-    timm = pytest.importorskip("timm")
+    timm = need("timm", "files of timm's ResNets are read", "timm")
     state = timm.create_model("resnet18").state_dict()
     save_file(state, tmp_path / "model.safetensors")
     for path in (tmp_path / "model.safetensors", tmp_path):
@@ -228,7 +229,7 @@ def test_a_fine_tuned_detector_of_our_own_gives_its_backbone(tmp_path: Path) -> 
 
 
 def test_a_timm_backbone_of_our_own_keeps_its_names(tmp_path: Path) -> None:
-    pytest.importorskip("timm")
+    need("timm", "a timm backbone of our own keeps its names", "timm")
     state = own_checkpoint(tmp_path / "last.pt", small(backbone="timm/resnet18"))
     assert equal(read_weights(tmp_path / "last.pt").tensors, state)
     assert "backbone.network.conv1.weight" in state
@@ -260,11 +261,9 @@ def test_every_name_goes_to_the_other_programs_and_back(model: ReSim) -> None:
         assert from_detectron2(name, fpn_norm=norm) is None
 
 
-def test_detectron2_finds_every_entry_that_resim_has_by_its_end(shared: Path) -> None:
+def test_detectron2_finds_every_entry_that_resim_has_by_its_end(golden_data: Path) -> None:
     """Its checkpointer gives a model's entry the file's entry that is its end; golden data has the models' entries."""
-    golden: dict[str, dict[str, list[int]]] = json.loads(
-        (shared / "golden" / "detectron2_backbone_keys.json").read_text()
-    )
+    golden: dict[str, dict[str, list[int]]] = json.loads((golden_data / "detectron2_backbone_keys.json").read_text())
     assert len(golden) == 3
     for title, entries in golden.items():
         norm = title == "mask_rcnn_R_50_FPN syncbn"

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from needs import need
 from PIL import Image
 
 from resim.cli import main
@@ -93,7 +94,7 @@ def test_a_name_that_is_no_text_can_be_chosen(tmp_path: Path) -> None:
 
 def test_without_gradio_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, explorer: Explorer) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(UserError, match=r"pip install 'resim\[explore\]'"):
+    with pytest.raises(UserError, match=r"pip install '\.\[explore\]' in resim's clone"):
         build_page(explorer)
 
 
@@ -120,7 +121,7 @@ def test_what_cannot_be_explored(tmp_path: Path, folder: Path, capsys: pytest.Ca
 @pytest.fixture(scope="module")
 def address(folder: Path) -> Iterator[str]:
     """`resim explore` as a process of its own."""
-    pytest.importorskip("gradio")
+    need("gradio", "`resim explore` serves its page", "explore")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -141,9 +142,9 @@ def address(folder: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
+    playwright = need("playwright.sync_api", "the explorer answers clicks in a browser", "browser")
     if CHROMIUM is None:
-        pytest.skip("no chromium on this machine")
+        pytest.skip("not verified: the explorer answers clicks in a browser: install chromium")
     with playwright.sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield chromium

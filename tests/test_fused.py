@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from needs import needs_kernels
 from product_kinds import PRODUCTS, needs_products, use
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
@@ -25,8 +26,6 @@ from resim.model.fused.pointwise import ClosingLayer
 from resim.model.fused.residual import make_residual
 from resim.model.fused.stem import stem
 from resim.model.grouped_norm import GroupedBatchNorm2d, commit_statistics, group_norms
-
-needs_kernels = pytest.mark.skipif(kernels() is None, reason="the kernels cannot be compiled here")
 
 
 @pytest.fixture(params=["anywhere", *PRODUCTS])

@@ -102,9 +102,9 @@ def run_step(folder: Path, *, fpn_norm: bool, seed: int) -> Step:
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain-fpn", "normalised-fpn"])
-def step(request: pytest.FixtureRequest, shared: Path) -> Step:
+def step(request: pytest.FixtureRequest, golden_data: Path) -> Step:
     fpn_norm: bool = request.param
-    return run_step(shared / "golden", fpn_norm=fpn_norm, seed=int(fpn_norm))
+    return run_step(golden_data, fpn_norm=fpn_norm, seed=int(fpn_norm))
 
 
 def relative(ours: Tensor, golden: float) -> float:
@@ -203,10 +203,10 @@ def test_the_queue_and_its_position(step: Step) -> None:
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain-fpn", "normalised-fpn"])
-def fresh(request: pytest.FixtureRequest, shared: Path) -> tuple[ReSim, dict[str, Tensor]]:
+def fresh(request: pytest.FixtureRequest, golden_data: Path) -> tuple[ReSim, dict[str, Tensor]]:
     """A model that has loaded nothing yet, and a published state that fits it."""
     suffix = "_fpn_bn" if request.param else ""
-    shapes = json.loads((shared / "golden" / f"reference_state_dict_keys{suffix}.json").read_text())
+    shapes = json.loads((golden_data / f"reference_state_dict_keys{suffix}.json").read_text())
     generator = torch.Generator().manual_seed(3)
     state = {name: torch.rand(shape, generator=generator) for name, shape in shapes.items()}
     for name in state:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo.testing
+from needs import need
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -248,7 +249,7 @@ def test_no_plain_norm_is_left_in_an_encoder() -> None:
 
 @pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_050"])
 def test_a_timm_network_in_groups_is_the_network_a_group(name: str) -> None:
-    timm = pytest.importorskip("timm")
+    timm = need("timm", "a timm network in groups is the network a group", "timm")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         separate = timm.create_model(name, pretrained=False, features_only=True).double()

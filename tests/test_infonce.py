@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from needs import needs_kernels
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -181,7 +182,7 @@ def test_products_in_bfloat16_stay_close_and_sums_stay_in_float32() -> None:
     assert F.cosine_similarity(rough_grad, exact_grad, dim=1).min() > 0.999
 
 
-@pytest.mark.skipif(kernels() is None, reason="the kernels cannot be compiled here")
+@needs_kernels
 @pytest.mark.parametrize("temperature", [0.2, 0.005])
 def test_exponentials_in_one_pass_are_pytorch_s(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
     small_tiles(monkeypatch, 48, 80)  # the largest logit moves from tile to tile

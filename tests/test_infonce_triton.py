@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from needs import need
 from torch import Tensor
 
 from resim.model import infonce
@@ -23,13 +24,13 @@ from resim.model.infonce import info_nce
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
 only_where_it_runs = pytest.mark.skipif(
-    DEVICE.type == "cpu" and not INTERPRETED, reason="run by test_on_the_cpu_by_the_interpreter"
+    DEVICE.type == "cpu" and not INTERPRETED, reason="verified by test_on_the_cpu_by_the_interpreter"
 )
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter")
+@pytest.mark.skipif(INTERPRETED, reason="verified outside the interpreter, which this process is")
 def test_on_the_cpu_by_the_interpreter() -> None:
-    pytest.importorskip("triton")
+    need("triton", "the GPU's kernel is the visit in tiles", "install triton (Linux)")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:]
@@ -39,7 +40,7 @@ def test_on_the_cpu_by_the_interpreter() -> None:
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The module, in smaller blocks."""
-    pytest.importorskip("triton")
+    need("triton", "the GPU's kernel is the visit in tiles", "install triton (Linux)")
     from resim.model import infonce_triton
 
     if INTERPRETED:  # before Triton 3.8 it makes whole numbers of arrays, which NumPy 2.5 refuses
@@ -154,7 +155,8 @@ def test_the_trial_passes_where_the_kernel_is_right_and_not_where_it_is_wrong(
 
 
 def test_splits_leave_few_processors_without_work() -> None:
-    module = pytest.importorskip("resim.model.infonce_triton")
+    need("triton", "few processors stay without work", "install triton (Linux)")
+    module = importlib.import_module("resim.model.infonce_triton")
     splits = {blocks: module.even_splits(blocks, 132) for blocks in (1, 72, 128, 132, 133)}
     assert splits[128] == splits[132] == 1  # nearly one program a processor: to halve them would gain nothing
     for blocks, number in splits.items():

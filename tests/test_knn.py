@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from needs import need
 from torch import Tensor
 
 from resim.probes import knn
@@ -24,7 +25,7 @@ def points(n: int, c: int = 16, k: int = 7, seed: int = 0) -> tuple[Tensor, Tens
 
 @pytest.mark.parametrize(("k", "temperature"), [(200, 0.07), (1, 0.07), (15, 0.5), (400, 1.0)])
 def test_it_is_scikit_learns(k: int, temperature: float) -> None:
-    neighbors = pytest.importorskip("sklearn.neighbors")
+    neighbors = need("sklearn.neighbors", "the kNN vote is scikit-learn's", "test")
     (bank, labels), (queries, _) = points(400), points(150, seed=1)
     theirs = neighbors.KNeighborsClassifier(
         k, metric="cosine", algorithm="brute", weights=lambda d: np.exp((1 - d.astype(np.float64)) / temperature)

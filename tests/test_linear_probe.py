@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from needs import need
 from PIL import Image
 from torch import Tensor
 
@@ -34,7 +35,7 @@ def blobs(n: int, c: int, k: int, *, seed: int = 0, apart: float = 1.0) -> tuple
 
 @pytest.mark.parametrize("strength", [1.0, 1e-2, 1e-4])
 def test_it_is_scikit_learns(strength: float) -> None:
-    sklearn = pytest.importorskip("sklearn.linear_model")
+    sklearn = need("sklearn.linear_model", "the linear probe is scikit-learn's", "test")
     x, y = blobs(300, 12, 5)
     ours = fit_logistic(x, y, num_classes=5, strength=strength, tolerance=1e-7)
     model = sklearn.LogisticRegression(C=1 / (300 * strength), solver="newton-cholesky", tol=1e-10)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from needs import needs_kernels
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from resim.model.fused import low as module
-from resim.model.fused.build import kernels
 from resim.model.fused.low import follow, forget, low
-
-needs_kernels = pytest.mark.skipif(kernels() is None, reason="the kernels cannot be compiled here")
 
 
 def parameters(seed: int) -> list[Tensor]:

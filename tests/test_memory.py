@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 import subprocess
 import sys
 
-import pytest
+from needs import needs_glibc
 
 PROGRAM = """
 import resource, sys, torch
@@ -25,7 +24,7 @@ print(faults(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own settings")
+@needs_glibc
 def test_freed_memory_is_not_asked_for_again() -> None:
     found = {}
     for how in ("keep", "leave"):
@@ -63,7 +62,7 @@ print(in_heap(torch.ones(2_000_000)), flush=True)
 )
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own settings")
+@needs_glibc
 def test_what_is_asked_for_at_first_stays_out_of_the_heap() -> None:
     def run(*how: str) -> list[str]:
         done = subprocess.run([sys.executable, "-c", PARTED, *how], capture_output=True, text=True, check=True)
@@ -96,7 +95,7 @@ print(len(large) > 5, any(map(in_heap, large + momenta)), in_heap(torch.ones(2_0
 )
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's own settings")
+@needs_glibc
 def test_a_training_asks_for_what_stays_outside_the_heap_and_keeps_the_rest() -> None:
     done = subprocess.run([sys.executable, "-c", STEP], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "False", "True"]

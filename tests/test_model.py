@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from needs import need
 from torch import Tensor, nn
 
 from resim.errors import UserError
 from resim.model.backbone import build_backbone
 from resim.model.encoder import FPN, Encoder, ModelConfig
 from resim.model.resim import Keys, ReSim
-from resim.regions.level import Level, key_cells
+from resim.regions.cells import key_cells
+from resim.regions.level import Level
 from resim.regions.pooling import precise_roi_pool
 from resim.regions.windows import map_windows
 from resim.views.views import Views
@@ -446,7 +448,7 @@ def test_without_levels_it_is_moco_v2() -> None:
 
 
 def test_a_timm_backbone_takes_the_place_of_the_resnet() -> None:
-    pytest.importorskip("timm")
+    need("timm", "a timm backbone takes the place of the ResNet", "timm")
     model = build(backbone="timm/mobilenetv3_small_050")
     losses = model(*pair(4))
     losses["total"].backward()
@@ -458,7 +460,7 @@ def test_a_timm_backbone_takes_the_place_of_the_resnet() -> None:
 
 @pytest.mark.parametrize("name", ["resnet10t", "swin_tiny_patch4_window7_224"])
 def test_timm_maps_are_channels_first_at_strides_8_16_and_32(name: str) -> None:
-    pytest.importorskip("timm")
+    need("timm", "timm maps have channels first and strides 8, 16 and 32", "timm")
     with torch.random.fork_rng(devices=[]):
         backbone = build_backbone(f"timm/{name}")
     with torch.no_grad():
@@ -488,7 +490,7 @@ def test_an_unknown_backbone_is_told_with_what_there_is(name: str) -> None:
     [("no_such_net", "has no model of that name"), ("vit_tiny_patch16_224", "8, 16 and 32 are needed")],
 )
 def test_a_timm_network_that_cannot_serve_says_why(name: str, told: str) -> None:
-    pytest.importorskip("timm")
+    need("timm", "a timm network that cannot serve says why", "timm")
     with torch.random.fork_rng(devices=[]), pytest.raises(UserError) as error:
         build_backbone(f"timm/{name}")
     assert f"timm/{name}" in str(error.value)

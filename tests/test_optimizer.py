@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resim.model.encoder import ModelConfig
+from resim.model.config import ModelConfig
 from resim.regions.level import Level
 from resim.training.config import OptimConfig
 from resim.training.optimizer import build_optimizer, clip_gradients

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from resim.regions.level import Level, key_cells
+from resim.regions.cells import key_cells
+from resim.regions.level import Level
 from resim.regions.pooling import axis_weights, pooling_weights, precise_roi_pool
 from resim.regions.windows import inside_view, map_windows, mirror_boxes, window_grid
 

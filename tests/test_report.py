@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from needs import need
 from PIL import Image
 
 from resim import recipes
@@ -354,9 +355,9 @@ def test_a_run_that_has_just_begun_is_reported(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api")
+    playwright = need("playwright.sync_api", "the report is shown by a browser without errors", "browser")
     if CHROMIUM is None:
-        pytest.skip("no chromium on this machine")
+        pytest.skip("not verified: the report is shown by a browser without errors: install chromium")
     with playwright.sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield chromium

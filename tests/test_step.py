@@ -10,12 +10,12 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from needs import needs_kernels
 from torch import Tensor
 
 from resim.model.encoder import ModelConfig
 from resim.model.fused import low as lows
 from resim.model.fused import network
-from resim.model.fused.build import kernels
 from resim.model.resim import ReSim
 from resim.regions.level import Level
 from resim.training import step as stepping
@@ -266,9 +266,6 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     monkeypatch.setattr(network, "stem", stem)
     lows._kept.clear()
     return found
-
-
-needs_kernels = pytest.mark.skipif(kernels() is None, reason="the kernels cannot be compiled here")
 
 
 @needs_kernels

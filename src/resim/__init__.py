@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from resim.errors import UserError as UserError
     from resim.exchange.load import load as load
     from resim.exchange.weights import read_weights as read_weights
-    from resim.model.encoder import ModelConfig as ModelConfig
+    from resim.model.config import ModelConfig as ModelConfig
     from resim.model.infonce import info_nce as info_nce
     from resim.model.resim import ReSim as ReSim
     from resim.regions.level import Level as Level
@@ -18,23 +18,25 @@ if TYPE_CHECKING:
     from resim.regions.windows import inside_view as inside_view
     from resim.regions.windows import map_windows as map_windows
     from resim.regions.windows import window_grid as window_grid
+    from resim.training.config import OptimConfig as OptimConfig
     from resim.training.config import Recipe as Recipe
     from resim.training.config import RunConfig as RunConfig
     from resim.training.pretrain import pretrain as pretrain
-    from resim.views.crops import ViewsConfig as ViewsConfig
+    from resim.views.config import ViewsConfig as ViewsConfig
     from resim.views.views import Views as Views
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Level": "resim.regions.level",
-    "ModelConfig": "resim.model.encoder",
+    "ModelConfig": "resim.model.config",
+    "OptimConfig": "resim.training.config",
     "ReSim": "resim.model.resim",
     "Recipe": "resim.training.config",
     "RunConfig": "resim.training.config",
     "UserError": "resim.errors",
     "Views": "resim.views.views",
-    "ViewsConfig": "resim.views.crops",
+    "ViewsConfig": "resim.views.config",
     "info_nce": "resim.model.infonce",
     "inside_view": "resim.regions.windows",
     "load": "resim.exchange.load",
@@ -47,6 +49,7 @@ _HOMES = {
 __all__ = [
     "Level",
     "ModelConfig",
+    "OptimConfig",
     "ReSim",
     "Recipe",
     "RunConfig",
@@ -64,6 +67,10 @@ __all__ = [
     "recipes",
     "window_grid",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

@@ -12,13 +12,13 @@ import tyro
 
 from resim import recipes
 from resim.cli_exchange import export_verb, import_verb
-from resim.cli_options import Sources, named_or_stored, print_recipes, read_options, recipe_called
+from resim.cli_options import Sources, named_or_stored, nearest, print_recipes, read_options, recipe_called
 from resim.cli_pictures import explore_verb, report_verb, similarity_verb
 from resim.errors import UserError
-from resim.model.encoder import ModelConfig
+from resim.model.config import ModelConfig
 from resim.regions.level import Level
 from resim.training.config import OptimConfig, Recipe, RunConfig, read_recipe, read_run_settings
-from resim.views.crops import ViewsConfig
+from resim.views.config import ViewsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +86,6 @@ class DemoOptions:
 
 def pretrain_verb(argv: Sequence[str]) -> None:
     """Pre-train on folders of images without labels."""
-    from resim.probes.online import OnlineProbe
-    from resim.training.pretrain import pretrain
-
     name, recipe, run = _chosen_recipe(argv, "pretrain")
     default = PretrainOptions(
         sources=tyro.MISSING, recipe=name, model=recipe.model, views=recipe.views, optim=recipe.optim, run=run
@@ -100,6 +97,10 @@ def pretrain_verb(argv: Sequence[str]) -> None:
         raise UserError(str(error)) from None
     if options.run.resume and options.run.out is None:
         raise UserError("--resume needs --out: the folder of the run to continue")
+
+    from resim.probes.online import OnlineProbe
+    from resim.training.pretrain import pretrain
+
     pretrain(chosen, options.run, options.sources, probe=OnlineProbe)
 
 
@@ -117,10 +118,6 @@ def recipes_verb(argv: Sequence[str]) -> None:
 
 def preview_verb(argv: Sequence[str]) -> None:
     """Draw augmented view pairs with the windows that the loss compares."""
-    from resim.pictures.pairs import preview
-    from resim.training.checkpoints import write_atomically
-    from resim.views.folder import find_images
-
     name, recipe, _ = _chosen_recipe(argv, "preview")
     default = PreviewOptions(sources=tyro.MISSING, recipe=name, levels=recipe.model.levels, views=recipe.views)
     options = read_options(PreviewOptions, argv, "preview", preview_verb.__doc__ or "", default)
@@ -130,10 +127,18 @@ def preview_verb(argv: Sequence[str]) -> None:
         raise UserError(f"--out {options.out}: must end in .png, .jpg or .webp")
     try:
         for level in options.levels:
-            level.windows(options.views.image_size)
+            level.check_windows(options.views.image_size)
     except ValueError as error:
         raise UserError(str(error)) from None
-    sheet = preview(find_images(options.sources), options.views, options.levels, count=options.count, seed=options.seed)
+
+    from resim.views.folder import find_images
+
+    paths = find_images(options.sources)
+
+    from resim.pictures.pairs import preview
+    from resim.training.checkpoints import write_atomically
+
+    sheet = preview(paths, options.views, options.levels, count=options.count, seed=options.seed)
     kind = {".jpg": "jpeg", ".jpeg": "jpeg"}.get(options.out.suffix.lower(), options.out.suffix.lower()[1:])
     write_atomically(options.out, lambda file: sheet.save(file, format=kind))
     print(options.out)
@@ -141,9 +146,10 @@ def preview_verb(argv: Sequence[str]) -> None:
 
 def scenes_verb(argv: Sequence[str]) -> None:
     """Draw scenes of textured objects: JPEG files with COCO-style boxes and masks, the same for the same seed."""
+    options = read_options(ScenesOptions, argv, "scenes", scenes_verb.__doc__ or "")
+
     from resim.views.scenes import write_scenes
 
-    options = read_options(ScenesOptions, argv, "scenes", scenes_verb.__doc__ or "")
     path = write_scenes(options.out, options.count, seed=options.seed, width=options.width, height=options.height)
     print(path)
 
@@ -183,9 +189,12 @@ def compare_verb(argv: Sequence[str]) -> None:
 
 def demo_verb(argv: Sequence[str]) -> None:
     """The whole story in minutes: pre-train ReSim and MoCo v2, probe both, fine-tune detectors, report."""
+    options = read_options(DemoOptions, argv, "demo", demo_verb.__doc__ or "")
+    if options.data is not None and not options.data.exists():
+        raise UserError(f"--data {options.data}: there is no such folder or file")
+
     from resim.demo.story import demo
 
-    options = read_options(DemoOptions, argv, "demo", demo_verb.__doc__ or "")
     demo(options.data, options.out, pairs=options.pairs, seed=options.seed)
 
 
@@ -246,7 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(resim.__version__)
         return 0
     if words[0] not in VERBS:
-        print(f"resim: no verb {words[0]!r}: one of {', '.join(VERBS)}", file=sys.stderr)
+        print(f"resim: no verb {words[0]!r}{nearest(words[0], VERBS)}: one of {', '.join(VERBS)}", file=sys.stderr)
         return 2
     try:
         VERBS[words[0]](words[1:])

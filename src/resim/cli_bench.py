@@ -8,11 +8,11 @@ from typing import Annotated
 
 import tyro
 
-from resim.bench.report import BenchConfig, bench
+from resim.bench.config import BenchConfig
 from resim.errors import UserError
-from resim.model.encoder import ModelConfig
+from resim.model.config import ModelConfig
 from resim.training.config import OptimConfig, Recipe
-from resim.views.crops import ViewsConfig
+from resim.views.config import ViewsConfig
 from resim.views.folder import find_images
 
 
@@ -40,4 +40,8 @@ def run(options: BenchOptions) -> None:
         recipe = Recipe(name=options.recipe, model=options.model, views=options.views, optim=options.optim)
     except ValueError as error:
         raise UserError(str(error)) from None
-    bench(find_images(options.sources), recipe, options.bench)
+    paths = find_images(options.sources)
+
+    from resim.bench.report import bench
+
+    bench(paths, recipe, options.bench)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
@@ -16,10 +16,11 @@ from rich.table import Table
 
 from resim.cli_detect import DataOptions, chosen_recipe, read_data, recipe_of
 from resim.cli_options import read_options
-from resim.detection.compare import Comparison, Start, compare
 from resim.detection.config import DetectorConfig, DetectRun, ImagesConfig, TuneConfig
 from resim.errors import UserError
-from resim.pictures.comparison import draw_ap_curves, draw_comparison_sheet
+
+if TYPE_CHECKING:
+    from resim.detection.compare import Comparison
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,10 @@ def compare_verb(argv: Sequence[str]) -> None:
     chosen = recipe_of(recipe.name, options.detector, options.images, options.tune)
     data, val = read_data(options.data, options.data_options)
     assert val is not None
+
+    from resim.detection.compare import Start, compare
+    from resim.pictures.comparison import draw_ap_curves, draw_comparison_sheet
+
     run = dataclasses.replace(options.run, resume=False)
     starts = [Start.parse(text) for text in options.init]
     out = options.run.out

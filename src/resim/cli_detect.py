@@ -6,16 +6,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from resim.cli_options import named_or_stored, read_options
+from resim.cli_options import named_or_stored, nearest, read_options
 from resim.detection.config import DetectorConfig, DetectRecipe, DetectRun, ImagesConfig, TuneConfig
 from resim.detection.recipes import DETECT_RECIPES
-from resim.detection.records import DetectionData
 from resim.errors import UserError
 from resim.training.config import read_recipe, read_settings
+
+if TYPE_CHECKING:
+    from resim.detection.records import DetectionData
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,15 +110,13 @@ def detect(argv: Sequence[str]) -> None:
             for name, part in parts.items():
                 print(f"  {name:<8} {(part.__doc__ or '').strip()}")
             return
-        found = f"not {argv[0]!r}" if argv else "none is given"
+        found = f"not {argv[0]!r}{nearest(argv[0], parts)}" if argv else "none is given"
         raise UserError(f"one of {', '.join(parts)} is needed, {found}")
     parts[argv[0]](argv[1:])
 
 
 def _train(argv: Sequence[str]) -> None:
     """Fine-tune a detector."""
-    from resim.detection.train import train_detector
-
     name, recipe, run, init = chosen_recipe(argv, "detect train")
     default = TrainOptions(
         data=tyro.MISSING, init=init, recipe=name, data_options=DataOptions(), detector=recipe.detector,
@@ -127,19 +127,14 @@ def _train(argv: Sequence[str]) -> None:
         raise UserError("--resume needs --out: the folder of the run to continue")
     chosen = recipe_of(recipe.name, options.detector, options.images, options.tune)
     data, val = read_data(options.data, options.data_options)
+
+    from resim.detection.train import train_detector
+
     train_detector(chosen, options.run, data, val, init=options.init)
 
 
 def _eval(argv: Sequence[str]) -> None:
     """Score a detector, or a results file, by the data set's official evaluation."""
-    from resim.detection.checkpoint import load_detector
-    from resim.detection.evaluate import kinds_of, lines, official_scores, write_evaluation
-    from resim.detection.predict import detect
-    from resim.detection.prepare import with_classes_of
-    from resim.detection.read import read_detection
-    from resim.detection.results import check_masks, kinds_in, read_results
-    from resim.training.processes import start_processes
-
     options = read_options(EvalOptions, argv, "detect eval", _eval.__doc__ or "")
     if options.out is not None and (options.out / "config.json").exists():
         raise UserError(f"--out {options.out}: holds a run, whose own scores would be replaced: name another folder")
@@ -147,10 +142,21 @@ def _eval(argv: Sequence[str]) -> None:
         raise UserError(f"--eval-images {options.eval_images}: must be at least 1")
     if options.workers < 0:
         raise UserError(f"--workers {options.workers}: must be at least 0")
+
+    from resim.detection.read import read_detection
+
     data = read_detection(
         options.data, options.split, images=options.images_in or None, classes=options.classes or None,
         strict=options.strict, check_images=options.model.suffix != ".json",
     )  # fmt: skip
+
+    from resim.detection.checkpoint import load_detector
+    from resim.detection.evaluate import kinds_of, lines, official_scores, write_evaluation
+    from resim.detection.predict import detect
+    from resim.detection.prepare import with_classes_of
+    from resim.detection.results import check_masks, kinds_in, read_results
+    from resim.training.processes import start_processes
+
     with start_processes(options.device) as processes:
         for line in data.repairs.lines() if processes.first else ():
             print(line)
@@ -181,11 +187,12 @@ def _eval(argv: Sequence[str]) -> None:
 
 def _predict(argv: Sequence[str]) -> None:
     """Detect in images without labels: pictures, and a COCO results file."""
-    from resim.detection.predict import predict_images
-
     options = read_options(PredictOptions, argv, "detect predict", _predict.__doc__ or "")
     if not 0 <= options.threshold <= 1:
         raise UserError(f"--threshold {options.threshold}: must be in [0, 1]")
+
+    from resim.detection.predict import predict_images
+
     predict_images(
         options.model, options.images, options.out, threshold=options.threshold, pictures=options.pictures,
         device=options.device,
@@ -266,7 +273,10 @@ def recipe_called(name: str) -> DetectRecipe:
         return DETECT_RECIPES[name]()
     if Path(name).suffix == ".json":
         return read_recipe(Path(name), DetectRecipe)
-    raise UserError(f"no protocol {name!r}: one of {', '.join(DETECT_RECIPES)}, or a .json file that holds one")
+    raise UserError(
+        f"no protocol {name!r}{nearest(name, DETECT_RECIPES)}: one of {', '.join(DETECT_RECIPES)}, "
+        "or a .json file that holds one"
+    )
 
 
 _KEPT_ON_RESUME = ("images_per_pass", "eval_images", "eval_every", "log_every", "checkpoint_minutes")

@@ -52,15 +52,16 @@ class ExportOptions:
 
 def import_verb(argv: Sequence[str]) -> None:
     """Read a checkpoint of another program: what it is, which entries are loaded, new and left over."""
-    from resim.exchange.training_state import import_state
-    from resim.exchange.weights import read_weights
-    from resim.training.checkpoints import save_checkpoint, write_atomically
-
     options = read_options(ImportOptions, argv, "import", import_verb.__doc__ or "")
     if options.out is not None and options.out.suffix != ".pt":
         raise UserError(f"--out {options.out}: must end in .pt")
     if options.out is not None and options.out.is_dir():
         raise UserError(f"--out {options.out}: is a folder, a file is needed")
+
+    from resim.exchange.training_state import import_state
+    from resim.exchange.weights import read_weights
+    from resim.training.checkpoints import save_checkpoint, write_atomically
+
     imported = import_state(options.file, recipe_called(options.recipe) if options.recipe else None)
     if options.out is not None and options.out.exists() and options.out.samefile(imported.weights.path):
         raise UserError(f"--out {options.out}: is the file that was read: name another")

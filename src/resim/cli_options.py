@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import difflib
 import io
 import json
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_origin
 
 import tyro
 from rich.console import Console
@@ -40,6 +43,45 @@ def _level_rule(
         is_instance=lambda instance: isinstance(instance, Level),
         str_from_instance=lambda level: [str(level)],
     )
+
+
+_inner = False  # whether `_options_rule` is called by itself, to have tyro's own fields
+
+
+@_registry.struct_rule
+def _options_rule(type_info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
+    """Options are shown as people read them: defaults that say something, and no `{None}|` before a value's name."""
+    global _inner
+    if _inner or not dataclasses.is_dataclass(type_info.type):
+        return None
+    _inner = True
+    try:
+        spec: Any = tyro.constructors.ConstructorRegistry.get_struct_spec(type_info)
+    finally:
+        _inner = False
+    if not isinstance(spec, tyro.constructors.StructConstructorSpec):  # a default that does not fit
+        return spec
+    fields = tuple(dataclasses.replace(field, type=_displayed(field.type, field.default)) for field in spec.fields)
+    return dataclasses.replace(spec, fields=fields)
+
+
+def _displayed(annotation: Any, default: Any) -> Any:
+    """An option's type with how help shows its default and, where None is one, its value; its own metavar wins."""
+    kind, *more = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+    kinds = [one for one in get_args(kind) if one is not type(None)]
+    metavar = kinds[0].__name__.upper() if type(None) in get_args(kind) and isinstance(kinds[0], type) else None
+    hint = "(required)" if default is tyro.MISSING or default is tyro.constructors.MISSING_NONPROP else shown_default
+    return Annotated[(kind, tyro.conf.arg(metavar=metavar, help_behavior_hint=hint), *more)]
+
+
+def shown_default(label: str) -> str:
+    """What help says after an option's text; nothing where there is no value, which the text itself explains."""
+    words = {"": "", "None": "", "True": "on", "False": "off"}.get(label, " ".join(map(_shown_word, label.split(" "))))
+    return f"(default: {words})" if words else ""
+
+
+def _shown_word(word: str) -> str:
+    return f"{float(word):.4g}" if re.fullmatch(r"-?\d*\.\d{6,}", word) else word
 
 
 class _OptionError(Exception):
@@ -147,6 +189,12 @@ def print_recipes(
     Console(width=None if sys.stdout.isatty() else 180).print(drawn)
 
 
+def nearest(word: str, names: Iterable[str]) -> str:
+    """What was probably meant, for an error: `, did you mean 'pretrain'?`; empty where no name is near."""
+    near = difflib.get_close_matches(word.lower(), names, n=1)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
 def recipe_called(name: str) -> Recipe:
     """The recipe of a name, or of a .json file.
 
@@ -157,4 +205,7 @@ def recipe_called(name: str) -> Recipe:
         return recipes.RECIPES[name]()
     if Path(name).suffix == ".json":
         return read_recipe(Path(name))
-    raise UserError(f"no recipe {name!r}: one of {', '.join(recipes.RECIPES)}, or a .json file that holds one")
+    raise UserError(
+        f"no recipe {name!r}{nearest(name, recipes.RECIPES)}: one of {', '.join(recipes.RECIPES)}, "
+        "or a .json file that holds one"
+    )

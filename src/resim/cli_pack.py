@@ -6,14 +6,16 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.progress import Progress
 
 from resim.errors import UserError
 from resim.views.folder import find_images
-from resim.views.pack import PackConfig, Packed, pack
+
+if TYPE_CHECKING:
+    from resim.views.pack import Packed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,9 @@ def run(options: PackOptions) -> None:
     if len(options.sources) < 2:
         raise UserError("two folders are needed: resim pack DIR OUT")
     *sources, out = options.sources
+
+    from resim.views.pack import PackConfig, pack
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         config = PackConfig(

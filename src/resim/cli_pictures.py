@@ -107,6 +107,8 @@ def explore_verb(argv: Sequence[str]) -> None:
         raise UserError(f"--max-side {options.max_side}: must be at least 32")
     if not 0 < options.port < 65536:
         raise UserError(f"--port {options.port}: must be from 1 to 65535")
+    if not options.images.is_dir():
+        raise UserError(f"--images {options.images}: is no folder")
 
     from resim.exchange.encoders import load_encoders
     from resim.pictures.explorer import Explorer

@@ -9,24 +9,24 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from resim.errors import UserError
-from resim.exchange.encoders import LoadedEncoder, load_encoders
-from resim.model.encoder import Encoder
-from resim.probes.features import Network
-from resim.probes.labels import ProbeImages, read_sets
-from resim.probes.suite import ProbeConfig, check_level, probe_network
-from resim.probes.tables import Results, record, tables, warnings
-from resim.probes.unlabelled import LEAST_SIZE, Told
-from resim.training.checkpoints import write_atomically
-from resim.training.precision import choose_precision
-from resim.views.crops import ViewsConfig
+from resim.probes.config import LEAST_SIZE, ProbeConfig
+from resim.views.config import ViewsConfig
+
+if TYPE_CHECKING:
+    import torch
+
+    from resim.exchange.encoders import LoadedEncoder
+    from resim.model.encoder import Encoder
+    from resim.probes.labels import ProbeImages
+    from resim.probes.tables import Results
+    from resim.probes.unlabelled import Told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +61,24 @@ def run_probe(options: ProbeOptions) -> None:
     if len(options.words) < 2:
         raise UserError("NETWORK and DATA are needed: resim probe CHECKPOINT DIR")
     *words, data = options.words
-    device = _device(options.device)
     out = options.out
     if out is not None and out.suffix != ".json":
         raise UserError(f"--out {out}: must end in .json")
     if out is not None and out.is_dir():
         raise UserError(f"--out {out}: is a folder, a .json file is needed")
+
+    from resim.probes.labels import read_sets
+
     train, test = read_sets(data, options.test, labelled=not options.unlabelled, seed=options.config.seed)
+
+    from resim.exchange.encoders import load_encoders
+    from resim.probes.features import Network
+    from resim.probes.suite import check_level, probe_network
+    from resim.probes.tables import record
+    from resim.training.checkpoints import write_atomically
+    from resim.training.precision import choose_precision
+
+    device = _device(options.device)
     loaded = load_encoders(words, seed=options.config.seed)
     config = dataclasses.replace(options.config, image_size=_size(options.config, loaded))
     train, test = train.draw(config.images, config.seed), test.draw(config.images, config.seed)
@@ -99,12 +110,16 @@ def run_probe(options: ProbeOptions) -> None:
 
 
 def _device(asked: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    import torch
+
     if asked == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no GPU is to be seen; use --device cpu, or look at the output of nvidia-smi")
     return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def _at(encoder: Encoder, device: torch.device) -> Encoder:
+    import torch
+
     return encoder.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -138,6 +153,8 @@ def _greeting(train: ProbeImages, test: ProbeImages, config: ProbeConfig) -> lis
 
 
 def _print(console: Console, results: Results) -> None:
+    from resim.probes.tables import tables, warnings
+
     for table in tables(results):
         console.print()
         console.print(table)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from resim.model.encoder import ModelConfig
+from resim.model.config import ModelConfig
 from resim.regions.level import Level
 from resim.training.config import OptimConfig, Recipe
-from resim.views.crops import ViewsConfig
+from resim.views.config import ViewsConfig
 
 
 def resim_fpn() -> Recipe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 
+import resim
 from resim.training.checkpoints import load_checkpoint
 from resim.training.log import read_metrics
 
@@ -69,6 +71,13 @@ class Run:
         """Wait for its end."""
         out, err = self.process.communicate(timeout=DEADLINE)
         return Ended(self.process.returncode, out, err)
+
+
+def frames_in_package(err: str) -> list[str]:
+    """The frames of the stack traces in `err` that lie in the package; the clone's folder may have any name."""
+    package = Path(resim.__file__).resolve().parent
+    files = [Path(name).resolve() for name in re.findall(r'File "([^"]+)"', err)]
+    return [str(file) for file in files if file.is_relative_to(package)]
 
 
 def numbers(out: Path) -> list[dict[str, float]]:

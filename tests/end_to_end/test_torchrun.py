@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from pathlib import Path
 
 import pytest
-from runs import STEPS, TORCHRUN, Run, numbers, same, state
+from runs import STEPS, TORCHRUN, Run, frames_in_package, numbers, same, state
+
+import resim
 
 FIRST = 6  # steps on two processes
 
@@ -73,7 +74,7 @@ def test_a_batch_that_does_not_fit_is_told_once(images: Path, tmp_path: Path) ->
     assert ended.code != 0
     told = "resim pretrain: a batch of 8 over 2 processes is no whole number of groups of 8 in each: use a number of"
     assert ended.err.count(told) == 1
-    assert not re.search(r'File ".*/resim/', ended.err)  # there is torchrun's own stack trace alone
+    assert frames_in_package(ended.err) == []  # there is torchrun's own stack trace alone
     assert not (tmp_path / "run").exists()
 
 
@@ -91,3 +92,11 @@ def test_torchrun_asked_to_stop_leaves_a_checkpoint(uninterrupted: Path, images:
     assert ended.code == 0, ended.err
     assert state(out)["step"] == done + 1
     assert numbers(out)[done]["loss/total"] == pytest.approx(numbers(uninterrupted)[done]["loss/total"], rel=1e-3)
+
+
+def test_a_frame_is_the_package_s_by_where_the_package_lies_not_by_the_clone_s_name() -> None:
+    package = Path(resim.__file__).parent
+    ours, theirs = package / "cli.py", package.parent / "torch" / "run.py"
+    trace = f'Traceback (most recent call last):\n  File "{ours}", line 1, in <module>\n  File "{theirs}", line 2\n'
+    assert frames_in_package(trace) == [str(ours.resolve())]
+    assert frames_in_package('  File "/home/me/resim/.venv/lib/python3.11/site-packages/torch/run.py", line 2') == []

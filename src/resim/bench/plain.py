@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from resim.model.encoder import Encoder, ModelConfig
 from resim.model.grouped_norm import commit_statistics
-from resim.regions.level import key_cells
+from resim.regions.cells import key_cells
 from resim.regions.pooling import precise_roi_pool
 from resim.regions.windows import inside_view, map_windows
 from resim.views.crops import ViewsConfig

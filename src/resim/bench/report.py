@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import multiprocessing
 import platform
@@ -13,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from resim.bench import measure
+from resim.bench.config import BenchConfig
 from resim.bench.measure import Rate
 from resim.errors import UserError
 from resim.training.config import Recipe
@@ -21,26 +21,6 @@ from resim.training.processes import Processes, start_processes
 from resim.training.step import Stepper, make_stepper
 from resim.views.finish import Finisher
 from resim.views.folder import PathList
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BenchConfig:
-    """What is measured, and for how long."""
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto: a GPU if there is one."""
-    precision: Literal["auto", "float32", "bf16"] = "auto"
-    """Precision of convolutions; auto: bf16 where it is faster."""
-    compile: bool = False
-    """Compile the encoders with torch.compile."""
-    seconds: float = 10.0
-    """Seconds that each measurement runs for, after a first turn that does not count."""
-    compare: bool = False
-    """Also run the same step written plainly, and ours in float32 and the chosen precision, each in its process."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.seconds <= 3600:
-            raise ValueError(f"seconds {self.seconds}: must be above 0 and at most 3600")
 
 
 def bench(paths: PathList, recipe: Recipe, config: BenchConfig) -> None:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from resim.detection.config import DetectRecipe
-from resim.detection.detector import build_detector, freeze_stages
 from resim.detection.records import DetectionData
 from resim.errors import UserError
 from resim.training.checkpoints import load_checkpoint
 from resim.training.provenance import versions
+
+if TYPE_CHECKING:
+    from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 
 def detector_state(recipe: DetectRecipe, seen: DetectionData, init: str, **more: Any) -> dict[str, Any]:
@@ -86,6 +87,9 @@ def load_detector(path: str | Path, device: torch.device | str = "cpu") -> Train
         recipe = DetectRecipe.from_json(state["recipe"])
     except ValueError as error:
         raise UserError(f"{file}: {error}") from None
+
+    from resim.detection.detector import build_detector, freeze_stages  # slow to import: where there is a detector
+
     model = build_detector(
         recipe.detector, recipe.images, num_classes=len(state["classes"]), num_keypoints=len(state["keypoint_names"])
     )

@@ -20,7 +20,7 @@ from resim.detection.records import DetectionData
 from resim.detection.results import Scores, check_results
 from resim.errors import UserError
 
-INSTALL = "pip install 'resim[cityscapes]'"
+INSTALL = "pip install '.[cityscapes]' in resim's clone"
 
 
 def cityscapes_scores(data: DetectionData, results: Sequence[dict[str, Any]], *, source: str = "results") -> Scores:

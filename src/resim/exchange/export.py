@@ -23,7 +23,6 @@ from resim.exchange.to_detectron2 import write_detectron2
 from resim.exchange.to_onnx import write_onnx
 from resim.exchange.to_safetensors import write_hub, write_safetensors
 from resim.exchange.to_timm import write_timm
-from resim.exchange.to_torchvision import write_torchvision, write_torchvision_detection
 from resim.exchange.weights import Weights, read_weights
 from resim.exchange.written import Written
 
@@ -154,6 +153,9 @@ def _write(
         return write_safetensors(weights, folder, name, metadata, probes)
     if to == "hub":
         return write_hub(weights, folder, name, metadata, probes)
+
+    from resim.exchange.to_torchvision import write_torchvision, write_torchvision_detection  # slow to import
+
     writers = {
         "torchvision": write_torchvision,
         "torchvision-detection": write_torchvision_detection,

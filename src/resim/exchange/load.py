@@ -39,7 +39,9 @@ def _from_hub(name: str, revision: str | None) -> Path:
     try:
         hub: Any = importlib.import_module("huggingface_hub")
     except ModuleNotFoundError:
-        raise UserError(f"{name}: no such file here; to fetch it from the hub: pip install 'resim[hub]'") from None
+        raise UserError(
+            f"{name}: no such file here; to fetch it from the hub: pip install '.[hub]' in resim's clone"
+        ) from None
     try:
         return Path(hub.hf_hub_download(name, "model.safetensors", revision=revision))
     except Exception as error:  # of many kinds: no network, no such name, no access

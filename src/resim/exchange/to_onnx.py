@@ -30,7 +30,7 @@ def write_onnx(weights: Weights, folder: Path, name: str, metadata: Mapping[str,
         onnx: Any = importlib.import_module("onnx")
         importlib.import_module("onnxscript")
     except ModuleNotFoundError as error:
-        raise UserError(f"--to onnx needs {error.name}: pip install 'resim[onnx]'") from None
+        raise UserError(f"--to onnx needs {error.name}: pip install '.[onnx]' in resim's clone") from None
     pyramid = Pyramid(build_encoder(weights)).eval()
     free = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     level = logging.getLogger("torch.onnx").level

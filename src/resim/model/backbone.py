@@ -6,7 +6,6 @@ import importlib
 import re
 from typing import Any
 
-import torchvision
 from torch import Tensor, nn
 
 from resim.errors import UserError
@@ -26,6 +25,8 @@ class ResNet(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
+        import torchvision  # slow to import: with the first network
+
         network: Any = torchvision.models.get_model(name, weights=None)
         self.conv1, self.bn1, self.relu, self.maxpool = (
             network.conv1,
@@ -57,7 +58,7 @@ class TimmBackbone(nn.Module):
         try:
             timm = importlib.import_module("timm")
         except ModuleNotFoundError:
-            raise UserError(f"backbone 'timm/{name}' needs timm: pip install 'resim[timm]'") from None
+            raise UserError(f"backbone 'timm/{name}' needs timm: pip install '.[timm]' in resim's clone") from None
         if not timm.is_model(name):
             raise UserError(f"backbone 'timm/{name}': timm {timm.__version__} has no model of that name")
         try:
@@ -89,6 +90,8 @@ def build_backbone(name: str) -> ResNet | TimmBackbone:
     """
     if name.startswith("timm/"):
         return TimmBackbone(name.removeprefix("timm/"))
+    import torchvision
+
     known = [model for model in torchvision.models.list_models(torchvision.models) if _RESNETS.fullmatch(model)]
     if name not in known:
         raise UserError(f"no backbone {name!r}: one of {', '.join(known)}, or timm/NAME for a timm network")

@@ -27,7 +27,7 @@ from resim.model.fused.low import follow, forget
 from resim.model.grouped_norm import commit_statistics, count_groups
 from resim.model.infonce import Contrast, info_nce
 from resim.model.published import translate_published
-from resim.regions.level import key_cells
+from resim.regions.cells import key_cells
 from resim.regions.pooling import precise_roi_pool
 from resim.regions.windows import inside_view, map_windows
 from resim.views.views import Views, send

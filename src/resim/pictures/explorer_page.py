@@ -1,4 +1,4 @@
-"""The explorer's web page: pick a place in one image, see where it is found again. Needs the extra `resim[explore]`.
+"""The explorer's web page: pick a place in one image, see where it is found again. Needs the extra `explore`.
 
 The server gives out no files: pictures travel within the answers, and only those of images found in the folder.
 """
@@ -170,4 +170,4 @@ def _gradio() -> Any:
     try:
         return importlib.import_module("gradio")
     except ModuleNotFoundError:
-        raise UserError("the explorer needs gradio: pip install 'resim[explore]'") from None
+        raise UserError("the explorer needs gradio: pip install '.[explore]' in resim's clone") from None

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NEIGHBOURS, TEMPERATURE = 200, 0.07  # Wu et al.
+from resim.probes.config import NEIGHBOURS, TEMPERATURE
+
 _SIMILARITIES_AT_ONCE = 2**25
 
 

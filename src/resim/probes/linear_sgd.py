@@ -16,40 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resim.errors import UserError
-from resim.fields import check_fields
+from resim.probes.config import LinearConfig
 from resim.probes.features import Network, read_views, to_images
 from resim.probes.labels import ProbeImages
 from resim.views.crops import ViewsConfig, cut_views, draw_views, sample_generator
 from resim.views.decode import Photo
 from resim.views.loader import BadFile
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinearConfig:
-    """SGD of the published linear probe; every default is MoCo's."""
-
-    epochs: int = 100
-    """Times that every image is seen."""
-    lr: float = 30.0
-    """Learning rate at the start, for the batch size as it is."""
-    steps: tuple[int, ...] = (60, 80)
-    """Epochs at which the learning rate is divided by ten."""
-    batch_size: int = 256
-    """Images a step; the last batch of an epoch may be smaller."""
-    momentum: float = 0.9
-    """Momentum of SGD; there is no weight decay."""
-    crop_area: tuple[float, float] = (0.08, 1.0)
-    """Least and largest share of the image's area in a crop."""
-    seed: int = 0
-    """Of the weights, the order of the images and the crops."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0 or self.seed < 0:
-            raise ValueError(
-                f"epochs {self.epochs}, batch-size {self.batch_size}, lr {self.lr:g}, seed {self.seed}: "
-                "epochs and batch size must be at least 1, lr above 0, the seed not negative"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,12 +15,12 @@ import torch
 from resim.errors import UserError
 from resim.model.encoder import Encoder
 from resim.model.resim import ReSim
+from resim.probes.config import LEAST_SIZE, NEIGHBOURS, TEMPERATURE
 from resim.probes.features import GLOBAL, Network, pooled_features
 from resim.probes.health import Health, collapse, measure_health, queue_age
-from resim.probes.knn import NEIGHBOURS, TEMPERATURE
 from resim.probes.labels import ProbeImages, read_sets
 from resim.probes.suite import Path, Score, knn_probe
-from resim.probes.unlabelled import LEAST_SIZE, correspondence_probe, health_probe
+from resim.probes.unlabelled import correspondence_probe, health_probe
 from resim.training.config import Recipe, RunConfig
 from resim.training.log import Reading
 

@@ -4,91 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from resim.errors import UserError
-from resim.fields import check_fields
 from resim.probes import intervals
 from resim.probes.accuracy import Accuracy, accuracy
+from resim.probes.config import LinearConfig, ProbeConfig
 from resim.probes.correspondence import Correspondence
 from resim.probes.features import GLOBAL, Features, Network, pooled_features
 from resim.probes.health import Health
-from resim.probes.knn import NEIGHBOURS, TEMPERATURE, knn_votes
+from resim.probes.knn import knn_votes
 from resim.probes.labels import ProbeImages
 from resim.probes.linear import fit_linear
-from resim.probes.linear_sgd import LinearConfig, train_linear
-from resim.probes.unlabelled import LEAST_SIZE, Told, correspondence_probe, health_probe, probe_window
+from resim.probes.linear_sgd import train_linear
+from resim.probes.unlabelled import Told, correspondence_probe, health_probe, probe_window
 
-MOST_SIZE = 4096  # px
 Path = tuple[str, ...]
 """Where a score stands: ("knn", "C5"), ("correspondence", "scale", "P4"), ("health", "global")."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProbeConfig:
-    """What is measured, and how."""
-
-    probes: tuple[Literal["knn", "linear", "linear-sgd", "correspondence", "health"], ...] = (
-        "knn", "linear", "correspondence", "health",
-    )  # fmt: skip
-    """What to measure; linear: on cached features, in minutes; linear-sgd: MoCo's protocol, 100 epochs."""
-    image_size: int = 0
-    """Side of a view, px; 0: that of the first checkpoint's recipe, 224 where none has one."""
-    k: int = NEIGHBOURS
-    """Neighbours that vote (of fewer training images all do)."""
-    temperature: float = TEMPERATURE
-    """Temperature of their votes."""
-    linear_level: str = "C5"
-    """Level of the linear probe on cached features: C3, C4, C5, an FPN level such as P4, or global."""
-    pairs: int = 256
-    """Images whose views are compared for correspondence and health, drawn at random; 0: all."""
-    radius: float = 0.0
-    """Distance at which a cell counts as the right one, px of the view; 0: one stride of its level."""
-    images: int = 0
-    """Most images of each set, drawn at random; 0: all."""
-    sgd_epochs: int = LinearConfig.epochs
-    """Of linear-sgd: epochs."""
-    sgd_steps: tuple[int, ...] = LinearConfig.steps
-    """Of linear-sgd: epochs at which the learning rate is divided by ten."""
-    sgd_lr: float = LinearConfig.lr
-    """Of linear-sgd: learning rate at the start, for the batch size as it is."""
-    sgd_batch_size: int = LinearConfig.batch_size
-    """Of linear-sgd: images a step."""
-    seed: int = 0
-    """Seed of everything random."""
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        least = {"image_size": 0, "k": 1, "pairs": 0, "radius": 0, "images": 0, "seed": 0}
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise ValueError(f"{name.replace('_', '-')} {getattr(self, name)}: must be at least {value}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature {self.temperature}: must be above 0")
-        if not self.probes:
-            raise ValueError("probes: name at least one of knn, linear, linear-sgd, correspondence, health")
-        self.sgd()
-        if 0 < self.image_size < LEAST_SIZE:
-            raise ValueError(f"image-size {self.image_size}: must be at least {LEAST_SIZE} px")
-        if self.image_size > MOST_SIZE:
-            raise ValueError(f"image-size {self.image_size}: must be at most {MOST_SIZE} px")
-
-    def sgd(self) -> LinearConfig:
-        """The schedule of linear-sgd.
-
-        Raises:
-            ValueError: a setting that cannot be.
-        """
-        return LinearConfig(
-            epochs=self.sgd_epochs,
-            steps=self.sgd_steps,
-            lr=self.sgd_lr,
-            batch_size=self.sgd_batch_size,
-            seed=self.seed,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,6 @@ from resim.views.decode import Photo
 from resim.views.loader import BadFile
 from resim.views.photometric import augment, blur_reach
 
-LEAST_SIZE = 64  # px: below it the top map has a single cell
-
 Told = Callable[[str, int, int], None]
 """Called with what is being done, how many more images of it are done, and how many there are."""
 

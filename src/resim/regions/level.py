@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from resim.fields import check_fields
-from resim.regions.windows import window_grid
+from resim.regions.grid import window_starts
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +69,19 @@ class Level:
         Raises:
             ValueError: no window fits into the view.
         """
+        self.check_windows(view_size)
+        from resim.regions.windows import window_grid  # PyTorch, which a config does without
+
+        return window_grid(view_size, self.window, self.step, closed=self.closed)
+
+    def check_windows(self, view_size: int) -> None:
+        """Check that windows fit into a view of `view_size` px.
+
+        Raises:
+            ValueError: none fits.
+        """
         try:
-            return window_grid(view_size, self.window, self.step, closed=self.closed)
+            window_starts(view_size, self.window, self.step, closed=self.closed)
         except ValueError as error:
             raise ValueError(f"level {self.name}: {error}") from None
 
@@ -107,18 +118,3 @@ def _parse_bool(text: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise ValueError(text)
     return text.lower() == "true"
-
-
-def key_cells(features: Tensor) -> Tensor:
-    """Candidate cells of a key map, the negatives: 3 x 3 means, L2-normalised.
-
-    Args:
-        features: (N, C, H, W).
-
-    Returns:
-        (N, (H - 2) * (W - 2), C), cells row by row. Cell (i, j) is the mean around map cell (i + 1, j + 1).
-
-    Source: the published program's negatives (3 x 3 average pooling, stride 1, no padding).
-    """
-    means = torch.nn.functional.avg_pool2d(features, 3, stride=1)
-    return torch.nn.functional.normalize(means.flatten(2).transpose(1, 2), dim=-1)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from resim.regions.grid import window_starts
+
 
 def window_grid(view_size: int, window: int, step: int, *, closed: bool = False) -> Tensor:
     """Square windows of side `window` px at every `step` px over a square view, row by row.
@@ -29,14 +31,8 @@ def window_grid(view_size: int, window: int, step: int, *, closed: bool = False)
 
     Source: Xiao et al., ICCV 2021 (arXiv 2103.12902), section 3.2.
     """
-    if window < 1 or step < 1:
-        raise ValueError(f"a window of {window} px at a step of {step} px: both must be at least 1 px")
-    limit = view_size - window + closed
-    if limit < 1:
-        raise ValueError(
-            f"no window of {window} px fits into a view of {view_size} px: use smaller windows or larger views"
-        )
-    starts = torch.arange(0, limit, step, dtype=torch.float64)
+    starts = window_starts(view_size, window, step, closed=closed)
+    starts = torch.arange(starts.start, starts.stop, starts.step, dtype=torch.float64)
     y0, x0 = torch.meshgrid(starts, starts, indexing="ij")
     x0, y0 = x0.reshape(-1), y0.reshape(-1)
     return torch.stack([x0, y0, x0 + window, y0 + window], dim=1)

@@ -16,9 +16,9 @@ from typing import Any, Literal, Protocol, TypeVar, get_args, get_type_hints
 
 from resim.errors import UserError
 from resim.fields import check_fields
-from resim.model.encoder import ModelConfig
+from resim.model.config import ModelConfig
 from resim.regions.level import Level
-from resim.views.crops import ViewsConfig
+from resim.views.config import ViewsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class Recipe:
     def __post_init__(self) -> None:
         size = self.views.image_size
         for level in self.model.levels:
-            level.windows(size)
+            level.check_windows(size)
             if math.ceil(size / level.stride) < 3:
                 raise ValueError(
                     f"level {level.name}: its map of a {size} px view has less than the 3 x 3 cells that a negative is "

@@ -99,7 +99,7 @@ class Photo:
 def _simplejpeg() -> ModuleType | None:
     try:
         return importlib.import_module("simplejpeg")
-    except ImportError:  # an extra: pip install 'resim[fast]'
+    except ImportError:  # the extra `fast`
         return None
 
 

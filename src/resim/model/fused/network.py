@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from resim.model.fused.build import kernels
 from resim.model.fused.residual import make_residual
@@ -54,7 +54,14 @@ def _is_usual(module: nn.Module, network: nn.Module, group_size: int) -> bool:
     if isinstance(module, nn.MaxPool2d):
         plain = not module.ceil_mode and module.dilation == 1
         return (module.kernel_size, module.stride, module.padding) == POOLING and plain
-    return module is network or type(module) in (BasicBlock, Bottleneck, nn.Sequential, nn.ReLU, ReLU)
+    return module is network or type(module) in _usual_types()
+
+
+@functools.cache
+def _usual_types() -> tuple[type[nn.Module], ...]:
+    from torchvision.models.resnet import BasicBlock, Bottleneck  # slow to import: where there is a network
+
+    return (BasicBlock, Bottleneck, nn.Sequential, nn.ReLU, ReLU)
 
 
 def forward(network: nn.Module, images: Tensor) -> dict[str, Tensor]:

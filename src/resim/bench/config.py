@@ -1,0 +1,26 @@
+"""What `resim bench` measures, and for how long, as plain data, without PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """What is measured, and for how long."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto: a GPU if there is one."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """Precision of convolutions; auto: bf16 where it is faster."""
+    compile: bool = False
+    """Compile the encoders with torch.compile."""
+    seconds: float = 10.0
+    """Seconds that each measurement runs for, after a first turn that does not count."""
+    compare: bool = False
+    """Also run the same step written plainly, and ours in float32 and the chosen precision, each in its process."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.seconds <= 3600:
+            raise ValueError(f"seconds {self.seconds}: must be above 0 and at most 3600")
