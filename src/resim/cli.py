@@ -133,7 +133,10 @@ def preview_verb(argv: Sequence[str]) -> None:
             level.windows(options.views.image_size)
     except ValueError as error:
         raise UserError(str(error)) from None
-    sheet = preview(find_images(options.sources), options.views, options.levels, count=options.count, seed=options.seed)
+    paths = find_images(options.sources)
+    if note := paths.note():
+        print(note)
+    sheet = preview(paths, options.views, options.levels, count=options.count, seed=options.seed)
     kind = {".jpg": "jpeg", ".jpeg": "jpeg"}.get(options.out.suffix.lower(), options.out.suffix.lower()[1:])
     write_atomically(options.out, lambda file: sheet.save(file, format=kind))
     print(options.out)

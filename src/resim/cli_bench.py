@@ -40,4 +40,7 @@ def run(options: BenchOptions) -> None:
         recipe = Recipe(name=options.recipe, model=options.model, views=options.views, optim=options.optim)
     except ValueError as error:
         raise UserError(str(error)) from None
-    bench(find_images(options.sources), recipe, options.bench)
+    paths = find_images(options.sources)
+    if note := paths.note():
+        print(note)
+    bench(paths, recipe, options.bench)

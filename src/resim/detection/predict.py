@@ -144,6 +144,8 @@ def predict_images(
         UserError: no images, no detector, or a folder that cannot be written to, holds a run or the images themselves.
     """
     paths = find_images(images)
+    if note := paths.note():
+        print(note)
     _check_out(out, paths)
     results: list[Result] = []
     passed_over = []
