@@ -148,8 +148,8 @@ def test_what_is_passed_over_is_counted_by_reason(tmp_path: Path) -> None:
     assert names(tmp_path, found) == ["a.jpg", "b.png"]
     assert found.note() == (
         "2 images; passed over: 2 .heic, 1 .gif (image formats that are not read), 1 without an ending, 1 .txt (no "
-        "images by their endings), 1 .tar beside pictures (read where they are named), 2 names that start with a dot, 1 "
-        "link to nothing or to itself, 1 link to a folder above it, 1 pipe, socket or device, 1 further path to the "
+        "images by their endings), 1 .tar beside pictures (read where they are named), 2 names that start with a dot, "
+        "1 link to nothing or to itself, 1 link to a folder above it, 1 pipe, socket or device, 1 further path to the "
         "same file"
     )
 

@@ -53,10 +53,10 @@ def find_images(sources: str | Path | Sequence[str | Path]) -> PathList:
     """Every image file below the given folders, in files given by name, and in text files of paths.
 
     Folders are read to any depth and symbolic links are followed, a loop of links only once. Names that start with a
-    dot, links to nothing and files with other endings are passed over and counted (`PathList.passed`). A text file (`.txt`) holds one path a line, relative to itself; blank lines and lines that
-    start with # are passed over. A file found twice counts once. Of a folder without images the tar files (`.tar`) are
-    taken, as `resim pack` writes them, and of these the images in them; tar files of a folder with images are passed
-    over. No image is opened here.
+    dot, links to nothing and files with other endings are passed over and counted (`PathList.passed`). A text file
+    (`.txt`) holds one path a line, relative to itself; blank lines and lines that start with # are passed over. A file
+    found twice counts once. Of a folder without images the tar files (`.tar`) are taken, as `resim pack` writes them,
+    and of these the images in them; tar files of a folder with images are passed over. No image is opened here.
 
     Raises:
         UserError: a source that does not exist or cannot be read, a listed file that is not there, a tar file that

@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 
 # pictures and films by their endings, none of which is read
 UNREAD_FORMATS = frozenset(
-    f".{ending}"
-    for ending in (
-        "3fr arw avi avif bil bip cr2 cr3 dcm dib dng emf eps exr gif hdr heic heif icns ico j2c j2k jp2 jpf jpx jxl m4v "
-        "mkv mov mp4 mpg nef nrw orf pam pbm pcx pef pfm pgm pnm ppm psb psd qoi raf rw2 sgi sr2 srw svg tga webm wmv x3f"
-    ).split()
+    [
+        *(".3fr", ".arw", ".avi", ".avif", ".bil", ".bip", ".cr2", ".cr3", ".dcm", ".dib", ".dng", ".emf", ".eps"),
+        *(".exr", ".gif", ".hdr", ".heic", ".heif", ".icns", ".ico", ".j2c", ".j2k", ".jp2", ".jpf", ".jpx", ".jxl"),
+        *(".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".nef", ".nrw", ".orf", ".pam", ".pbm", ".pcx", ".pef", ".pfm"),
+        *(".pgm", ".pnm", ".ppm", ".psb", ".psd", ".qoi", ".raf", ".rw2", ".sgi", ".sr2", ".srw", ".svg", ".tga"),
+        *(".webm", ".wmv", ".x3f"),
+    ]
 )
 _MOST_ENDINGS = 6  # that are named one by one
 
