@@ -138,7 +138,7 @@ def test_a_missing_image_file_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "images" / "2.png").unlink()
     data = read_coco(path)
     assert kept(data) == [1]
-    assert data.repairs.lines() == [f"1 image files not found, images skipped: {path}, image 2 (2.png)"]
+    assert data.repairs.lines() == [f'1 image files not found, images skipped: {path}, image 2 ("2.png")']
     with pytest.raises(UserError, match="1 image files not found"):
         read_coco(path, strict=True)
 

@@ -17,6 +17,7 @@ OVERHANG = 1.0  # pixels that a box may stick out of its image: COCO's own do, b
 # kind: (what is wrong, what is done about it)
 KINDS: dict[str, tuple[str, str]] = {
     "missing-image": ("image files not found", "images skipped"),
+    "other-name": ("file names that are not quite those of the files", "the only file that fits is taken"),
     "unreadable-image": ("image files that cannot be decoded", "images skipped"),
     "image-size": ("image files of another size than their annotation says", "images skipped"),
     "missing-annotation": ("images without a readable annotation file", "images skipped"),

@@ -198,8 +198,8 @@ def _steps_per_epoch(recipe: Recipe, paths: PathList, processes: Processes) -> i
     if images < batch:
         fits = max(images // group * group, 0)
         remedy = f"--batch-size {fits}" if fits else f"--batch-size {images} --group-size {images}"
-        others = f" ({paths.passed})" if paths.passed else ""
-        raise UserError(f"{images} images are fewer than one batch of {batch}{others}: set {remedy}, or add images")
+        others = f"; {paths.passed}" if paths.passed else ""
+        raise UserError(f"{images} images are fewer than one batch of {batch}: set {remedy}, or add images{others}")
     if batch % (processes.count * group):
         raise UserError(
             f"a batch of {batch} over {processes.count} processes is no whole number of groups of {group} in each: "

@@ -88,7 +88,12 @@ def ending_of(name: str) -> str:
 
 
 def walk_files(
-    folder: str, is_wanted: Callable[[str], bool], passed: PassedOver, above: frozenset[tuple[int, int]] = frozenset()
+    folder: str,
+    is_wanted: Callable[[str], bool],
+    passed: PassedOver,
+    above: frozenset[tuple[int, int]] = frozenset(),
+    *,
+    skip_unreadable: bool = False,
 ) -> Iterator[tuple[str, bool]]:
     """Files below `folder` at any depth whose name is wanted, and whether each is a link; in no order.
 
@@ -99,6 +104,7 @@ def walk_files(
         is_wanted: of a file's name.
         passed: where everything else is counted.
         above: device and inode of the folders on the way to this one.
+        skip_unreadable: pass over folders below it that cannot be read.
 
     Raises:
         OSError: a folder that cannot be read.
@@ -108,12 +114,19 @@ def walk_files(
     if identity in above:
         passed.loops += 1
         return
-    with os.scandir(folder) as entries:
+    try:
+        scan = os.scandir(folder)
+    except PermissionError:
+        if skip_unreadable and above:
+            return
+        raise
+    with scan as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 passed.hidden += is_wanted(entry.name) or _is_folder(entry)
             elif _is_folder(entry):
-                yield from walk_files(entry.path, is_wanted, passed, above | {identity})
+                below = above | {identity}
+                yield from walk_files(entry.path, is_wanted, passed, below, skip_unreadable=skip_unreadable)
             elif entry.is_symlink() and not os.path.exists(entry.path):  # noqa: PTH110
                 passed.dead_links += 1
             elif not entry.is_file():
