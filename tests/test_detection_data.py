@@ -210,7 +210,7 @@ def test_own_classes_in_vocs_layout(tmp_path: Path) -> None:
     write_voc(tmp_path, "2007", {"trainval": ["a"]}, {"a": [xml_object("screw", (1, 1, 9, 9))]})
     data = read_detection(tmp_path, classes=["nail", "screw"])
     assert data.records[0].labels.tolist() == [2]
-    with pytest.raises(UserError, match="no object of 20 classes in its 1 images; found: screw: name them"):
+    with pytest.raises(UserError, match="no object of 20 classes in its 1 images; it has screw: name them"):
         read_detection(tmp_path)
 
 

@@ -130,9 +130,7 @@ def test_nothing_outside_the_folder_is_taken(tmp_path: Path, name: str) -> None:
     assert located(tmp_path / "photos", str(tmp_path / "secret.jpg")) == [None]
 
 
-def test_the_folders_are_not_walked_where_every_name_is_a_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_folders_are_not_walked_where_every_name_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "a.jpg")
     walks: list[str] = []
     scandir = os.scandir

@@ -8,7 +8,7 @@ from pathlib import Path
 from resim.detection.cityscapes import read_cityscapes
 from resim.detection.coco import read_coco
 from resim.detection.records import DetectionData
-from resim.detection.voc import read_voc, years
+from resim.detection.voc import read_voc, xml_folder, years
 from resim.errors import UserError
 
 
@@ -40,7 +40,7 @@ def read_detection(
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: there is no such file or folder")
-    is_voc = path.is_dir() and bool(years(path))
+    is_voc = path.is_dir() and (bool(years(path)) or _is_xml(path, split))
     is_cityscapes = path.is_dir() and (path / "gtFine").is_dir()
     file = None if is_voc or is_cityscapes else _coco_file(path, split)
     if images is not None and file is None:
@@ -55,14 +55,24 @@ def read_detection(
     return read_coco(file, images, strict=strict, check_images=check_images)
 
 
+def _is_xml(path: Path, split: str | None) -> bool:
+    """Whether a folder holds VOC's XML without lists, and no JSON that would go before it."""
+    if _has_json(path) or (split and (path / split / "_annotations.coco.json").is_file()):
+        return False
+    return xml_folder(path / split if split else path) is not None or xml_folder(path) is not None
+
+
 def is_data_set(path: Path) -> bool:
     """Whether there is anything at `path` that `read_detection` might read."""
     if path.is_file():
         return path.suffix.lower() == ".json"
     if not path.is_dir():
         return False
-    has_json = any(next(folder.glob("*.json"), None) for folder in (path, path / "annotations"))
-    return has_json or bool(years(path)) or (path / "gtFine").is_dir()
+    return _has_json(path) or bool(years(path)) or xml_folder(path) is not None or (path / "gtFine").is_dir()
+
+
+def _has_json(path: Path) -> bool:
+    return any(next(folder.glob("*.json"), None) for folder in (path, path / "annotations"))
 
 
 def _coco_file(path: Path, split: str | None) -> Path:

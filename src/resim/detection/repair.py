@@ -27,6 +27,8 @@ KINDS: dict[str, tuple[str, str]] = {
     "not-finite": ("annotations with missing, NaN or infinite numbers", "dropped"),
     "zero-area": ("boxes of zero area", "dropped"),
     "outside": ("boxes wholly outside their image", "dropped"),
+    "corners-reversed": ("boxes with their corners in reverse order", "put in order"),
+    "odd-flag": ("flags that are neither yes nor no", "taken as no"),
     "overhang": ("boxes that reach outside their image", "clipped"),
     "short-polygon": ("polygons with fewer than three points", "polygon dropped, a box stays"),
     "bad-mask": ("masks that do not fit their image or are not COCO segmentations", "mask dropped, a box stays"),
