@@ -338,7 +338,7 @@ def test_options_of_another_layout_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="goes with COCO files only"):
         read_detection(tmp_path, images=tmp_path)
     write_coco(tmp_path / "coco", [thing(1, 1, 3, (0, 0, 9, 9))])
-    with pytest.raises(UserError, match="goes with VOC's layout only"):
+    with pytest.raises(UserError, match="goes with VOC's and YOLO's layouts"):
         read_detection(tmp_path / "coco", classes=["dog"])
 
 

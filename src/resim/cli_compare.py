@@ -27,7 +27,7 @@ class CompareOptions:
     """Options of `resim compare`."""
 
     data: Annotated[Path, tyro.conf.Positional]
-    """COCO JSON file, or a folder in COCO's, VOC's or Cityscapes' layout."""
+    """COCO JSON file, YOLO's data.yaml, or a folder in COCO's, VOC's, Cityscapes' or YOLO's layout."""
     init: tuple[str, ...]
     """Weights to begin with, two or more: runs' folders, files, or random; NAME=PATH gives one a name."""
     seeds: tuple[int, ...] = (0, 1, 2)

@@ -23,7 +23,8 @@ class DataOptions:
     """A labelled data set."""
 
     split: str | None = None
-    """train2017 for a folder of COCO files, "2007 trainval+2012 trainval" for VOC, train or val for Cityscapes."""
+    """train2017 for a folder of COCO files, "2007 trainval+2012 trainval" for VOC, train or val for Cityscapes
+    and YOLO."""
     val: str | None = None
     """To evaluate on: a split of DATA, or another data set's path; none: no evaluation."""
     val_split: str | None = None
@@ -33,7 +34,7 @@ class DataOptions:
     val_images_in: tuple[Path, ...] = ()
     """The same for --val."""
     classes: tuple[str, ...] = ()
-    """Names of the classes, for VOC's layout with others than VOC's twenty."""
+    """Names of the classes, for VOC's layout with others than VOC's twenty, or for YOLO files without names."""
     strict: bool = False
     """Stop at faults of the annotations instead of repairing and listing them."""
 
@@ -43,7 +44,7 @@ class TrainOptions:
     """Options of `resim detect train`."""
 
     data: Annotated[Path, tyro.conf.Positional]
-    """COCO JSON file, or a folder in COCO's, VOC's or Cityscapes' layout."""
+    """COCO JSON file, YOLO's data.yaml, or a folder in COCO's, VOC's, Cityscapes' or YOLO's layout."""
     init: str = "random"
     """Weights to begin with: a run's folder, a checkpoint, a file of another program's; or random."""
     recipe: str = "quick"
@@ -62,13 +63,13 @@ class EvalOptions:
     model: Annotated[Path, tyro.conf.Positional]
     """A fine-tuning's folder or checkpoint, or a COCO results file (.json) to score."""
     data: Annotated[Path, tyro.conf.Positional]
-    """COCO JSON file, or a folder in COCO's, VOC's or Cityscapes' layout."""
+    """COCO JSON file, YOLO's data.yaml, or a folder in COCO's, VOC's, Cityscapes' or YOLO's layout."""
     split: str | None = None
-    """val2017 for a folder of COCO files, "2007 test" for VOC, val for Cityscapes."""
+    """val2017 for a folder of COCO files, "2007 test" for VOC, val for Cityscapes and YOLO."""
     images_in: tuple[Path, ...] = ()
     """Folders of the images, for a COCO file whose images are not beside it."""
     classes: tuple[str, ...] = ()
-    """Names of the classes, for VOC's layout with others than VOC's twenty."""
+    """Names of the classes, for VOC's layout with others than VOC's twenty, or for YOLO files without names."""
     strict: bool = False
     """Stop at faults of the annotations instead of repairing and listing them."""
     out: Path | None = None
@@ -86,7 +87,7 @@ class PredictOptions:
     """Options of `resim detect predict`."""
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE|DIR [...]")]
-    """Images, or folders of them."""
+    """Images, folders of them, or a YOLO data.yaml."""
     model: Path
     """A fine-tuning's folder or checkpoint."""
     out: Path = Path("detections")

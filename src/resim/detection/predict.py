@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from resim.detection.checkpoint import load_detector
 from resim.detection.records import DetectionData
 from resim.detection.samples import DetectionBatch, Sample, TestSet, collate_samples, read_samples
+from resim.detection.yolo_files import open_yolo, split_images
 from resim.errors import UserError
 from resim.pictures.detections import draw_results
 from resim.training.checkpoints import write_atomically
@@ -130,7 +131,8 @@ def predict_images(
 
     Args:
         model: a fine-tuning's folder or checkpoint.
-        images: images, folders of them, or lists of paths.
+        images: images, folders of them, lists of paths, or a YOLO data set's `data.yaml`, whose `val` images (else
+            `test`, `train`) are taken.
         out: folder. `results.json` has COCO results whose `image_id` is the image's path; `classes.json` the names of
             its category ids; each picture has its image's name, numbered where two would have the same.
         threshold: score from which a detection is drawn; `results.json` has all.
@@ -143,7 +145,7 @@ def predict_images(
     Raises:
         UserError: no images, no detector, or a folder that cannot be written to, holds a run or the images themselves.
     """
-    paths = find_images(images)
+    paths = find_images(_pictures(images))
     if note := paths.note():
         print(note)
     _check_out(out, paths)
@@ -173,6 +175,22 @@ def predict_images(
     if passed_over:
         print(f"{len(passed_over)} images could not be decoded and were passed over, the first is {passed_over[0]}")
     return results
+
+
+def _pictures(sources: Sequence[str | Path]) -> list[str | Path]:
+    """The sources, and in place of a YOLO data set's file the images of a split."""
+    found: list[str | Path] = []
+    for source in sources:
+        path = Path(source).expanduser()
+        if path.suffix.lower() not in (".yaml", ".yml") or not path.is_file():
+            found.append(source)
+            continue
+        data = open_yolo(path, ("",))  # the names of its classes are not needed
+        split = next((name for name in ("val", "test", "train") if data.splits.get(name)), "val")
+        images, odd = split_images(data, split)
+        print(f"{path}: {len(images)} images of {split}" + (f", {len(odd)} are not as it says" if odd else ""))
+        found += images
+    return found
 
 
 def _check_out(out: Path, paths: Sequence[str]) -> None:

@@ -25,6 +25,8 @@ KINDS: dict[str, tuple[str, str]] = {
     "unknown-image": ("annotations of images that are not listed", "dropped"),
     "unknown-category": ("annotations of unknown categories", "dropped"),
     "not-finite": ("annotations with missing, NaN or infinite numbers", "dropped"),
+    "no-shares": ("YOLO lines whose numbers are no shares of the image, 0 to 1", "dropped"),
+    "keypoints-left-out": ("objects with keypoints, which are not read from YOLO files", "their boxes are read"),
     "zero-area": ("boxes of zero area", "dropped"),
     "outside": ("boxes wholly outside their image", "dropped"),
     "corners-reversed": ("boxes with their corners in reverse order", "put in order"),
