@@ -314,7 +314,7 @@ def test_cityscapes_files_that_are_missing_are_named(tmp_path: Path) -> None:
 
 
 def test_what_is_none_of_the_layouts_says_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"looked for COCO .* VOC .* and Cityscapes") as raised:
+    with pytest.raises(UserError, match=r"looked for COCO .* VOC .* Cityscapes .* and YOLO") as raised:
         read_detection(tmp_path)
     assert "\n" not in str(raised.value)
     with pytest.raises(UserError, match="there is no such file or folder"):
@@ -328,7 +328,10 @@ def test_several_json_files_need_a_split(tmp_path: Path) -> None:
     path = write_coco(tmp_path, [thing(1, 1, 3, (0, 0, 9, 9))])
     assert len(read_detection(tmp_path)) == len(read_detection(path)) == 2
     (tmp_path / "instances_train.json").write_bytes(path.read_bytes())
-    with pytest.raises(UserError, match=r"2 JSON files .* name a split"):
+    with pytest.raises(
+        UserError,
+        match=r"2 JSON files: there is instances_train\.json, instances_val\.json: type resim .* --split train --val val",
+    ):
         read_detection(tmp_path)
     assert len(read_detection(tmp_path, "train")) == 2
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from resim.detection.cityscapes import read_cityscapes
 from resim.detection.coco import read_coco
+from resim.detection.recognise import recognise_folder, recognise_json
 from resim.detection.records import DetectionData
 from resim.detection.voc import read_voc, xml_folder, years
 from resim.detection.yolo import read_yolo
@@ -60,7 +61,11 @@ def read_detection(
     if has_yolo:
         return read_yolo(path, split or "train", classes=classes, strict=strict)
     assert file is not None
-    return read_coco(file, images, strict=strict, check_images=check_images)
+    try:
+        return read_coco(file, images, strict=strict, check_images=check_images)
+    except UserError as error:
+        told = recognise_json(file) if "not a COCO file" in str(error) else ""
+        raise UserError(f"{error}: {told}") from None if told else error
 
 
 def _is_xml(path: Path, split: str | None) -> bool:
@@ -97,7 +102,7 @@ def _coco_file(path: Path, split: str | None) -> Path:
     """The JSON file that is meant."""
     if path.is_file():
         if path.suffix.lower() != ".json":
-            raise UserError(f"{path}: not a .json file; a data set is a COCO JSON file, or a folder")
+            raise UserError(f"{path}: not a .json file; a data set is a COCO JSON file, YOLO's data.yaml, or a folder")
         if split is not None:
             raise UserError(f"{path}: is one file, which has no split {split!r}: leave it out, or name another file")
         return path
@@ -107,16 +112,21 @@ def _coco_file(path: Path, split: str | None) -> Path:
         if len(found) == 1:
             return found[0]
         if found:
-            raise UserError(f"{path}: {len(found)} JSON files ({found[0].name}, ...): name a split, or one of them")
+            told = recognise_folder(path) or f"{found[0].name}, ...: name a split, or one of them"
+            raise UserError(f"{path}: {len(found)} JSON files: {told}")
     else:
         names = [f"instances_{split}.json", f"{split}.json", f"objects_{split}.json", f"person_keypoints_{split}.json"]
         usual = [folder / name for folder in folders for name in names]
-        usual += [path / split / "_annotations.coco.json", path / split / "annotations.json"]
+        usual += [path / split / name for name in ("_annotations.coco.json", "annotations.json", "labels.json")]
         for file in usual:
             if file.is_file():
                 return file
+    told = recognise_folder(path)
+    if told:
+        wanted = f"no split {split!r}; " if split else ""
+        raise UserError(f"{path}: {wanted}{told}")
     coco = f"instances_{split or 'SPLIT'}.json there or in annotations"
     raise UserError(
         f"{path}: no detection data set; looked for COCO ({coco}), VOC (ImageSets/Main there, in VOC2007, ... or in "
-        "VOCdevkit) and Cityscapes (gtFine and leftImg8bit)"
+        "VOCdevkit, or XML files), Cityscapes (gtFine and leftImg8bit) and YOLO (data.yaml, or images and labels)"
     )
