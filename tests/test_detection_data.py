@@ -328,10 +328,8 @@ def test_several_json_files_need_a_split(tmp_path: Path) -> None:
     path = write_coco(tmp_path, [thing(1, 1, 3, (0, 0, 9, 9))])
     assert len(read_detection(tmp_path)) == len(read_detection(path)) == 2
     (tmp_path / "instances_train.json").write_bytes(path.read_bytes())
-    with pytest.raises(
-        UserError,
-        match=r"2 JSON files: there is instances_train\.json, instances_val\.json: type resim .* --split train --val val",
-    ):
+    there = r"there is instances_train\.json, instances_val\.json"
+    with pytest.raises(UserError, match=rf"2 JSON files: {there}: type resim .* --split train --val val"):
         read_detection(tmp_path)
     assert len(read_detection(tmp_path, "train")) == 2
 

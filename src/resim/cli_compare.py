@@ -16,6 +16,7 @@ from rich.table import Table
 
 from resim.cli_detect import DataOptions, chosen_recipe, read_data, recipe_of
 from resim.cli_options import read_options
+from resim.detection.bad_images import without_remembered
 from resim.detection.compare import Comparison, Start, compare
 from resim.detection.config import DetectorConfig, DetectRun, ImagesConfig, TuneConfig
 from resim.errors import UserError
@@ -69,7 +70,7 @@ def compare_verb(argv: Sequence[str]) -> None:
     title = f"{chosen.name}: {data.source} to {val.source}"
     draw_ap_curves(found, out / "curves.png", title=title)
     draw_comparison_sheet(found, val, out / "detections.png", title=title)
-    tell(found, len(val))
+    tell(found, len(without_remembered(val, [folder for runs in found.folders.values() for folder in runs])))
     print(f"{out / 'compare.json'}, {out / 'curves.png'}, {out / 'detections.png'}")
 
 

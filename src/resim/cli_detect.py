@@ -78,6 +78,8 @@ class EvalOptions:
     """Where to compute; auto: a GPU if there is one."""
     eval_images: int = 1
     """Images that are detected in together."""
+    max_bad_share: float = 0.1
+    """Stop when more than this share of the images cannot be decoded; these do not count."""
     workers: int = 2
     """Processes that decode images."""
 
@@ -133,6 +135,7 @@ def _train(argv: Sequence[str]) -> None:
 
 def _eval(argv: Sequence[str]) -> None:
     """Score a detector, or a results file, by the data set's official evaluation."""
+    from resim.detection.bad_images import scored_part
     from resim.detection.checkpoint import load_detector
     from resim.detection.evaluate import kinds_of, lines, official_scores, write_evaluation
     from resim.detection.predict import detect
@@ -140,12 +143,15 @@ def _eval(argv: Sequence[str]) -> None:
     from resim.detection.read import read_detection
     from resim.detection.results import check_masks, kinds_in, read_results
     from resim.training.processes import start_processes
+    from resim.training.run_folder import BadFiles
 
     options = read_options(EvalOptions, argv, "detect eval", _eval.__doc__ or "")
     if options.out is not None and (options.out / "config.json").exists():
         raise UserError(f"--out {options.out}: holds a run, whose own scores would be replaced: name another folder")
     if options.eval_images < 1:
         raise UserError(f"--eval-images {options.eval_images}: must be at least 1")
+    if not options.max_bad_share >= 0:
+        raise UserError(f"--max-bad-share {options.max_bad_share:g}: must be at least 0")
     if options.workers < 0:
         raise UserError(f"--workers {options.workers}: must be at least 0")
     data = read_detection(
@@ -166,10 +172,16 @@ def _eval(argv: Sequence[str]) -> None:
             detector = load_detector(options.model, processes.device)
             data = with_classes_of(data, detector.classes, detector.category_ids, detector.source)
             kinds, source, step = kinds_of(detector.recipe.detector), detector.source, detector.step
+            bad: dict[str, str] = {}
             results = detect(
                 detector.model, data, processes, precision=detector.precision, batch=options.eval_images,
-                workers=options.workers,
+                workers=options.workers, bad=bad,
             )  # fmt: skip
+            if processes.first and options.out is not None and bad:
+                BadFiles(options.out, processes, options.max_bad_share).add(bad)
+            data, note = scored_part(data, bad, options.max_bad_share)
+            if processes.first and note:
+                print(note)
         if not processes.first:
             return
         scores = official_scores(data, results, kinds, source=source)
@@ -270,4 +282,4 @@ def recipe_called(name: str) -> DetectRecipe:
     raise UserError(f"no protocol {name!r}: one of {', '.join(DETECT_RECIPES)}, or a .json file that holds one")
 
 
-_KEPT_ON_RESUME = ("images_per_pass", "eval_images", "eval_every", "log_every", "checkpoint_minutes")
+_KEPT_ON_RESUME = ("images_per_pass", "eval_images", "eval_every", "log_every", "checkpoint_minutes", "max_bad_share")

@@ -6,6 +6,7 @@ Shapes: n detections, H x W pixels of an image, K keypoints.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +42,7 @@ def detect(
     batch: int = 1,
     workers: int = 0,
     seen: Callable[[int], None] | None = None,
+    bad: dict[str, str] | None = None,
 ) -> list[Result]:
     """Run a detector over all images, shared among the processes.
 
@@ -52,9 +54,13 @@ def detect(
         batch: images together.
         workers: processes that decode.
         seen: called with the number of images done by this process.
+        bad: takes the paths of the images that cannot be decoded, of all processes, and why; None: these raise.
 
     Returns:
         The detections of all images, on every process, in the order of the data.
+
+    Raises:
+        UserError: an image that cannot be decoded, where `bad` is None.
     """
     positions = list(range(processes.rank, len(data), processes.count))
     order: Any = [positions[start : start + batch] for start in range(0, len(positions), batch)]
@@ -62,14 +68,25 @@ def detect(
     was_training = model.training
     model.eval()
     found: dict[int, list[Result]] = {}
+    faults: dict[str, str] = {}
     try:
-        for images in read_samples(loader):
+        for batch_read in loader if bad is not None else read_samples(loader):
+            for sample in batch_read.samples:
+                if sample.fault:
+                    found[sample.index] = []
+                    faults[data.records[sample.index].image] = sample.fault
+            images = DetectionBatch([sample for sample in batch_read.samples if not sample.fault])
+            if not len(images):
+                continue
             for sample, output in zip(images.samples, run(model, images, processes.device, precision), strict=True):
                 found[sample.index] = to_results(output, data.records[sample.index].image_id, data.category_ids)
             if seen is not None:
                 seen(len(found))
     finally:
         model.train(was_training)
+    if bad is not None:
+        for part in processes.gather_objects(faults):
+            bad |= part
     together: dict[int, list[Result]] = {}
     for part in processes.gather_objects(found):
         together |= part
@@ -159,7 +176,7 @@ def predict_images(
             try:
                 pixels = np.array(Photo(path).decode())
             except BadImageError as error:
-                passed_over.append(f"{path}: {error}")
+                passed_over.append(f"{path}\t{error}")
                 continue
             sample = Sample(torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), {}, 0, 0, 0)
             with torch.inference_mode():
@@ -173,7 +190,11 @@ def predict_images(
         text = json.dumps(content)
         write_atomically(out / name, lambda file, text=text: file.write(text.encode()))
     if passed_over:
-        print(f"{len(passed_over)} images could not be decoded and were passed over, the first is {passed_over[0]}")
+        text = "".join(f"{line}\n" for line in passed_over)
+        write_atomically(out / "bad_files.txt", lambda file: file.write(os.fsencode(text)))
+        first = passed_over[0].replace("\t", ": ", 1)
+        told = f"{len(passed_over)} images could not be decoded and were passed over, the first is {first}"
+        print(f"{told}; see {out / 'bad_files.txt'}")
     return results
 
 
