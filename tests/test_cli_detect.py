@@ -171,11 +171,11 @@ def test_data_that_cannot_be_read(capsys: Captured, coco: Path, finished: Path, 
         (tmp_path / "empty", (), "empty: no detection data set; looked for COCO (instances_SPLIT.json"),
         (tmp_path / "data.txt", (), "data.txt: not a .json file"),
         (tmp_path / "data.json", (), "data.json"),
-        (coco, (), "2 JSON files (instances_train2017.json, ...): name a split, or one of them"),
+        (coco, (), "2 JSON files: there is instances_train2017.json, instances_val2017.json: type resim detect train"),
         (coco, ("--split", "train2014"), "no detection data set; looked for COCO (instances_train2014.json"),
         (coco / instances, ("--images-in", tmp_path / "empty"), "images"),
         (coco / instances, ("--split", "val2017"), "is one file, which has no split 'val2017': leave it out"),
-        (coco, ("--split", "train2017", "--classes", "dog"), "classes are named, which goes with VOC's layout only"),
+        (coco, ("--split", "train2017", "--classes", "dog"), "classes are named, which goes with VOC's and YOLO's"),
     ):
         assert told in refusal(capsys, "train", path, *more, *TINY, "--out", tmp_path / "run")
         if "--classes" not in more:

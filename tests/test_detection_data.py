@@ -210,7 +210,7 @@ def test_own_classes_in_vocs_layout(tmp_path: Path) -> None:
     write_voc(tmp_path, "2007", {"trainval": ["a"]}, {"a": [xml_object("screw", (1, 1, 9, 9))]})
     data = read_detection(tmp_path, classes=["nail", "screw"])
     assert data.records[0].labels.tolist() == [2]
-    with pytest.raises(UserError, match="no object of 20 classes in its 1 images; found: screw: name them"):
+    with pytest.raises(UserError, match="no object of 20 classes in its 1 images; it has screw: name them"):
         read_detection(tmp_path)
 
 
@@ -314,7 +314,7 @@ def test_cityscapes_files_that_are_missing_are_named(tmp_path: Path) -> None:
 
 
 def test_what_is_none_of_the_layouts_says_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"looked for COCO .* VOC .* and Cityscapes") as raised:
+    with pytest.raises(UserError, match=r"looked for COCO .* VOC .* Cityscapes .* and YOLO") as raised:
         read_detection(tmp_path)
     assert "\n" not in str(raised.value)
     with pytest.raises(UserError, match="there is no such file or folder"):
@@ -328,7 +328,8 @@ def test_several_json_files_need_a_split(tmp_path: Path) -> None:
     path = write_coco(tmp_path, [thing(1, 1, 3, (0, 0, 9, 9))])
     assert len(read_detection(tmp_path)) == len(read_detection(path)) == 2
     (tmp_path / "instances_train.json").write_bytes(path.read_bytes())
-    with pytest.raises(UserError, match=r"2 JSON files .* name a split"):
+    there = r"there is instances_train\.json, instances_val\.json"
+    with pytest.raises(UserError, match=rf"2 JSON files: {there}: type resim .* --split train --val val"):
         read_detection(tmp_path)
     assert len(read_detection(tmp_path, "train")) == 2
 
@@ -338,7 +339,7 @@ def test_options_of_another_layout_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="goes with COCO files only"):
         read_detection(tmp_path, images=tmp_path)
     write_coco(tmp_path / "coco", [thing(1, 1, 3, (0, 0, 9, 9))])
-    with pytest.raises(UserError, match="goes with VOC's layout only"):
+    with pytest.raises(UserError, match="goes with VOC's and YOLO's layouts"):
         read_detection(tmp_path / "coco", classes=["dog"])
 
 

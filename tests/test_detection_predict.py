@@ -146,7 +146,7 @@ def test_a_folder_of_images(detector: Path, images: Path, tmp_path: Path, capsys
     assert json.loads((out / "results.json").read_text()) == found
     assert json.loads((out / "classes.json").read_text()) == {"3": "cat", "7": "dog"}
     assert sorted(path.name for path in out.iterdir()) == [
-        "classes.json", "one-2.jpg", "one.jpg", "results.json", "two.jpg"
+        "bad_files.txt", "classes.json", "one-2.jpg", "one.jpg", "results.json", "two.jpg"
     ]  # fmt: skip
     with Image.open(out / "one.jpg") as picture:
         assert picture.size[0] == 480  # enlarged, so that its tags can be read

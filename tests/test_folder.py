@@ -103,10 +103,15 @@ def test_a_loop_of_links_ends(tmp_path: Path) -> None:
     assert names(tmp_path, find_images([tmp_path])) == ["a/b/x.jpg", "a/y.jpg"]
 
 
-def test_a_link_to_itself_is_named(tmp_path: Path) -> None:
+def test_a_link_to_itself_is_passed_over_and_counted(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg")
     (tmp_path / "self").symlink_to(tmp_path / "self")
-    assert refusal([tmp_path]).startswith(f"{tmp_path / 'self'}: cannot be read (")
+    (tmp_path / "self.jpg").symlink_to(tmp_path / "self.jpg")
+    (tmp_path / "there").symlink_to(tmp_path / "back")
+    (tmp_path / "back").symlink_to(tmp_path / "there")
+    found = find_images([tmp_path])
+    assert names(tmp_path, found) == ["a.jpg"]
+    assert found.note() == "1 image; passed over: 4 links to nothing or to themselves"
 
 
 def test_a_file_that_several_links_lead_to_counts_once(tmp_path: Path) -> None:
@@ -127,6 +132,45 @@ def test_a_file_found_through_several_sources_counts_once(tmp_path: Path, monkey
 def test_files_of_the_same_name_in_two_folders_are_two(tmp_path: Path) -> None:
     touch(tmp_path, "a/1.jpg", "b/1.jpg")
     assert names(tmp_path, find_images([tmp_path])) == ["a/1.jpg", "b/1.jpg"]
+
+
+# -- what is passed over
+
+
+def test_what_is_passed_over_is_counted_by_reason(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.png", "c.heic", "d/e.HEIC", "f.gif", "notes.txt", "d/readme", "x.tar", ".hidden.jpg")
+    touch(tmp_path, ".git/config", ".DS_Store")
+    (tmp_path / "d" / "up").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "d" / "again.jpg").symlink_to(tmp_path / "a.jpg")
+    (tmp_path / "d" / "gone.jpg").symlink_to(tmp_path / "gone.jpg")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    found = find_images([tmp_path])
+    assert names(tmp_path, found) == ["a.jpg", "b.png"]
+    assert found.note() == (
+        "2 images; passed over: 2 .heic, 1 .gif (image formats that are not read), 1 without an ending, 1 .txt (no "
+        "images by their endings), 1 .tar beside pictures (read where they are named), 2 names that start with a dot, "
+        "1 link to nothing or to itself, 1 link to a folder above it, 1 pipe, socket or device, 1 further path to the "
+        "same file"
+    )
+
+
+def test_nothing_passed_over_is_no_line(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b/c.png")
+    found = find_images([tmp_path])
+    assert found.note() == ""
+    assert not found.passed
+
+
+def test_many_endings_are_summed_up(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", *(f"{n}.txt" for n in range(1200)), *(f"x.{letter}{letter}" for letter in "bcdefghi"))
+    assert find_images([tmp_path]).note() == (
+        "1 image; passed over: 1,200 .txt, 1 .bb, 1 .cc, 1 .dd, 1 .ee, 1 .ff, 3 others (no images by their endings)"
+    )
+
+
+def test_the_error_of_an_empty_folder_says_what_was_passed_over(tmp_path: Path) -> None:
+    touch(tmp_path, "a.heic", "b.heic")
+    assert refusal([tmp_path]).endswith("are read; passed over: 2 .heic (image formats that are not read)")
 
 
 # -- lists of paths

@@ -134,6 +134,8 @@ def preview_verb(argv: Sequence[str]) -> None:
     from resim.views.folder import find_images
 
     paths = find_images(options.sources)
+    if note := paths.note():
+        print(note)
 
     from resim.pictures.pairs import preview
     from resim.training.checkpoints import write_atomically

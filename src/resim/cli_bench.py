@@ -41,6 +41,8 @@ def run(options: BenchOptions) -> None:
     except ValueError as error:
         raise UserError(str(error)) from None
     paths = find_images(options.sources)
+    if note := paths.note():
+        print(note)
 
     from resim.bench.report import bench
 

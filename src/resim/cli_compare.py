@@ -28,7 +28,7 @@ class CompareOptions:
     """Options of `resim compare`."""
 
     data: Annotated[Path, tyro.conf.Positional]
-    """COCO JSON file, or a folder in COCO's, VOC's or Cityscapes' layout."""
+    """COCO JSON file, YOLO's data.yaml, or a folder in COCO's, VOC's, Cityscapes' or YOLO's layout."""
     init: tuple[str, ...]
     """Weights to begin with, two or more: runs' folders, files, or random; NAME=PATH gives one a name."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -62,6 +62,7 @@ def compare_verb(argv: Sequence[str]) -> None:
     data, val = read_data(options.data, options.data_options)
     assert val is not None
 
+    from resim.detection.bad_images import without_remembered
     from resim.detection.compare import Start, compare
     from resim.pictures.comparison import draw_ap_curves, draw_comparison_sheet
 
@@ -74,7 +75,7 @@ def compare_verb(argv: Sequence[str]) -> None:
     title = f"{chosen.name}: {data.source} to {val.source}"
     draw_ap_curves(found, out / "curves.png", title=title)
     draw_comparison_sheet(found, val, out / "detections.png", title=title)
-    tell(found, len(val))
+    tell(found, len(without_remembered(val, [folder for runs in found.folders.values() for folder in runs])))
     print(f"{out / 'compare.json'}, {out / 'curves.png'}, {out / 'detections.png'}")
 
 

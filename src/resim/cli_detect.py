@@ -25,7 +25,8 @@ class DataOptions:
     """A labelled data set."""
 
     split: str | None = None
-    """train2017 for a folder of COCO files, "2007 trainval+2012 trainval" for VOC, train or val for Cityscapes."""
+    """train2017 for a folder of COCO files, "2007 trainval+2012 trainval" for VOC, train or val for Cityscapes
+    and YOLO."""
     val: str | None = None
     """To evaluate on: a split of DATA, or another data set's path; none: no evaluation."""
     val_split: str | None = None
@@ -35,7 +36,7 @@ class DataOptions:
     val_images_in: tuple[Path, ...] = ()
     """The same for --val."""
     classes: tuple[str, ...] = ()
-    """Names of the classes, for VOC's layout with others than VOC's twenty."""
+    """Names of the classes, for VOC's layout with others than VOC's twenty, or for YOLO files without names."""
     strict: bool = False
     """Stop at faults of the annotations instead of repairing and listing them."""
 
@@ -45,7 +46,7 @@ class TrainOptions:
     """Options of `resim detect train`."""
 
     data: Annotated[Path, tyro.conf.Positional]
-    """COCO JSON file, or a folder in COCO's, VOC's or Cityscapes' layout."""
+    """COCO JSON file, YOLO's data.yaml, or a folder in COCO's, VOC's, Cityscapes' or YOLO's layout."""
     init: str = "random"
     """Weights to begin with: a run's folder, a checkpoint, a file of another program's; or random."""
     recipe: str = "quick"
@@ -64,13 +65,13 @@ class EvalOptions:
     model: Annotated[Path, tyro.conf.Positional]
     """A fine-tuning's folder or checkpoint, or a COCO results file (.json) to score."""
     data: Annotated[Path, tyro.conf.Positional]
-    """COCO JSON file, or a folder in COCO's, VOC's or Cityscapes' layout."""
+    """COCO JSON file, YOLO's data.yaml, or a folder in COCO's, VOC's, Cityscapes' or YOLO's layout."""
     split: str | None = None
-    """val2017 for a folder of COCO files, "2007 test" for VOC, val for Cityscapes."""
+    """val2017 for a folder of COCO files, "2007 test" for VOC, val for Cityscapes and YOLO."""
     images_in: tuple[Path, ...] = ()
     """Folders of the images, for a COCO file whose images are not beside it."""
     classes: tuple[str, ...] = ()
-    """Names of the classes, for VOC's layout with others than VOC's twenty."""
+    """Names of the classes, for VOC's layout with others than VOC's twenty, or for YOLO files without names."""
     strict: bool = False
     """Stop at faults of the annotations instead of repairing and listing them."""
     out: Path | None = None
@@ -79,6 +80,8 @@ class EvalOptions:
     """Where to compute; auto: a GPU if there is one."""
     eval_images: int = 1
     """Images that are detected in together."""
+    max_bad_share: float = 0.1
+    """Stop when more than this share of the images cannot be decoded; these do not count."""
     workers: int = 2
     """Processes that decode images."""
 
@@ -88,7 +91,7 @@ class PredictOptions:
     """Options of `resim detect predict`."""
 
     images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE|DIR [...]")]
-    """Images, or folders of them."""
+    """Images, folders of them, or a YOLO data.yaml."""
     model: Path
     """A fine-tuning's folder or checkpoint."""
     out: Path = Path("detections")
@@ -140,6 +143,8 @@ def _eval(argv: Sequence[str]) -> None:
         raise UserError(f"--out {options.out}: holds a run, whose own scores would be replaced: name another folder")
     if options.eval_images < 1:
         raise UserError(f"--eval-images {options.eval_images}: must be at least 1")
+    if not options.max_bad_share >= 0:
+        raise UserError(f"--max-bad-share {options.max_bad_share:g}: must be at least 0")
     if options.workers < 0:
         raise UserError(f"--workers {options.workers}: must be at least 0")
 
@@ -150,12 +155,14 @@ def _eval(argv: Sequence[str]) -> None:
         strict=options.strict, check_images=options.model.suffix != ".json",
     )  # fmt: skip
 
+    from resim.detection.bad_images import scored_part
     from resim.detection.checkpoint import load_detector
     from resim.detection.evaluate import kinds_of, lines, official_scores, write_evaluation
     from resim.detection.predict import detect
     from resim.detection.prepare import with_classes_of
     from resim.detection.results import check_masks, kinds_in, read_results
     from resim.training.processes import start_processes
+    from resim.training.run_folder import BadFiles
 
     with start_processes(options.device) as processes:
         for line in data.repairs.lines() if processes.first else ():
@@ -171,10 +178,16 @@ def _eval(argv: Sequence[str]) -> None:
             detector = load_detector(options.model, processes.device)
             data = with_classes_of(data, detector.classes, detector.category_ids, detector.source)
             kinds, source, step = kinds_of(detector.recipe.detector), detector.source, detector.step
+            bad: dict[str, str] = {}
             results = detect(
                 detector.model, data, processes, precision=detector.precision, batch=options.eval_images,
-                workers=options.workers,
+                workers=options.workers, bad=bad,
             )  # fmt: skip
+            if processes.first and options.out is not None and bad:
+                BadFiles(options.out, processes, options.max_bad_share).add(bad)
+            data, note = scored_part(data, bad, options.max_bad_share)
+            if processes.first and note:
+                print(note)
         if not processes.first:
             return
         scores = official_scores(data, results, kinds, source=source)
@@ -279,4 +292,4 @@ def recipe_called(name: str) -> DetectRecipe:
     )
 
 
-_KEPT_ON_RESUME = ("images_per_pass", "eval_images", "eval_every", "log_every", "checkpoint_minutes")
+_KEPT_ON_RESUME = ("images_per_pass", "eval_images", "eval_every", "log_every", "checkpoint_minutes", "max_bad_share")

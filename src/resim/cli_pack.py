@@ -60,6 +60,8 @@ def run(options: PackOptions) -> None:
     except ValueError as error:
         raise UserError(str(error)) from None
     paths = find_images(sources)
+    if note := paths.note():
+        print(note)
     with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
         task = progress.add_task("packing", total=len(paths))
         packed = pack(paths, out, config, lambda done: progress.update(task, completed=done))

@@ -85,6 +85,8 @@ def similarity_verb(argv: Sequence[str]) -> None:
     from resim.views.folder import find_images
 
     paths = find_images(options.images)
+    if note := paths.note():
+        print(note)
     if len(paths) > MOST_IMAGES:
         raise UserError(f"{len(paths)} images are more than a sheet can show: name at most {MOST_IMAGES}")
     written = write_similarity(
@@ -115,6 +117,8 @@ def explore_verb(argv: Sequence[str]) -> None:
     from resim.pictures.explorer_page import serve
 
     explorer = Explorer(options.images, load_encoders(options.checkpoints), options.max_side)
+    if explorer.note:
+        print(explorer.note)
     serve(explorer, host=options.host, port=options.port)
 
 

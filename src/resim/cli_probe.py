@@ -141,15 +141,16 @@ def _default_out(loaded: Sequence[LoadedEncoder]) -> Path:
 
 def _greeting(train: ProbeImages, test: ProbeImages, config: ProbeConfig) -> list[str]:
     lines = [f"views of {config.image_size} px, test: {test}"]
+    notes = dict.fromkeys(f"{images.source}: {images.note}" for images in (train, test) if images.note)
     by_classes = {"knn", "linear", "linear-sgd"} & set(config.probes)
     if not by_classes:
-        return lines
+        return [*lines, *notes]
     if train.labels is None or test.labels is None:
-        return [*lines, "the images have no classes: kNN and linear probes are left out"]
+        return [*lines, *notes, "the images have no classes: kNN and linear probes are left out"]
     lines[0] += f"; train: {train}"
     if "knn" in by_classes and config.k > len(train):
         lines.append(f"k is {len(train)}, the number of training images, for --k {config.k}")
-    return lines
+    return [*lines, *notes]
 
 
 def _print(console: Console, results: Results) -> None:

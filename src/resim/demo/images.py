@@ -48,9 +48,10 @@ def drawn_scenes(out: Path, seed: int) -> DemoImages:
 
 def own_images(data: Path, out: Path, seed: int) -> DemoImages:
     """Some of a folder's images, and some of these to measure on."""
-    train, count = _listed(data, out / "train.txt", MOST_IMAGES, seed)
-    held_out, _ = _listed(train, out / "held_out.txt", HELD_OUT, seed)
+    train, count, note = _listed(data, out / "train.txt", MOST_IMAGES, seed)
+    held_out, *_ = _listed(train, out / "held_out.txt", HELD_OUT, seed)
     told = f"{count} images of {data}" + (", drawn at random" if count == MOST_IMAGES else "")
+    told += f" ({note})" if note else ""
     return DemoImages(train=train, count=count, held_out=held_out, labelled=None, val=None, told=told)
 
 
@@ -66,11 +67,11 @@ def _shapes(folder: Path, count: int) -> Path:
     return path
 
 
-def _listed(source: Path, out: Path, most: int, seed: int = 0) -> tuple[Path, int]:
-    """A list of at most so many of a folder's images, drawn at random; and how many they are."""
+def _listed(source: Path, out: Path, most: int, seed: int = 0) -> tuple[Path, int, str]:
+    """A list of at most so many of a folder's images, drawn at random; how many they are; what is passed over."""
     paths = find_images([source])
     chosen = np.sort(np.random.default_rng([5, seed]).permutation(len(paths))[:most])
     out.parent.mkdir(parents=True, exist_ok=True)
     lines = [str(Path(paths[int(i)]).resolve()) for i in chosen]
     out.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogateescape")
-    return out, len(lines)
+    return out, len(lines), str(paths.passed) if paths.passed else ""

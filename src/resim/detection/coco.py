@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from resim.detection.locate import locate_files
 from resim.detection.objects import Annotated, make_record
 from resim.detection.records import DetectionData
 from resim.detection.repair import Repairs, finite, nothing_left, sound_size
@@ -44,17 +44,19 @@ def read_coco(
     labels = {number: label for label, number in enumerate(category_ids, start=1)}
     repairs = Repairs()
     folders = _folders(path, images)
-    finder = Finder(folders)
+    located = locate_files((image["file_name"] for image in content["images"]), folders)
     by_image = _by_image(content, path, repairs)
     with_masks = any(entry.get("segmentation") for entry in content["annotations"])
 
     records = []
     for image_id, image in _images(content, path, repairs).items():
-        name = image["file_name"]
-        found, fault = finder.find(name)
+        place = located[image["file_name"]]
+        found = place.path
         if found is None:
-            repairs.add("missing-image", file=str(path), image_id=image_id, detail=fault)
+            repairs.add("missing-image", file=str(path), image_id=image_id, detail=place.fault)
             continue
+        if place.note:
+            repairs.add("other-name", file=str(path), image_id=image_id, detail=place.note)
         said = finite([image.get("width"), image.get("height")])
         size = sound_size(
             found,
@@ -82,9 +84,8 @@ def read_coco(
         )
     repairs.stop_if(strict)
     if not records:
-        where = ", ".join(map(str, folders)) or "no folder"
-        if path.with_suffix(".tar").is_file():
-            where += f"; unpack {path.with_suffix('.tar').name} and name the folder"
+        packed = f"unpack {path.stem}.tar and " if path.with_suffix(".tar").is_file() else ""
+        where = f"{', '.join(map(str, folders)) or 'no folder'}; {packed}name the images' folder with --images-in"
         raise nothing_left(str(path), repairs, f"no image that can be used (looked in {where})")
     if not any(len(record) for record in records):
         raise nothing_left(str(path), repairs, f"no annotated object in its {len(records)} images")
@@ -98,33 +99,6 @@ def read_coco(
         keypoint_labels=keypoint_labels,
         repairs=repairs,
     )
-
-
-class Finder:
-    """Image files by name: directly in the folders, else anywhere below them. These are walked once, if need be."""
-
-    def __init__(self, folders: Sequence[Path]) -> None:
-        self._folders = [os.fspath(folder) for folder in folders]
-        self._below: dict[str, list[str]] | None = None
-
-    def find(self, name: str) -> tuple[str | None, str]:
-        """The path of an image, or None and why not."""
-        for folder in self._folders:
-            path = os.path.join(folder, name)  # noqa: PTH118 - strings: a hundred thousand Path objects are slow
-            if os.path.isfile(path):  # noqa: PTH113
-                return path, ""
-        if self._below is None:
-            self._below = {}
-            for folder in self._folders:
-                for at, _, files in os.walk(folder):
-                    for file in files:
-                        self._below.setdefault(file, []).append(os.path.join(at, file))  # noqa: PTH118
-        # a name with folders must agree in these too: train/1.jpg is not val/1.jpg
-        tail = os.sep + os.path.normpath(name)
-        same = sorted({path for path in self._below.get(Path(name).name, ()) if path.endswith(tail)})
-        if len(same) == 1:
-            return same[0], ""
-        return None, f"{name}: {len(same)} files of this name, {same[0]} and {same[1]}" if same else name
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -231,4 +205,5 @@ def _folders(path: Path, images: str | Path | Sequence[str | Path] | None) -> li
         split = split.removeprefix(prefix)
     roots = [path.parent.parent, path.parent] if path.parent.name == "annotations" else [path.parent]
     usual = [root / name for root in roots for name in (f"images/{split}", split, path.stem, "images")]
-    return [folder for folder in [*usual, *roots] if folder.is_dir()]
+    there = {folder.resolve(): folder for folder in reversed([*usual, *roots]) if folder.is_dir()}
+    return list(reversed(there.values()))

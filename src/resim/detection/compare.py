@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from resim.detection.bad_images import without_remembered
 from resim.detection.bootstrap import average_precision, match, paired_interval, resampled
 from resim.detection.config import DetectorConfig, DetectRecipe, DetectRun
 from resim.detection.evaluate import read_scores
@@ -192,6 +193,7 @@ def _differences(
 ) -> tuple[Difference, ...]:
     if len(folders) < 2:
         return ()
+    val = without_remembered(val, [folder for runs in folders.values() for folder in runs])
     ids = {record.image_id for record in val.records}
     under: dict[str, np.ndarray] = {}
     plain: dict[str, float] = {}

@@ -226,6 +226,8 @@ class DetectRun:
     """Steps between two readings of the metrics (a line is written for every step all the same)."""
     checkpoint_minutes: float = 15.0
     """Minutes between two checkpoints; 0: after every step."""
+    max_bad_share: float = 0.1
+    """Stop when more than this share of the files read, or of the images evaluated on, cannot be decoded."""
     stop_after: int = 0
     """Stop cleanly after this many steps of this invocation, with a checkpoint; 0: run to the end."""
 
@@ -233,7 +235,7 @@ class DetectRun:
         check_fields(self)
         at_least = {
             "images_per_pass": 0, "eval_images": 1, "workers": -1, "eval_every": 0, "log_every": 1,
-            "checkpoint_minutes": 0, "stop_after": 0,
+            "checkpoint_minutes": 0, "max_bad_share": 0, "stop_after": 0,
         }  # fmt: skip
         _at_least(self, at_least)
         if self.workers > 512:

@@ -6,6 +6,7 @@ Shapes: n detections, H x W pixels of an image, K keypoints.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from resim.detection.checkpoint import load_detector
 from resim.detection.records import DetectionData
 from resim.detection.samples import DetectionBatch, Sample, TestSet, collate_samples, read_samples
+from resim.detection.yolo_files import open_yolo, split_images
 from resim.errors import UserError
 from resim.pictures.detections import draw_results
 from resim.training.checkpoints import write_atomically
@@ -40,6 +42,7 @@ def detect(
     batch: int = 1,
     workers: int = 0,
     seen: Callable[[int], None] | None = None,
+    bad: dict[str, str] | None = None,
 ) -> list[Result]:
     """Run a detector over all images, shared among the processes.
 
@@ -51,9 +54,13 @@ def detect(
         batch: images together.
         workers: processes that decode.
         seen: called with the number of images done by this process.
+        bad: takes the paths of the images that cannot be decoded, of all processes, and why; None: these raise.
 
     Returns:
         The detections of all images, on every process, in the order of the data.
+
+    Raises:
+        UserError: an image that cannot be decoded, where `bad` is None.
     """
     positions = list(range(processes.rank, len(data), processes.count))
     order: Any = [positions[start : start + batch] for start in range(0, len(positions), batch)]
@@ -61,14 +68,25 @@ def detect(
     was_training = model.training
     model.eval()
     found: dict[int, list[Result]] = {}
+    faults: dict[str, str] = {}
     try:
-        for images in read_samples(loader):
+        for batch_read in loader if bad is not None else read_samples(loader):
+            for sample in batch_read.samples:
+                if sample.fault:
+                    found[sample.index] = []
+                    faults[data.records[sample.index].image] = sample.fault
+            images = DetectionBatch([sample for sample in batch_read.samples if not sample.fault])
+            if not len(images):
+                continue
             for sample, output in zip(images.samples, run(model, images, processes.device, precision), strict=True):
                 found[sample.index] = to_results(output, data.records[sample.index].image_id, data.category_ids)
             if seen is not None:
                 seen(len(found))
     finally:
         model.train(was_training)
+    if bad is not None:
+        for part in processes.gather_objects(faults):
+            bad |= part
     together: dict[int, list[Result]] = {}
     for part in processes.gather_objects(found):
         together |= part
@@ -130,7 +148,8 @@ def predict_images(
 
     Args:
         model: a fine-tuning's folder or checkpoint.
-        images: images, folders of them, or lists of paths.
+        images: images, folders of them, lists of paths, or a YOLO data set's `data.yaml`, whose `val` images (else
+            `test`, `train`) are taken.
         out: folder. `results.json` has COCO results whose `image_id` is the image's path; `classes.json` the names of
             its category ids; each picture has its image's name, numbered where two would have the same.
         threshold: score from which a detection is drawn; `results.json` has all.
@@ -143,7 +162,9 @@ def predict_images(
     Raises:
         UserError: no images, no detector, or a folder that cannot be written to, holds a run or the images themselves.
     """
-    paths = find_images(images)
+    paths = find_images(_pictures(images))
+    if note := paths.note():
+        print(note)
     _check_out(out, paths)
     results: list[Result] = []
     passed_over = []
@@ -155,7 +176,7 @@ def predict_images(
             try:
                 pixels = np.array(Photo(path).decode())
             except BadImageError as error:
-                passed_over.append(f"{path}: {error}")
+                passed_over.append(f"{path}\t{error}")
                 continue
             sample = Sample(torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), {}, 0, 0, 0)
             with torch.inference_mode():
@@ -169,8 +190,28 @@ def predict_images(
         text = json.dumps(content)
         write_atomically(out / name, lambda file, text=text: file.write(text.encode()))
     if passed_over:
-        print(f"{len(passed_over)} images could not be decoded and were passed over, the first is {passed_over[0]}")
+        text = "".join(f"{line}\n" for line in passed_over)
+        write_atomically(out / "bad_files.txt", lambda file: file.write(os.fsencode(text)))
+        first = passed_over[0].replace("\t", ": ", 1)
+        told = f"{len(passed_over)} images could not be decoded and were passed over, the first is {first}"
+        print(f"{told}; see {out / 'bad_files.txt'}")
     return results
+
+
+def _pictures(sources: Sequence[str | Path]) -> list[str | Path]:
+    """The sources, and in place of a YOLO data set's file the images of a split."""
+    found: list[str | Path] = []
+    for source in sources:
+        path = Path(source).expanduser()
+        if path.suffix.lower() not in (".yaml", ".yml") or not path.is_file():
+            found.append(source)
+            continue
+        data = open_yolo(path, ("",))  # the names of its classes are not needed
+        split = next((name for name in ("val", "test", "train") if data.splits.get(name)), "val")
+        images, odd = split_images(data, split)
+        print(f"{path}: {len(images)} images of {split}" + (f", {len(odd)} are not as it says" if odd else ""))
+        found += images
+    return found
 
 
 def _check_out(out: Path, paths: Sequence[str]) -> None:

@@ -79,7 +79,7 @@ class DetectionData:
     records: tuple[Record, ...]
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
-    kind: Literal["coco", "voc", "cityscapes"]
+    kind: Literal["coco", "voc", "cityscapes", "yolo"]
     source: str
     keypoint_names: tuple[str, ...] = ()
     keypoint_labels: tuple[int, ...] = ()

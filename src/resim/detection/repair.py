@@ -17,6 +17,7 @@ OVERHANG = 1.0  # pixels that a box may stick out of its image: COCO's own do, b
 # kind: (what is wrong, what is done about it)
 KINDS: dict[str, tuple[str, str]] = {
     "missing-image": ("image files not found", "images skipped"),
+    "other-name": ("file names that are not quite those of the files", "the only file that fits is taken"),
     "unreadable-image": ("image files that cannot be decoded", "images skipped"),
     "image-size": ("image files of another size than their annotation says", "images skipped"),
     "missing-annotation": ("images without a readable annotation file", "images skipped"),
@@ -24,8 +25,12 @@ KINDS: dict[str, tuple[str, str]] = {
     "unknown-image": ("annotations of images that are not listed", "dropped"),
     "unknown-category": ("annotations of unknown categories", "dropped"),
     "not-finite": ("annotations with missing, NaN or infinite numbers", "dropped"),
+    "no-shares": ("YOLO lines whose numbers are no shares of the image, 0 to 1", "dropped"),
+    "keypoints-left-out": ("objects with keypoints, which are not read from YOLO files", "their boxes are read"),
     "zero-area": ("boxes of zero area", "dropped"),
     "outside": ("boxes wholly outside their image", "dropped"),
+    "corners-reversed": ("boxes with their corners in reverse order", "put in order"),
+    "odd-flag": ("flags that are neither yes nor no", "taken as no"),
     "overhang": ("boxes that reach outside their image", "clipped"),
     "short-polygon": ("polygons with fewer than three points", "polygon dropped, a box stays"),
     "bad-mask": ("masks that do not fit their image or are not COCO segmentations", "mask dropped, a box stays"),

@@ -21,10 +21,11 @@ from resim.detection.records import DetectionData, Record
 from resim.errors import UserError
 from resim.views.crops import sample_generator
 from resim.views.decode import BadImageError, Photo
-from resim.views.loader import epoch_order
+from resim.views.loader import BadFile, epoch_order
 
 Target = dict[str, Tensor]
 
+_TRIES = 20  # images in a row that may be undecodable
 SMALLEST = 0.01  # px: a thinner box may have no extent left in single precision, once flipped and resized
 
 
@@ -43,7 +44,9 @@ class Sample:
     seed: int
     """Of the regions that the losses sample."""
     fault: str = ""
-    """Why it cannot be decoded."""
+    """Why it cannot be decoded, nor any that was drawn in its place."""
+    bad: tuple[BadFile, ...] = ()
+    """Files that were passed over for it."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class TrainingSet(Dataset[Sample]):
     """Images with their objects by (epoch, index): flipped or not, to be seen at one of the sizes.
 
     Crowd regions are left out, and objects marked difficult unless they are asked for. Boxes end at the image's edge.
+    An image that cannot be decoded is replaced by another draw of that sample's, of the same shape, upright or lying.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class TrainingSet(Dataset[Sample]):
         self.records, self.config, self.seed = data.records, images, seed
         self.masks, self.keypoints = masks, keypoints
         self.swaps = keypoint_swaps(data.keypoint_names)
+        self._lying = np.array([record.width >= record.height for record in self.records], dtype=bool)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -92,16 +97,24 @@ class TrainingSet(Dataset[Sample]):
         flip = bool(generator.random() < self.config.flip)
         size = self.config.min_sizes[int(generator.integers(len(self.config.min_sizes)))]
         seed = int(generator.integers(2**62))
+        bad: list[BadFile] = []
+        pixels = None
+        while pixels is None:
+            record = self.records[index]
+            try:
+                pixels = read_pixels(record)
+            except BadImageError as error:
+                bad.append(BadFile(record.image, str(error)))
+                if len(bad) == _TRIES:
+                    return Sample(torch.empty(0), {}, index, size, seed, fault=str(error), bad=tuple(bad))
+                alike = np.flatnonzero(self._lying == self._lying[index])
+                index = int(alike[generator.integers(len(alike))])
         record = self.records[index]
-        try:
-            pixels = read_pixels(record)
-        except BadImageError as error:
-            return Sample(torch.empty(0), {}, index, size, seed, fault=str(error))
         target = self._target(record)
         image = torch.from_numpy(pixels).permute(2, 0, 1)
         if flip:
             image, target = self._flipped(image, target, record.width)
-        return Sample(image.contiguous(), target, index, size, seed)
+        return Sample(image.contiguous(), target, index, size, seed, bad=tuple(bad))
 
     def _target(self, record: Record) -> Target:
         keep = objects_to_learn(record, difficult=self.config.difficult, masks=self.masks)
@@ -196,13 +209,15 @@ def read_samples(loader: Any) -> Generator[DetectionBatch, None, None]:
     """The loader's batches.
 
     Raises:
-        UserError: an image that cannot be decoded.
+        UserError: an image that cannot be decoded, nor in training those drawn in its place.
     """
     for batch in loader:
         for sample in batch.samples:
             if sample.fault:
                 path = loader.dataset.records[sample.index].image
-                raise UserError(f"{path}: cannot be decoded ({sample.fault}): mend it, or take it out of the data set")
+                others = f"; {len(sample.bad)} images in a row cannot be decoded" if len(sample.bad) > 1 else ""
+                remedy = f"mend it, or take it out of the data set{others}"
+                raise UserError(f"{path}: cannot be decoded ({sample.fault}): {remedy}")
         yield batch
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from resim.detection import bad_images
 from resim.detection.checkpoint import check_same_run, detector_state
 from resim.detection.config import DetectRecipe, DetectRun
 from resim.detection.detector import build_detector, freeze_stages
@@ -87,7 +88,7 @@ def train_detector(
         weights = read_weights(init) if needed else None
         recipe = dataclasses.replace(recipe, detector=resolve(recipe.detector, weights))
         check_tasks(recipe.detector, data)
-        data = usable(data, recipe)
+        whole, data = data, usable(data, recipe)
         val = None if val is None else with_classes_of(val, data.classes, data.category_ids, data.source)
         out = Path(processes.gather_objects(run.out or run_folder.default_folder(recipe))[0])
         run_folder.check_folder(out, resume=run.resume)
@@ -95,6 +96,13 @@ def train_detector(
         state = run_folder.open_run(out, recipe, resume=run.resume)
         precision = state["precision"] if state else choose_precision(run.precision, processes.device)
         precision = processes.gather_objects(precision)[0]
+        gone = 0  # images that could not be decoded and are not in the data any more
+        if state and fingerprint(data) != state["data"]["hash"]:
+            whole, before = bad_images.put_back(out, "train", whole), len(whole)
+            data, gone = usable(whole, recipe), len(whole) - before
+        if state and val is not None and fingerprint(val) != state["data"]["val_hash"]:
+            val, before = bad_images.put_back(out, "val", val), len(val)
+            gone += len(val) - before
         told = {"source": data.source, "images": len(data), "objects": data.num_objects, "hash": fingerprint(data)}
         told |= {"val": None if val is None else val.source, "val_hash": None if val is None else fingerprint(val)}
         told |= {"init_hash": None if weights is None else weights_fingerprint(weights)}
@@ -113,7 +121,10 @@ def train_detector(
                 out, recipe, resolved, told, kind="detect", init=str(init), processes=processes.count,
                 classes=data.classes, weights=dataclasses.asdict(report),
             )  # fmt: skip
-        tuning = _Tuning(recipe, run, data, val, stepper, out, told, str(init), origin_of(weights, state))
+        bad_files = run_folder.BadFiles(out, processes, run.max_bad_share)
+        tuning = _Tuning(
+            recipe, run, data, val, stepper, out, told, str(init), origin_of(weights, state), whole, bad_files, gone
+        )
         return tuning.go(state, report, signals, show=show, watch=watch)
 
 
@@ -131,6 +142,11 @@ class _Tuning:
     init: str
     origin: dict[str, str]
     """Licence and origin of the weights that it began with, which go with what is made of them."""
+    whole: DetectionData
+    """What is trained on as it was read, with the images that the recipe leaves out."""
+    bad_files: run_folder.BadFiles
+    gone: int
+    """Images that could not be decoded and have been taken out since."""
 
     def go(
         self, state: dict[str, Any] | None, report: InitReport, signals: list[int], *, show: bool, watch: Watch | None
@@ -141,6 +157,7 @@ class _Tuning:
 
         def take_step(batch: DetectionBatch, step: int) -> tuple[float, dict[str, Tensor]]:
             """One batch, one step of SGD; the learning rate and the numbers of the step."""
+            self._count_bad(batch)
             lr = tune.learning_rate(step)
             for group in self.stepper.optimizer.param_groups:
                 group["lr"] = lr
@@ -150,6 +167,7 @@ class _Tuning:
             """Save the state after `done` steps; where an evaluation is due, once more after it."""
             if self.recipe.detector.norm == "batch":
                 self._average_statistics()
+            self._list_bad()
             self._save(done, evaluated=False)
             if self._is_due(done):
                 self._evaluate(done, progress, workers)
@@ -168,6 +186,10 @@ class _Tuning:
                 None if state else report,
             ):  # fmt: skip
                 progress.say(line)
+            if self.gone:
+                progress.say(
+                    f"{self.gone} images that could not be decoded are gone: the run goes on as if they were there"
+                )
             if state and not state["evaluated"] and self._is_due(step):
                 self._evaluate(step, progress, workers)  # it was stopped between a checkpoint and its evaluation
                 self._save(step, evaluated=True)
@@ -176,6 +198,7 @@ class _Tuning:
                 every=self._every,
             )  # fmt: skip
             log.close()
+            self._list_bad()
             if first:
                 self._close(progress, step, end)
         scores = read_scores(self.out)
@@ -192,6 +215,21 @@ class _Tuning:
         pin = processes.device.type == "cuda"
         loader = make_loader(dataset, order, workers=workers, pin_memory=pin, join=collate_samples)
         return read_samples(loader)
+
+    def _count_bad(self, batch: DetectionBatch) -> None:
+        """Count and list what could not be decoded; too much of it stops the run."""
+        bad = {file.path: file.reason for sample in batch.samples for file in sample.bad}
+        try:
+            self.bad_files.seen(len(batch), bad)
+        except UserError:
+            bad_images.remember(self.out, "train", self.whole, self.bad_files.found)
+            raise
+
+    def _list_bad(self) -> None:
+        """Bring the lists of files that cannot be decoded up to date. All processes must call it."""
+        self.bad_files.write()
+        if self.stepper.processes.first and self.bad_files.found:
+            bad_images.remember(self.out, "train", self.whole, self.bad_files.found)
 
     @property
     def _every(self) -> int:
@@ -219,17 +257,22 @@ class _Tuning:
                 self._average_statistics()
         if self.val is None:
             return
+        bad: dict[str, str] = {}
         with progress.aside(f"evaluation after step {done}", -(-len(self.val) // processes.count)) as seen:
             results = detect(
                 stepper.model, self.val, processes, precision=stepper.precision, batch=self.run.eval_images,
-                workers=workers, seen=seen,
+                workers=workers, seen=seen, bad=bad,
             )  # fmt: skip
+        self.bad_files.add(bad)
+        if processes.first and bad:
+            bad_images.remember(self.out, "val", self.val, bad)
+        val, note = bad_images.scored_part(self.val, bad, self.run.max_bad_share)
         if processes.first:
-            scores = official_scores(self.val, results, kinds_of(config))
-            for line in lines(scores, self.val):
+            scores = official_scores(val, results, kinds_of(config))
+            for line in [*([note] if note else ()), *lines(scores, val)]:
                 progress.say(f"after step {done}: {line}")
             name, title = self.init, self.recipe.name
-            write_evaluation(self.out, self.val, results, scores, step=done, name=name, title=title, go_on=True)
+            write_evaluation(self.out, val, results, scores, step=done, name=name, title=title, go_on=True)
 
     def _save(self, done: int, *, evaluated: bool) -> None:
         if not self.stepper.processes.first:
@@ -245,6 +288,9 @@ class _Tuning:
         metrics = self.out / "metrics.jsonl"
         if metrics.exists() and metrics.stat().st_size:
             draw_curves(metrics, self.out / "curves.png", title=f"{self.recipe.name}, {self.init}")
+        if self.bad_files.found:
+            count, listed = len(self.bad_files.found), self.out / "bad_files.txt"
+            progress.say(f"{count} files could not be decoded; in training they were replaced by others: see {listed}")
         if step < end:
             progress.say(f"stopped after step {step} of {end}, saved; go on with --out {self.out} --resume")
             return

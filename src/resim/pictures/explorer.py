@@ -36,7 +36,10 @@ class Explorer:
             raise UserError(f"--images {folder}: is no folder")
         self.folder, self.networks, self.max_side = folder, tuple(networks), max_side
         self._paths: dict[str, str] = {}
-        for path in find_images([folder]):
+        found = find_images([folder])
+        self.note = found.note()
+        """What of the folder is passed over and why; empty where nothing is."""
+        for path in found:
             name = printable(Path(path).relative_to(folder).as_posix())
             self._paths[f"{name} ({len(self._paths) + 1})" if name in self._paths else name] = path
         self.photograph = functools.lru_cache(_KEPT)(self._photograph)

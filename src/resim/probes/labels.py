@@ -32,6 +32,8 @@ class ProbeImages:
     labels: np.ndarray | None
     """(N,) int64, positions in `classes`; None: the images have no classes."""
     classes: tuple[str, ...]
+    note: str = ""
+    """What of a folder is passed over, and why."""
 
     def __len__(self) -> int:
         return len(self.refs)
@@ -182,6 +184,10 @@ def _read_folder(path: str) -> ProbeImages:
     paths = find_images(path)
     if not Path(path).is_dir():
         return _unlabelled(path, paths)
+    return replace(_by_class_folders(path, paths), note=paths.note())
+
+
+def _by_class_folders(path: str, paths: PathList) -> ProbeImages:
     below = [PurePath(os.path.relpath(name, path)).parts for name in paths]
     if any(len(parts) == 1 for parts in below) or len({parts[0] for parts in below}) < 2:
         return _unlabelled(path, paths)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from resim.errors import UserError
-from resim.views.folder import EXTENSIONS
+from resim.views.folder import EXTENSIONS, has_pictures
 
 _LONGEST_CLASS = 1024  # bytes of a .cls file
 
@@ -32,13 +32,16 @@ class TarImage:
 def find_shards(path: str) -> list[str]:
     """The tar files that a path, a folder or a pattern stands for; none if it stands for something else.
 
+    A folder with pictures in it stands for these, as in `find_images`.
+
     Raises:
         UserError: a tar that is not there, or a compressed one.
     """
     if path.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
         raise UserError(f"{path}: a compressed tar cannot be read at random: unpack it to a .tar")
     if Path(path).is_dir():
-        return sorted(str(file) for file in Path(path).glob("*.tar"))
+        tars = sorted(str(file) for file in Path(path).glob("*.tar"))
+        return [] if tars and has_pictures(path) else tars
     if path.lower().endswith(".tar"):
         found = [path] if Path(path).exists() else sorted(glob.glob(path))  # noqa: PTH207
         if not found:

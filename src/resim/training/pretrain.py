@@ -93,7 +93,7 @@ def pretrain(
     optim = recipe.optim
     with start_processes(run.device) as processes, catch_termination() as signals, contextlib.ExitStack() as held:
         paths = find_images(sources)
-        steps = _steps_per_epoch(recipe, len(paths), processes)
+        steps = _steps_per_epoch(recipe, paths, processes)
         out = Path(processes.gather_objects(run.out or run_folder.default_folder(recipe))[0])
         run_folder.check_folder(out, resume=run.resume)
         held.enter_context(run_folder.hold(out, processes))
@@ -163,7 +163,7 @@ def pretrain(
         ):
             log = Log(out, processes, progress, batch_size=optim.batch_size, steps=steps)
             log.start(step)
-            _greet(progress, recipe, processes, precision, data, out, step, steps, workers)
+            _greet(progress, recipe, processes, precision, data, out, step, steps, workers, paths.note())
 
             def take_step(batch: PairBatch, step: int) -> tuple[float, dict[str, Tensor]]:
                 """One batch, one step of SGD; the learning rate and the numbers of the step."""
@@ -192,12 +192,14 @@ def pretrain(
     return RunResult(out, step, finished=step >= end)
 
 
-def _steps_per_epoch(recipe: Recipe, images: int, processes: Processes) -> int:
+def _steps_per_epoch(recipe: Recipe, paths: PathList, processes: Processes) -> int:
+    images = len(paths)
     batch, group = recipe.optim.batch_size, recipe.model.group_size
     if images < batch:
         fits = max(images // group * group, 0)
         remedy = f"--batch-size {fits}" if fits else f"--batch-size {images} --group-size {images}"
-        raise UserError(f"{images} images are fewer than one batch of {batch}: set {remedy}, or add images")
+        others = f"; {paths.passed}" if paths.passed else ""
+        raise UserError(f"{images} images are fewer than one batch of {batch}: set {remedy}, or add images{others}")
     if batch % (processes.count * group):
         raise UserError(
             f"a batch of {batch} over {processes.count} processes is no whole number of groups of {group} in each: "
@@ -237,7 +239,7 @@ def _state(
 
 def _greet(
     progress: Progress, recipe: Recipe, processes: Processes, precision: str, data: dict[str, Any], out: Path,
-    step: int, steps: int, workers: int,
+    step: int, steps: int, workers: int, note: str,
 ) -> None:  # fmt: skip
     model, optim = recipe.model, recipe.optim
     device = torch.cuda.get_device_name(processes.device) if processes.device.type == "cuda" else "CPU"
@@ -251,6 +253,8 @@ def _greet(
         f"on {processes.count} x {device}, {how}, {workers} loader processes; the run's folder is {out}"
         + (f"; resumed after step {step}" if step else "")
     )
+    if note:
+        progress.say(note)
     if model.queue_size > data["images"]:
         fitting = 2 ** int(math.log2(data["images"]))
         progress.say(

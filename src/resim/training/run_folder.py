@@ -5,6 +5,7 @@ resumed.jsonl       versions, git state and command of every --resume
 metrics.jsonl       one line a step
 probes.jsonl        one line a reading of the probes
 bad_files.txt       files that could not be decoded, with the reason
+bad_images.json     of a fine-tuning: the annotations of such images
 checkpoints/        last.pt, and epoch_0020.pt, epoch_0040.pt, ...
 pictures/           view pairs with their windows, an epoch
 tensorboard/
@@ -156,6 +157,12 @@ class BadFiles:
                 f"{self._failed} of {self._read} files read cannot be decoded, more than --max-bad-share "
                 f"{self.max_share:g}: see {self.out / 'bad_files.txt'}, for example {path} ({reason})"
             )
+
+    def add(self, bad: dict[str, str]) -> None:
+        """List files (path: reason) that are the same on every process and no part of the share."""
+        self.found |= bad
+        if self.processes.first:
+            self._list(self.found)
 
     def write(self) -> int:
         """Bring bad_files.txt up to date, with all the processes' files; how many there are. All must call it."""

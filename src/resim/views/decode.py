@@ -9,9 +9,10 @@ from types import ModuleType
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from resim.views.shards import open_bytes
+from resim.views.tones import Samples, dark_fault, gray_8_bits, samples_of, tiff_fault
 
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
@@ -36,14 +37,17 @@ class Photo:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 image = Image.open(open_bytes(path) if isinstance(path, str) else path)
+                samples = samples_of(image)
                 if image.format == "TIFF":  # Pillow turns it upright by itself, and its size by then at the latest
                     image.load()
                 orientation = image.getexif().get(_ORIENTATION, 1)
         except Exception as error:  # decoders raise what they like; one file must not stop a run
             if image is not None:
                 image.close()
-            raise BadImageError(f"{type(error).__name__}: {error}") from None
-        self._image = image
+            fault = tiff_fault(path) if isinstance(error, UnidentifiedImageError) else ""
+            raise BadImageError(fault or f"{type(error).__name__}: {error}") from None
+        self._image, self._samples = image, samples
+        self._name = path if isinstance(path, str) else "an image of an archive"
         self._upright = orientation == 1
         width, height = image.size
         self.width, self.height = (height, width) if orientation in _SIDEWAYS else (width, height)
@@ -55,8 +59,10 @@ class Photo:
     def decode(self, reduction: float = 1.0) -> Image.Image:
         """Upright RGB pixels, of the full size or, for a JPEG, smaller by at most `reduction` in each direction.
 
-        JPEG decoders scale by 1/2, 1/4 and 1/8 for a fraction of the time. Gray, palette, CMYK, 16-bit and transparent
-        images become 8-bit RGB; of an animation the first frame is taken.
+        JPEG decoders scale by 1/2, 1/4 and 1/8 for a fraction of the time. Gray, palette, CMYK, 16-bit, 32-bit, float
+        and transparent images become 8-bit RGB (`tones` has the rule for wide samples); transparency is dropped, but
+        where all colours are the same, so that the picture is in the transparency alone, it is laid on white, or on
+        black where it is light. Of an animation the first frame is taken.
 
         Raises:
             BadImageError: the pixels cannot be decoded.
@@ -68,7 +74,7 @@ class Photo:
                     width, height = image.size
                     scale = next(s for s in (8, 4, 2) if s <= reduction)
                     image.draft("RGB", (max(1, width // scale), max(1, height // scale)))
-                return _to_rgb(ImageOps.exif_transpose(image))
+                return _to_rgb(ImageOps.exif_transpose(image), self._samples, self._name)
         except Exception as error:
             raise BadImageError(f"{type(error).__name__}: {error}") from None
 
@@ -103,13 +109,31 @@ def _simplejpeg() -> ModuleType | None:
         return None
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, samples: Samples, name: str) -> Image.Image:
+    image.load()
+    fault = dark_fault(image, samples)
+    if fault:
+        raise ValueError(fault)
     if image.mode == "RGB":
-        image.load()
         return image
-    if image.mode == "I" or image.mode.startswith("I;16"):  # 16 bits a pixel; a plain conversion would clip them
-        wide = np.asarray(image).astype(np.float64)
-        return Image.fromarray((wide / 257).clip(0, 255).round().astype(np.uint8)).convert("RGB")
-    if image.mode in ("P", "PA"):
-        return image.convert("RGBA").convert("RGB")
-    return image.convert("RGB")
+    # a plain conversion would clip wide samples: floats of 0 to 1 all to black
+    is_wide = image.mode in ("I", "F") or image.mode.startswith("I;16")
+    if is_wide or (image.mode == "L" and samples.kind == "signed"):
+        return Image.fromarray(gray_8_bits(np.asarray(image), samples, name)).convert("RGB")
+    if image.mode in ("P", "PA", "LA", "La", "RGBa") or (image.mode != "RGBA" and "transparency" in image.info):
+        image = image.convert("RGBA")
+    return _without_alpha(image) if image.mode == "RGBA" else image.convert("RGB")
+
+
+def _without_alpha(image: Image.Image) -> Image.Image:
+    """The colours as they are; where they are all the same, on a ground against which they show."""
+    colors = image.convert("RGB")
+    (low, high), *others = image.getextrema()  # type: ignore[misc]
+    alpha_low, alpha_high = others[-1]  # type: ignore[misc]
+    if low == high and all(least == most for least, most in others[:-1]) and alpha_low < alpha_high:  # type: ignore[misc]
+        flat = colors.getpixel((0, 0))
+        is_light = sum(flat) > 3 * 127  # type: ignore[arg-type]
+        ground = Image.new("RGB", image.size, (0, 0, 0) if is_light else (255, 255, 255))
+        ground.paste(colors, mask=image.getchannel("A"))
+        return ground
+    return colors

@@ -11,6 +11,7 @@ import numpy as np
 
 from resim.errors import UserError
 from resim.views.shards import is_shard, list_shard, member_path, split_member_path
+from resim.views.walk import PassedOver, ending_of, walk_files
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 
@@ -18,9 +19,11 @@ EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp
 class PathList(Sequence[str]):
     """Paths in one block of bytes: a million of them cost what their letters cost, also in every loader process."""
 
-    def __init__(self, paths: Sequence[str], shards: Sequence[int] = ()) -> None:
+    def __init__(self, paths: Sequence[str], shards: Sequence[int] = (), passed: PassedOver | None = None) -> None:
         self.shards = tuple(shards)
         """Where all the images lie in shards: how many in each, one shard after the other."""
+        self.passed = passed or PassedOver()
+        """Files of the folders that are not among the images, by reason."""
         encoded = [os.fsencode(path) for path in paths]
         self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         self._ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
@@ -34,6 +37,10 @@ class PathList(Sequence[str]):
         start = self._ends[index - 1] if index else 0
         return os.fsdecode(self._bytes[start : self._ends[index]].tobytes())
 
+    def note(self) -> str:
+        """A line of what is passed over and why, with the number of images; empty where nothing is."""
+        return f"{len(self):,} image{'s' if len(self) != 1 else ''}; {self.passed}" if self.passed else ""
+
     def fingerprint(self) -> str:
         """A hash of the files' names in their order, without their folders: a data set that moved keeps it."""
         digest = hashlib.sha256()
@@ -46,9 +53,10 @@ def find_images(sources: str | Path | Sequence[str | Path]) -> PathList:
     """Every image file below the given folders, in files given by name, and in text files of paths.
 
     Folders are read to any depth and symbolic links are followed, a loop of links only once. Names that start with a
-    dot are passed over. A text file (`.txt`) holds one path a line, relative to itself; blank lines and lines that
-    start with # are passed over. A file found twice counts once. Of a folder without images the tar files (`.tar`) are
-    taken, as `resim pack` writes them, and of these the images in them. No image is opened here.
+    dot, links to nothing and files with other endings are passed over and counted (`PathList.passed`). A text file
+    (`.txt`) holds one path a line, relative to itself; blank lines and lines that start with # are passed over. A file
+    found twice counts once. Of a folder without images the tar files (`.tar`) are taken, as `resim pack` writes them,
+    and of these the images in them; tar files of a folder with images are passed over. No image is opened here.
 
     Raises:
         UserError: a source that does not exist or cannot be read, a listed file that is not there, a tar file that
@@ -61,16 +69,20 @@ def find_images(sources: str | Path | Sequence[str | Path]) -> PathList:
     found: dict[str, str] = {}  # the file, whatever links lead to it: its path as it was found
     real: dict[str, str] = {}
     shards: dict[str, int] = {}
+    passed = PassedOver()
     for source in sources:
         path = os.path.expanduser(os.fspath(source))  # noqa: PTH111 - strings throughout: a million Path objects are slow
         try:
             if os.path.isdir(path):  # noqa: PTH112
-                files = sorted(_walk(path, set()))
+                here = PassedOver()
+                files = sorted(walk_files(path, _is_read, here))
                 images = [file for file in files if not is_shard(file[0])]
                 if images:
-                    _add(found, images, real)
+                    here.repeats += _add(found, images, real)
+                    here.tars = len(files) - len(images)
                 for tar, _ in files if not images else ():
                     _add_shard(found, shards, tar)
+                passed.add(here)
             elif not os.path.exists(path):  # noqa: PTH110
                 raise UserError(f"{source}: there is no such folder or file")
             elif path.lower().endswith(".txt"):
@@ -85,23 +97,42 @@ def find_images(sources: str | Path | Sequence[str | Path]) -> PathList:
             raise UserError(f"{error.filename or source}: cannot be read ({error.strerror})") from None
     if not found:
         kinds = ", ".join(sorted(EXTENSIONS))
-        raise UserError(f"no images found in {', '.join(map(str, sources))}: files ending in {kinds} are read")
+        raise UserError(
+            f"no images found in {', '.join(map(str, sources))}: files ending in {kinds} are read"
+            + (f"; {passed}" if passed else "")
+        )
     in_shards = sum(shards.values()) == len(found)
-    return PathList(list(found.values()), list(shards.values()) if in_shards else ())
+    return PathList(list(found.values()), list(shards.values()) if in_shards else (), passed)
+
+
+def has_pictures(folder: str) -> bool:
+    """Whether a picture lies below a folder, not counting those in tar files."""
+    return next(walk_files(folder, _is_image, PassedOver()), None) is not None
 
 
 def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in EXTENSIONS  # noqa: PTH122
+    return ending_of(name) in EXTENSIONS
 
 
-def _add(found: dict[str, str], files: Iterable[tuple[str, bool]], real: dict[str, str]) -> None:
-    """Add files not found before; `real` remembers where folders really are: to ask for every file would be slow."""
+def _is_read(name: str) -> bool:
+    return _is_image(name) or is_shard(name)
+
+
+def _add(found: dict[str, str], files: Iterable[tuple[str, bool]], real: dict[str, str]) -> int:
+    """Add files not found before, and count the others.
+
+    `real` remembers where folders really are: to resolve every file would be slow.
+    """
+    repeats = 0
     for path, is_link in files:
         folder, name = os.path.split(path)
         if folder not in real:
             real[folder] = os.path.realpath(folder)
         file = os.path.join(real[folder], name)  # noqa: PTH118
-        found.setdefault(os.path.realpath(file) if is_link else file, path)
+        key = os.path.realpath(file) if is_link else file
+        repeats += key in found
+        found.setdefault(key, path)
+    return repeats
 
 
 def _add_shard(found: dict[str, str], shards: dict[str, int], tar: str) -> None:
@@ -110,22 +141,6 @@ def _add_shard(found: dict[str, str], shards: dict[str, int], tar: str) -> None:
         members = [member_path(tar, member) for member in list_shard(tar, _is_image)]
         shards[file] = len(members)
         found.update((member, member) for member in members)
-
-
-def _walk(folder: str, above: set[tuple[int, int]]) -> Iterator[tuple[str, bool]]:
-    """Images and tars below `folder`, and whether they are links; `above`: folders on the way, so that a loop ends."""
-    status = os.stat(folder)  # noqa: PTH116
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from _walk(entry.path, above | {identity})
-            elif (_is_image(entry.name) or is_shard(entry.name)) and entry.is_file():
-                yield entry.path, entry.is_symlink()
 
 
 def _listed(path: str) -> Iterator[tuple[str, bool]]:

@@ -1,0 +1,146 @@
+"""The files below a folder, and the count of those that are passed over, by reason."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+# pictures and films by their endings, none of which is read
+UNREAD_FORMATS = frozenset(
+    [
+        *(".3fr", ".arw", ".avi", ".avif", ".bil", ".bip", ".cr2", ".cr3", ".dcm", ".dib", ".dng", ".emf", ".eps"),
+        *(".exr", ".gif", ".hdr", ".heic", ".heif", ".icns", ".ico", ".j2c", ".j2k", ".jp2", ".jpf", ".jpx", ".jxl"),
+        *(".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".nef", ".nrw", ".orf", ".pam", ".pbm", ".pcx", ".pef", ".pfm"),
+        *(".pgm", ".pnm", ".ppm", ".psb", ".psd", ".qoi", ".raf", ".rw2", ".sgi", ".sr2", ".srw", ".svg", ".tga"),
+        *(".webm", ".wmv", ".x3f"),
+    ]
+)
+_MOST_ENDINGS = 6  # that are named one by one
+
+
+@dataclass
+class PassedOver:
+    """Files that a scan of folders leaves out, by reason."""
+
+    endings: Counter[str] = field(default_factory=Counter)
+    """Files by their ending in small letters; "" counts those without one."""
+    tars: int = 0
+    """Tar files in a folder that has pictures."""
+    hidden: int = 0
+    """Folders, and files with an ending that is read, whose name starts with a dot."""
+    dead_links: int = 0
+    """Links to nothing or to themselves."""
+    loops: int = 0
+    """Links to a folder above them."""
+    special: int = 0
+    """Pipes, sockets and devices."""
+    repeats: int = 0
+    """Further paths to a file that is counted already."""
+
+    def __bool__(self) -> bool:
+        return bool(self.reasons())
+
+    def add(self, other: PassedOver) -> None:
+        """Count what another scan left out too."""
+        self.endings.update(other.endings)
+        for name in ("tars", "hidden", "dead_links", "loops", "special", "repeats"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def reasons(self) -> list[str]:
+        """One entry for each reason, with its count."""
+        pictures = {ending: count for ending, count in self.endings.items() if ending in UNREAD_FORMATS}
+        others = {ending: count for ending, count in self.endings.items() if ending not in UNREAD_FORMATS}
+        told = []
+        for counts, one, many in (
+            (pictures, "an image format that is not read", "image formats that are not read"),
+            (others, "no image by its ending", "no images by their endings"),
+        ):
+            if counts:
+                total = sum(counts.values())
+                told.append(f"{_listed(counts)} ({one if total == 1 else many})")
+        told += [f"{self.tars:,} .tar beside pictures (read where they are named)"] if self.tars else []
+        for count, one, many in (
+            (self.hidden, "name that starts with a dot", "names that start with a dot"),
+            (self.dead_links, "link to nothing or to itself", "links to nothing or to themselves"),
+            (self.loops, "link to a folder above it", "links to a folder above them"),
+            (self.special, "pipe, socket or device", "pipes, sockets or devices"),
+            (self.repeats, "further path to the same file", "further paths to the same files"),
+        ):
+            told += [f"{count:,} {one if count == 1 else many}"] if count else []
+        return told
+
+    def __str__(self) -> str:
+        return f"passed over: {', '.join(self.reasons())}"
+
+
+def _listed(counts: dict[str, int]) -> str:
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{count:,} {ending or 'without an ending'}" for ending, count in ranked[:_MOST_ENDINGS]]
+    rest = sum(count for _, count in ranked[_MOST_ENDINGS:])
+    return ", ".join(shown + ([f"{rest:,} others"] if rest else []))
+
+
+def ending_of(name: str) -> str:
+    """The ending of a file's name with its dot, in small letters; "" where there is none."""
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 - strings: a million Path objects are slow
+
+
+def walk_files(
+    folder: str,
+    is_wanted: Callable[[str], bool],
+    passed: PassedOver,
+    above: frozenset[tuple[int, int]] = frozenset(),
+    *,
+    skip_unreadable: bool = False,
+) -> Iterator[tuple[str, bool]]:
+    """Files below `folder` at any depth whose name is wanted, and whether each is a link; in no order.
+
+    Links are followed; a folder that is already on the way down ends there.
+
+    Args:
+        folder: where to start.
+        is_wanted: of a file's name.
+        passed: where everything else is counted.
+        above: device and inode of the folders on the way to this one.
+        skip_unreadable: pass over folders below it that cannot be read.
+
+    Raises:
+        OSError: a folder that cannot be read.
+    """
+    status = os.stat(folder)  # noqa: PTH116
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        passed.loops += 1
+        return
+    try:
+        scan = os.scandir(folder)
+    except PermissionError:
+        if skip_unreadable and above:
+            return
+        raise
+    with scan as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                passed.hidden += is_wanted(entry.name) or _is_folder(entry)
+            elif _is_folder(entry):
+                below = above | {identity}
+                yield from walk_files(entry.path, is_wanted, passed, below, skip_unreadable=skip_unreadable)
+            elif entry.is_symlink() and not os.path.exists(entry.path):  # noqa: PTH110
+                passed.dead_links += 1
+            elif not entry.is_file():
+                passed.special += 1
+            elif is_wanted(entry.name):
+                yield entry.path, entry.is_symlink()
+            else:
+                passed.endings[ending_of(entry.name)] += 1
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        if entry.is_symlink():
+            return False
+        raise

@@ -1,0 +1,113 @@
+"""Folders of labelling tools are recognised, and what is to be typed is said; what is typed then works."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from detection_data import picture, thing, write_coco, xml_object
+
+from resim.detection.read import read_detection
+from resim.errors import UserError
+
+OBJECT = thing(1, 1, 3, (0, 0, 9, 9))
+
+
+def refusal(path: Path, split: str | None = None) -> str:
+    with pytest.raises(UserError) as caught:
+        read_detection(path, split)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def put(path: Path, content: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "maker"),
+    [("_annotations.coco.json", ".", "Roboflow"), ("labels.json", "data", "FiftyOne"), ("annotations.json", ".", "a")],
+)
+def test_coco_files_in_the_folders_of_splits(tmp_path: Path, name: str, images: str, maker: str) -> None:
+    for part in ("valid", "train"):
+        folder = tmp_path / part
+        write_coco(folder, [OBJECT]).rename(folder / name)
+        (folder / "images").rename(folder / "moved")
+        for image in (folder / "moved").iterdir():
+            (folder / images).mkdir(exist_ok=True)
+            image.rename(folder / images / image.name)
+    told = refusal(tmp_path)
+    assert f"this is an export of {maker}" in told
+    assert f"train/{name}, valid/{name}" in told
+    assert told.endswith(f"type resim detect train {tmp_path} --split train --val valid")
+    for part in ("train", "valid"):
+        data = read_detection(tmp_path, part)
+        assert len(data) == 2
+        assert data.repairs.counts == {}
+    assert "no split 'test'; this is an export" in refusal(tmp_path, "test")
+
+
+def test_xml_in_the_folders_of_splits(tmp_path: Path) -> None:
+    for part in ("train", "valid"):
+        picture(tmp_path / part / "a.jpg")
+        put(tmp_path / part / "a.xml", f"<annotation>{xml_object('dog', (1, 1, 9, 9))}</annotation>")
+    assert refusal(tmp_path).endswith(
+        f"train, valid: type resim detect train {tmp_path} --split train --val valid --classes NAME NAME ..."
+    )
+    assert len(read_detection(tmp_path, "train")) == 1
+
+
+def test_several_coco_files_are_named(tmp_path: Path) -> None:
+    for split in ("default", "train"):
+        put(tmp_path / "annotations" / f"instances_{split}.json", {})
+    assert refusal(tmp_path).endswith(f"type resim detect train {tmp_path} --split train --val default")
+
+
+@pytest.mark.parametrize(
+    ("files", "what"),
+    [
+        ({"a.json": {"shapes": [], "imagePath": "a.jpg"}, "b.json": {"shapes": [], "imagePath": "b.jpg"}}, "LabelMe"),
+        ({"metadata.json": {}, "samples.json": {"samples": []}}, "FiftyOne's own form"),
+        ({"annotations.xml": "<annotations><version>1.1</version></annotations>"}, "CVAT's own form"),
+    ],
+)
+def test_folders_of_another_form(tmp_path: Path, files: dict[str, Any], what: str) -> None:
+    for name, content in files.items():
+        put(tmp_path / name, content)
+    told = refusal(tmp_path)
+    assert what in told
+    assert "then type resim detect train" in told
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ({"shapes": [], "imagePath": "a.jpg"}, "LabelMe"),
+        ({"a.jpg123": {"filename": "a.jpg", "regions": []}}, "VIA"),
+        ({"_via_settings": {}, "_via_img_metadata": {}}, "VIA"),
+        ({"items": [], "categories": {}}, "Datumaro"),
+        ({"samples": []}, "FiftyOne"),
+        ([{"image_id": 1, "category_id": 1, "bbox": [], "score": 0.5}], "COCO results"),
+        ([{"id": 1, "data": {}, "annotations": []}], "Label Studio"),
+        ([{"image": "a.jpg", "annotations": []}], "CreateML"),
+    ],
+)
+def test_files_of_another_form(tmp_path: Path, content: Any, what: str) -> None:
+    told = refusal(put(tmp_path / "a.json", content))
+    assert what in told
+    assert "type resim detect" in told
+
+
+@pytest.mark.parametrize("content", [{}, [], [1], "text", {"images": 1}])
+def test_a_json_file_of_no_known_form_is_just_no_coco_file(tmp_path: Path, content: Any) -> None:
+    assert "not a COCO file" in refusal(put(tmp_path / "a.json", json.dumps(content)))
+
+
+def test_nothing_at_all(tmp_path: Path) -> None:
+    assert "looked for COCO" in refusal(tmp_path)
+    put(tmp_path / "annotations.xml", "no xml")
+    assert "looked for COCO" in refusal(tmp_path)
