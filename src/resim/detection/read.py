@@ -20,6 +20,7 @@ def read_detection(
     classes: Sequence[str] | None = None,
     strict: bool = False,
     check_images: bool = True,
+    crowd_as_objects: bool = False,
 ) -> DetectionData:
     """A split of a data set in COCO's, VOC's or Cityscapes' layout.
 
@@ -33,6 +34,7 @@ def read_detection(
         classes: for VOC, the names of the classes if they are not VOC's twenty.
         strict: raise at the first kind of fault instead of repairing.
         check_images: open every image file to compare its size with the annotation.
+        crowd_as_objects: for COCO, take crowd regions (`iscrowd` 1) as objects.
 
     Raises:
         UserError: no layout is recognised, an option does not go with the layout, or what the readers raise.
@@ -47,12 +49,14 @@ def read_detection(
         raise UserError(f"{path}: a folder of images is named, which goes with COCO files only")
     if classes is not None and not is_voc:
         raise UserError(f"{path}: classes are named, which goes with VOC's layout only; other files say their own")
+    if crowd_as_objects and file is None:
+        raise UserError(f"{path}: --crowd-as-objects goes with COCO files only, which have iscrowd: leave it out")
     if is_voc:
         return read_voc(path, split or "trainval", classes=classes, strict=strict, check_images=check_images)
     if is_cityscapes:
         return read_cityscapes(path, split or "train", strict=strict, check_images=check_images)
     assert file is not None
-    return read_coco(file, images, strict=strict, check_images=check_images)
+    return read_coco(file, images, strict=strict, check_images=check_images, crowd_as_objects=crowd_as_objects)
 
 
 def is_data_set(path: Path) -> bool:

@@ -17,6 +17,7 @@ from resim.detection.config import DetectRecipe, DetectRun
 from resim.detection.detector import build_detector, freeze_stages
 from resim.detection.evaluate import kinds_of, lines, official_scores, read_scores, write_evaluation
 from resim.detection.init import InitReport, load_init, resolve
+from resim.detection.left_out import left_out
 from resim.detection.messages import opening_lines
 from resim.detection.norms import recompute_statistics
 from resim.detection.predict import detect
@@ -87,6 +88,7 @@ def train_detector(
         weights = read_weights(init) if needed else None
         recipe = dataclasses.replace(recipe, detector=resolve(recipe.detector, weights))
         check_tasks(recipe.detector, data)
+        not_learnt = left_out(data, recipe)
         data = usable(data, recipe)
         val = None if val is None else with_classes_of(val, data.classes, data.category_ids, data.source)
         out = Path(processes.gather_objects(run.out or run_folder.default_folder(recipe))[0])
@@ -113,7 +115,7 @@ def train_detector(
                 out, recipe, resolved, told, kind="detect", init=str(init), processes=processes.count,
                 classes=data.classes, weights=dataclasses.asdict(report),
             )  # fmt: skip
-        tuning = _Tuning(recipe, run, data, val, stepper, out, told, str(init), origin_of(weights, state))
+        tuning = _Tuning(recipe, run, data, val, stepper, out, told, str(init), origin_of(weights, state), not_learnt)
         return tuning.go(state, report, signals, show=show, watch=watch)
 
 
@@ -131,6 +133,8 @@ class _Tuning:
     init: str
     origin: dict[str, str]
     """Licence and origin of the weights that it began with, which go with what is made of them."""
+    not_learnt: list[str]
+    """Lines on what is left out of the training."""
 
     def go(
         self, state: dict[str, Any] | None, report: InitReport, signals: list[int], *, show: bool, watch: Watch | None
@@ -165,7 +169,7 @@ class _Tuning:
             log.start(step)
             for line in opening_lines(
                 self.recipe, run, self.data, self.val, processes, self.stepper.precision, self.out, step,
-                None if state else report,
+                None if state else report, self.not_learnt,
             ):  # fmt: skip
                 progress.say(line)
             if state and not state["evaluated"] and self._is_due(step):
