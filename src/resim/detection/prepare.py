@@ -77,6 +77,13 @@ def with_classes_of(
             f"{data.source}: has classes that {source} has not: {', '.join(named[:5])}; that has {_first(classes)}: "
             "leave them out of the file, or train on them too"
         )
+    if strange and data.kind == "voc" and "unknown-category" in data.repairs.counts:
+        # VOC's files list no classes: it was read under VOC's twenty, and objects of others are gone
+        named = _first([data.classes[label - 1] for label in strange])
+        raise UserError(
+            f"{data.source}: was read under classes that {source} has not: {named}; name its own: --classes "
+            f"{' '.join(classes)}"
+        )
     if strange:
         repairs.add("unused-class", file=data.source, detail=_first([data.classes[label - 1] for label in strange]))
     own = dict(zip(matched, data.category_ids, strict=True))
