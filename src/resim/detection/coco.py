@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from resim.detection.coco_annotations import Corners, check_pixels, read_annotation
-from resim.detection.coco_entries import annotations_by_image, read_categories, read_images
+from resim.detection.coco_categories import read_categories
+from resim.detection.coco_entries import annotations_by_image, read_images
 from resim.detection.coco_file import load_coco
 from resim.detection.coco_values import as_id
 from resim.detection.objects import make_record
