@@ -271,7 +271,9 @@ def test_voc(capsys: Captured, tmp_path: Path) -> None:
     words = ["train", str(root), "--split", "2007 trainval", "--val", "2007 test", "--classes", "dog", "fox"]
     assert main(["detect", *words, *map(str, out)]) == 0
     assert json.loads((tmp_path / "run" / "config.json").read_text())["classes"] == ["dog", "fox"]
-    assert "has classes that" in refusal(capsys, "eval", tmp_path / "run", root, "--split", "2007 test")
+    line = refusal(capsys, "eval", tmp_path / "run", root, "--split", "2007 test")
+    assert "was read under classes that" in line
+    assert line.endswith("name its own: --classes dog fox")
 
 
 def test_masks_and_keypoints_need_data_that_has_them(capsys: Captured, coco: Path, tmp_path: Path) -> None:

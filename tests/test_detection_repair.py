@@ -21,7 +21,7 @@ SOUND = thing(1, 1, 3, (10, 10, 20, 20))
 
 
 def box(x: Any, y: Any, width: Any, height: Any) -> dict[str, Any]:
-    return {"bbox": [x, y, width, height]}
+    return {"bbox": [x, y, width, height], "segmentation": []}
 
 
 # kind, what is wrong in annotation 99 of image 2, a part of the line, annotation ids of image 2 that remain
@@ -29,12 +29,20 @@ FAULTS = [
     ("overhang", box(90, 70, 30, 20), "reach outside their image, clipped.*box 90, 70, 120, 90 of 100 x 80", [99]),
     ("outside", box(200, 10, 30, 20), "boxes wholly outside their image, dropped", []),
     ("zero-area", box(10, 10, 0, 20), "boxes of zero area, dropped.*box 10, 10, 10, 30", []),
-    ("zero-area", box(10, 10, 20, -5), "boxes of zero area, dropped", []),
-    ("not-finite", box(float("nan"), 10, 5, 5), "missing, NaN or infinite numbers, dropped.*nan", []),
-    ("not-finite", box(1, 10, float("inf"), 5), "missing, NaN or infinite numbers, dropped.*inf", []),
-    ("not-finite", {"bbox": [1, 2, 3]}, "missing, NaN or infinite", []),
-    ("not-finite", {"bbox": None, "segmentation": None}, "missing, NaN or infinite", []),
-    ("not-finite", {"area": float("nan")}, "area nan", []),
+    ("corners-reversed", box(10, 10, 20, -5), "reverse order, put in order.*box 10, 10, 30, 5", [99]),
+    ("no-box", box(float("nan"), 10, 5, 5), r"without a bbox of four numbers.*\[nan, 10, 5, 5\], not finite", []),
+    ("no-box", box(1, 10, float("inf"), 5), "without a bbox of four numbers.*inf", []),
+    ("no-box", {"bbox": [1, 2, 3], "segmentation": []}, "bbox 3 numbers, not 4", []),
+    ("no-box", {"bbox": None, "segmentation": None}, r"\(no bbox\)", []),
+    ("no-box", {"bbox": "at the left", "segmentation": []}, "bbox text 'at the left'", []),
+    ("box-from-mask", {"bbox": [30, 30, 0, 10]}, "taken from the mask.*box 30, 30, 30, 40", [99]),
+    ("box-from-mask", {"bbox": [1, 2, 3]}, "taken from the mask.*bbox 3 numbers, not 4", [99]),
+    ("area", {"area": float("nan")}, "worked out.*area nan", [99]),
+    ("area", {"area": 0}, "worked out.*area 0", [99]),
+    ("odd-flag", {"iscrowd": "perhaps"}, "neither yes nor no.*iscrowd 'perhaps'", [99]),
+    ("empty-mask", {"segmentation": {"size": [H, W], "counts": [8000]}}, "masks without a pixel", [99]),
+    ("empty-mask", {"segmentation": [rectangle(5, 5, 5, 9)]}, "without a pixel.*from 5, 5 to 5, 9 of 100 x 80", [99]),
+    ("empty-mask", {"segmentation": [rectangle(100, 5, 120, 9)]}, "without a pixel", [99]),
     ("unknown-category", {"category_id": 55}, "unknown categories, dropped.*category id 55", []),
     ("short-polygon", {"segmentation": [[1, 1, 5, 5]]}, "fewer than three points.*a box stays.*2 points", [99]),
     ("bad-mask", {"segmentation": [[1, 1, 5, 5, float("nan"), 7]]}, "finite x, y pairs", [99]),
@@ -86,7 +94,7 @@ def test_a_short_polygon_leaves_the_others_of_its_object(tmp_path: Path) -> None
     ("segmentation", "left"),
     [
         ({"size": 5, "counts": [W * H]}, None),
-        ({"size": None, "counts": [W * H]}, None),
+        ({"size": 7, "counts": [W * H]}, None),
         ([rectangle(10, 10, 1e9, 20)], None),  # pycocotools would ask for all of the memory
         ([[str(value) for value in rectangle(10, 10, 20, 20)]], [rectangle(10, 10, 20, 20)]),
     ],
@@ -101,7 +109,8 @@ def test_segmentations_that_would_stop_pycocotools(tmp_path: Path, segmentation:
 def test_keypoints_that_no_category_names_do_not_matter(tmp_path: Path) -> None:
     data = read_coco(write_coco(tmp_path, [thing(1, 1, 3, (1, 1, 20, 20), keypoints=[1, 2, 2], num_keypoints=1)]))
     assert data.num_objects == 1
-    assert data.repairs.counts == {}
+    assert data.repairs.counts == {"unnamed-keypoints": 1}
+    assert len(read_coco(data.source, strict=True)) == 2  # it is said, and is no fault
 
 
 def test_annotations_of_images_that_are_not_listed(tmp_path: Path) -> None:
@@ -112,7 +121,7 @@ def test_annotations_of_images_that_are_not_listed(tmp_path: Path) -> None:
 
 def test_strict_names_the_first_kind_with_its_count_and_the_others(tmp_path: Path) -> None:
     many = [thing(number, 1, 55, (0, 0, 5, 5)) for number in range(10, 15)]
-    path = write_coco(tmp_path, [SOUND, *many, thing(20, 2, 3, (0, 0, 5, 0))])
+    path = write_coco(tmp_path, [SOUND, *many, thing(20, 2, 3, (0, 0, 5, 0), segmentation=[])])
     expected = "^5 annotations of unknown categories .*annotation 10 .*; and 2 more; also 1 boxes of zero area$"
     with pytest.raises(UserError, match=expected):
         read_coco(path, strict=True)
@@ -138,7 +147,8 @@ def test_a_missing_image_file_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "images" / "2.png").unlink()
     data = read_coco(path)
     assert kept(data) == [1]
-    assert data.repairs.lines() == [f'1 image files not found, images skipped: {path}, image 2 ("2.png")']
+    lost = "images skipped with 1 annotations"
+    assert data.repairs.lines() == [f'1 image files not found, {lost}: {path}, image 2 ("2.png")']
     with pytest.raises(UserError, match="1 image files not found"):
         read_coco(path, strict=True)
 
@@ -166,15 +176,26 @@ def test_an_image_turned_by_its_exif_is_said_so(tmp_path: Path) -> None:
     exif[0x0112] = 6
     Image.new("RGB", (W, H)).save(tmp_path / "images" / "2.jpg", exif=exif)
     edit(path, file_name="2.jpg")
-    assert (
-        "is 80 x 100, upright by its EXIF orientation, the annotation says 100 x 80"
-        in (read_coco(path).repairs.lines()[0])
-    )
+    said = "is 80 x 100, the annotation says 100 x 80: it is turned by its EXIF orientation)"
+    assert said in read_coco(path).repairs.lines()[0]
+
+
+@pytest.mark.parametrize("orientation", [None, 1, 3])
+def test_an_image_that_no_exif_turns_is_not_said_to_be_turned(tmp_path: Path, orientation: int | None) -> None:
+    path = write_coco(tmp_path, [SOUND])
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    Image.new("RGB", (H, W)).save(tmp_path / "images" / "2.jpg", exif=exif)
+    edit(path, file_name="2.jpg")
+    (line,) = read_coco(path).repairs.lines()
+    assert "is 80 x 100, the annotation says 100 x 80: width and height are exchanged there" in line
+    assert "turned by its EXIF" not in line
 
 
 def test_an_image_listed_twice_is_kept_once(tmp_path: Path) -> None:
     path = write_coco(tmp_path, [SOUND])
-    edit(path, id=1)
+    edit(path, id=1, file_name="1.png")
     data = read_coco(path)
     assert kept(data) == [1]
     assert data.repairs.counts == {"listed-twice": 1}
@@ -220,25 +241,25 @@ def test_an_empty_voc_list(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (
-            '{"images": [{"id": 1, "file_name": 5}], "annotations": [], "categories": []}',
-            "entry 0 of images has a file_name that is not text",
-        ),
-        (
-            '{"images": [], "annotations": [], "categories": [{"id": 1, "keypoints": 5}]}',
-            "the keypoints of a category must be a list",
+            '{"images": [{"id": 1, "file_name": 5}], "annotations": [], "categories": [{"id": 1}]}',
+            "no image that can be used.*1 image entries without .* file_name.*entry 0: '5' for file_name",
         ),
         ("{", "not a JSON file"),
-        ("[]", "not a COCO file, it has no list of images, annotations, categories"),
-        ('{"images": [], "categories": []}', "no list of annotations"),
-        ('{"images": [{"id": 1}], "annotations": [], "categories": []}', "entry 0 of images lacks id or file_name"),
-        ('{"images": [], "annotations": [3], "categories": []}', "entry 0 of annotations lacks"),
-        ('{"images": [], "annotations": [], "categories": []}', "no categories"),
-        ('{"images": [], "annotations": [], "categories": [{"id": 1}, {"id": 1}]}', "category id 1 is there twice"),
-        ('{"images": [], "annotations": [], "categories": [{"id": "a"}]}', "category ids must be whole numbers"),
+        ('{"images": [], "categories": []}', "no categories and no annotations"),
+        ('{"images": 5}', "an object without a list of images"),
+        ('{"images": [], "annotations": 5}', "its annotations are not a list but of type int"),
         (
-            '{"images": [], "annotations": [], "categories": '
-            '[{"id": 1, "keypoints": ["a"]}, {"id": 2, "keypoints": ["b"]}]}',
-            "2 different lists of keypoints",
+            '{"images": [{"id": 1}], "annotations": [], "categories": [{"id": 1}]}',
+            "no image that can be used.*entry 0: no file_name",
+        ),
+        (
+            '{"images": [], "annotations": [3], "categories": [{"id": 1}]}',
+            "1 entries that are no objects.*entry 0 of annotations is 3",
+        ),
+        ('{"images": [], "annotations": [], "categories": [{"name": "a"}]}', "no categories with an id"),
+        (
+            '{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}',
+            "category id 1 is there twice, as 'a' and as 'b'",
         ),
     ],
 )

@@ -37,6 +37,8 @@ class DataOptions:
     """The same for --val."""
     classes: tuple[str, ...] = ()
     """Names of the classes, for VOC's layout with others than VOC's twenty, or for YOLO files without names."""
+    crowd_as_objects: bool = False
+    """Take crowd regions (iscrowd 1) of COCO files as objects; CVAT, RectLabel and SAM's tools mark brush masks so."""
     strict: bool = False
     """Stop at faults of the annotations instead of repairing and listing them."""
 
@@ -72,6 +74,8 @@ class EvalOptions:
     """Folders of the images, for a COCO file whose images are not beside it."""
     classes: tuple[str, ...] = ()
     """Names of the classes, for VOC's layout with others than VOC's twenty, or for YOLO files without names."""
+    crowd_as_objects: bool = False
+    """Take crowd regions (iscrowd 1) of COCO files as objects; CVAT, RectLabel and SAM's tools mark brush masks so."""
     strict: bool = False
     """Stop at faults of the annotations instead of repairing and listing them."""
     out: Path | None = None
@@ -153,30 +157,34 @@ def _eval(argv: Sequence[str]) -> None:
     data = read_detection(
         options.data, options.split, images=options.images_in or None, classes=options.classes or None,
         strict=options.strict, check_images=options.model.suffix != ".json",
+        crowd_as_objects=options.crowd_as_objects,
     )  # fmt: skip
 
     from resim.detection.bad_images import scored_part
     from resim.detection.checkpoint import load_detector
     from resim.detection.evaluate import kinds_of, lines, official_scores, write_evaluation
+    from resim.detection.left_out import set_aside
     from resim.detection.predict import detect
     from resim.detection.prepare import with_classes_of
-    from resim.detection.results import check_masks, kinds_in, read_results
+    from resim.detection.results import check_masks, kinds_in, read_results, with_ids_of
     from resim.training.processes import start_processes
     from resim.training.run_folder import BadFiles
 
     with start_processes(options.device) as processes:
+        detector = None
+        if options.model.suffix != ".json":
+            detector = load_detector(options.model, processes.device)
+            data = with_classes_of(data, detector.classes, detector.category_ids, detector.source)
         for line in data.repairs.lines() if processes.first else ():
             print(line)
-        if options.model.suffix == ".json":
-            results, source, step = read_results(options.model), str(options.model), 0
+        if detector is None:
+            results, source, step = with_ids_of(read_results(options.model), data), str(options.model), 0
             check_masks(results, source)
             kinds = kinds_in(results)
             if processes.first:
                 seen = len({str(result.get("image_id")) for result in results})
                 print(f"{len(results)} detections in {seen} of {len(data)} images")
         else:
-            detector = load_detector(options.model, processes.device)
-            data = with_classes_of(data, detector.classes, detector.category_ids, detector.source)
             kinds, source, step = kinds_of(detector.recipe.detector), detector.source, detector.step
             bad: dict[str, str] = {}
             results = detect(
@@ -190,6 +198,8 @@ def _eval(argv: Sequence[str]) -> None:
                 print(note)
         if not processes.first:
             return
+        for line in set_aside(data, masks="segm" in kinds, keypoints="keypoints" in kinds):
+            print(line)
         scores = official_scores(data, results, kinds, source=source)
         for line in lines(scores, data):
             print(line)
@@ -246,12 +256,14 @@ def read_data(path: Path, options: DataOptions) -> tuple[DetectionData, Detectio
     Raises:
         UserError: a data set that cannot be read, or options that do not go together.
     """
+    from resim.detection.prepare import with_classes_of
     from resim.detection.read import is_data_set, read_detection
 
     def read(where: Path, split: str | None, images: tuple[Path, ...]) -> DetectionData:
         return read_detection(
-            where, split, images=images or None, classes=options.classes or None, strict=options.strict
-        )
+            where, split, images=images or None, classes=options.classes or None, strict=options.strict,
+            crowd_as_objects=options.crowd_as_objects,
+        )  # fmt: skip
 
     # a folder of images beside DATA often has the name of a split
     is_path = options.val is not None and (len(Path(options.val).parts) > 1 or is_data_set(Path(options.val)))
@@ -261,8 +273,10 @@ def read_data(path: Path, options: DataOptions) -> tuple[DetectionData, Detectio
     if options.val is None:
         return data, None
     if is_path:
-        return data, read(Path(options.val), options.val_split, options.val_images_in)
-    return data, read(path, options.val, options.val_images_in or options.images_in)
+        val = read(Path(options.val), options.val_split, options.val_images_in)
+    else:
+        val = read(path, options.val, options.val_images_in or options.images_in)
+    return data, with_classes_of(val, data.classes, data.category_ids, data.source)
 
 
 def chosen_recipe(argv: Sequence[str], verb: str) -> tuple[str, DetectRecipe, DetectRun, str]:

@@ -66,7 +66,9 @@ def read_cityscapes(
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         results = list(threads.map(read, sorted(truths | images)))
-    repairs = Repairs([problem for _, found in results for problem in found.problems])
+    repairs = Repairs()
+    for _, found in results:
+        repairs.extend(found)
     repairs.stop_if(strict)
     records = tuple(record for record, _ in results if record is not None)
     source = f"{root} ({split})"

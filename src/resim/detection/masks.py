@@ -47,6 +47,13 @@ def area_of(segmentation: Segmentation, height: int, width: int) -> float:
     return float(rle.area(to_rle(segmentation, height, width)))  # type: ignore[arg-type]
 
 
+def has_pixels(segmentation: dict[str, Any]) -> bool:
+    """Whether a sound RLE has any pixel of its object."""
+    if isinstance(segmentation["counts"], list):
+        return any(segmentation["counts"][1::2])  # runs of background and of the object take turns
+    return bool(rle.area(segmentation))  # type: ignore[arg-type]
+
+
 def rle_fault(segmentation: dict[str, Any], width: int, height: int) -> str:
     """Why an RLE cannot be decoded: pycocotools itself would read or write past its memory. Empty if it can."""
     counts = segmentation.get("counts")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from resim.detection.config import DetectRecipe, DetectRun
 from resim.detection.init import InitReport
+from resim.detection.left_out import set_aside
 from resim.detection.records import DetectionData
+from resim.detection.samples import objects_to_learn
 from resim.training.processes import Processes
 
 
@@ -22,6 +25,7 @@ def opening_lines(
     out: Path,
     step: int,
     report: InitReport | None,
+    left_out: Sequence[str] = (),
 ) -> list[str]:
     """What is trained on what, how a step is shared, which weights it begins with, and what was wrong with the data.
 
@@ -35,6 +39,7 @@ def opening_lines(
         out: the run's folder.
         step: steps done already.
         report: of the weights; None where the run goes on.
+        left_out: lines on what is not learnt from.
     """
     tune, detector = recipe.tune, recipe.detector
     kind = "Mask R-CNN" if detector.masks else "Keypoint R-CNN" if detector.keypoints else "Faster R-CNN"
@@ -42,8 +47,9 @@ def opening_lines(
     each = tune.batch_size // processes.count
     size = min(run.images_per_pass or each, each)
     passes = f" in {-(-each // size)} passes of {size}, BatchNorm and losses by pass" if size < each else ""
+    objects = _num_learnt(data, recipe)
     told = [
-        f"{recipe.name}: {kind} on {detector.backbone}-{detector.neck}, {len(data)} images with {data.num_objects} "
+        f"{recipe.name}: {kind} on {detector.backbone}-{detector.neck}, {len(data)} images with {objects} "
         f"objects of {len(data.classes)} classes, {tune.steps} steps",
         f"a step is {tune.batch_size} images, {each} on each of {processes.count} x {device}{passes}; "
         f"lr {tune.learning_rate(tune.warmup_steps):g}; {precision}; the run's folder is {out}"
@@ -53,10 +59,19 @@ def opening_lines(
         told += report.lines()
         if not report.loaded and detector.frozen_stages:
             told.append("warning: --frozen-stages fixes stages that were never trained: set it to 0")
-    told += [f"  {line}" for line in data.repairs.lines()]
-    if val is not None and val.repairs.problems:
-        told.append(f"  in {val.source}, which is evaluated on:")
-        told += [f"    {line}" for line in val.repairs.lines()]
+    told += [f"  {line}" for line in (*left_out, *data.repairs.lines())]
+    if val is not None:
+        aside = set_aside(val, masks=detector.masks, keypoints=detector.keypoints)
+        of_val = [*aside, *val.repairs.lines()]
+        if of_val:
+            told.append(f"  in {val.source}, which is evaluated on:")
+            told += [f"    {line}" for line in of_val]
     if val is None:
         told.append("no --val: it is not evaluated")
     return told
+
+
+def _num_learnt(data: DetectionData, recipe: DetectRecipe) -> int:
+    """Objects that are learnt from."""
+    difficult, masks = recipe.images.difficult, recipe.detector.masks
+    return sum(int(objects_to_learn(r, difficult=difficult, masks=masks).sum()) for r in data.records)

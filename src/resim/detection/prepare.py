@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from resim.detection.config import DetectorConfig, DetectRecipe
+from resim.detection.left_out import left_out
 from resim.detection.records import DetectionData, subset
 from resim.detection.samples import objects_to_learn
 from resim.errors import UserError
@@ -29,22 +30,29 @@ def usable(data: DetectionData, recipe: DetectRecipe) -> DetectionData:
         kept = tuple(r for r in data.records if objects_to_learn(r, difficult=difficult, masks=masks).any())
         data = dataclasses.replace(data, records=kept)
     if not data.records:
-        raise UserError(f"{data.source}: none of its {len(whole)} images has an object to learn from")
+        what = f"{data.source}: none of its {len(whole)} images has an object to learn from"
+        raise UserError("; ".join([what, *left_out(whole, recipe), *data.repairs.reasons()]))
     return data
 
 
 def check_tasks(detector: DetectorConfig, data: DetectionData) -> None:
     """Raise a UserError if the data has not what the detector is to find."""
     if detector.masks and not data.has_masks:
-        raise UserError(f"{data.source}: has no masks: leave --masks out")
+        why = data.repairs.reasons("bad-mask", "short-polygon", "empty-mask")
+        raise UserError("; ".join([f"{data.source}: has no masks: leave --masks out", *why]))
     if detector.keypoints and not data.has_keypoints:
-        raise UserError(f"{data.source}: has no keypoints: leave --keypoints out")
+        why = data.repairs.reasons("category-keypoints", "unnamed-keypoints")
+        raise UserError("; ".join([f"{data.source}: has no keypoints: leave --keypoints out", *why]))
 
 
 def with_classes_of(
     data: DetectionData, classes: Sequence[str], category_ids: Sequence[int], source: str
 ) -> DetectionData:
-    """The data under the classes that a detector was trained on, of which it may lack some.
+    """The data under the classes that a detector was trained on, matched by name, of which it may lack some.
+
+    A class keeps the category id that the data has for it, so that results can be scored against the file; one that the
+    data does not know has the detector's, or a free one. Classes without an object that the detector does not know are
+    left out.
 
     Args:
         data: to evaluate on.
@@ -53,22 +61,76 @@ def with_classes_of(
         source: whose classes they are, for messages.
 
     Raises:
-        UserError: the data has a class that is not among them.
+        UserError: the data has objects of a class that is not among them.
     """
-    known = dict(zip(category_ids, classes, strict=True))
-    strange = [name for name, key in zip(data.classes, data.category_ids, strict=True) if known.get(key) != name]
-    if strange:
-        raise UserError(f"{data.source}: has classes that {source} has not: {', '.join(strange[:5])}")
-    if data.category_ids == tuple(category_ids):
+    if data.classes == tuple(classes) and (
+        data.category_ids == tuple(category_ids) or "class-ids" in data.repairs.counts
+    ):
         return data
-    place = np.array([0, *(list(category_ids).index(key) + 1 for key in data.category_ids)])
+    repairs = data.repairs.copy()
+    matched = _matched(data, classes, category_ids)
+    objects = np.bincount(np.concatenate([r.labels for r in data.records]), minlength=len(data.classes) + 1)
+    strange = [label for label, place in enumerate(matched, start=1) if not place]
+    if any(objects[label] for label in strange):
+        named = [f"{data.classes[label - 1]} ({objects[label]} objects)" for label in strange if objects[label]]
+        raise UserError(
+            f"{data.source}: has classes that {source} has not: {', '.join(named[:5])}; that has {_first(classes)}: "
+            "leave them out of the file, or train on them too"
+        )
+    if strange and data.kind == "voc" and "unknown-category" in data.repairs.counts:
+        # VOC's files list no classes: it was read under VOC's twenty, and objects of others are gone
+        named = _first([data.classes[label - 1] for label in strange])
+        raise UserError(
+            f"{data.source}: was read under classes that {source} has not: {named}; name its own: --classes "
+            f"{' '.join(classes)}"
+        )
+    if strange:
+        repairs.add("unused-class", file=data.source, detail=_first([data.classes[label - 1] for label in strange]))
+    own = dict(zip(matched, data.category_ids, strict=True))
+    for place, number in own.items():
+        name = "" if not place else classes[place - 1]
+        if place and number != category_ids[place - 1]:
+            detail = f"{name!r} is category {number} here, {category_ids[place - 1]} in {source}"
+            repairs.add("class-ids", file=data.source, detail=detail)
+        if place and name not in data.classes:
+            said = data.classes[matched.index(place)]
+            kind = "class-case" if said.strip().lower() == name.strip().lower() else "class-by-id"
+            repairs.add(kind, file=data.source, detail=f"{said!r} is {name!r} in {source}")
+    ids: list[int] = []
+    for place, number in enumerate(category_ids, start=1):
+        taken = {*data.category_ids, *category_ids, *ids}
+        ids.append(own.get(place, number if number not in data.category_ids else max(taken) + 1))
+    new_label = np.array([0, *matched])
     return dataclasses.replace(
         data,
-        records=tuple(dataclasses.replace(record, labels=place[record.labels]) for record in data.records),
+        records=tuple(dataclasses.replace(record, labels=new_label[record.labels]) for record in data.records),
         classes=tuple(classes),
-        category_ids=tuple(category_ids),
-        keypoint_labels=tuple(int(place[label]) for label in data.keypoint_labels),
+        category_ids=tuple(ids),
+        keypoint_labels=tuple(int(new_label[label]) for label in data.keypoint_labels if new_label[label]),
+        repairs=repairs,
     )
+
+
+def _matched(data: DetectionData, classes: Sequence[str], category_ids: Sequence[int]) -> list[int]:
+    """For each class of the data the label of the same class, 0 for none: by name, then by letters of either case.
+
+    A class that a file gives no name is called by its id, and is matched by it.
+    """
+    by_name = {name: label for label, name in enumerate(classes, start=1)}
+    matched = [by_name.get(name, 0) for name in data.classes]
+    by_id = dict(zip(category_ids, range(1, len(classes) + 1), strict=True))
+    plain = [name.strip().lower() for name in classes]
+    for at, (name, number) in enumerate(zip(data.classes, data.category_ids, strict=True)):
+        place = plain.index(name.strip().lower()) + 1 if plain.count(name.strip().lower()) == 1 else 0
+        if not matched[at] and not place and str(number) in (name, classes[by_id.get(number, 1) - 1]):
+            place = by_id.get(number, 0)
+        if not matched[at] and place not in matched:
+            matched[at] = place
+    return matched
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def fingerprint(data: DetectionData) -> str:

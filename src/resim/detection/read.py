@@ -7,7 +7,7 @@ from pathlib import Path
 
 from resim.detection.cityscapes import read_cityscapes
 from resim.detection.coco import read_coco
-from resim.detection.recognise import recognise_folder, recognise_json
+from resim.detection.recognise import recognise_folder
 from resim.detection.records import DetectionData
 from resim.detection.voc import read_voc, xml_folder, years
 from resim.detection.yolo import read_yolo
@@ -23,6 +23,7 @@ def read_detection(
     classes: Sequence[str] | None = None,
     strict: bool = False,
     check_images: bool = True,
+    crowd_as_objects: bool = False,
 ) -> DetectionData:
     """A split of a data set in COCO's, VOC's, Cityscapes' or YOLO's layout.
 
@@ -36,6 +37,7 @@ def read_detection(
         classes: for VOC, the names of the classes if they are not VOC's twenty; for YOLO, where no file has them.
         strict: raise at the first kind of fault instead of repairing.
         check_images: open every image file to compare its size with the annotation.
+        crowd_as_objects: for COCO, take crowd regions (`iscrowd` 1) as objects.
 
     Raises:
         UserError: no layout is recognised, an option does not go with the layout, or what the readers raise.
@@ -54,6 +56,8 @@ def read_detection(
         raise UserError(
             f"{path}: classes are named, which goes with VOC's and YOLO's layouts; other files say their own"
         )
+    if crowd_as_objects and file is None:
+        raise UserError(f"{path}: --crowd-as-objects goes with COCO files only, which have iscrowd: leave it out")
     if is_voc:
         return read_voc(path, split or "trainval", classes=classes, strict=strict, check_images=check_images)
     if is_cityscapes:
@@ -61,11 +65,7 @@ def read_detection(
     if has_yolo:
         return read_yolo(path, split or "train", classes=classes, strict=strict)
     assert file is not None
-    try:
-        return read_coco(file, images, strict=strict, check_images=check_images)
-    except UserError as error:
-        told = recognise_json(file) if "not a COCO file" in str(error) else ""
-        raise UserError(f"{error}: {told}") from None if told else error
+    return read_coco(file, images, strict=strict, check_images=check_images, crowd_as_objects=crowd_as_objects)
 
 
 def _is_xml(path: Path, split: str | None) -> bool:

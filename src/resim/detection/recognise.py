@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
+
+from resim.detection.coco_file import other_format
 
 _TRAIN, _VAL = ("train", "training"), ("valid", "val", "validation", "test")
 _SNIFFED = 64  # JSON files of a folder that are opened at most
@@ -31,10 +32,9 @@ def recognise_folder(folder: Path) -> str:
     if (folder / "annotations.xml").is_file():
         return _cvat_xml(folder / "annotations.xml")
     below = sorted(folder.glob("*.json"))[:_SNIFFED]
-    told = [recognise_json(file) for file in below]
-    kinds = {text for text in told if text}
-    if len(kinds) == 1 and all(told):
-        return kinds.pop()
+    kinds = [_recognise_json(file) for file in below]
+    if kinds and all(kinds) and len(set(kinds)) == 1:
+        return f"each JSON file in it is {kinds[0]}"
     names = {file.name for pattern in ("annotations/*.json", "*.json") for file in folder.glob(pattern)}
     splits = sorted(name[len("instances_") : -len(".json")] for name in names if name.startswith("instances_"))
     if splits:
@@ -42,36 +42,12 @@ def recognise_folder(folder: Path) -> str:
     return ""
 
 
-def recognise_json(file: Path) -> str:
+def _recognise_json(file: Path) -> str:
     """What a JSON file that is no COCO file is, and the remedy; empty where it is not recognised."""
     try:
-        content: Any = json.loads(file.read_bytes())
-    except (OSError, ValueError):
+        return other_format(json.loads(file.read_bytes()), known_only=True)
+    except (OSError, ValueError, RecursionError):
         return ""
-    first = content[0] if isinstance(content, list) and content else None
-    if isinstance(content, dict):
-        if "shapes" in content and ("imagePath" in content or "imageData" in content):
-            return (
-                f"these are LabelMe's files, one an image: convert them by labelme2coco.py of LabelMe's repository "
-                f"(examples/instance_segmentation): python labelme2coco.py {file.parent} OUT --labels labels.txt, then "
-                "type resim detect train OUT/annotations.json"
-            )
-        if "_via_img_metadata" in content or any(
-            isinstance(entry, dict) and "regions" in entry and "filename" in entry for entry in content.values()
-        ):
-            return "this is VIA's own form: export COCO there, then type resim detect train THAT.json"
-        if isinstance(content.get("items"), list) and isinstance(content.get("categories"), dict):
-            return "this is Datumaro's form: export 'COCO 1.0' in CVAT, then type resim detect train DIR"
-        if "samples" in content:
-            return "this is FiftyOne's own form: export fo.types.COCODetectionDataset, then type resim detect train DIR"
-    if isinstance(first, dict):
-        if "image_id" in first and "score" in first:
-            return f"these are COCO results, not a data set: type resim detect eval {file} DATA"
-        if "data" in first and ("annotations" in first or "completions" in first):
-            return "this is Label Studio's own JSON: export COCO or YOLO there, then type resim detect train DIR"
-        if "image" in first and "annotations" in first:
-            return "this is CreateML's form: export COCO instead, then type resim detect train THAT.json"
-    return ""
 
 
 def _parts(folder: Path, name: str) -> list[str]:

@@ -8,12 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from resim.detection.coco_values import as_id
 from resim.detection.masks import rle_fault
 from resim.detection.records import DetectionData
 from resim.detection.repair import finite
 from resim.errors import UserError
 
 Kind = Literal["bbox", "segm", "keypoints"]
+# kinds of repairs after which the data has not what its file names
+NOT_READ = {
+    "image_id": (
+        "missing-image", "unreadable-image", "image-size", "missing-annotation", "bad-image", "one-id", "listed-twice",
+    ),
+    "category_id": ("same-name", "parent-category", "text-category", "no-categories", "class-ids", "unused-class"),
+}  # fmt: skip
 FIELDS: dict[Kind, str] = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
 
 
@@ -49,6 +57,21 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
     return content
 
 
+def with_ids_of(results: Sequence[dict[str, Any]], data: DetectionData) -> list[dict[str, Any]]:
+    """Detections under the ids that the data writes: `"7"` and `7.0` become its 7, where no other id is meant."""
+    known = {"image_id": [record.image_id for record in data.records], "category_id": list(data.category_ids)}
+    for key, ids in known.items():
+        exact, by_number = set(ids), {as_id(value): value for value in ids}
+        unclear = len(by_number) < len(exact)
+        results = [
+            entry
+            if unclear or _is_in(entry.get(key), exact) or as_id(entry.get(key)) not in by_number
+            else {**entry, key: by_number[as_id(entry[key])]}
+            for entry in results
+        ]
+    return list(results)
+
+
 def kinds_in(results: Sequence[dict[str, Any]]) -> tuple[Kind, ...]:
     """What all of the detections hold; of none, boxes."""
     kinds: list[Kind] = [kind for kind, name in FIELDS.items() if results and all(name in entry for entry in results)]
@@ -67,10 +90,11 @@ def check_results(data: DetectionData, results: Sequence[dict[str, Any]], kind: 
         strange = [entry.get(key) for entry in results if not _is_in(entry.get(key), known)]
         if strange:
             first = list(dict.fromkeys(map(repr, strange)))[:5]
-            raise UserError(
+            what = (
                 f"{source}: {len(strange)} of {len(results)} detections have a {key} that {data.source} has not "
                 f"({', '.join(first)}): results of another data set or split?"
             )
+            raise UserError("; ".join([what, *data.repairs.reasons(*NOT_READ[key])]))
     name = FIELDS[kind]
     num_numbers = {"bbox": 4, "keypoints": 3 * len(data.keypoint_names)}.get(kind)
     with_keypoints = {data.category_ids[label - 1] for label in data.keypoint_labels}

@@ -18,6 +18,7 @@ from resim.detection.config import DetectRecipe, DetectRun
 from resim.detection.detector import build_detector, freeze_stages
 from resim.detection.evaluate import kinds_of, lines, official_scores, read_scores, write_evaluation
 from resim.detection.init import InitReport, load_init, resolve
+from resim.detection.left_out import left_out
 from resim.detection.messages import opening_lines
 from resim.detection.norms import recompute_statistics
 from resim.detection.predict import detect
@@ -88,6 +89,7 @@ def train_detector(
         weights = read_weights(init) if needed else None
         recipe = dataclasses.replace(recipe, detector=resolve(recipe.detector, weights))
         check_tasks(recipe.detector, data)
+        not_learnt = left_out(data, recipe)
         whole, data = data, usable(data, recipe)
         val = None if val is None else with_classes_of(val, data.classes, data.category_ids, data.source)
         out = Path(processes.gather_objects(run.out or run_folder.default_folder(recipe))[0])
@@ -123,7 +125,19 @@ def train_detector(
             )  # fmt: skip
         bad_files = run_folder.BadFiles(out, processes, run.max_bad_share)
         tuning = _Tuning(
-            recipe, run, data, val, stepper, out, told, str(init), origin_of(weights, state), whole, bad_files, gone
+            recipe,
+            run,
+            data,
+            val,
+            stepper,
+            out,
+            told,
+            str(init),
+            origin_of(weights, state),
+            not_learnt,
+            whole,
+            bad_files,
+            gone,
         )
         return tuning.go(state, report, signals, show=show, watch=watch)
 
@@ -142,6 +156,8 @@ class _Tuning:
     init: str
     origin: dict[str, str]
     """Licence and origin of the weights that it began with, which go with what is made of them."""
+    not_learnt: list[str]
+    """Lines on what is left out of the training."""
     whole: DetectionData
     """What is trained on as it was read, with the images that the recipe leaves out."""
     bad_files: run_folder.BadFiles
@@ -183,7 +199,7 @@ class _Tuning:
             log.start(step)
             for line in opening_lines(
                 self.recipe, run, self.data, self.val, processes, self.stepper.precision, self.out, step,
-                None if state else report,
+                None if state else report, self.not_learnt,
             ):  # fmt: skip
                 progress.say(line)
             if self.gone:
