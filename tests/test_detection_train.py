@@ -383,7 +383,8 @@ def test_faults_of_both_data_sets_are_listed(
     next((tmp_path / "val" / "images").iterdir()).unlink()
     train_detector(tiny_recipe(steps=1), tiny_run(tmp_path / "run"), data, read_coco(path))
     told = " ".join(capsys.readouterr().out.split())
-    assert f"in {path}, which is evaluated on: 1 image files not found, images skipped: {path}, image" in told
+    line = f"1 image files not found, images skipped with 2 annotations: {path}"
+    assert f"in {path}, which is evaluated on: {line}" in told
 
 
 def test_a_share_of_the_images(data: DetectionData, tmp_path: Path) -> None:
