@@ -18,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from resim.errors import UserError
 from resim.exchange.encoders import LoadedEncoder, load_encoders
+from resim.exchange.sources import TORCHVISION
 from resim.model.encoder import Encoder
 from resim.probes.features import Network
 from resim.probes.labels import ProbeImages, read_sets
@@ -118,7 +119,8 @@ def _size(config: ProbeConfig, loaded: Sequence[LoadedEncoder]) -> int:
 
 
 def _default_out(loaded: Sequence[LoadedEncoder]) -> Path:
-    path = next((item.path for item in loaded if item.path is not None), None)
+    own = (item for item in loaded if not item.name.startswith(f"{TORCHVISION}:"))  # nothing goes into its cache
+    path = next((item.path for item in own if item.path is not None), None)
     if path is None:
         return Path("probe.json")
     return (path.parent.parent if path.parent.name == "checkpoints" else path.parent) / "probe.json"
