@@ -87,6 +87,7 @@ class DemoOptions:
 def pretrain_verb(argv: Sequence[str]) -> None:
     """Pre-train on folders of images without labels."""
     from resim.probes.online import OnlineProbe
+    from resim.training.advice import program_words
     from resim.training.pretrain import pretrain
 
     name, recipe, run = _chosen_recipe(argv, "pretrain")
@@ -100,7 +101,9 @@ def pretrain_verb(argv: Sequence[str]) -> None:
         raise UserError(str(error)) from None
     if options.run.resume and options.run.out is None:
         raise UserError("--resume needs --out: the folder of the run to continue")
-    pretrain(chosen, options.run, options.sources, probe=OnlineProbe)
+    words = program_words()
+    command = [*words, "pretrain", *argv] if words else []
+    pretrain(chosen, options.run, options.sources, probe=OnlineProbe, command=command)
 
 
 def recipes_verb(argv: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ from resim.detection.records import DetectionData
 from resim.detection.results import read_results
 from resim.detection.train import train_detector
 from resim.errors import UserError
+from resim.exchange.sources import TORCHVISION, is_untrained, untrained_model
 from resim.exchange.weights import read_weights
 from resim.training.checkpoints import write_atomically
 from resim.training.processes import start_processes
@@ -34,7 +35,7 @@ class Start:
 
     name: str
     weights: str
-    """A file or folder, or `random`."""
+    """Whatever `read_weights` reads, or `random`."""
 
     @staticmethod
     def parse(text: str) -> Start:
@@ -42,6 +43,8 @@ class Start:
         name, equals, path = text.partition("=")
         if equals and name and path and not Path(text).exists():
             return Start(name=name, weights=path)
+        if not Path(text).exists() and (is_untrained(text) or text.startswith(f"{TORCHVISION}:")):
+            return Start(name=text.replace(":", "-"), weights=text)
         parts = [part for part in Path(text).with_suffix("").parts if part not in ("checkpoints", "last", "/", "..")]
         return Start(name=parts[-1] if parts else text, weights=text)
 
@@ -167,7 +170,7 @@ def _check(starts: Sequence[Start], seeds: Sequence[int]) -> None:
 
 def _architecture(config: DetectorConfig, starts: Sequence[Start]) -> DetectorConfig:
     """The recipe's detector with what it leaves open, which must be the same for all weights."""
-    files = [read_weights(start.weights) for start in starts if start.weights != "random"]
+    files = [read_weights(start.weights) for start in starts if not is_untrained(start.weights)]
     resolved = [resolve(config, weights) for weights in files]
     with_fpn = [found for found, weights in zip(resolved, files, strict=True) if has_fpn(weights)]
     backbones, widths = {found.backbone for found in resolved}, {found.fpn_width for found in with_fpn}
@@ -175,7 +178,9 @@ def _architecture(config: DetectorConfig, starts: Sequence[Start]) -> DetectorCo
         raise UserError(f"weights of different backbones cannot be compared: {', '.join(sorted(backbones))}")
     if len(widths) > 1:
         raise UserError(f"weights with FPNs of different widths cannot be compared: {sorted(widths)}")
-    return (with_fpn or resolved or [resolve(config, None)])[0]
+    untrained = [untrained_model(start.weights) for start in starts if is_untrained(start.weights)]
+    named = next((model for model in untrained if model is not None), None)
+    return (with_fpn or resolved or [resolve(config, None, named)])[0]
 
 
 def _scores(runs: Sequence[Path]) -> dict[str, dict[str, list[float]]]:
