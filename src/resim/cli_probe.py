@@ -37,9 +37,10 @@ class ProbeOptions:
     words: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="NETWORK [NETWORK ...] DATA", name="words")
     ]
-    """Networks, then the images. A network is a checkpoint, a run's folder, any file of weights, random (untrained), or
-    random:RECIPE. Images are a folder (class folders give the classes), a CSV file of path,label, a tar, a folder or a
-    quoted pattern of tars, or a .txt file of paths."""
+    """Networks, then the images. A network is random, a run's folder, a file of weights of any program that resim
+    import reads, or torchvision:NAME such as torchvision:resnet50 (ImageNet's weights, downloaded once); random is the
+    untrained network of the first one's recipe, random:RECIPE that of another. Images are a folder (class folders give
+    the classes), a CSV file of path,label, a tar, a folder or a quoted pattern of tars, or a .txt file of paths."""
     test: str | None = None
     """Images to test on; default: val or test beside train in DATA, else a fifth of each class drawn at random."""
     unlabelled: bool = False

@@ -171,16 +171,16 @@ def _check(starts: Sequence[Start], seeds: Sequence[int]) -> None:
 def _architecture(config: DetectorConfig, starts: Sequence[Start]) -> DetectorConfig:
     """The recipe's detector with what it leaves open, which must be the same for all weights."""
     files = [read_weights(start.weights) for start in starts if not is_untrained(start.weights)]
+    named = [untrained_model(start.weights) for start in starts if is_untrained(start.weights)]
+    untrained = [resolve(config, None, model) for model in named if model is not None]
     resolved = [resolve(config, weights) for weights in files]
     with_fpn = [found for found, weights in zip(resolved, files, strict=True) if has_fpn(weights)]
-    backbones, widths = {found.backbone for found in resolved}, {found.fpn_width for found in with_fpn}
+    backbones, widths = {found.backbone for found in resolved + untrained}, {found.fpn_width for found in with_fpn}
     if len(backbones) > 1:
         raise UserError(f"weights of different backbones cannot be compared: {', '.join(sorted(backbones))}")
     if len(widths) > 1:
         raise UserError(f"weights with FPNs of different widths cannot be compared: {sorted(widths)}")
-    untrained = [untrained_model(start.weights) for start in starts if is_untrained(start.weights)]
-    named = next((model for model in untrained if model is not None), None)
-    return (with_fpn or resolved or [resolve(config, None, named)])[0]
+    return (with_fpn or resolved or untrained or [resolve(config, None)])[0]
 
 
 def _scores(runs: Sequence[Path]) -> dict[str, dict[str, list[float]]]:

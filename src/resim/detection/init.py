@@ -56,11 +56,19 @@ def resolve(config: DetectorConfig, weights: Weights | None, untrained: ModelCon
         config: of the detector.
         weights: to begin with; None: new ones.
         untrained: the network whose new weights they are, where one is named.
+
+    Raises:
+        UserError: a detector on another backbone than the untrained network that is named.
     """
     backbone, width = config.backbone, config.fpn_width
     model = weights.config if weights is not None else untrained
     if backbone == "auto":
         backbone = model.backbone if model else "resnet50"
+    if untrained is not None and untrained.backbone != backbone:
+        raise UserError(
+            f"--init names an untrained {untrained.backbone}, the detector's backbone is {backbone}: "
+            "leave --backbone out"
+        )
     if not width:
         pyramid = has_fpn(weights) if weights is not None else any(x.from_fpn for x in model.levels) if model else False
         width = model.fpn_width if model and pyramid else FPN_WIDTH

@@ -135,9 +135,8 @@ def _download(file: TorchvisionFile, word: str) -> None:
         download(file.url, file.path)
     except (OSError, RuntimeError) as error:  # no network, a full disk; another hash than the name's
         reason = str(getattr(error, "reason", None) or error).splitlines()[0][:120]
-        raise UserError(
-            f"{word}: {file.url} cannot be downloaded ({reason}): fetch it by hand to {file.path}{_other_versions(file)}"
-        ) from None
+        remedy = f"fetch it by hand to {file.path}{_other_versions(file)}"
+        raise UserError(f"{word}: {file.url} cannot be downloaded ({reason}): {remedy}") from None
 
 
 def _other_versions(file: TorchvisionFile) -> str:
@@ -157,7 +156,7 @@ def _scheme(word: str | Path) -> str:
     """What stands before a colon, where it is a word; a folder or file of that name has the precedence."""
     text = str(word)
     start, colon, _ = text.partition(":")
-    return start if colon and re.fullmatch(r"\w+", start) and not os.path.lexists(text) else ""  # noqa: PTH124
+    return start if colon and re.fullmatch(r"\w+", start) and not os.path.lexists(text) else ""
 
 
 def _unknown(word: str) -> str:

@@ -134,8 +134,8 @@ class RunConfig:
     is --resume yes."""
     start_from: str | None = None
     """Weights to begin with: random, a run's folder, a file of weights of any program that resim import reads, or
-    torchvision:NAME such as torchvision:resnet50 (ImageNet's weights, downloaded once). What fits the recipe's network is
-    loaded, keys, queue and momentum too, the rest begins new."""
+    torchvision:NAME such as torchvision:resnet50 (ImageNet's weights, downloaded once). What fits the recipe's network
+    is loaded, keys, queue and momentum too, the rest begins new."""
     start_epoch: int = 0
     """Epoch of the schedule at which a run with --start-from begins."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

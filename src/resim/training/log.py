@@ -125,7 +125,7 @@ class Log:
             )
 
     def _forecast(self, seconds: float, waited: float, steps: int, left: int) -> None:
-        """Once, after the first steps: how long the rest takes. The first reading is of slow first steps: not counted."""
+        """Once, after the first steps: how long the rest takes. The first reading, of slow steps, does not count."""
         self._readings += 1
         if self._readings == 1 or self._has_forecast:
             return

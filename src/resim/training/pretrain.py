@@ -169,9 +169,7 @@ def pretrain(
                 steps=end, epoch_steps=steps, first_step=step, show=show and processes.first, watch=watch
             ) as progress,
         ):
-            log = Log(
-                out, processes, progress, batch_size=optim.batch_size, steps=steps, end=end, workers=workers
-            )
+            log = Log(out, processes, progress, batch_size=optim.batch_size, steps=steps, end=end, workers=workers)
             log.start(step)
             _greet(progress, recipe, processes, precision, data, out, None if state is None else step, steps, workers)
             if first:

@@ -72,7 +72,8 @@ def read_start(run: RunConfig, recipe: Recipe, processes: Processes | None = Non
     left_over = list_counts(imported.left_over)
     line = (
         f"starts from {run.start_from} ({weights.path}: {weights.kind}): loaded {', '.join(loaded)}; "
-        f"new, from seed {recipe.optim.seed}: {', '.join(new) or 'nothing'}; left over: {', '.join(left_over) or 'nothing'}"
+        f"new, from seed {recipe.optim.seed}: {', '.join(new) or 'nothing'}; "
+        f"left over: {', '.join(left_over) or 'nothing'}"
     )
     record = {
         "source": run.start_from, "path": str(weights.path), "kind": weights.kind, "queue": queue,
