@@ -34,6 +34,7 @@ from resim.training.loop import run_steps
 from resim.training.precision import choose_precision
 from resim.training.processes import Processes, catch_termination, start_processes
 from resim.training.progress import Progress, Watch
+from resim.training.starting import fetch_once
 from resim.views.loader import make_loader, tell_of_killed_workers
 
 _PRECISE_STREAM = 1  # added to the seed: batches for statistics are other draws than those trained on
@@ -86,6 +87,8 @@ def train_detector(
         has_state = resume and run.out is not None and (run.out / "checkpoints" / "last.pt").exists()
         # a run that goes on needs its weights no more, but they are compared where they still are
         needed = not is_untrained(init) and (open_fields or not has_state or is_at_hand(init))
+        if needed:
+            fetch_once(str(init), processes)
         weights = read_weights(init) if needed else None
         model = untrained_model(init) if is_untrained(init) else None
         recipe = dataclasses.replace(recipe, detector=resolve(recipe.detector, weights, model))

@@ -16,7 +16,7 @@ from resim.training.config import Recipe
 
 PUBLISHED_PAIRS = 200 * 1_281_167
 """View pairs of the published pre-training: 200 epochs of ImageNet."""
-_MOST_STALE, _LEAST_STALE = 0.25, 0.05  # share of the key encoder's first weights at the end of a run
+_MOST_STALE, _LEAST_STALE = 0.25, 0.05  # share of its initial weights in the key encoder at the end of a run
 _MOST_LEFT_OUT = 0.2  # share of the images that every epoch leaves out
 _STEPS = 8  # of an epoch, at least, where a batch is chosen
 
@@ -113,8 +113,8 @@ def _length(recipe: Recipe, images: int, steps: int, start_epoch: int, options: 
             options["--epochs"] = str(start_epoch + needed)
         set_ = " ".join(f"{name} {options[name]}" for name in ("--key-momentum", "--epochs") if name in options)
         return [
-            f"{steps * left} steps are few: at the end {stale:.0%} of the key encoder are its first weights still "
-            f"(--key-momentum {recipe.model.key_momentum:g}): set {set_}"
+            f"{steps * left} steps are few for --key-momentum {recipe.model.key_momentum:g}: at the end the key encoder "
+            f"is still {stale:.0%} its initial weights: set {set_}"
         ]
     if images * left > 4 * PUBLISHED_PAIRS:
         fitting = start_epoch + max(1, round(PUBLISHED_PAIRS / images))

@@ -20,7 +20,7 @@ def forecast(*, seconds: float, steps: int, left: int, waiting: float, workers: 
     """
     rest = seconds / steps * left
     until = time.strftime("%a %d %b %Y %H:%M", time.localtime(now + rest))
-    share = f"{waiting:.0%} of the time it waits for images"
+    share = f"{waiting:.0%} of the time is spent waiting for images"
     if waiting > _MOST_WAITING:
         limit = f"the loader limits ({share}; {workers} loader processes): more --workers, or ask resim bench"
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,7 @@ def read_start(run: RunConfig, recipe: Recipe, processes: Processes | None = Non
     Args:
         run: of which `start_from` and `start_epoch` count.
         recipe: what is trained.
-        processes: the first of them reads first, so that a download happens once; None: this one alone.
+        processes: the first of them downloads what has to be downloaded; None: this one alone.
 
     Raises:
         UserError: no such weights, those of another backbone, or an epoch to start at that is none.
@@ -55,11 +56,9 @@ def read_start(run: RunConfig, recipe: Recipe, processes: Processes | None = Non
         return None
     if run.start_epoch >= recipe.optim.epochs:
         raise UserError(f"--start-epoch {run.start_epoch}: must be below --epochs {recipe.optim.epochs}")
-    if processes is not None and not processes.first:
-        processes.gather_objects(None)
+    if processes is not None:
+        fetch_once(run.start_from, processes)
     imported, queue = start_state(run.start_from, recipe)
-    if processes is not None and processes.first:
-        processes.gather_objects(None)
     weights, momentum = imported.weights, imported.momentum
     query = [name.removeprefix("query.") for name in imported.loaded if name.startswith("query.")]
     fresh = [name.removeprefix("query.") for name in imported.new if name.startswith("query.")]
@@ -81,6 +80,19 @@ def read_start(run: RunConfig, recipe: Recipe, processes: Processes | None = Non
         "left_over": imported.left_over,
     }  # fmt: skip
     return Start(state=imported.state, line=line, record=record)
+
+
+def fetch_once(word: str, processes: Processes) -> None:
+    """Let the first process download the weights that a word names, while the others wait. All must call it.
+
+    An error is left to the reading that follows, which all processes do and of which one tells.
+    """
+    from resim.exchange.sources import is_untrained, locate
+
+    if processes.first and not is_untrained(word):
+        with contextlib.suppress(UserError):
+            locate(word)
+    processes.gather_objects(None)
 
 
 def start(stepper: Stepper, state: dict[str, Any]) -> None:
