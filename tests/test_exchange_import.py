@@ -201,7 +201,9 @@ def test_a_queue_position_beyond_the_queue_comes_in_within_it(tmp_path: Path) ->
 def test_a_run_that_starts_from_another_network_is_refused(tmp_path: Path) -> None:
     own_checkpoint(tmp_path / "last.pt", small(backbone="resnet34"))
     last = RunConfig(start_from=str(tmp_path / "last.pt"))
-    with pytest.raises(UserError, match=r"last.pt: holds a resnet34, the recipe's backbone is resnet18: set --backbone"):
+    with pytest.raises(
+        UserError, match=r"last.pt: holds a resnet34, the recipe's backbone is resnet18: set --backbone"
+    ):
         read_start(last, SMALL)
     with pytest.raises(UserError, match="--start-epoch 3: needs --start-from"):
         read_start(RunConfig(start_epoch=3), SMALL)

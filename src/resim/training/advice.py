@@ -113,8 +113,8 @@ def _length(recipe: Recipe, images: int, steps: int, start_epoch: int, options: 
             options["--epochs"] = str(start_epoch + needed)
         set_ = " ".join(f"{name} {options[name]}" for name in ("--key-momentum", "--epochs") if name in options)
         return [
-            f"{steps * left} steps are few for --key-momentum {recipe.model.key_momentum:g}: at the end the key encoder "
-            f"is still {stale:.0%} its initial weights: set {set_}"
+            f"{steps * left} steps are few for --key-momentum {recipe.model.key_momentum:g}: at the end the key "
+            f"encoder is still {stale:.0%} its initial weights: set {set_}"
         ]
     if images * left > 4 * PUBLISHED_PAIRS:
         fitting = start_epoch + max(1, round(PUBLISHED_PAIRS / images))
