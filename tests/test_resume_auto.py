@@ -129,7 +129,7 @@ def test_the_same_words_go_on_to_the_end_and_then_do_nothing(run: Path, images: 
     assert auto(images, run) == 0
     assert "resumed after step 2, the last one: nothing is left to do" in capsys.readouterr().out
     assert (run / "checkpoints" / "last.pt").read_bytes() == last
-    assert len((run / "resumed.jsonl").read_text().splitlines()) == 1
+    assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == [0, 1]
 
 
 def test_without_a_recipe_it_takes_the_runs_own(run: Path, images: str, capsys: Captured) -> None:
@@ -213,7 +213,7 @@ def test_a_detector_begins_and_goes_on(tmp_path: Path, capsys: Captured) -> None
     ]
     assert [(result.step, result.finished) for result in results] == [(1, False), (2, True), (2, True)]
     assert "resumed after step 2, the last one: nothing is left to do" in capsys.readouterr().out
-    assert len((out / "resumed.jsonl").read_text().splitlines()) == 1
+    assert len((out / "resumed.jsonl").read_text().splitlines()) == 2
     (out / "config.json").unlink()
     with pytest.raises(UserError, match=r"holds checkpoints/last.pt but no config.json"):
         train_detector(recipe, tiny_run(out, resume="auto"), data, None, init="random:quick")

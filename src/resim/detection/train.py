@@ -111,7 +111,7 @@ def train_detector(
         if state:
             stepper.model.load_state_dict(state["model"])
             stepper.optimizer.load_state_dict(state["optimizer"])
-            if processes.first and state["step"] < recipe.tune.steps:
+            if processes.first:
                 run_folder.note_resume(out, state["step"])
         elif processes.first:
             resolved = dataclasses.replace(run, out=out, device=processes.device.type, precision=precision)

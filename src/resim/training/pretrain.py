@@ -133,7 +133,7 @@ def pretrain(
         if state:
             stepper.model.load_state_dict(state["model"])
             stepper.optimizer.load_state_dict(state["optimizer"])
-            if processes.first and step < end:
+            if processes.first:
                 run_folder.note_resume(out, step)
         elif first:
             start(stepper, first.state)
