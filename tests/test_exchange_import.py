@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import struct
@@ -107,9 +108,9 @@ def test_pre_training_goes_on_from_a_published_file_as_from_the_model_itself(tmp
     save_checkpoint(tmp_path / "ours.pt", imported.state)
 
     again = stepper_of(imported.recipe)
-    first = read_start(RunConfig(start_from=str(tmp_path / "ours.pt")), imported.recipe.optim)
+    first = read_start(RunConfig(start_from=str(tmp_path / "ours.pt")), imported.recipe)
     assert first is not None
-    start(again, first, "ours.pt")
+    start(again, first.state)
     assert equal(again.model.state_dict(), stepper.model.state_dict())
     for seed in (3, 4):
         assert equal(take(again, seed), take(stepper, seed))
@@ -163,7 +164,7 @@ def test_a_plain_backbone_starts_resim(tmp_path: Path) -> None:
         ], name
         if name.startswith("key."):
             assert torch.equal(value, state[name.replace("key.", "query.", 1)])
-    start(stepper_of(imported.recipe), imported.state, "resnet.pth")
+    start(stepper_of(imported.recipe), imported.state)
 
 
 def test_the_recipe_follows_the_file(tmp_path: Path) -> None:
@@ -200,17 +201,16 @@ def test_a_queue_position_beyond_the_queue_comes_in_within_it(tmp_path: Path) ->
 
 
 def test_a_run_that_starts_from_another_network_is_refused(tmp_path: Path) -> None:
-    own_checkpoint(tmp_path / "last.pt", small(levels=()))
-    state = load_checkpoint(tmp_path / "last.pt")
-    with pytest.raises(UserError, match=r"--start-from x.pt: is of another network than the recipe's: 20 missing"):
-        start(stepper_of(SMALL), state, "x.pt")
-    save_checkpoint(tmp_path / "detector.pt", {"resim": "0", "model": {"backbone.body.conv1.weight": torch.zeros(1)}})
-    with pytest.raises(UserError, match="holds no state of pre-training; make one with resim import"):
-        read_start(RunConfig(start_from=str(tmp_path / "detector.pt")), SMALL.optim)
+    own_checkpoint(tmp_path / "last.pt", small(backbone="resnet34"))
+    last = RunConfig(start_from=str(tmp_path / "last.pt"))
+    with pytest.raises(
+        UserError, match=r"last.pt: holds a resnet34, the recipe's backbone is resnet18: set --backbone"
+    ):
+        read_start(last, SMALL)
     with pytest.raises(UserError, match="--start-epoch 3: needs --start-from"):
-        read_start(RunConfig(start_epoch=3), SMALL.optim)
+        read_start(RunConfig(start_epoch=3), SMALL)
     with pytest.raises(UserError, match="--start-epoch 10: must be below --epochs 10"):
-        read_start(RunConfig(start_from=str(tmp_path / "last.pt"), start_epoch=10), SMALL.optim)
+        read_start(dataclasses.replace(last, start_epoch=10), SMALL)
 
 
 def test_licence_and_origin_follow_the_weights_into_a_run(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from resim.errors import UserError
-from resim.pictures.curves import draw_curves, running_mean
+from resim.pictures.curves import draw_curves, running_mean, steps_done
 from resim.pictures.windows import (
     HEAD_PX,
     MARGIN,
@@ -199,6 +199,18 @@ def test_curves_of_unfinished_and_broken_runs(tmp_path: Path, case: str) -> None
         tail = '{"step": 5, "loss/to'
     draw_curves(write(tmp_path / "metrics.jsonl", lines, tail), tmp_path / "curves.png")
     assert num_colours(tmp_path / "curves.png") > 20
+
+
+def test_detectors_and_pre_trainings_count_the_steps_done() -> None:
+    lines: list[dict[str, object]] = [{"step": step, "epoch_progress": step / 4, "lr": 0.1} for step in range(6)]
+    x, label = steps_done(lines)
+    assert (x.tolist(), label) == ([1, 2, 3, 4, 5, 6], "steps done (an epoch has 4)")
+    x, label = steps_done([{"step": step, "epoch_progress": step / 2.5} for step in range(3)])  # a detector's
+    assert (x.tolist(), label) == ([1, 2, 3], "steps done (an epoch has 2.5)")
+    x, label = steps_done([{"step": 7, "lr": 0.1}])
+    assert (x.tolist(), label) == ([8], "steps done")
+    x, label = steps_done([{"epoch_progress": 0.5}, {"epoch_progress": 1.0}])  # a file without steps
+    assert (x.tolist(), label) == ([0.5, 1.0], "epochs")
 
 
 def test_a_step_written_twice_counts_once_and_the_later_line_wins(tmp_path: Path) -> None:

@@ -99,9 +99,12 @@ def pretrain_verb(argv: Sequence[str]) -> None:
         raise UserError("--resume needs --out: the folder of the run to continue")
 
     from resim.probes.online import OnlineProbe
+    from resim.training.advice import program_words
     from resim.training.pretrain import pretrain
 
-    pretrain(chosen, options.run, options.sources, probe=OnlineProbe)
+    words = program_words()
+    command = [*words, "pretrain", *argv] if words else []
+    pretrain(chosen, options.run, options.sources, probe=OnlineProbe, command=command)
 
 
 def recipes_verb(argv: Sequence[str]) -> None:

@@ -30,7 +30,9 @@ class CompareOptions:
     data: Annotated[Path, tyro.conf.Positional]
     """COCO JSON file, YOLO's data.yaml, or a folder in COCO's, VOC's, Cityscapes' or YOLO's layout."""
     init: tuple[str, ...]
-    """Weights to begin with, two or more: runs' folders, files, or random; NAME=PATH gives one a name."""
+    """Weights to begin with, two or more, each of them random, a run's folder, a file of weights of any program that
+    resim import reads, or torchvision:NAME such as torchvision:resnet50 (ImageNet's weights, downloaded once);
+    NAME=WEIGHTS gives one a name."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the runs of each."""
     recipe: str = "quick"

@@ -50,7 +50,8 @@ class TrainOptions:
     data: Annotated[Path, tyro.conf.Positional]
     """COCO JSON file, YOLO's data.yaml, or a folder in COCO's, VOC's, Cityscapes' or YOLO's layout."""
     init: str = "random"
-    """Weights to begin with: a run's folder, a checkpoint, a file of another program's; or random."""
+    """Weights to begin with: random, a run's folder, a file of weights of any program that resim import reads, or
+    torchvision:NAME such as torchvision:resnet50 (ImageNet's weights, downloaded once)."""
     recipe: str = "quick"
     """Name of a protocol (`resim detect recipes` lists them), or a run's config.json."""
     data_options: DataOptions

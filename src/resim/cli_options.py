@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_origin
 
@@ -21,7 +22,7 @@ from rich.table import Table
 from resim import recipes
 from resim.errors import UserError
 from resim.regions.level import Level
-from resim.training.config import AnyRecipe, Recipe, read_recipe
+from resim.training.config import AnyRecipe, Recipe, Resume, read_recipe
 
 T = TypeVar("T")
 Sources = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR [DIR ...]")]
@@ -84,6 +85,36 @@ def _shown_word(word: str) -> str:
     return f"{float(word):.4g}" if re.fullmatch(r"-?\d*\.\d{6,}", word) else word
 
 
+@_registry.primitive_rule
+def _resume_rule(
+    type_info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+    """--resume is one word on the command line, which `with_resume_values` has put behind a bare one."""
+    if type_info.type != Resume:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{no,yes,auto}",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda instance: isinstance(instance, bool | str),
+        str_from_instance=lambda value: [{True: "yes", False: "no"}.get(value, str(value))],
+        choices=_RESUME,
+    )
+
+
+_RESUME = ("no", "yes", "auto")
+
+
+def with_resume_values(argv: Sequence[str]) -> list[str]:
+    """The words with `yes` behind every `--resume` that has no value of its own: it was a flag once, and still is."""
+    words: list[str] = []
+    for word, after in zip_longest(argv, argv[1:], fillvalue=""):
+        words.append(word)
+        if word == "--resume" and after not in _RESUME:
+            words.append("yes")
+    return words
+
+
 class _OptionError(Exception):
     """A value on the command line that cannot be read; tyro passes it on where it would hide a ValueError's text."""
 
@@ -107,7 +138,7 @@ def read_options(kind: type[T], argv: Sequence[str], verb: str, description: str
         with _registry, contextlib.redirect_stderr(told):
             return tyro.cli(
                 kind,
-                args=list(argv),
+                args=with_resume_values(argv),
                 prog=f"resim {verb}",
                 description=description,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
@@ -148,9 +179,10 @@ def named_or_stored(argv: Sequence[str], verb: str) -> tuple[str | None, Path | 
     parser = OneLineParser(prog=f"resim {verb}", add_help=False, allow_abbrev=False)
     parser.add_argument("--recipe")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--resume", action="store_true")
-    known, _ = parser.parse_known_args([word for word in argv if word not in ("-h", "--help")])
-    if known.recipe is not None or not known.resume or known.out is None:
+    parser.add_argument("--resume", default="no")
+    words = with_resume_values([word for word in argv if word not in ("-h", "--help")])
+    known, _ = parser.parse_known_args(words)
+    if known.recipe is not None or known.resume == "no" or known.out is None:
         return known.recipe, None
     stored = known.out / "config.json"
     return None, stored if stored.exists() else None

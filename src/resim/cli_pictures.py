@@ -23,8 +23,9 @@ class SimilarityOptions:
     images: Images
     """The image that holds the region, then others in which it is looked for."""
     checkpoint: Annotated[tuple[str, ...], tyro.conf.arg(metavar="CKPT [CKPT ...]")]
-    """Checkpoints or run folders, side by side; `random` is the untrained network of the first one's recipe,
-    `random:RECIPE` that of another."""
+    """Weights, side by side: random, a run's folder, a file of weights of any program that resim import reads, or
+    torchvision:NAME such as torchvision:resnet50 (ImageNet's weights, downloaded once). random is the untrained network
+    of the first one's recipe, random:RECIPE that of another."""
     point: Annotated[str | None, tyro.conf.arg(metavar="X,Y")] = None
     """X,Y of the first image: the region is the place there, px."""
     box: Annotated[str | None, tyro.conf.arg(metavar="X0,Y0,X1,Y1")] = None
@@ -44,8 +45,9 @@ class ExploreOptions:
     """Options of `resim explore`."""
 
     checkpoints: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CKPT [CKPT ...]")]
-    """Checkpoints or run folders, side by side; `random` is the untrained network of the first one's recipe,
-    `random:RECIPE` that of another."""
+    """Weights, side by side: random, a run's folder, a file of weights of any program that resim import reads, or
+    torchvision:NAME such as torchvision:resnet50 (ImageNet's weights, downloaded once). random is the untrained network
+    of the first one's recipe, random:RECIPE that of another."""
     images: Path
     """Folder of images; nothing but its images is shown (links in it are followed)."""
     host: str = "127.0.0.1"

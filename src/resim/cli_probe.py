@@ -36,9 +36,10 @@ class ProbeOptions:
     words: Annotated[
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="NETWORK [NETWORK ...] DATA", name="words")
     ]
-    """Networks, then the images. A network is a checkpoint, a run's folder, any file of weights, random (untrained), or
-    random:RECIPE. Images are a folder (class folders give the classes), a CSV file of path,label, a tar, a folder or a
-    quoted pattern of tars, or a .txt file of paths."""
+    """Networks, then the images. A network is random, a run's folder, a file of weights of any program that resim
+    import reads, or torchvision:NAME such as torchvision:resnet50 (ImageNet's weights, downloaded once); random is the
+    untrained network of the first one's recipe, random:RECIPE that of another. Images are a folder (class folders give
+    the classes), a CSV file of path,label, a tar, a folder or a quoted pattern of tars, or a .txt file of paths."""
     test: str | None = None
     """Images to test on; default: val or test beside train in DATA, else a fifth of each class drawn at random."""
     unlabelled: bool = False
@@ -133,7 +134,10 @@ def _size(config: ProbeConfig, loaded: Sequence[LoadedEncoder]) -> int:
 
 
 def _default_out(loaded: Sequence[LoadedEncoder]) -> Path:
-    path = next((item.path for item in loaded if item.path is not None), None)
+    from resim.exchange.sources import TORCHVISION
+
+    own = (item for item in loaded if not item.name.startswith(f"{TORCHVISION}:"))  # nothing goes into its cache
+    path = next((item.path for item in own if item.path is not None), None)
     if path is None:
         return Path("probe.json")
     return (path.parent.parent if path.parent.name == "checkpoints" else path.parent) / "probe.json"

@@ -22,6 +22,7 @@ from resim.detection.records import DetectionData
 from resim.detection.results import read_results
 from resim.detection.train import train_detector
 from resim.errors import UserError
+from resim.exchange.sources import TORCHVISION, is_untrained, untrained_model
 from resim.exchange.weights import read_weights
 from resim.training.checkpoints import write_atomically
 from resim.training.processes import start_processes
@@ -35,7 +36,7 @@ class Start:
 
     name: str
     weights: str
-    """A file or folder, or `random`."""
+    """Whatever `read_weights` reads, or `random`."""
 
     @staticmethod
     def parse(text: str) -> Start:
@@ -43,6 +44,8 @@ class Start:
         name, equals, path = text.partition("=")
         if equals and name and path and not Path(text).exists():
             return Start(name=name, weights=path)
+        if not Path(text).exists() and (is_untrained(text) or text.startswith(f"{TORCHVISION}:")):
+            return Start(name=text.replace(":", "-"), weights=text)
         parts = [part for part in Path(text).with_suffix("").parts if part not in ("checkpoints", "last", "/", "..")]
         return Start(name=parts[-1] if parts else text, weights=text)
 
@@ -168,15 +171,17 @@ def _check(starts: Sequence[Start], seeds: Sequence[int]) -> None:
 
 def _architecture(config: DetectorConfig, starts: Sequence[Start]) -> DetectorConfig:
     """The recipe's detector with what it leaves open, which must be the same for all weights."""
-    files = [read_weights(start.weights) for start in starts if start.weights != "random"]
+    files = [read_weights(start.weights) for start in starts if not is_untrained(start.weights)]
+    named = [untrained_model(start.weights) for start in starts if is_untrained(start.weights)]
+    untrained = [resolve(config, None, model) for model in named if model is not None]
     resolved = [resolve(config, weights) for weights in files]
     with_fpn = [found for found, weights in zip(resolved, files, strict=True) if has_fpn(weights)]
-    backbones, widths = {found.backbone for found in resolved}, {found.fpn_width for found in with_fpn}
+    backbones, widths = {found.backbone for found in resolved + untrained}, {found.fpn_width for found in with_fpn}
     if len(backbones) > 1:
         raise UserError(f"weights of different backbones cannot be compared: {', '.join(sorted(backbones))}")
     if len(widths) > 1:
         raise UserError(f"weights with FPNs of different widths cannot be compared: {sorted(widths)}")
-    return (with_fpn or resolved or [resolve(config, None)])[0]
+    return (with_fpn or resolved or untrained or [resolve(config, None)])[0]
 
 
 def _scores(runs: Sequence[Path]) -> dict[str, dict[str, list[float]]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from resim.fields import check_fields
+from resim.training.config import Resume, settle_resume
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,7 @@ class TuneConfig:
     steps: int = 90_000
     """Steps of the whole training."""
     batch_size: int = 16
-    """Images a step, over all processes and passes."""
+    """Images a step, over all processes and passes. --lr is not rescaled with it unless --lr-batch says so."""
     lr: float = 0.02
     """Learning rate after the warm-up; as it is, unless --lr-batch says otherwise."""
     lr_batch: int = 0
@@ -208,8 +209,9 @@ class DetectRun:
 
     out: Path | None = None
     """Folder of the run; default: runs/RECIPE-DATE-TIME."""
-    resume: bool = False
-    """Continue the run in --out exactly where its last checkpoint is."""
+    resume: Resume = False
+    """Continue the run in --out exactly where its last checkpoint is; auto: if there is one, else begin. --resume alone
+    is --resume yes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto: a GPU if there is one."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
@@ -233,6 +235,7 @@ class DetectRun:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        settle_resume(self)
         at_least = {
             "images_per_pass": 0, "eval_images": 1, "workers": -1, "eval_every": 0, "log_every": 1,
             "checkpoint_minutes": 0, "max_bad_share": 0, "stop_after": 0,

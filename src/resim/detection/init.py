@@ -14,6 +14,7 @@ from resim.detection.config import DetectorConfig
 from resim.detection.detector import FPN_WIDTH
 from resim.errors import UserError
 from resim.exchange.weights import Weights
+from resim.model.encoder import ModelConfig
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _BLOCKS = {"lateral": ("inner_blocks", 2), "output": ("layer_blocks", 2)}  # torchvision counts from C2
@@ -48,13 +49,29 @@ class InitReport:
         return [("loaded", self.loaded), ("new", self.new), ("left over", self.left_over)]
 
 
-def resolve(config: DetectorConfig, weights: Weights | None) -> DetectorConfig:
-    """The config with `auto` and 0 replaced by what the weights have (None: new weights)."""
+def resolve(config: DetectorConfig, weights: Weights | None, untrained: ModelConfig | None = None) -> DetectorConfig:
+    """The config with `auto` and 0 replaced by what the weights have.
+
+    Args:
+        config: of the detector.
+        weights: to begin with; None: new ones.
+        untrained: the network whose new weights they are, where one is named.
+
+    Raises:
+        UserError: a detector on another backbone than the untrained network that is named.
+    """
     backbone, width = config.backbone, config.fpn_width
+    model = weights.config if weights is not None else untrained
     if backbone == "auto":
-        backbone = weights.config.backbone if weights else "resnet50"
+        backbone = model.backbone if model else "resnet50"
+    if untrained is not None and untrained.backbone != backbone:
+        raise UserError(
+            f"--init names an untrained {untrained.backbone}, the detector's backbone is {backbone}: "
+            "leave --backbone out"
+        )
     if not width:
-        width = weights.config.fpn_width if weights is not None and has_fpn(weights) else FPN_WIDTH
+        pyramid = has_fpn(weights) if weights is not None else any(x.from_fpn for x in model.levels) if model else False
+        width = model.fpn_width if model and pyramid else FPN_WIDTH
     return dataclasses.replace(config, backbone=backbone, fpn_width=width)
 
 

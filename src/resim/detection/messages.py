@@ -10,6 +10,7 @@ import torch
 from resim.detection.config import DetectRecipe, DetectRun
 from resim.detection.init import InitReport
 from resim.detection.left_out import set_aside
+from resim.detection.recipes import DETECT_RECIPES
 from resim.detection.records import DetectionData
 from resim.detection.samples import objects_to_learn
 from resim.training.processes import Processes
@@ -53,8 +54,10 @@ def opening_lines(
         f"objects of {len(data.classes)} classes, {tune.steps} steps",
         f"a step is {tune.batch_size} images, {each} on each of {processes.count} x {device}{passes}; "
         f"lr {tune.learning_rate(tune.warmup_steps):g}; {precision}; the run's folder is {out}"
-        + (f"; resumed after step {step}" if step else ""),
+        + (f"; resumed after step {step}" if step else "")
+        + (", the last one: nothing is left to do" if step == tune.steps else ""),
     ]
+    told += _lr_warning(recipe) if report is not None else []
     if report is not None:
         told += report.lines()
         if not report.loaded and detector.frozen_stages:
@@ -75,3 +78,16 @@ def _num_learnt(data: DetectionData, recipe: DetectRecipe) -> int:
     """Objects that are learnt from."""
     difficult, masks = recipe.images.difficult, recipe.detector.masks
     return sum(int(objects_to_learn(r, difficult=difficult, masks=masks).sum()) for r in data.records)
+
+
+def _lr_warning(recipe: DetectRecipe) -> list[str]:
+    """That the learning rate is the protocol's for another batch, and what the linear rule gives for this one."""
+    tune = recipe.tune
+    base = DETECT_RECIPES[recipe.name]().tune if recipe.name in DETECT_RECIPES else tune
+    if tune.lr_batch or tune.lr != base.lr or tune.batch_size == base.batch_size:
+        return []
+    return [
+        f"warning: --lr {tune.lr:g} is {recipe.name}'s for a batch of {base.batch_size} and is not rescaled: for "
+        f"{tune.batch_size} the linear rule gives --lr {tune.lr * tune.batch_size / base.batch_size:g} (or --lr-batch "
+        f"{base.batch_size})"
+    ]

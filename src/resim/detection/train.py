@@ -27,6 +27,7 @@ from resim.detection.records import DetectionData
 from resim.detection.samples import DetectionBatch, ShapeOrder, TrainingSet, collate_samples, read_samples
 from resim.detection.step import DetectorStepper, make_detector_stepper
 from resim.errors import UserError
+from resim.exchange.sources import is_at_hand, is_untrained, untrained_model
 from resim.exchange.weights import Weights, read_weights
 from resim.pictures.curves import draw_curves
 from resim.training import run_folder
@@ -35,6 +36,7 @@ from resim.training.loop import run_steps
 from resim.training.precision import choose_precision
 from resim.training.processes import Processes, catch_termination, start_processes
 from resim.training.progress import Progress, Watch
+from resim.training.starting import fetch_once
 from resim.views.loader import make_loader, tell_of_killed_workers
 
 _PRECISE_STREAM = 1  # added to the seed: batches for statistics are other draws than those trained on
@@ -69,7 +71,7 @@ def train_detector(
         run: where and how.
         data: to train on.
         val: to evaluate on; None: no evaluation.
-        init: a file of weights that `read_weights` knows, or `random`.
+        init: whatever `read_weights` reads, `random`, or `random:RECIPE`.
         show: print progress.
         watch: told of the steps done and of all steps.
 
@@ -83,19 +85,23 @@ def train_detector(
                 "set --batch-size to a multiple"
             )
         open_fields = recipe.detector.backbone == "auto" or not recipe.detector.fpn_width
-        has_state = run.resume and run.out is not None and (run.out / "checkpoints" / "last.pt").exists()
+        resume = run_folder.goes_on(run.out, run.resume)
+        has_state = resume and run.out is not None and (run.out / "checkpoints" / "last.pt").exists()
         # a run that goes on needs its weights no more, but they are compared where they still are
-        needed = str(init) != "random" and (open_fields or not has_state or Path(init).exists())
+        needed = not is_untrained(init) and (open_fields or not has_state or is_at_hand(init))
+        if needed:
+            fetch_once(str(init), processes)
         weights = read_weights(init) if needed else None
-        recipe = dataclasses.replace(recipe, detector=resolve(recipe.detector, weights))
+        model = untrained_model(init) if is_untrained(init) else None
+        recipe = dataclasses.replace(recipe, detector=resolve(recipe.detector, weights, model))
         check_tasks(recipe.detector, data)
         not_learnt = left_out(data, recipe)
         whole, data = data, usable(data, recipe)
         val = None if val is None else with_classes_of(val, data.classes, data.category_ids, data.source)
         out = Path(processes.gather_objects(run.out or run_folder.default_folder(recipe))[0])
-        run_folder.check_folder(out, resume=run.resume)
+        run_folder.check_folder(out, resume=resume)
         held.enter_context(run_folder.hold(out, processes))
-        state = run_folder.open_run(out, recipe, resume=run.resume)
+        state = run_folder.open_run(out, recipe, resume=resume)
         precision = state["precision"] if state else choose_precision(run.precision, processes.device)
         precision = processes.gather_objects(precision)[0]
         gone = 0  # images that could not be decoded and are not in the data any more
@@ -195,7 +201,10 @@ class _Tuning:
             Progress(steps=end, first_step=step, show=show and first, watch=watch) as progress,
             contextlib.closing(self._batches(step, end, workers)) as batches,
         ):
-            log = Log(self.out, processes, progress, batch_size=tune.batch_size, steps=len(self.data) / tune.batch_size)
+            log = Log(
+                self.out, processes, progress, batch_size=tune.batch_size, steps=len(self.data) / tune.batch_size,
+                end=end, workers=workers,
+            )  # fmt: skip
             log.start(step)
             for line in opening_lines(
                 self.recipe, run, self.data, self.val, processes, self.stepper.precision, self.out, step,

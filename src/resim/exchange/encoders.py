@@ -10,12 +10,11 @@ from pathlib import Path
 from resim import recipes
 from resim.errors import UserError
 from resim.exchange.features import build_encoder
+from resim.exchange.sources import NAMES, is_untrained, untrained_model
 from resim.exchange.weights import read_weights
 from resim.model.encoder import Encoder, ModelConfig
 from resim.model.resim import ReSim
 from resim.training.config import Recipe
-
-UNTRAINED = "random"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,7 @@ class LoadedEncoder:
 
 
 def load_encoders(words: Sequence[str], *, seed: int = 0) -> list[LoadedEncoder]:
-    """One encoder a word: a file of weights, a run's folder, `random`, or `random:RECIPE`.
+    """One encoder a word: a file of weights, a run's folder, `torchvision:NAME`, `random`, or `random:RECIPE`.
 
     `random` is the untrained network of the first other word, as its run started; with no other word that of resim-fpn.
 
@@ -55,8 +54,8 @@ def load_encoders(words: Sequence[str], *, seed: int = 0) -> list[LoadedEncoder]
         UserError: no word, a file that cannot be read as weights, no such recipe.
     """
     if not words:
-        raise UserError(f"no network: name at least one checkpoint, run folder, file of weights, or {UNTRAINED!r}")
-    read = {word: load_encoder(word) for word in dict.fromkeys(words) if not _is_untrained(word)}
+        raise UserError(f"no network: name at least one; possible are {NAMES}")
+    read = {word: load_encoder(word) for word in dict.fromkeys(words) if not is_untrained(word)}
     first = next(iter(read.values()), None)
     return _tell_apart([read[word] if word in read else _untrained(word, first, seed) for word in words])
 
@@ -69,7 +68,7 @@ def load_encoder(path: str | Path) -> LoadedEncoder:
     """
     weights = read_weights(path)
     return LoadedEncoder(
-        name=_short(weights.path),
+        name=_short(weights.path) if Path(path).exists() else str(path),  # torchvision:NAME stays as it is
         kind=weights.kind,
         encoder=build_encoder(weights),
         has_head=any(name.startswith("head.") for name in weights.tensors),
@@ -80,16 +79,9 @@ def load_encoder(path: str | Path) -> LoadedEncoder:
     )
 
 
-def _is_untrained(word: str) -> bool:
-    return word == UNTRAINED or word.startswith(f"{UNTRAINED}:")
-
-
 def _untrained(word: str, first: LoadedEncoder | None, seed: int) -> LoadedEncoder:
-    name = word.partition(":")[2]
-    if name and name not in recipes.RECIPES:
-        raise UserError(f"{word}: no recipe {name!r}: one of {', '.join(recipes.RECIPES)}")
-    if name or first is None:
-        recipe, has_head = recipes.RECIPES[name or "resim-fpn"](), True
+    if untrained_model(word) is not None or first is None:
+        recipe, has_head = recipes.RECIPES[word.partition(":")[2] or "resim-fpn"](), True
         config = recipe.model
     else:
         recipe, config, has_head = first.recipe, first.config, first.has_head

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from resim.errors import UserError
 from resim.exchange.pickles import NUMPY, NumberArray, read_pickle
+from resim.exchange.sources import is_untrained, locate
 
 _LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number that torch.save wrote before 1.6
 _NOT_WEIGHTS = {
@@ -40,15 +41,20 @@ class Contents:
     data: Mapping[str, Any]
     metadata: Mapping[str, str]
     """Of a safetensors file."""
+    origin: str | None = None
+    """Where the weights come from, where the name by which the file was called says so."""
 
 
 def read_contents(path: str | Path) -> Contents:
-    """Open a file of weights, or the one in a run's folder or a hub folder.
+    """Open a file of weights, or the one in a run's folder or a hub folder, or torchvision's own (`torchvision:NAME`).
 
     Raises:
         UserError: it cannot be read, is damaged, is no such file, or wants code to be run.
     """
-    path = _file_of(Path(path))
+    if is_untrained(path):
+        raise UserError(f"{path}: is an untrained network, of which there is no file: name a file of weights")
+    place, origin = locate(path)
+    path = _file_of(place)
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -75,7 +81,7 @@ def read_contents(path: str | Path) -> Contents:
         raise UserError(f"{path}: {_told(error, size)}") from None
     if not isinstance(data, Mapping) or not all(isinstance(name, str) for name in data):
         raise UserError(f"{path}: holds no named weights (a {type(data).__name__}); save a state_dict")
-    return Contents(path=path, size=size, form=form, data=data, metadata=metadata)
+    return Contents(path=path, size=size, form=form, data=data, metadata=metadata, origin=origin)
 
 
 def tensors_in(contents: Contents, entries: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:

@@ -22,8 +22,8 @@ def load(source: str | Path, *, revision: str | None = None) -> Encoder:
     `load(...)(images)` gives the global vectors and the levels' maps, `load(...).backbone(images)` C3, C4 and C5.
 
     Args:
-        source: any file or folder that `read_weights` reads, or "user/name" on the hub, of which model.safetensors
-            alone is fetched (`HF_ENDPOINT` and `HF_TOKEN` are heeded).
+        source: any file or folder that `read_weights` reads, `torchvision:NAME`, or "user/name" on the hub, of which
+            model.safetensors alone is fetched (`HF_ENDPOINT` and `HF_TOKEN` are heeded).
         revision: branch, tag or commit on the hub.
 
     Raises:

@@ -15,6 +15,7 @@ import resim
 from resim.errors import UserError
 from resim.exchange.files import Contents, read_contents, tensors_in
 from resim.exchange.names import from_program
+from resim.exchange.queues import fit_queue
 from resim.exchange.recipe_of import recipe_of
 from resim.exchange.recognise import recognise
 from resim.exchange.weights import Weights, state_of, weights_in
@@ -57,7 +58,43 @@ def import_state(path: str | Path, recipe: Recipe | None = None) -> Imported:
     contents = read_contents(path)
     weights = weights_in(contents)
     found = _found(contents, weights)
-    recipe = _fitted(recipe or recipe_of(weights), weights, found)
+    return _imported(contents, weights, found, _fitted(recipe or recipe_of(weights), weights, found))
+
+
+def start_state(path: str | Path, recipe: Recipe) -> tuple[Imported, str]:
+    """The state with which a new run of a recipe begins: what fits its network comes from a file, the rest is new.
+
+    Args:
+        path: whatever `read_weights` reads.
+        recipe: what will be trained; it stays as it is.
+
+    Returns:
+        The state, and in a word what became of the file's queue.
+
+    Raises:
+        UserError: as `read_weights`; a file of another backbone than the recipe's.
+    """
+    contents = read_contents(path)
+    weights = weights_in(contents)
+    theirs, ours = weights.config.backbone, recipe.model.backbone
+    if theirs != ours:
+        raise UserError(f"{path}: holds a {theirs}, the recipe's backbone is {ours}: set --backbone {theirs}")
+    found = _found(contents, weights)
+    head = found.get("query.head.2.weight")
+    fits = head is not None and len(head) == recipe.model.dim
+    queue, position, what = fit_queue(found.pop("queue", None), found.pop("queue_position", None), recipe.model, fits)
+    if queue is not None and position is not None:
+        found |= {"queue": queue, "queue_position": position}
+    imported = _imported(contents, weights, found, recipe)
+    if weights.recipe is not None:  # our own: the licence and origin are those of what it began with
+        own = contents.data.get("imported")
+        imported.state.pop("imported")
+        imported.state.update({"imported": own} if own else {})
+    return imported, what
+
+
+def _imported(contents: Contents, weights: Weights, found: Mapping[str, Tensor], recipe: Recipe) -> Imported:
+    """The state of a recipe's model, filled with what was found under its names and in its shapes."""
     model = ReSim(recipe.model, seed=recipe.optim.seed)
     if any(value.dtype == torch.float64 for value in found.values()):
         model = model.double()

@@ -52,7 +52,7 @@ class Weights:
 
 
 def read_weights(path: str | Path) -> Weights:
-    """Read a file of weights, or a run's or hub folder, and say what it is. No code in it is run.
+    """Read a file of weights, a run's or hub folder, or `torchvision:NAME`, and say what it is. No code in it is run.
 
     Our own checkpoints and safetensors files; the published ReSim and MoCo checkpoints; Detectron2's backbones and
     detectors; torchvision's and timm's ResNets; torchvision's detectors; any checkpoint that holds a ResNet under
@@ -166,7 +166,7 @@ def _foreign(contents: Contents) -> Weights:
         tensors=tensors,
         left_over=tuple(left_over + others),
         licence=_text(made_by.get("licence")) or (PUBLISHED_LICENCE if form.name == "published" or converted else None),
-        origin=_text(made_by.get("origin")) or _text(contents.data.get("__author__")),
+        origin=_text(made_by.get("origin")) or _text(contents.data.get("__author__")) or contents.origin,
         recipe=None,
         config=config,
         epoch=_count(contents.data.get("epoch")),

@@ -46,7 +46,7 @@ def draw_ap_curves(comparison: Comparison, out: Path, *, title: str = "") -> Pat
             shared = sorted(set.intersection(*(set(steps) for steps, _ in curves)))
             mean = [np.mean([dict(zip(*curve, strict=True))[step] for curve in curves]) for step in shared]
             axes.plot(shared, mean, color=colour, marker=marker, markersize=5, linewidth=2, label=name)
-        axes.set(xlabel="steps of fine-tuning", ylabel="AP (%)", title=f"AP of {KINDS.get(kind, kind)}")
+        axes.set(xlabel="steps done", ylabel="AP (%)", title=f"AP of {KINDS.get(kind, kind)}")
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)

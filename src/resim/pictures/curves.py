@@ -38,8 +38,9 @@ def draw_curves(metrics: Path, out: Path, *, title: str = "") -> Path:
     Panels, each left out if the file has no such key: losses ("loss/total", "loss/instance", "loss/P4", ...);
     accuracies ("accuracy/...") and "correspondence/...", in the file as fractions and drawn in percent; "lr";
     "images_per_second"; "data_wait", the fraction of the time spent waiting for images, drawn in percent.
-    The x axis is "epoch_progress" if the file has it, else "step". Where a resumed run wrote a step twice the
-    later line counts. Missing and non-finite values leave a gap.
+    The x axis is the steps done, for a detector as for a pre-training: a line's "step" counts from 0, so that it is
+    drawn at one more. Of a file without steps it is "epoch_progress". Where a resumed run wrote a step twice the later
+    line counts. Missing and non-finite values leave a gap.
 
     Args:
         metrics: a metrics.jsonl, one JSON object a line; a last line that was cut off is skipped.
@@ -53,19 +54,18 @@ def draw_curves(metrics: Path, out: Path, *, title: str = "") -> Path:
         UserError: the file is missing, has no line with a metric, or has a broken line before its last.
     """
     records = read_records(metrics)
-    x_key = "epoch_progress" if any("epoch_progress" in record for record in records) else "step"
-    records = [record for record in records if _number(record.get(x_key)) is not None]
+    x, x_label = steps_done(records)
+    records, x = [record for record, at in zip(records, x, strict=True) if np.isfinite(at)], x[np.isfinite(x)]
     panels = metric_panels(list(dict.fromkeys(key for record in records for key in record)))
     if not panels:
         raise UserError(f"{metrics}: no metrics to draw; expected lines with 'step' and keys such as 'loss/total'")
-    x = column(records, x_key)
     figure = Figure(figsize=(13, 7.5 if len(panels) > 2 else 4.5), dpi=110, layout="constrained")
     if title:
         figure.suptitle(title, fontsize=14, fontweight="bold", x=0.01, ha="left")
     colours = series_colours(panels)
     for axes, panel in zip(_places(figure, len(panels)), panels, strict=True):
         _draw_panel(axes, panel, x, records, colours)
-        axes.set_xlabel("epoch" if x_key == "epoch_progress" else "step")
+        axes.set_xlabel(x_label)
     return _save(figure, out)
 
 
@@ -116,6 +116,21 @@ def read_records(metrics: Path) -> list[dict[str, object]]:
     if not merged:
         raise UserError(f"{metrics}: the file holds no metrics yet; let the run log a step first")
     return [merged[step] for step in sorted(merged)]
+
+
+def steps_done(records: Sequence[dict[str, object]]) -> tuple[np.ndarray, str]:
+    """(n,) float: the steps done after each record, from its "step", which counts from 0; and the label of the axis.
+
+    The label says how many steps an epoch has, where "epoch_progress" tells. Records without steps: their epochs.
+    """
+    steps, epochs = column(records, "step"), column(records, "epoch_progress")
+    if not np.isfinite(steps).any():
+        return epochs, "epochs"
+    known = np.isfinite(steps) & np.isfinite(epochs) & (epochs > 0)
+    if not known.any():
+        return steps + 1, "steps done"
+    last = np.flatnonzero(known)[-1]
+    return steps + 1, f"steps done (an epoch has {steps[last] / epochs[last]:.4g})"
 
 
 def metric_panels(keys: Sequence[str]) -> list[MetricPanel]:

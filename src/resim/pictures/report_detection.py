@@ -70,7 +70,7 @@ def _curves(runs: Sequence[RunFiles]) -> list[Part]:
             x = np.array([_number(line.get("step")) for line in having])
             y = np.array([_number(line["scores"][kind].get("AP")) for line in having])
             lines.setdefault(kind, []).append(Line(label=run.name, x=x, y=100 * y, colour=COLOURS[i % len(COLOURS)]))
-    drawn = [diagram(f"{kind} AP", "AP (%)", "step", of_kind, from_zero=True) for kind, of_kind in lines.items()]
+    drawn = [diagram(f"{kind} AP", "AP (%)", "steps done", of_kind, from_zero=True) for kind, of_kind in lines.items()]
     return [Curves(panels=tuple(drawn))] if drawn else []
 
 

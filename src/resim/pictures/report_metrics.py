@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from resim.pictures.curves import COLOURS, column, metric_panels, series_colours
+from resim.pictures.curves import COLOURS, column, metric_panels, series_colours, steps_done
 from resim.pictures.report_curves import INK, Line, diagram
 from resim.pictures.report_page import Curves, Heading, Part
 from resim.pictures.report_runs import RunFiles
@@ -53,7 +53,8 @@ def _of_one(run: RunFiles) -> Curves:
             if len(y):
                 dashed = group == "correspondence"
                 lines.append(Line(label=label, x=x, y=panel.factor * y, colour=colour, dashed=dashed))
-        drawn.append(diagram(panel.title, panel.unit, _x_label(run), lines, from_zero=panel.from_zero))
+        label = steps_done(run.metrics)[1]
+        drawn.append(diagram(panel.title, panel.unit, label, lines, from_zero=panel.from_zero))
     return Curves(panels=tuple(drawn))
 
 
@@ -72,19 +73,14 @@ def _together(runs: Sequence[RunFiles]) -> Curves:
         if len(lines) > 1:
             group, _, name = key.partition("/")
             unit = "nats" if group == "loss" else "right answers (%)"
-            drawn.append(diagram(f"{group}, {name}", unit, _x_label(runs[0]), lines, from_zero=group != "loss"))
+            drawn.append(diagram(f"{group}, {name}", unit, "steps done", lines, from_zero=group != "loss"))
     return Curves(panels=tuple(drawn))
 
 
 def _series(run: RunFiles, key: str) -> tuple[np.ndarray, np.ndarray]:
     """Where a key was logged, and what."""
     logged = [record for record in run.metrics if key in record]
-    x_key = "epoch_progress" if any("epoch_progress" in record for record in run.metrics) else "step"
-    return column(logged, x_key), column(logged, key)
-
-
-def _x_label(run: RunFiles) -> str:
-    return "epoch" if any("epoch_progress" in record for record in run.metrics) else "step"
+    return steps_done(logged)[0], column(logged, key)
 
 
 def probe_curves(runs: Sequence[RunFiles]) -> list[Part]:

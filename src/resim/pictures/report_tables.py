@@ -38,6 +38,9 @@ def what_ran(runs: Sequence[RunFiles]) -> list[Part]:
 
 def _provenance(run: RunFiles) -> Iterator[tuple[str, str]]:
     yield "run", str(run.path)
+    start = run.config.get("init") or (run.config.get("run") or {}).get("start_from")
+    if start:
+        yield "begins with", str(start)
     data, versions, git = (run.config.get(key) or {} for key in ("data", "versions", "git"))
     if run.config.get("command"):
         yield "command", " ".join(map(str, run.config["command"]))

@@ -28,11 +28,12 @@ class OptimConfig:
     epochs: int = 200
     """Times that every image is seen."""
     batch_size: int = 256
-    """Images a step, over all processes; an incomplete last batch is dropped."""
+    """Images a step, over all processes; an incomplete last batch is dropped. --lr is not rescaled with it: the linear
+    rule is lr times the new batch over the recipe's."""
     optimizer: Literal["sgd", "adamw", "lars"] = "sgd"
     """SGD with momentum as published, AdamW, or LARS (timm's)."""
     lr: float = 0.03
-    """Peak learning rate, for the batch size as it is: it is never rescaled."""
+    """Peak learning rate."""
     schedule: Literal["cosine", "cosine-per-step", "constant"] = "cosine"
     """Cosine to 0 over the epochs, constant within an epoch as published or lowered at every step; or constant."""
     warmup_epochs: float = 0.0
@@ -128,17 +129,28 @@ class Recipe:
             raise ValueError(f"not a recipe of this version: {error}") from None
 
 
+Resume = bool | Literal["no", "yes", "auto"]
+"""Whether a run goes on: yes (or True), no, or auto: it goes on where --out holds a run, and else begins."""
+
+
+def settle_resume(config: Any) -> None:
+    """In the `__post_init__` of a frozen config: `resume` "yes" and "no" become True and False; "auto" stays."""
+    object.__setattr__(config, "resume", {"yes": True, "no": False}.get(config.resume, config.resume))
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Where and how a recipe is run."""
 
     out: Path | None = None
     """Folder of the run; default: runs/RECIPE-DATE-TIME."""
-    resume: bool = False
-    """Continue the run in --out exactly where its last checkpoint is."""
+    resume: Resume = False
+    """Continue the run in --out exactly where its last checkpoint is; auto: if there is one, else begin. --resume alone
+    is --resume yes."""
     start_from: str | None = None
-    """Checkpoint or run whose weights, keys, queue and momentum a new run begins with; resim import makes one of other
-    programs' files."""
+    """Weights to begin with: random, a run's folder, a file of weights of any program that resim import reads, or
+    torchvision:NAME such as torchvision:resnet50 (ImageNet's weights, downloaded once). What fits the recipe's network
+    is loaded, keys, queue and momentum too, the rest begins new."""
     start_epoch: int = 0
     """Epoch of the schedule at which a run with --start-from begins."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -173,6 +185,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        settle_resume(self)
         if self.workers > 512:
             raise ValueError(f"workers {self.workers}: must be at most 512")
         at_least = {

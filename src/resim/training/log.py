@@ -16,6 +16,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from resim.errors import UserError
 from resim.training.checkpoints import write_atomically
+from resim.training.forecast import forecast
 from resim.training.processes import Processes
 from resim.training.progress import Progress
 
@@ -41,13 +42,27 @@ class Log:
         progress: shows the last numbers.
         batch_size: images a step.
         steps: of an epoch; where an epoch is no whole number of steps, a fraction.
+        end: steps of the whole training, of which it says after the first ones how long they take.
+        workers: loader processes.
     """
 
     def __init__(
-        self, folder: Path, processes: Processes, progress: Progress, *, batch_size: int, steps: float
+        self,
+        folder: Path,
+        processes: Processes,
+        progress: Progress,
+        *,
+        batch_size: int,
+        steps: float,
+        end: int,
+        workers: int,
     ) -> None:
         self.folder, self.processes, self.progress = folder, processes, progress
         self.batch_size, self.steps_per_epoch = batch_size, steps
+        self._end, self._workers = end, workers
+        self._readings = self._steps_measured = 0
+        self._seconds_measured = self._seconds_waited = 0.0
+        self._has_forecast = False
         self._pending: list[tuple[int, float, dict[str, Tensor]]] = []
         self._since = time.perf_counter()
         self._waited = 0.0
@@ -90,6 +105,7 @@ class Log:
         seconds = max(now - self._since, 1e-9)
         rate, waited = self.batch_size * len(rows) / seconds, min(1.0, self._waited / seconds)
         self._since, self._waited = now, 0.0
+        last = self._pending[-1][0]
         lines = []
         for (step, lr, _), row in zip(self._pending, rows, strict=True):
             values = {name if "/" in name else f"loss/{name}": value for name, value in zip(names, row, strict=True)}
@@ -100,12 +116,30 @@ class Log:
         if self.processes.first:
             self._write(lines)
             self.progress.update(lines[-1])
+            self._forecast(seconds, waited * seconds, len(rows), self._end - last - 1)
         broken = next((line for line in lines if not math.isfinite(line["loss/total"])), None)
         if broken is not None:
             raise UserError(
                 f"the loss is {broken['loss/total']} at step {broken['step']}: try a lower --lr; "
                 f"what was saved before it stays in {self.folder / 'checkpoints'}"
             )
+
+    def _forecast(self, seconds: float, waited: float, steps: int, left: int) -> None:
+        """Once, after the first steps: how long the rest takes. The first reading, of slow steps, does not count."""
+        self._readings += 1
+        if self._readings == 1 or self._has_forecast:
+            return
+        self._seconds_measured += seconds
+        self._seconds_waited += waited
+        self._steps_measured += steps
+        # a GPU uses up first what the loader had ready
+        if left and self._steps_measured >= (1 if self.processes.device.type == "cpu" else 50):
+            self._has_forecast = True
+            told = forecast(
+                seconds=self._seconds_measured, steps=self._steps_measured, left=left,
+                waiting=self._seconds_waited / self._seconds_measured, workers=self._workers, now=time.time(),
+            )  # fmt: skip
+            self.progress.say(told)
 
     def _write(self, lines: list[dict[str, float]]) -> None:
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:

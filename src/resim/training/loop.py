@@ -12,6 +12,7 @@ from resim.training.log import Log
 from resim.training.processes import Processes
 
 Batch = TypeVar("Batch")
+_SLOW_STEPS = 2  # in which kernels are compiled and loader processes start: read by themselves
 
 
 class LoopSettings(Protocol):
@@ -65,7 +66,7 @@ def run_steps(
     Returns:
         Steps done in all.
     """
-    saved_at = time.monotonic()
+    saved_at, first_reading = time.monotonic(), step + _SLOW_STEPS
     invocation_end = min(end, step + run.stop_after) if run.stop_after else end
     stop = step >= invocation_end
     while not stop:
@@ -75,7 +76,7 @@ def run_steps(
         log.add(step, *take_step(batch, step))
         step += 1
 
-        reading = step % run.log_every == 0 or step == invocation_end
+        reading = step % run.log_every == 0 or step in (first_reading, invocation_end)
         boundary = step % every == 0
         if reading or boundary:
             log.flush()

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from resim.pictures.curves import draw_curves
 from resim.pictures.pairs import batch_pictures
 from resim.pictures.windows import draw_pairs
 from resim.training import run_folder
+from resim.training.advice import advise, fitted_command
 from resim.training.checkpoints import write_atomically
 from resim.training.config import Recipe, RunConfig
 from resim.training.log import Log, Reading
@@ -72,6 +72,7 @@ def pretrain(
     show: bool = True,
     probe: MakeProbe | None = None,
     watch: Watch | None = None,
+    command: Sequence[str] = (),
 ) -> RunResult:
     """Pre-train a recipe on images without labels.
 
@@ -83,6 +84,8 @@ def pretrain(
         probe: makes what looks at the model before the first step and after every epoch, on the first process, such as
             `resim.probes.online.OnlineProbe`; it must not change it.
         watch: told of the steps done and of all steps.
+        command: the words by which it was called, from which a command that fits the images better is made where this
+            recipe is odd for so many; none: only the options are named.
 
     Raises:
         ValueError: `run` asks for probes and `probe` is None.
@@ -93,12 +96,16 @@ def pretrain(
     optim = recipe.optim
     with start_processes(run.device) as processes, catch_termination() as signals, contextlib.ExitStack() as held:
         paths = find_images(sources)
-        steps = _steps_per_epoch(recipe, paths, processes)
+        steps = _steps_per_epoch(recipe, paths, processes, command)
+        resume = run_folder.goes_on(run.out, run.resume)
         out = Path(processes.gather_objects(run.out or run_folder.default_folder(recipe))[0])
-        run_folder.check_folder(out, resume=run.resume)
+        run_folder.check_folder(out, resume=resume)
         held.enter_context(run_folder.hold(out, processes))
-        state = run_folder.open_run(out, recipe, resume=run.resume)
-        first = None if state else read_start(run, optim)
+        state = run_folder.open_run(out, recipe, resume=resume)
+        if resume:
+            begun, at = run_folder.begun_with(out, run.start_from, run.start_epoch)
+            run = dataclasses.replace(run, start_from=begun, start_epoch=at)
+        first = None if state else read_start(run, recipe, processes)
         step = state["step"] if state else steps * run.start_epoch
         end = steps * optim.epochs
         precision = state["precision"] if state else choose_precision(run.precision, processes.device)
@@ -111,7 +118,7 @@ def pretrain(
         data = {"sources": [str(source) for source in told], "images": len(paths), "hash": paths.fingerprint()}
 
         # the licence and origin of imported weights go with what is made of them
-        origin = (state or first or {}).get("imported")
+        origin = (state or (first.state if first else {})).get("imported")
         imported = {"imported": origin} if origin else {}
 
         workers = run.workers if run.workers >= 0 else min(processes.cores, 16)
@@ -129,12 +136,13 @@ def pretrain(
             if processes.first:
                 run_folder.note_resume(out, step)
         elif first:
-            start(stepper, first, str(run.start_from))
+            start(stepper, first.state)
         if not state and processes.first:
             resolved = dataclasses.replace(
                 run, out=out, device=processes.device.type, precision=precision, workers=workers
             )
-            run_folder.write_config(out, recipe, resolved, data, processes=processes.count)
+            begins = {"start": first.record} if first else {}
+            run_folder.write_config(out, recipe, resolved, data, processes=processes.count, **begins)
 
         dataset = PairDataset(paths, recipe.views, optim.seed)
         order = BatchOrder(
@@ -161,9 +169,16 @@ def pretrain(
                 steps=end, epoch_steps=steps, first_step=step, show=show and processes.first, watch=watch
             ) as progress,
         ):
-            log = Log(out, processes, progress, batch_size=optim.batch_size, steps=steps)
+            log = Log(out, processes, progress, batch_size=optim.batch_size, steps=steps, end=end, workers=workers)
             log.start(step)
-            _greet(progress, recipe, processes, precision, data, out, step, steps, workers, paths.note())
+            resumed = step if state else None
+            _greet(progress, recipe, processes, precision, data, out, resumed, steps, workers, paths.note())
+            if first:
+                progress.say(first.line)
+            if not state:
+                advice = advise(recipe, len(paths), processes=processes.count, start_epoch=run.start_epoch)
+                for line in advice.lines(command):
+                    progress.say(line)
 
             def take_step(batch: PairBatch, step: int) -> tuple[float, dict[str, Tensor]]:
                 """One batch, one step of SGD; the learning rate and the numbers of the step."""
@@ -192,20 +207,38 @@ def pretrain(
     return RunResult(out, step, finished=step >= end)
 
 
-def _steps_per_epoch(recipe: Recipe, paths: PathList, processes: Processes) -> int:
+def _steps_per_epoch(recipe: Recipe, paths: PathList, processes: Processes, command: Sequence[str]) -> int:
     images = len(paths)
     batch, group = recipe.optim.batch_size, recipe.model.group_size
     if images < batch:
-        fits = max(images // group * group, 0)
+        fits = images // group * group
         remedy = f"--batch-size {fits}" if fits else f"--batch-size {images} --group-size {images}"
         others = f"; {paths.passed}" if paths.passed else ""
-        raise UserError(f"{images} images are fewer than one batch of {batch}: set {remedy}, or add images{others}")
+        told = f"{images} images are fewer than one batch of {batch}: set {remedy}, or add images{others}"
+        raise UserError(told + _fitted(recipe, images, fits or images, min(group, images), command))
     if batch % (processes.count * group):
         raise UserError(
             f"a batch of {batch} over {processes.count} processes is no whole number of groups of {group} in each: "
             f"use a number of processes that divides {batch // group}, or a smaller --group-size"
         )
     return images // batch
+
+
+def _fitted(recipe: Recipe, images: int, batch: int, group: int, command: Sequence[str]) -> str:
+    """The whole command for fewer images than a batch, with whatever else does not fit so few."""
+    if not command:
+        return ""
+    try:
+        smaller = dataclasses.replace(
+            recipe,
+            model=dataclasses.replace(recipe.model, group_size=group),
+            optim=dataclasses.replace(recipe.optim, batch_size=batch),
+        )
+    except ValueError:  # a group too small for BatchNorm
+        return ""
+    options = {"--batch-size": str(batch)} | ({"--group-size": str(group)} if group < recipe.model.group_size else {})
+    options |= advise(smaller, images).options
+    return f"; this fits: {fitted_command(command, options, out_is_used=False)}"
 
 
 def _check_agreement(processes: Processes, paths: PathList, precision: str, state: dict[str, Any] | None) -> None:
@@ -239,7 +272,7 @@ def _state(
 
 def _greet(
     progress: Progress, recipe: Recipe, processes: Processes, precision: str, data: dict[str, Any], out: Path,
-    step: int, steps: int, workers: int, note: str,
+    resumed: int | None, steps: int, workers: int, note: str,
 ) -> None:  # fmt: skip
     model, optim = recipe.model, recipe.optim
     device = torch.cuda.get_device_name(processes.device) if processes.device.type == "cuda" else "CPU"
@@ -249,18 +282,14 @@ def _greet(
         f"{optim.epochs} epochs of {steps} steps of {optim.batch_size}"
     )
     how = tell_precision(precision, processes.device)
-    progress.say(
-        f"on {processes.count} x {device}, {how}, {workers} loader processes; the run's folder is {out}"
-        + (f"; resumed after step {step}" if step else "")
-    )
+    where = f"on {processes.count} x {device}, {how}, {workers} loader processes; the run's folder is {out}"
+    if resumed is not None:
+        where += f"; resumed after step {resumed}"
+    if resumed == steps * optim.epochs:
+        where += ", the last one: nothing is left to do"
+    progress.say(where)
     if note:
         progress.say(note)
-    if model.queue_size > data["images"]:
-        fitting = 2 ** int(math.log2(data["images"]))
-        progress.say(
-            f"warning: the queue of {model.queue_size} keys is larger than the data set of {data['images']} images, so "
-            f"it holds keys of the same image as negatives: set --queue-size {fitting} or less"
-        )
 
 
 def _draw(

@@ -30,10 +30,34 @@ from resim.training.config import AnyRecipe, differences, read_recipe
 from resim.training.processes import Processes
 from resim.training.provenance import describe_run
 
+_LINES = ("metrics.jsonl", "scores.jsonl")
+"""Files of lines that a run would write over."""
+
 
 def default_folder(recipe: AnyRecipe) -> Path:
     """runs/RECIPE-DATE-TIME, below the working folder."""
     return Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def goes_on(out: Path | None, resume: bool | str) -> bool:
+    """Whether a run with this `resume` goes on: "auto" goes on where `out` holds a run, and begins elsewhere.
+
+    Raises:
+        UserError: "auto" without a folder, or with one that holds parts of a run and no config.json.
+    """
+    if resume != "auto":
+        return bool(resume)
+    if out is None:
+        raise UserError("--resume auto needs --out: the folder of the run to begin or to continue")
+    if (out / "config.json").exists():
+        return True
+    parts = [*(out / "checkpoints").glob("*.pt"), *(out / name for name in _LINES if (out / name).exists())]
+    if parts:
+        raise UserError(
+            f"--resume auto: {out} holds {parts[0].relative_to(out)} but no config.json, so it is no whole run, and is "
+            "not overwritten: put config.json back, or name another --out"
+        )
+    return False
 
 
 def check_folder(out: Path, *, resume: bool = False) -> None:
@@ -55,25 +79,60 @@ def open_run(out: Path, recipe: AnyRecipe, *, resume: bool) -> dict[str, Any] | 
     """
     config, last = out / "config.json", out / "checkpoints" / "last.pt"
     if not resume:
-        if config.exists() or last.exists():
+        if config.exists() or any(last.parent.glob("*.pt")):
             raise UserError(f"--out {out}: holds a run already: continue it with --resume, or name another folder")
-        for name in ("metrics.jsonl", "scores.jsonl"):
+        for name in _LINES:
             if (out / name).exists():
                 raise UserError(f"--out {out}: holds a {name} that a run would overwrite: name another folder")
         return None
     check_folder(out, resume=True)
     changed = differences(read_recipe(config, type(recipe)), recipe)
     if changed:
-        raise UserError(f"--resume with another recipe than the run's: {', '.join(changed)}")
+        raise UserError(f"--resume with another recipe than the run's: {', '.join(changed)}{_remedy(out, changed)}")
     for left_over in last.parent.glob(".*.tmp"):  # a run that is killed while it writes one cannot remove it
         left_over.unlink(missing_ok=True)
     if not last.exists():
+        kept = sorted(last.parent.glob("epoch_*.pt"))
+        if kept:  # it would be replaced by a run that begins again
+            raise UserError(f"{last}: is not there, though {kept[-1].name} is: copy that to last.pt to go on from it")
         return None  # stopped before its first checkpoint
     state = load_checkpoint(last)
     changed = differences(type(recipe).from_json(state["recipe"]), recipe)
     if changed:
         raise UserError(f"{last}: is of another recipe: {', '.join(changed)}")
     return state
+
+
+def begun_with(out: Path, start_from: str | None, start_epoch: int) -> tuple[str | None, int]:
+    """The weights and the epoch with which the run in `out` began.
+
+    Args:
+        out: the run's folder.
+        start_from: what is named now; None: nothing.
+        start_epoch: what is said now; 0: nothing.
+
+    Raises:
+        UserError: something else is named now.
+    """
+    settings = json.loads((out / "config.json").read_text(encoding="utf-8")).get("run", {})
+    before, epoch = settings.get("start_from"), settings.get("start_epoch", 0)
+    if start_from is not None and os.path.normpath(start_from) != os.path.normpath(before or "random"):
+        raise UserError(
+            f"--start-from {start_from}: the run in {out} began with {before or 'random'}: leave it out to go on, or "
+            "name another --out"
+        )
+    if start_epoch not in (0, epoch):
+        raise UserError(f"--start-epoch {start_epoch}: the run in {out} began at {epoch}: leave it out to go on")
+    return before, epoch
+
+
+def _remedy(out: Path, changed: list[str]) -> str:
+    """How to go on, where a run in `out` is called with other settings."""
+    longer = next((change.split() for change in changed if change.startswith("--epochs ")), None)
+    if longer and int(longer[3]) > int(longer[1]):
+        more = f"--start-from {out} --start-epoch {longer[1]} --epochs {longer[3]}"
+        return f"; the schedule hangs on the epochs: to train longer begin a run with {more} and another --out"
+    return f"; leave these options out to go on in {out}, or name another --out"
 
 
 @contextlib.contextmanager

@@ -1,0 +1,42 @@
+"""The queue of a file in a run whose queue may be of another size.
+
+Shapes: K keys of the file's queue, D the width of its vectors.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from resim.model.encoder import ModelConfig
+
+
+def fit_queue(
+    queue: Tensor | None, position: Tensor | None, model: ModelConfig, head_fits: bool
+) -> tuple[Tensor | None, Tensor | None, str]:
+    """What a run takes over of a file's queue.
+
+    Keys are worth something only beside the head that made them. Of a larger queue the newest keys are taken; a smaller
+    one is not filled up, because no head made random keys.
+
+    Args:
+        queue: (K, D), or None where the file has none.
+        position: where the next key goes, which is where the oldest one is.
+        model: the network of the run, with the size of its queue.
+        head_fits: whether the file's head is taken over.
+
+    Returns:
+        The queue and its position, None and None where it starts new; and what was done and why, for people.
+    """
+    size = model.queue_size
+    if queue is None or queue.dim() != 2:
+        return None, None, f"{size} keys, random: the file has none"
+    if not head_fits or queue.shape[1] != model.dim:
+        return None, None, f"{size} keys, random: the file's {len(queue)} keys belong to another head"
+    start = 0 if position is None else int(position) % len(queue)
+    if len(queue) == size:
+        return queue, torch.tensor(start), f"{size} keys"
+    if len(queue) < size:
+        return None, None, f"{size} keys, random: the file has only {len(queue)}"
+    newest = torch.roll(queue, -start, dims=0)[-size:]
+    return newest, torch.tensor(0), f"the newest {size} of {len(queue)} keys"
