@@ -13,6 +13,7 @@ import tyro
 
 from resim.cli_options import read_options, recipe_called
 from resim.errors import UserError
+from resim.exchange.licence import licence_line
 from resim.exchange.targets import FpnNorm, Target
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class ImportOptions:
     """Checkpoint to write, from which pre-training can start (--start-from), and its recipe beside it as .json."""
     recipe: str | None = None
     """Recipe that will be trained, by name or as a .json file; default: what the file says."""
+    licence: str | None = None
+    """Licence of the weights, such as BSD-3-Clause, where the file proves none; runs and exports carry it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,7 @@ class ExportOptions:
     """BatchNorm after FPN convolutions: keep as trained, plain (folded away), batchnorm (put in); auto: batchnorm for
     detectron2, else keep. Features stay the same."""
     licence: str | None = None
-    """Licence of the weights, such as Apache-2.0, for the metadata and the card."""
+    """Licence of the weights, such as Apache-2.0, for the metadata and the card, where their file proves none."""
     probes: Path | None = None
     """JSON of probe results for the model card; default: what the run's probe.json says of this file."""
 
@@ -61,7 +64,8 @@ def import_verb(argv: Sequence[str]) -> None:
         raise UserError(f"--out {options.out}: must end in .pt")
     if options.out is not None and options.out.is_dir():
         raise UserError(f"--out {options.out}: is a folder, a file is needed")
-    imported = import_state(options.file, recipe_called(options.recipe) if options.recipe else None)
+    recipe = recipe_called(options.recipe) if options.recipe else None
+    imported = import_state(options.file, recipe, licence=options.licence)
     if options.out is not None and options.out.exists() and options.out.samefile(imported.weights.path):
         raise UserError(f"--out {options.out}: is the file that was read: name another")
     _tell(imported)
@@ -100,7 +104,7 @@ def export_verb(argv: Sequence[str]) -> None:
     else:
         told = ", ".join(f"{name} {value:.1e}" for name, value in done.differences.items())
         print(f"verified in {done.written.target}: largest difference from our features: {told}")
-    _tell_licence(done.licence)
+    print(licence_line(done.weights.licence, done.weights.licence_source))
     print(f"wrote {', '.join(map(str, done.paths))}")
     print(f"load it: {done.written.load}")
 
@@ -110,7 +114,7 @@ def _tell(imported: Imported) -> None:
     print(f"{weights.path}: {weights.kind}")
     if weights.origin:
         print(f"origin: {weights.origin}")
-    _tell_licence(weights.licence)
+    print(licence_line(weights.licence, weights.licence_source))
     _list("loaded", imported.loaded)
     _list("key encoder copied from the query", imported.copied)
     _list("new", imported.new)
@@ -120,13 +124,6 @@ def _tell(imported: Imported) -> None:
         f"in all {len(imported.loaded)} loaded, {len(imported.copied)} copied, {len(imported.new)} new, "
         f"{len(imported.left_over)} left over, momentum of {imported.momentum} parameters{added}"
     )
-
-
-def _tell_licence(licence: str | None) -> None:
-    if licence == "CC-BY-NC-4.0":
-        print("licence: CC-BY-NC 4.0 (as published): not for commercial use, and neither is what is made from it")
-    elif licence:
-        print(f"licence: {licence}")
 
 
 def _list(title: str, names: Sequence[str]) -> None:

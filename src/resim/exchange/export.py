@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from resim.errors import UserError
 from resim.exchange.card import found_probes, read_probes
 from resim.exchange.features import TOLERANCE, differences, features_of
 from resim.exchange.fpn_norms import with_norms, without_norms
+from resim.exchange.licence import state_licence
 from resim.exchange.recipe_of import recipe_of
 from resim.exchange.targets import ENDINGS, FpnNorm, Target
 from resim.exchange.to_detectron2 import write_detectron2
@@ -38,7 +38,11 @@ class Exported:
     differences: Mapping[str, float] | None
     """Largest difference of each map; None: the target is not installed and nothing could be verified."""
     notes: tuple[str, ...]
-    licence: str | None
+
+    @property
+    def licence(self) -> str | None:
+        """Of the weights: what their file proves, or what was stated."""
+        return self.weights.licence
 
 
 def export(
@@ -56,7 +60,7 @@ def export(
         out: file, or folder of `hub`; default: RECIPE-TARGET.ENDING in the working folder.
         fpn_norm: BatchNorm after the FPN's convolutions: as trained (`keep`), folded away (`plain`) or put in
             (`batchnorm`), with the same features; `auto` is `batchnorm` for Detectron2, else `keep`.
-        licence: of the exported weights, where they are your own.
+        licence: of the weights, where their file proves none.
         probes: JSON of probe results for the model card; None: what the run's probe.json says of
             this very file, if anything.
 
@@ -67,15 +71,11 @@ def export(
         raise UserError(f"--to {to}: one of {', '.join(ENDINGS)}")
     weights = read_weights(checkpoint)
     results = found_probes(weights) if probes is None else read_probes(probes, weights)
-    if licence and weights.licence and licence != weights.licence:
-        raise UserError(f"--licence {licence}: these weights are {weights.licence}, which an export cannot change")
-    if licence is not None and not re.fullmatch(r"[\w.+-]+", licence):
-        raise UserError(f"--licence {licence!r}: must be one word, such as Apache-2.0 or CC-BY-4.0")
-    licence = weights.licence or licence
+    weights = state_licence(weights, licence)
     out = out or Path(f"{recipe_of(weights).name}-{to}{ENDINGS[to][0]}")
     _check_out(out, to, weights.path)
     converted, notes = _converted(weights, to, fpn_norm)
-    metadata = _metadata(weights, licence)
+    metadata = metadata_of(weights)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         staging = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)
@@ -95,7 +95,6 @@ def export(
         written=written,
         differences=found,
         notes=(*notes, *written.notes),
-        licence=licence,
     )
 
 
@@ -140,11 +139,14 @@ def _converted(weights: Weights, to: str, fpn_norm: str) -> tuple[Weights, tuple
     return dataclasses.replace(weights, tensors=tensors, config=config, recipe=recipe), (note,)
 
 
-def _metadata(weights: Weights, licence: str | None) -> dict[str, str]:
+def metadata_of(weights: Weights) -> dict[str, str]:
+    """What an exported file says of itself: where it comes from, what wrote it, its licence where one is known."""
     import resim
 
     metadata = {"origin": weights.origin or weights.kind, "made_by": f"resim {resim.__version__}"}
-    return metadata | ({"licence": licence} if licence else {})
+    if weights.licence is None:
+        return metadata
+    return metadata | {"licence": weights.licence, "licence_source": weights.licence_source}
 
 
 def _write(
