@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from resim.cli import main
 from resim.errors import UserError
 from resim.exchange.export import export
+from resim.exchange.licence import RESIM_FILES
 from resim.exchange.names import to_detectron2
 from resim.exchange.weights import read_weights
 
@@ -165,3 +166,8 @@ def test_the_commands_say_where_a_licence_is_taken_from(capsys: Captured, tmp_pa
     (line,) = run(capsys, "export", str(tmp_path / "last.pt"), "--to", "safetensors", "--out", out, "--licence", "MIT")
     assert line == "licence: MIT; taken from the user's --licence"
     assert "| licence taken from | the user's --licence |" in (tmp_path / "out.md").read_text()
+
+
+def test_the_readme_names_the_published_files() -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"`(\S+\.pth\.tar)`", text)) == RESIM_FILES

@@ -17,6 +17,7 @@ from resim.exchange.licence import licence_line
 from resim.exchange.targets import FpnNorm, Target
 
 if TYPE_CHECKING:
+    from resim.exchange.export import Exported
     from resim.exchange.training_state import Imported
 
 
@@ -90,23 +91,36 @@ def export_verb(argv: Sequence[str]) -> None:
     """Write weights for torchvision, Detectron2, timm, the hub or ONNX, verified there against our features."""
     options = read_options(ExportOptions, argv, "export", export_verb.__doc__ or "")
 
-    from resim.exchange.export import export
-
-    settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
-    done = export(**settings)
+    done = _export(options)
     print(f"read {done.weights.path}: {done.weights.kind}")
     for note in done.notes:
         print(note)
-    _list("left out", done.written.left_out)
+    _list("left out", done.left_out)
     _list(f"starts new in {done.written.target}", done.written.starts_new)
     if done.differences is None:
         print(f"could not verify: {done.written.target.partition(',')[0]} is not installed here")
     else:
         told = ", ".join(f"{name} {value:.1e}" for name, value in done.differences.items())
-        print(f"verified in {done.written.target}: largest difference from our features: {told}")
+        what = "features and detections" if "boxes" in done.differences else "features"
+        print(f"verified in {done.written.target}: largest difference from our {what}: {told}")
     print(licence_line(done.weights.licence, done.weights.licence_source))
     print(f"wrote {', '.join(map(str, done.paths))}")
     print(f"load it: {done.written.load}")
+
+
+def _export(options: ExportOptions) -> Exported:
+    """A detector of ours goes whole to the targets that take one; of anything else the encoder is exported."""
+    from resim.detection.checkpoint import holds_detector
+    from resim.detection.export import WHOLE, export_detector
+    from resim.exchange.export import export
+
+    settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    path, probes = settings.pop("checkpoint"), settings.pop("probes")
+    if options.to not in WHOLE or not holds_detector(path):
+        return export(path, **settings, probes=probes)
+    if probes is not None:
+        raise UserError(f"--probes {probes}: goes with pre-trained networks; {path} is a detector, leave it out")
+    return export_detector(path, **settings)
 
 
 def _tell(imported: Imported) -> None:
