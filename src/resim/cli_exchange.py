@@ -40,9 +40,9 @@ class ExportOptions:
     """Options of `resim export`."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    """A checkpoint, a run's folder, or any file that `resim import` reads."""
+    """A checkpoint, a run's folder (of detect train too), or any file that `resim import` reads."""
     to: Target
-    """Format."""
+    """Format; torchvision-detection, safetensors and hub take a detector run whole, the others its backbone."""
     out: Path | None = None
     """File to write (a folder with --to hub); default: RECIPE-FORMAT in the working folder."""
     fpn_norm: FpnNorm = "auto"

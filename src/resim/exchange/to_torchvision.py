@@ -59,7 +59,8 @@ def write_torchvision_detection(weights: Weights, folder: Path, name: str, metad
     return Written(
         files=(name,),
         target=f"torchvision {torchvision.__version__}, {backbone} with FPN",
-        load=f"model = {_mask_rcnn(backbone, model, width=width, norm=norm)}; "
+        load=f"import torch, torchvision{', safetensors.torch' if name.endswith('.safetensors') else ''}; "
+        f"model = {_mask_rcnn(backbone, model, width=width, norm=norm)}; "
         f"model.load_state_dict({_loader(name)}, strict=False)",
         checks=(Check(images, stage_maps(model.body, images) | (maps if has_fpn else {})),),
         starts_new=(*(f"backbone.{key}" for key in loaded.missing_keys), "rpn.*", "roi_heads.*"),
