@@ -62,7 +62,8 @@ PROTOCOLS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         MASKS | FIXED, CITY, SCHEDULE | {"steps": 24_000, "drops": (18_000,), "batch_size": 8, "lr": 0.01}
     ),
     "coco-keypoints-fpn-1x": (
-        {"keypoints": True, "proposals_train": 1500, "rpn_beta": 0.5, "masks": False} | FIXED, COCO, SCHEDULE | ONE
+        {"keypoints": True, "proposals_train": 1500, "box_beta": 0.5, "rpn_beta": 1 / 9, "masks": False} | FIXED,
+        COCO, SCHEDULE | ONE
     ),
     "quick": ({"backbone": "auto"}, {}, {}),
 }  # fmt: skip
@@ -105,6 +106,7 @@ def test_json_that_is_no_recipe(spoil: dict[str, Any]) -> None:
         (DetectorConfig, {"frozen_stages": 6}, "frozen-stages 6: must be at most 5, the stem and four stages"),
         (DetectorConfig, {"frozen_stages": -1}, "frozen-stages -1: must be at least 0"),
         (DetectorConfig, {"rpn_beta": 0.0}, "rpn-beta 0.0: must be above 0"),
+        (DetectorConfig, {"box_beta": -1.0}, "box-beta -1.0: must be above 0"),
         (DetectorConfig, {"box_regions": 0}, "box-regions 0: must be at least 1"),
         (DetectorConfig, {"norm": "group"}, "norm 'group': must be one of sync, batch, frozen"),
         (ImagesConfig, {"min_sizes": ()}, "min-sizes: at least one is needed"),

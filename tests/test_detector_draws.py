@@ -1,4 +1,4 @@
-"""What is drawn belongs to the image, wherever it stands in the batch; the RPN's smooth L1 has any beta."""
+"""What is drawn belongs to the image, wherever it stands in the batch; both smooth L1 losses have any beta."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from torch import Tensor
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 from resim.detection.detector import build_detector
-from resim.detection.draws import BetaRPN, ChosenSizes, SeededSampler, set_draws
+from resim.detection.draws import BetaRoIHeads, BetaRPN, ChosenSizes, SeededSampler, set_draws
+from resim.detection.recipes import DETECT_RECIPES
+from resim.exchange.detectron2.launcher import find_config
 
 
 def matched(seed: int) -> Tensor:
@@ -105,3 +107,57 @@ def test_the_rpns_smooth_l1_has_its_beta(beta: float) -> None:
     assert torch.allclose(gradient, by_hand, rtol=1e-5, atol=1e-8)
     both = torch.cat([positive, negative])
     assert torch.equal(score, F.binary_cross_entropy_with_logits(objectness.flatten()[both], labels[both]))
+
+
+def heads_inputs() -> tuple[dict[str, Tensor], list[Tensor], list[tuple[int, int]], list[dict[str, Tensor]]]:
+    """Pyramid maps of one image of 64 x 64 px, proposals around its two objects and in a corner, and the objects."""
+    generator = torch.Generator().manual_seed(2)
+    maps = {str(n): torch.randn(1, 16, 16 >> n, 16 >> n, generator=generator) for n in range(4)}
+    boxes = torch.tensor([[4.0, 6.0, 40.0, 44.0], [30.0, 10.0, 60.0, 50.0]])
+    near = boxes.repeat(5, 1) + 3 * torch.randn(10, 4, generator=generator)
+    proposals = torch.cat([near.clamp(0, 64), torch.tensor([[0.0, 0.0, 9.0, 9.0]]).repeat(10, 1)])
+    return maps, [proposals], [(64, 64)], [{"boxes": boxes, "labels": torch.tensor([1, 2])}]
+
+
+@pytest.mark.parametrize("beta", [0.02, 1 / 9, 0.5, 2.0])
+def test_the_box_heads_smooth_l1_has_its_beta(beta: float) -> None:
+    plain, model = (
+        build_detector(tiny(box_beta=b), tiny_images(), num_classes=2, seed=0).train() for b in (1 / 9, beta)
+    )
+    heads: Any = model.roi_heads
+    assert isinstance(heads, BetaRoIHeads) == (beta != 1 / 9)
+    maps, proposals, sizes, targets = heads_inputs()
+    regressed: list[Tensor] = []
+    reference: Any = plain.roi_heads
+    reference.box_predictor.register_forward_hook(lambda module, inputs, output: regressed.append(output[1]))
+    set_draws(plain, [], [9])
+    expected_scores = reference(maps, proposals, sizes, targets)[1]["loss_classifier"]
+    set_draws(plain, [], [9])
+    _, _, (labels,), (wanted,) = reference.select_training_samples(proposals, targets)
+    positive = torch.where(labels > 0)[0]
+    assert 0 < len(positive) < len(labels)
+    own_class = regressed[0].view(len(labels), -1, 4)[positive, labels[positive]]
+    expected = F.smooth_l1_loss(own_class, wanted[positive], beta=beta, reduction="sum") / len(labels)
+    weight = reference.box_predictor.bbox_pred.weight
+    (by_hand,) = torch.autograd.grad(expected, weight)
+
+    set_draws(model, [], [9])
+    losses = heads(maps, proposals, sizes, targets)[1]
+    (gradient,) = torch.autograd.grad(losses["loss_box_reg"], heads.box_predictor.bbox_pred.weight)
+    assert float(losses["loss_box_reg"].detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert torch.allclose(gradient, by_hand, rtol=1e-4, atol=1e-6)
+    assert torch.equal(losses["loss_classifier"], expected_scores)
+
+    with torch.no_grad():  # the beta is of the loss alone: what is detected does not change with it
+        found, same = (m.eval().roi_heads(maps, proposals, sizes)[0][0] for m in (model, plain))
+    assert all(torch.equal(found[name], same[name]) for name in ("boxes", "scores", "labels"))
+
+
+def test_detectron2_has_the_beta_of_keypoints_in_the_box_head_too() -> None:
+    """The numbers of Detectron2's configs/COCO-Keypoints/Base-Keypoint-RCNN-FPN.yaml."""
+    text = find_config("coco-keypoints-fpn-1x").read_text(encoding="utf-8")
+    assert "  ROI_BOX_HEAD:\n    SMOOTH_L1_BETA: 0.5\n" in text
+    assert text.count("BETA") == 1
+    recipe = DETECT_RECIPES["coco-keypoints-fpn-1x"]().detector
+    assert (recipe.box_beta, recipe.rpn_beta, recipe.proposals_train) == (0.5, 1 / 9, 1500)
+    assert "    POST_NMS_TOPK_TRAIN: 1500\n" in text

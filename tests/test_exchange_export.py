@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import sys
@@ -178,6 +179,60 @@ def test_onnx_gives_our_features_at_any_batch_and_size(checkpoint: Path, tmp_pat
         assert set(maps) == {"C2", "C3", "C4", "C5", "P3", "P4"}
     metadata = session.get_modelmeta().custom_metadata_map
     assert (metadata["licence"], metadata["origin"]) == ("Apache-2.0", weights.kind)
+
+
+# -- the line that is printed to load it
+
+
+@pytest.mark.parametrize("to", ["torchvision", "torchvision-detection", "timm", "safetensors", "hub"])
+def test_the_printed_line_loads_the_file_where_it_is(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: Target
+) -> None:
+    """Of a ResNet-18, for which torchvision has no function of its own with an FPN."""
+    monkeypatch.chdir(tmp_path)
+    done = export(checkpoint, to, Path("new folder") / f"out{ENDING[to]}", fpn_norm="keep")
+    scope: dict[str, Any] = {"resim": resim, "torch": torch, "torchvision": torchvision}
+    if to == "timm":
+        scope["timm"] = pytest.importorskip("timm")
+    exec(done.written.load, scope)
+    if to == "torchvision-detection":
+        state = read_weights(checkpoint).tensors
+        theirs = scope["model"].state_dict()
+        assert torch.equal(theirs["backbone.body.layer2.0.conv1.weight"], state["backbone.layer2.0.conv1.weight"])
+        normed = read_weights(checkpoint).config.fpn_norm
+        name = f"fpn.lateral5.{'0.' if normed else ''}weight"
+        assert torch.equal(theirs["backbone.fpn.inner_blocks.3.0.weight"], state[name])
+
+
+@pytest.mark.parametrize(
+    ("levels", "width", "fpn_norm", "settings"),
+    [
+        ((Level(name="C4", window=64, step=32),), 128, "auto", "MODEL.RESNETS.RES2_OUT_CHANNELS 64"),
+        ((), 128, "plain", "MODEL.RESNETS.RES2_OUT_CHANNELS 64"),
+        (None, 256, "auto", "MODEL.RESNETS.RES2_OUT_CHANNELS 64"),
+        (None, 128, "auto", "MODEL.RESNETS.RES2_OUT_CHANNELS 64 MODEL.FPN.OUT_CHANNELS 128"),
+        (None, 128, "plain", "MODEL.FPN.OUT_CHANNELS 128 MODEL.FPN.NORM ''"),
+    ],
+)  # fmt: skip
+def test_settings_of_detectron2s_fpn_are_printed_for_weights_with_one(
+    tmp_path: Path, levels: Any, width: int, fpn_norm: Any, settings: str
+) -> None:
+    recipe = small(levels=levels)
+    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, fpn_width=width))
+    own_checkpoint(tmp_path / "last.pt", recipe)
+    out = tmp_path / "a b.pth"
+    line = export(tmp_path / "last.pt", "detectron2", out, fpn_norm=fpn_norm).written.load
+    assert line.endswith(settings)
+    assert f"MODEL.WEIGHTS '{out}' " in line
+
+
+@pytest.mark.parametrize("width", [128, 256])
+def test_a_width_without_an_fpn_is_not_torchvisions_either(tmp_path: Path, width: int) -> None:
+    recipe = small(levels=(Level(name="C4", window=64, step=32),))
+    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, fpn_width=width))
+    own_checkpoint(tmp_path / "last.pt", recipe)
+    line = export(tmp_path / "last.pt", "torchvision-detection", tmp_path / "det.pth").written.load
+    assert "[64, 128, 256, 512], 256)" in line
 
 
 # -- an FPN with norms and one without

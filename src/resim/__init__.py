@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from resim import recipes as recipes
+    from resim.detection.checkpoint import load_detector as load_detector
     from resim.errors import UserError as UserError
     from resim.exchange.load import load as load
     from resim.exchange.weights import read_weights as read_weights
@@ -40,6 +41,7 @@ _HOMES = {
     "info_nce": "resim.model.infonce",
     "inside_view": "resim.regions.windows",
     "load": "resim.exchange.load",
+    "load_detector": "resim.detection.checkpoint",
     "map_windows": "resim.regions.windows",
     "precise_roi_pool": "resim.regions.pooling",
     "pretrain": "resim.training.pretrain",
@@ -60,6 +62,7 @@ __all__ = [
     "info_nce",
     "inside_view",
     "load",
+    "load_detector",
     "map_windows",
     "precise_roi_pool",
     "pretrain",

@@ -13,9 +13,11 @@ import tyro
 
 from resim.cli_options import read_options, recipe_called
 from resim.errors import UserError
+from resim.exchange.licence import licence_line
 from resim.exchange.targets import FpnNorm, Target
 
 if TYPE_CHECKING:
+    from resim.exchange.export import Exported
     from resim.exchange.training_state import Imported
 
 
@@ -29,6 +31,8 @@ class ImportOptions:
     """Checkpoint to write, from which pre-training can start (--start-from), and its recipe beside it as .json."""
     recipe: str | None = None
     """Recipe that will be trained, by name or as a .json file; default: what the file says."""
+    licence: str | None = None
+    """Licence of the weights, such as BSD-3-Clause, where the file proves none; runs and exports carry it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,16 +40,16 @@ class ExportOptions:
     """Options of `resim export`."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    """A checkpoint, a run's folder, or any file that `resim import` reads."""
+    """A checkpoint, a run's folder (of detect train too), or any file that `resim import` reads."""
     to: Target
-    """Format."""
+    """Format; torchvision-detection, safetensors and hub take a detector run whole, the others its backbone."""
     out: Path | None = None
     """File to write (a folder with --to hub); default: RECIPE-FORMAT in the working folder."""
     fpn_norm: FpnNorm = "auto"
     """BatchNorm after FPN convolutions: keep as trained, plain (folded away), batchnorm (put in); auto: batchnorm for
     detectron2, else keep. Features stay the same."""
     licence: str | None = None
-    """Licence of the weights, such as Apache-2.0, for the metadata and the card."""
+    """Licence of the weights, such as Apache-2.0, for the metadata and the card, where their file proves none."""
     probes: Path | None = None
     """JSON of probe results for the model card; default: what the run's probe.json says of this file."""
 
@@ -62,7 +66,8 @@ def import_verb(argv: Sequence[str]) -> None:
     from resim.exchange.weights import read_weights
     from resim.training.checkpoints import save_checkpoint, write_atomically
 
-    imported = import_state(options.file, recipe_called(options.recipe) if options.recipe else None)
+    recipe = recipe_called(options.recipe) if options.recipe else None
+    imported = import_state(options.file, recipe, licence=options.licence)
     if options.out is not None and options.out.exists() and options.out.samefile(imported.weights.path):
         raise UserError(f"--out {options.out}: is the file that was read: name another")
     _tell(imported)
@@ -87,23 +92,36 @@ def export_verb(argv: Sequence[str]) -> None:
     """Write weights for torchvision, Detectron2, timm, the hub or ONNX, verified there against our features."""
     options = read_options(ExportOptions, argv, "export", export_verb.__doc__ or "")
 
-    from resim.exchange.export import export
-
-    settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
-    done = export(**settings)
+    done = _export(options)
     print(f"read {done.weights.path}: {done.weights.kind}")
     for note in done.notes:
         print(note)
-    _list("left out", done.written.left_out)
+    _list("left out", done.left_out)
     _list(f"starts new in {done.written.target}", done.written.starts_new)
     if done.differences is None:
         print(f"could not verify: {done.written.target.partition(',')[0]} is not installed here")
     else:
         told = ", ".join(f"{name} {value:.1e}" for name, value in done.differences.items())
-        print(f"verified in {done.written.target}: largest difference from our features: {told}")
-    _tell_licence(done.licence)
+        what = "features and detections" if "boxes" in done.differences else "features"
+        print(f"verified in {done.written.target}: largest difference from our {what}: {told}")
+    print(licence_line(done.weights.licence, done.weights.licence_source))
     print(f"wrote {', '.join(map(str, done.paths))}")
     print(f"load it: {done.written.load}")
+
+
+def _export(options: ExportOptions) -> Exported:
+    """A detector of ours goes whole to the targets that take one; of anything else the encoder is exported."""
+    from resim.detection.checkpoint import holds_detector
+    from resim.detection.export import WHOLE, export_detector
+    from resim.exchange.export import export
+
+    settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    path, probes = settings.pop("checkpoint"), settings.pop("probes")
+    if options.to not in WHOLE or not holds_detector(path):
+        return export(path, **settings, probes=probes)
+    if probes is not None:
+        raise UserError(f"--probes {probes}: goes with pre-trained networks; {path} is a detector, leave it out")
+    return export_detector(path, **settings)
 
 
 def _tell(imported: Imported) -> None:
@@ -111,7 +129,7 @@ def _tell(imported: Imported) -> None:
     print(f"{weights.path}: {weights.kind}")
     if weights.origin:
         print(f"origin: {weights.origin}")
-    _tell_licence(weights.licence)
+    print(licence_line(weights.licence, weights.licence_source))
     _list("loaded", imported.loaded)
     _list("key encoder copied from the query", imported.copied)
     _list("new", imported.new)
@@ -121,13 +139,6 @@ def _tell(imported: Imported) -> None:
         f"in all {len(imported.loaded)} loaded, {len(imported.copied)} copied, {len(imported.new)} new, "
         f"{len(imported.left_over)} left over, momentum of {imported.momentum} parameters{added}"
     )
-
-
-def _tell_licence(licence: str | None) -> None:
-    if licence == "CC-BY-NC-4.0":
-        print("licence: CC-BY-NC 4.0 (as published): not for commercial use, and neither is what is made from it")
-    elif licence:
-        print(f"licence: {licence}")
 
 
 def _list(title: str, names: Sequence[str]) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import Tensor
 
 from resim.detection.config import DetectRecipe
 from resim.detection.records import DetectionData
 from resim.errors import UserError
+from resim.exchange.files import read_contents, tensors_in
+from resim.exchange.load import find_file
 from resim.training.checkpoints import load_checkpoint
 from resim.training.provenance import versions
 
@@ -72,15 +77,24 @@ class TrainedDetector:
     step: int
 
 
-def load_detector(path: str | Path, device: torch.device | str = "cpu") -> TrainedDetector:
-    """Load what `train_detector` wrote: a run's folder or a checkpoint.
+def load_detector(
+    source: str | Path, device: torch.device | str = "cpu", *, revision: str | None = None
+) -> TrainedDetector:
+    """Load what `train_detector` wrote, a run's folder or a checkpoint, or what `export_detector` made of it.
+
+    Args:
+        source: the file or folder, or "user/name" on the Hugging Face hub.
+        device: where to put the detector.
+        revision: branch, tag or commit on the hub.
 
     Raises:
         UserError: no such file, or not a detector's checkpoint of this version.
     """
-    path = Path(path)
-    file = path / "checkpoints" / "last.pt" if path.is_dir() else path
-    state = load_checkpoint(file)
+    path = find_file(source, revision)
+    file = _file_in(path) if path.is_dir() else path
+    state = _exported_safetensors(file) if file.suffix == ".safetensors" else load_checkpoint(file)
+    if state.get("kind") == "detect" and "state_dict" in state:  # an export to torchvision
+        state = _described(file, state["metadata"], state["state_dict"])
     if state.get("kind") != "detect":
         raise UserError(f"{file}: holds no detector but a pre-training: fine-tune it by resim detect train --init")
     try:
@@ -106,3 +120,41 @@ def load_detector(path: str | Path, device: torch.device | str = "cpu") -> Train
         source=f"{file}, step {state['step']}",
         step=state["step"],
     )
+
+
+def holds_detector(path: str | Path) -> bool:
+    """Whether a file or folder holds a detector of ours: a fine-tuning's checkpoint or an export of one.
+
+    Raises:
+        UserError: as `read_contents`.
+    """
+    contents = read_contents(path)
+    return "detect" in (contents.data.get("kind"), contents.metadata.get("kind"))
+
+
+def description_of(detector: TrainedDetector, recipe: DetectRecipe) -> dict[str, Any]:
+    """What an export says of a detector beside its weights, as plain data; `recipe` is of the weights exported."""
+    names = ("classes", "category_ids", "keypoint_names", "keypoint_labels", "precision", "step")
+    return {"recipe": recipe.to_json(), **{name: getattr(detector, name) for name in names}}
+
+
+def _file_in(folder: Path) -> Path:
+    """The file of a run's folder, or of a folder for the hub."""
+    hub = folder / "model.safetensors"
+    return hub if hub.is_file() else folder / "checkpoints" / "last.pt"
+
+
+def _exported_safetensors(file: Path) -> dict[str, Any]:
+    contents = read_contents(file)
+    if contents.metadata.get("kind") != "detect":
+        raise UserError(f"{file}: holds no detector that resim exported")
+    tensors, _ = tensors_in(contents, contents.data)
+    return _described(file, contents.metadata, tensors)
+
+
+def _described(file: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The state that a checkpoint would have, of an export's metadata and tensors."""
+    try:
+        return {**json.loads(metadata["detector"]), "kind": "detect", "model": dict(tensors)}
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{file}: says nothing of its detector ({error})") from None

@@ -52,6 +52,8 @@ class DetectorConfig:
     """The same at test."""
     rpn_beta: float = 1 / 9
     """Where the RPN's smooth L1 turns into L1."""
+    box_beta: float = 1 / 9
+    """Where the box head's smooth L1 turns into L1."""
     anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
     """Side of the anchors, px: one a level of the FPN, all of them on C4."""
     score_threshold: float = 0.05
@@ -78,8 +80,9 @@ class DetectorConfig:
             raise ValueError("anchor-sizes: must be at least 1 px")
         if self.score_threshold >= 1:
             raise ValueError(f"score-threshold {self.score_threshold}: must be below 1")
-        if not self.rpn_beta > 0:
-            raise ValueError(f"rpn-beta {self.rpn_beta}: must be above 0")
+        for name in ("rpn_beta", "box_beta"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

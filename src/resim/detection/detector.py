@@ -20,7 +20,7 @@ from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
 from resim.detection.config import DetectorConfig, ImagesConfig
-from resim.detection.draws import BetaRPN, ChosenSizes, SeededSampler
+from resim.detection.draws import ChosenSizes, SeededSampler, set_betas
 from resim.detection.norms import freeze, norm_layer
 from resim.errors import UserError
 from resim.model.backbone import build_backbone
@@ -159,8 +159,7 @@ def build_detector(
     for stream, part in enumerate((rpn, heads), start=1):
         sampler = part.fg_bg_sampler
         part.fg_bg_sampler = SeededSampler(sampler.batch_size_per_image, sampler.positive_fraction, stream)
-    if config.rpn_beta != BetaRPN.beta:
-        rpn.__class__, rpn.beta = BetaRPN, config.rpn_beta
+    set_betas(model, rpn=config.rpn_beta, box=config.box_beta)
     return model
 
 

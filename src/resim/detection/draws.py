@@ -1,14 +1,23 @@
-"""Everything random in a detector's forward pass, made a function of the image and not of its place in a batch."""
+"""Everything random in a detector's forward pass, made a function of the image and not of its place in a batch.
+
+The losses of boxes with another beta than torchvision's are here too.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+TORCHVISION_BETA = 1 / 9
+"""Of the smooth L1 in torchvision's RPN and box head."""
 
 
 class SeededSampler(BalancedPositiveNegativeSampler):
@@ -50,17 +59,56 @@ class ChosenSizes(GeneralizedRCNNTransform):
 class BetaRPN(RegionProposalNetwork):
     """Torchvision's RPN with another beta in its smooth L1, which is the same loss of scaled differences."""
 
-    beta = 1 / 9
+    beta = TORCHVISION_BETA
 
     def compute_loss(
         self, objectness: Tensor, pred_bbox_deltas: Tensor, labels: list[Tensor], regression_targets: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
         """As torchvision's: smooth_l1(x, beta) = smooth_l1(s x, s beta) / s."""
-        scale = 1 / 9 / self.beta
+        scale = TORCHVISION_BETA / self.beta
         objectness_loss, box_loss = super().compute_loss(
             objectness, pred_bbox_deltas * scale, labels, [target * scale for target in regression_targets]
         )
         return objectness_loss, box_loss / scale
+
+
+class BetaRoIHeads(RoIHeads):
+    """Torchvision's heads with another beta in the box head's smooth L1: as `BetaRPN`, of scaled differences.
+
+    The box predictor's regression is scaled by a hook, which `set_betas` puts there.
+    """
+
+    beta = TORCHVISION_BETA
+
+    @property
+    def scale(self) -> float:
+        """Of the differences, in training."""
+        return TORCHVISION_BETA / self.beta
+
+    def select_training_samples(self, proposals: list[Tensor], targets: Any) -> Any:
+        """As torchvision's, with scaled regression targets."""
+        *rest, regression_targets = super().select_training_samples(proposals, targets)
+        return (*rest, [target * self.scale for target in regression_targets])
+
+    def forward(self, features: Any, proposals: Any, image_shapes: Any, targets: Any = None) -> Any:
+        """As torchvision's, with the loss of boxes divided by the scale."""
+        result, losses = super().forward(features, proposals, image_shapes, targets)
+        if "loss_box_reg" in losses:
+            losses["loss_box_reg"] = losses["loss_box_reg"] / self.scale
+        return result, losses
+
+
+def set_betas(model: GeneralizedRCNN, *, rpn: float, box: float) -> None:
+    """Set the beta of the RPN's and of the box head's smooth L1; what is torchvision's stays torchvision's code."""
+    parts: Any = model
+    if rpn != TORCHVISION_BETA:
+        parts.rpn.__class__, parts.rpn.beta = BetaRPN, rpn
+    if box != TORCHVISION_BETA:
+        heads = parts.roi_heads
+        heads.__class__, heads.beta = BetaRoIHeads, box
+        heads.box_predictor.register_forward_hook(
+            lambda module, _inputs, output: (output[0], output[1] * (TORCHVISION_BETA / box if module.training else 1))
+        )
 
 
 def set_draws(model: nn.Module, sizes: Sequence[int], seeds: Sequence[int]) -> None:

@@ -63,8 +63,11 @@ def cityscapes_fpn() -> DetectRecipe:
 
 
 def coco_keypoints_fpn_1x() -> DetectRecipe:
-    """COCO Keypoint R-CNN on FPN, 90k steps: 1,500 proposals, smooth L1 with beta 0.5 in the RPN."""
-    detector = DetectorConfig(keypoints=True, frozen_stages=2, proposals_train=1500, rpn_beta=0.5)
+    """COCO Keypoint R-CNN on FPN, 90k steps: 1,500 proposals, smooth L1 with beta 0.5 in the box head.
+
+    Source: Detectron2's configs/COCO-Keypoints/Base-Keypoint-RCNN-FPN.yaml.
+    """
+    detector = DetectorConfig(keypoints=True, frozen_stages=2, proposals_train=1500, box_beta=0.5)
     return DetectRecipe(name="coco-keypoints-fpn-1x", detector=detector)
 
 

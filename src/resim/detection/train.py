@@ -328,6 +328,8 @@ def origin_of(weights: Weights | None, state: dict[str, Any] | None) -> dict[str
     if state is not None:
         return state.get("metadata", {})
     told = {} if weights is None else {"licence": weights.licence, "origin": weights.origin}
+    if told.get("licence") is not None:
+        told["licence_source"] = weights.licence_source if weights else None
     return {name: value for name, value in told.items() if value is not None}
 
 

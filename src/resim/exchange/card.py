@@ -19,7 +19,7 @@ CITATION = """@inproceedings{xiao2021region,
 }"""
 
 
-def model_card(weights: Weights, recipe: Recipe, *, licence: str | None, probes: Mapping[str, Any] | None) -> str:
+def model_card(weights: Weights, recipe: Recipe, *, probes: Mapping[str, Any] | None) -> str:
     """A card in Markdown, with the header that the Hugging Face hub reads."""
     model, optim = recipe.model, recipe.optim
     levels = ", ".join(str(level) for level in model.levels) or "none (the global loss alone)"
@@ -28,7 +28,7 @@ def model_card(weights: Weights, recipe: Recipe, *, licence: str | None, probes:
     )
     how = "pre-trained on images without labels" if weights.recipe else "weights of another program under resim's names"
     header = ["---", "library_name: resim", "tags: [self-supervised-learning, object-detection, resim]"]
-    header += [f"license: {licence.lower()}"] if licence else []
+    header += [f"license: {weights.licence.lower()}"] if weights.licence else []
     lines = [
         *header,
         "---",
@@ -51,7 +51,7 @@ def model_card(weights: Weights, recipe: Recipe, *, licence: str | None, probes:
         f"| levels | {levels} |",
         f"| views | {recipe.views.image_size} px |",
         f"| batch | {optim.batch_size} in groups of {model.group_size} |",
-        f"| licence | {licence or 'not stated: whoever publishes these weights states it'} |",
+        *licence_rows(weights),
         "",
         "## Probes",
         "",
@@ -71,6 +71,16 @@ def model_card(weights: Weights, recipe: Recipe, *, licence: str | None, probes:
         "",
     ]
     return "\n".join(lines)
+
+
+def licence_rows(weights: Weights) -> list[str]:
+    """The licence in a card's table, and where it is taken from."""
+    if weights.licence:
+        return [f"| licence | {weights.licence} |", f"| licence taken from | {weights.licence_source} |"]
+    return [
+        "| licence | unknown, not stated: whoever publishes these weights states it |",
+        f"| licence taken from | nowhere: {weights.licence_source} |",
+    ]
 
 
 def found_probes(weights: Weights) -> Mapping[str, Any] | None:

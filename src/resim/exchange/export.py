@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +14,8 @@ from resim.errors import UserError
 from resim.exchange.card import found_probes, read_probes
 from resim.exchange.features import TOLERANCE, differences, features_of
 from resim.exchange.fpn_norms import with_norms, without_norms
+from resim.exchange.licence import state_licence
+from resim.exchange.place import check_out, put, staging
 from resim.exchange.recipe_of import recipe_of
 from resim.exchange.targets import ENDINGS, FpnNorm, Target
 from resim.exchange.to_detectron2 import write_detectron2
@@ -37,7 +36,16 @@ class Exported:
     differences: Mapping[str, float] | None
     """Largest difference of each map; None: the target is not installed and nothing could be verified."""
     notes: tuple[str, ...]
-    licence: str | None
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What the source has and the export has not: as we call it, or as it is called in the source."""
+        return (*self.written.left_out, *self.weights.left_over)
+
+    @property
+    def licence(self) -> str | None:
+        """Of the weights: what their file proves, or what was stated."""
+        return self.weights.licence
 
 
 def export(
@@ -55,7 +63,7 @@ def export(
         out: file, or folder of `hub`; default: RECIPE-TARGET.ENDING in the working folder.
         fpn_norm: BatchNorm after the FPN's convolutions: as trained (`keep`), folded away (`plain`) or put in
             (`batchnorm`), with the same features; `auto` is `batchnorm` for Detectron2, else `keep`.
-        licence: of the exported weights, where they are your own.
+        licence: of the weights, where their file proves none.
         probes: JSON of probe results for the model card; None: what the run's probe.json says of
             this very file, if anything.
 
@@ -66,55 +74,24 @@ def export(
         raise UserError(f"--to {to}: one of {', '.join(ENDINGS)}")
     weights = read_weights(checkpoint)
     results = found_probes(weights) if probes is None else read_probes(probes, weights)
-    if licence and weights.licence and licence != weights.licence:
-        raise UserError(f"--licence {licence}: these weights are {weights.licence}, which an export cannot change")
-    if licence is not None and not re.fullmatch(r"[\w.+-]+", licence):
-        raise UserError(f"--licence {licence!r}: must be one word, such as Apache-2.0 or CC-BY-4.0")
-    licence = weights.licence or licence
+    weights = state_licence(weights, licence)
     out = out or Path(f"{recipe_of(weights).name}-{to}{ENDINGS[to][0]}")
-    _check_out(out, to, weights.path)
+    check_out(out, to, weights.path, {".md": "card"} if to == "safetensors" else None)
     converted, notes = _converted(weights, to, fpn_norm)
-    metadata = _metadata(weights, licence)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        staging = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)
-    except OSError as error:
-        raise UserError(f"{out.parent}: cannot be written to ({error.strerror})") from None
-    with staging as folder:
-        try:
-            written = _write(converted, to, Path(folder), out.name, metadata, results)
-            found = _compare(weights, written)
-            _refuse_differences(out, written, found)
-            paths = tuple(_put(Path(folder) / name, out.parent / name) for name in written.files)
-        except OSError as error:
-            raise UserError(f"{out}: cannot be written ({error.strerror or error})") from None
+    metadata = metadata_of(weights)
+    with staging(out) as folder:
+        written = _write(converted, to, folder, out.name, metadata, results)
+        found = _compare(weights, written)
+        refuse_differences(out, written.target, found)
+        paths = tuple(put(folder / name, out.parent / name) for name in written.files)
+    written = written.placed(out)
     return Exported(
         weights=weights,
         paths=paths,
         written=written,
         differences=found,
-        notes=(*notes, *written.notes),
-        licence=licence,
+        notes=(*_detector_notes(weights, to), *notes, *written.notes),
     )
-
-
-def _check_out(out: Path, to: Target, source: Path) -> None:
-    endings = ENDINGS[to]
-    if to != "hub" and out.suffix not in endings:
-        raise UserError(f"--out {out}: a file for {to} must end in {' or '.join(endings)}")
-    if to == "hub" and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out}: is there already: name another folder")
-    if to != "hub" and out.is_dir():
-        raise UserError(f"--out {out}: is a folder, a file is needed")
-    if out.exists() and out.samefile(source):
-        raise UserError(
-            f"--out {out}: is the checkpoint itself, of which an export holds but a part: name another file"
-        )
-    card = out.with_suffix(".md")
-    if (
-        to == "safetensors" and card.exists() and (card.is_dir() or not out.exists())
-    ):  # beside an export of ours it is its card
-        raise UserError(f"--out {out}: its card would take the place of {card}: name another file")
 
 
 def _converted(weights: Weights, to: str, fpn_norm: str) -> tuple[Weights, tuple[str, ...]]:
@@ -139,11 +116,27 @@ def _converted(weights: Weights, to: str, fpn_norm: str) -> tuple[Weights, tuple
     return dataclasses.replace(weights, tensors=tensors, config=config, recipe=recipe), (note,)
 
 
-def _metadata(weights: Weights, licence: str | None) -> dict[str, str]:
+def _detector_notes(weights: Weights, to: str) -> tuple[str, ...]:
+    """What of a detector goes to a target that takes the backbone."""
+    heads = ("rpn.", "roi_heads.", "proposal_generator.")
+    if not any(name.removeprefix("module.").startswith(heads) for name in weights.left_over):
+        return ()
+    pyramid = sorted({name.split(".")[1] for name in weights.tensors if name.startswith("fpn.")})
+    takes_fpn = to in ("torchvision-detection", "detectron2", "safetensors", "hub", "onnx")
+    parts = "the backbone"
+    if pyramid and takes_fpn:
+        parts += f" and of its FPN {', '.join(pyramid)}"
+    return (f"the file is a detector; of it {parts} go to {to}, its proposals and heads are left out",)
+
+
+def metadata_of(weights: Weights) -> dict[str, str]:
+    """What an exported file says of itself: where it comes from, what wrote it, its licence where one is known."""
     import resim
 
     metadata = {"origin": weights.origin or weights.kind, "made_by": f"resim {resim.__version__}"}
-    return metadata | ({"licence": licence} if licence else {})
+    if weights.licence is None:
+        return metadata
+    return metadata | {"licence": weights.licence, "licence_source": weights.licence_source}
 
 
 def _write(
@@ -183,27 +176,9 @@ def _compare(weights: Weights, written: Written) -> dict[str, float] | None:
     return found
 
 
-def _refuse_differences(out: Path, written: Written, found: Mapping[str, float] | None) -> None:
+def refuse_differences(out: Path, target: str, found: Mapping[str, float] | None, *, what: str = "features") -> None:
+    """Raise a UserError if an export computes something else than its source."""
     wrong = {name: value for name, value in (found or {}).items() if not value <= TOLERANCE}
     if wrong:
         told = ", ".join(f"{name} {value:.1e}" for name, value in wrong.items())
-        raise UserError(
-            f"--out {out}: not written: features in {written.target} differ by more than {TOLERANCE:g}: {told}"
-        )
-
-
-def _put(source: Path, place: Path) -> Path:
-    """Move a file or folder into place, once it is on the disk and readable for whom new files are."""
-    umask = os.umask(0)
-    os.umask(umask)
-    for path in (source, *source.rglob("*")) if source.is_dir() else (source,):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)  # safetensors makes its files private
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    if place.is_dir():
-        place.rmdir()  # empty: it was looked at before
-    source.replace(place)
-    return place
+        raise UserError(f"--out {out}: not written: {what} in {target} differ by more than {TOLERANCE:g}: {told}")

@@ -29,10 +29,19 @@ def load(source: str | Path, *, revision: str | None = None) -> Encoder:
     Raises:
         UserError: no such file or repository, or weights that cannot be read.
     """
+    return build_encoder(read_weights(find_file(source, revision)))
+
+
+def find_file(source: str | Path, revision: str | None = None) -> Path:
+    """The path that `source` is, or model.safetensors of the hub's repository that it names.
+
+    Raises:
+        UserError: no such repository.
+    """
     path = Path(source)
     if not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)) and path.suffix not in FILES:
-        path = _from_hub(str(source), revision)
-    return build_encoder(read_weights(path))
+        return _from_hub(str(source), revision)
+    return path
 
 
 def _from_hub(name: str, revision: str | None) -> Path:

@@ -80,6 +80,7 @@ def from_torchvision_detection(name: str, *, fpn_norm: bool) -> str | None:
         part, index, place, leaf = fpn.groups()
         part = {"inner": "lateral", "layer": "output"}[part]
         return f"fpn.{part}{int(index) + 2}.{_place(place == '1', fpn_norm)}{leaf}"
+    name = re.sub(r"^roi_heads\.box_head\.(?=layer4\.)", "backbone.body.", name)  # the fifth stage of our C4 detectors
     return f"backbone.{name.removeprefix('backbone.body.')}" if name.startswith("backbone.body.") else None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import shlex
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -53,13 +54,20 @@ def write_detectron2(weights: Weights, folder: Path, name: str, metadata: Mappin
     expected = starts_new(weights)
     checks, target = _detectron2_checks(weights, folder / name, expected)
     settings = [f"MODEL.RESNETS.{key} {value}" for key, value in _SETTINGS[backbone].items()]
-    if weights.config.fpn_width != 256:
-        settings.append(f"MODEL.FPN.OUT_CHANNELS {weights.config.fpn_width}")
+    if any(name.startswith("fpn.") for name in weights.tensors):
+        if weights.config.fpn_width != 256:
+            settings.append(f"MODEL.FPN.OUT_CHANNELS {weights.config.fpn_width}")
+        if not weights.config.fpn_norm:  # our configs have SyncBN there, which has no place for biases
+            settings.append("MODEL.FPN.NORM ''")
     return Written(
         files=(name,),
         target=target,
         load=" ".join(
-            ["python -m resim.exchange.detectron2 train --config-file CONFIG MODEL.WEIGHTS", name, *settings]
+            [
+                "python -m resim.exchange.detectron2 train --config-file CONFIG MODEL.WEIGHTS",
+                shlex.quote(name),
+                *settings,
+            ]
         ),
         checks=checks,
         starts_new=expected,

@@ -50,7 +50,7 @@ def _write(
     known = {"step": weights.step, "epoch": weights.epoch, "data": data}
     header |= {key: json.dumps(value) for key, value in known.items() if value is not None}
     save_file({key: value.contiguous() for key, value in weights.tensors.items()}, folder / name, metadata=header)
-    text = model_card(weights, recipe, licence=metadata.get("licence"), probes=probes)
+    text = model_card(weights, recipe, probes=probes)
     (folder / card).write_text(text, encoding="utf-8")
     images = probe_images()
     return Written(

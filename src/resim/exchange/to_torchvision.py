@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torchvision
@@ -46,7 +46,9 @@ def write_torchvision_detection(weights: Weights, folder: Path, name: str, metad
     state = {theirs: weights.tensors[ours] for ours, theirs in renamed.items() if theirs is not None}
     write_state(folder / name, state, metadata)
     config = weights.config
-    model = detection_backbone(backbone, width=config.fpn_width, norm=config.fpn_norm).eval()
+    has_fpn = any(key.startswith("fpn.") for key in weights.tensors)
+    width, norm = (config.fpn_width, config.fpn_norm) if has_fpn else (256, False)
+    model = detection_backbone(backbone, width=width, norm=norm).eval()
     stored = {key.removeprefix("backbone."): value for key, value in read_state(folder / name).items()}
     loaded = model.load_state_dict(stored, strict=False)
     assert not loaded.unexpected_keys, loaded.unexpected_keys
@@ -54,21 +56,30 @@ def write_torchvision_detection(weights: Weights, folder: Path, name: str, metad
     with torch.no_grad():
         pyramid = model(images)
     maps = {f"P{int(key) + 2}": value for key, value in pyramid.items() if key.isdecimal()}
-    has_fpn = any(key.startswith("fpn.") for key in weights.tensors)
-    notes = []
-    if config.fpn_width != 256 or config.fpn_norm or backbone != "resnet50":
-        norm = ", norm_layer=torch.nn.BatchNorm2d" if config.fpn_norm else ""
-        notes = [f"the detector's backbone: {backbone}, BackboneWithFPN(..., out_channels={config.fpn_width}{norm})"]
     return Written(
         files=(name,),
         target=f"torchvision {torchvision.__version__}, {backbone} with FPN",
-        load=f"torchvision.models.detection.maskrcnn_resnet50_fpn(weights_backbone=None)"
-        f".load_state_dict({_loader(name)}, strict=False)",
+        load=f"import torch, torchvision{', safetensors.torch' if name.endswith('.safetensors') else ''}; "
+        f"model = {_mask_rcnn(backbone, model, width=width, norm=norm)}; "
+        f"model.load_state_dict({_loader(name)}, strict=False)",
         checks=(Check(images, stage_maps(model.body, images) | (maps if has_fpn else {})),),
         starts_new=(*(f"backbone.{key}" for key in loaded.missing_keys), "rpn.*", "roi_heads.*"),
         left_out=tuple(ours for ours, theirs in renamed.items() if theirs is None),
-        notes=tuple(notes),
+        notes=("the line to load it builds a Mask R-CNN of 91 classes; its proposals and heads are new",),
     )
+
+
+def _mask_rcnn(name: str, model: BackboneWithFPN, *, width: int, norm: bool) -> str:
+    """Python for a Mask R-CNN of torchvision's on such a backbone."""
+    place = "torchvision.models.detection"
+    if (name, width, norm) == ("resnet50", 256, False):
+        return f"{place}.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)"
+    channels = [block[0].in_channels for block in cast("Any", model.fpn.inner_blocks)]
+    layers = {f"layer{stage}": str(stage - 1) for stage in range(1, 5)}
+    norm_layer = ", norm_layer=torch.nn.BatchNorm2d" if norm else ""
+    network = f"torchvision.models.{name}(weights=None)"
+    backbone = f"{place}.backbone_utils.BackboneWithFPN({network}, {layers}, {channels}, {width}{norm_layer})"
+    return f"{place}.MaskRCNN({backbone}, num_classes=91)"
 
 
 def detection_backbone(name: str, *, width: int, norm: bool) -> BackboneWithFPN:

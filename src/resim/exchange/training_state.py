@@ -14,6 +14,7 @@ from torch import Tensor
 import resim
 from resim.errors import UserError
 from resim.exchange.files import Contents, read_contents, tensors_in
+from resim.exchange.licence import state_licence
 from resim.exchange.names import from_program
 from resim.exchange.queues import fit_queue
 from resim.exchange.recipe_of import recipe_of
@@ -45,18 +46,20 @@ class Imported:
     """Parameters of the query encoder whose momentum came from the file."""
 
 
-def import_state(path: str | Path, recipe: Recipe | None = None) -> Imported:
+def import_state(path: str | Path, recipe: Recipe | None = None, *, licence: str | None = None) -> Imported:
     """Make a checkpoint of ours of any file that `read_weights` reads.
 
     Args:
         path: the file.
         recipe: what will be trained; its backbone, head width and queue follow the file. None: what the file says.
+        licence: of the weights, where the file proves none.
 
     Raises:
-        UserError: as `read_weights`; a recipe that does not fit the file's backbone.
+        UserError: as `read_weights`; a licence that the file contradicts; a recipe that does not fit the file's
+            backbone.
     """
     contents = read_contents(path)
-    weights = weights_in(contents)
+    weights = state_licence(weights_in(contents), licence)
     found = _found(contents, weights)
     return _imported(contents, weights, found, _fitted(recipe or recipe_of(weights), weights, found))
 
@@ -118,7 +121,12 @@ def _imported(contents: Contents, weights: Weights, found: Mapping[str, Tensor],
         "model": state,
         "optimizer": optimizer,
         **({} if weights.data is None else {"data": dict(weights.data)}),
-        "imported": {"kind": weights.kind, "origin": weights.origin or weights.kind, "licence": weights.licence},
+        "imported": {
+            "kind": weights.kind,
+            "origin": weights.origin or weights.kind,
+            "licence": weights.licence,
+            "licence_source": weights.licence_source,
+        },
     }
     unused = [name for name in found if name.startswith("query.") and name not in loaded]
     return Imported(

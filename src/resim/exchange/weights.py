@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,10 @@ from torch import Tensor
 from resim.errors import UserError
 from resim.exchange.architecture import add_counters, check_complete, encoder_shapes, infer_config, shorten
 from resim.exchange.files import Contents, read_contents, tensors_in
+from resim.exchange.licence import licence_of_export, licence_of_file, licence_of_run
 from resim.exchange.recognise import Form, recognise
 from resim.model.encoder import ModelConfig
 from resim.training.config import Recipe
-
-PUBLISHED_LICENCE = "CC-BY-NC-4.0"
-"""Of the weights that the authors of ReSim and of MoCo published, and of their programs."""
 
 _WRAPPERS = ("state_dict", "model", "model_state", "model_state_dict", "network")
 
@@ -47,6 +44,8 @@ class Weights:
     epoch: int | None = None
     data: Mapping[str, Any] | None = None
     """What the weights were trained on, as our checkpoints note it: `images` (how many), `sources`, `hash`."""
+    licence_source: str = ""
+    """Where the licence is taken from; without one, why it is unknown."""
     added: tuple[str, ...] = ()
     """Counters of batches that the file lacks and that stand at 0 in `tensors`."""
 
@@ -96,12 +95,14 @@ def _own_checkpoint(contents: Contents) -> Weights:
     check_complete(contents.path, query, recipe.model, whole=True)
     step, source, images = data.get("step"), data.get("imported"), data.get("data")
     source = source if isinstance(source, Mapping) else {}
+    licence, licence_source = licence_of_run(source)
     return Weights(
         path=contents.path,
         kind=f"resim checkpoint ({recipe.name}, {recipe.model.backbone}, step {step})",
         tensors=query,
         left_over=tuple(left_over),
-        licence=_text(source.get("licence")),
+        licence=licence,
+        licence_source=licence_source,
         origin=_text(source.get("origin")),
         recipe=recipe,
         config=recipe.model,
@@ -118,12 +119,14 @@ def _own_safetensors(contents: Contents) -> Weights:
     left_over = _take_unknown(tensors, recipe.model)
     check_complete(contents.path, tensors, recipe.model, whole=True)
     step, images = _json(metadata.get("step")), _json(metadata.get("data"))
+    licence, licence_source = licence_of_export(metadata)
     return Weights(
         path=contents.path,
         kind=f"resim safetensors file ({recipe.name}, {recipe.model.backbone}, step {step})",
         tensors=tensors,
         left_over=tuple(left_over),
-        licence=metadata.get("licence"),
+        licence=licence,
+        licence_source=licence_source,
         origin=metadata.get("origin"),
         recipe=recipe,
         config=recipe.model,
@@ -158,14 +161,14 @@ def _foreign(contents: Contents) -> Weights:
         )
     made_by = contents.metadata or contents.data.get("metadata")
     made_by = made_by if isinstance(made_by, Mapping) else {}
-    # neither heads in a stem nor numbered norms are Detectron2's own: the published conversions have them
-    converted = any(re.search(r"stem\.fc\.|fpn_output\d\.1\.", name) for name in state)
+    licence, licence_source = licence_of_file(path, state, made_by, contents.data.get("__author__"))
     return Weights(
         path=path,
         kind=_kind(form, contents, tensors, config, left_over),
         tensors=tensors,
         left_over=tuple(left_over + others),
-        licence=_text(made_by.get("licence")) or (PUBLISHED_LICENCE if form.name == "published" or converted else None),
+        licence=licence,
+        licence_source=licence_source,
         origin=_text(made_by.get("origin")) or _text(contents.data.get("__author__")) or contents.origin,
         recipe=None,
         config=config,

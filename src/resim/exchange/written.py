@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
@@ -33,3 +36,9 @@ class Written:
     left_out: tuple[str, ...] = ()
     """What the weights have and the target has not, under our names."""
     notes: tuple[str, ...] = ()
+
+    def placed(self, out: Path) -> Written:
+        """The same with `load` and notes naming the file where it is put, so that lines work where they are printed."""
+        load, *notes = (text.replace(repr(out.name), repr(str(out))) for text in (self.load, *self.notes))
+        load = load.replace(f" {shlex.quote(out.name)}", f" {shlex.quote(str(out))}")  # an argument of a command
+        return dataclasses.replace(self, load=load, notes=tuple(notes))

@@ -1,0 +1,78 @@
+"""The model card of an exported detector."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from resim.detection.checkpoint import TrainedDetector
+from resim.detection.config import DetectRecipe
+from resim.exchange.card import CITATION, licence_rows
+from resim.exchange.weights import Weights
+
+
+def detector_card(
+    detector: TrainedDetector, recipe: DetectRecipe, weights: Weights, scores: dict[str, Any] | None, *, loader: str
+) -> str:
+    """A card in Markdown, with the header that the Hugging Face hub reads.
+
+    Args:
+        detector: that is exported.
+        recipe: of the exported weights.
+        weights: its backbone, with licence and origin.
+        scores: the line of the run's `scores.jsonl` that is of these weights.
+        loader: name of the Python file that builds it in torchvision.
+    """
+    config = recipe.detector
+    kind = "Mask R-CNN" if config.masks else "Keypoint R-CNN" if config.keypoints else "Faster R-CNN"
+    neck = "with an FPN" if config.neck == "fpn" else "on C4"
+    header = ["---", "library_name: resim", "pipeline_tag: object-detection", "tags: [object-detection, resim]"]
+    header += [f"license: {weights.licence.lower()}"] if weights.licence else []
+    lines = [
+        *header,
+        "---",
+        f"# {recipe.name}, {kind}, {config.backbone} {neck}",
+        "",
+        "```python",
+        "import resim",
+        'model = resim.load_detector("this folder or file, or its name on the hub").model  # a detector of torchvision',
+        "",
+        "import runpy  # the same without resim",
+        f'model = runpy.run_path("{loader}")["load_detector"]()',
+        "",
+        "found = model([image])[0]  # image: (3, height, width), RGB in [0, 1]: the model resizes and normalises it",
+        "```",
+        "",
+        "| | |",
+        "| --- | --- |",
+        f"| steps | {detector.step} of {recipe.tune.steps}, of {recipe.tune.batch_size} images |",
+        f"| classes | {len(detector.classes)}: {_cell(', '.join(detector.classes))} |",
+        *([f"| keypoints | {_cell(', '.join(detector.keypoint_names))} |"] if config.keypoints else []),
+        f"| shorter side at test | {recipe.images.test_size} px |",
+        f"| scores below this are not given | {config.score_threshold} |",
+        *([f"| origin | {_cell(weights.origin)} |"] if weights.origin else []),
+        *licence_rows(weights),
+        "",
+        "## Scores",
+        "",
+        *(["```json", json.dumps(scores, indent=2), "```"] if scores else ["None were there when this was written."]),
+        "",
+        "## Recipe",
+        "",
+        "```json",
+        json.dumps(recipe.to_json(), indent=2),
+        "```",
+        "",
+        "## Citation",
+        "",
+        "```bibtex",
+        CITATION,
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """A text that cannot break a table's row."""
+    return " ".join(text.replace("|", "\\|").split())

@@ -1,0 +1,77 @@
+"""Files that are written beside their place, verified, and only then moved there whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from resim.errors import UserError
+from resim.exchange.targets import ENDINGS, Target
+
+
+def check_out(out: Path, to: Target, source: Path, beside: Mapping[str, str] | None = None) -> None:
+    """Check where an export is to be written.
+
+    Args:
+        out: the file, or the folder of `hub`.
+        to: its target.
+        source: the file that is exported.
+        beside: endings of what is written beside `out`, such as `.md`, and what it is.
+
+    Raises:
+        UserError: another ending, a place that is taken, or one that would replace what no export wrote.
+    """
+    endings = ENDINGS[to]
+    if to != "hub" and out.suffix not in endings:
+        raise UserError(f"--out {out}: a file for {to} must end in {' or '.join(endings)}")
+    if to == "hub" and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out}: is there already: name another folder")
+    if to != "hub" and out.is_dir():
+        raise UserError(f"--out {out}: is a folder, a file is needed")
+    if out.exists() and out.samefile(source):
+        raise UserError(
+            f"--out {out}: is the checkpoint itself, of which an export holds but a part: name another file"
+        )
+    for ending, what in (beside or {}).items():
+        path = out.with_suffix(ending)
+        if path.exists() and (path.is_dir() or not out.exists()):  # beside an export of ours it is the export's own
+            raise UserError(f"--out {out}: its {what} would take the place of {path}: name another file")
+
+
+@contextlib.contextmanager
+def staging(out: Path) -> Iterator[Path]:
+    """A folder beside `out` in which an export is written and verified; it is removed at the end.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)
+    except OSError as error:
+        raise UserError(f"{out.parent}: cannot be written to ({error.strerror})") from None
+    with folder as name:
+        try:
+            yield Path(name)
+        except OSError as error:
+            raise UserError(f"{out}: cannot be written ({error.strerror or error})") from None
+
+
+def put(source: Path, place: Path) -> Path:
+    """Move a file or folder into place, once it is on the disk and readable for whom new files are."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in (source, *source.rglob("*")) if source.is_dir() else (source,):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)  # safetensors makes its files private
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    if place.is_dir():
+        place.rmdir()  # empty: `check_out` made sure
+    source.replace(place)
+    return place
