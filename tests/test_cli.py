@@ -139,7 +139,7 @@ def test_settings_that_cannot_work(
 
 
 def test_unknown_verbs_and_options(capsys: Captured, tmp_path: Path) -> None:
-    assert refusal(capsys, "train") == f"resim: no verb 'train': one of {', '.join(VERBS)}"
+    assert refusal(capsys, "train") == f"resim: no verb 'train': one of {', '.join(VERBS)}; did you mean 'pretrain'?"
     assert "no verb '--quiet'" in refusal(capsys, "--quiet")
     for words in (["recipes", "--all"], ["scenes", str(tmp_path / "s"), "--all"], ["demo", "--all"]):
         line = refusal(capsys, *words)

@@ -42,15 +42,17 @@ def answers(commands: list[list[str]], folder: Path) -> list[tuple[list[str], in
     return json.loads(done.stdout)
 
 
+PARTS = "train, eval, predict, recipes"
+ALL = "resim-fpn, resim-c4, moco-v2, quick, or a .json file that holds one"
 HELP = [[verb, "--help"] for verb in VERBS] + [["detect", part, "--help"] for part in ("train", "eval", "predict")]
 LISTS = [["--help"], ["--version"], ["recipes"], ["recipes", "resim-c4"], ["detect", "recipes"]]
 MISTAKES = [
-    (["pretrian", "photos"], "resim: no verb 'pretrian', did you mean 'pretrain'?: one of pretrain, preview, "),
-    (["Report"], "resim: no verb 'Report', did you mean 'report'?: one of "),
-    (["zzz"], "resim: no verb 'zzz': one of pretrain, preview, "),
-    (["recipes", "quik"], "resim recipes: no recipe 'quik', did you mean 'quick'?: one of resim-fpn, "),
-    (["detect", "tarin"], "resim detect: one of train, eval, predict, recipes is needed, not 'tarin', did you"),
-    (["detect", "train", "x", "--recipe", "coco-fpn"], "resim detect: no protocol 'coco-fpn', did you mean 'coco-fpn-"),
+    (["pretrian", "photos"], f"resim: no verb 'pretrian': one of {', '.join(VERBS)}; did you mean 'pretrain'?\n"),
+    (["Report"], f"resim: no verb 'Report': one of {', '.join(VERBS)}; did you mean 'report'?\n"),
+    (["zzz"], f"resim: no verb 'zzz': one of {', '.join(VERBS)}\n"),
+    (["recipes", "quik"], f"resim recipes: no recipe 'quik': one of {ALL}; did you mean 'quick'?\n"),
+    (["detect", "tarin"], f"resim detect: one of {PARTS} is needed, not 'tarin'; did you mean 'train'?\n"),
+    (["detect", "train", "x", "--recipe", "coco"], "resim detect: no protocol 'coco': one of coco-fpn-1x, "),
     (["pretrain", "photos", "--lr", "x"], "resim pretrain: "),
     (["pretrain", "photos", "--batch-size", "33"], "resim pretrain: batch-size 33 is no whole number of groups of 32"),
     (["preview", "photos", "--levels", "P4:window=900"], "resim preview: level P4: no window of 900 px fits into"),

@@ -260,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(resim.__version__)
         return 0
     if words[0] not in VERBS:
-        print(f"resim: no verb {words[0]!r}{nearest(words[0], VERBS)}: one of {', '.join(VERBS)}", file=sys.stderr)
+        print(f"resim: no verb {words[0]!r}: one of {', '.join(VERBS)}{nearest(words[0], VERBS)}", file=sys.stderr)
         return 2
     try:
         VERBS[words[0]](words[1:])

@@ -302,8 +302,8 @@ def recipe_called(name: str) -> DetectRecipe:
     if Path(name).suffix == ".json":
         return read_recipe(Path(name), DetectRecipe)
     raise UserError(
-        f"no protocol {name!r}{nearest(name, DETECT_RECIPES)}: one of {', '.join(DETECT_RECIPES)}, "
-        "or a .json file that holds one"
+        f"no protocol {name!r}: one of {', '.join(DETECT_RECIPES)}, or a .json file that holds one"
+        f"{nearest(name, DETECT_RECIPES)}"
     )
 
 

@@ -222,9 +222,9 @@ def print_recipes(
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
-    """What was probably meant, for an error: `, did you mean 'pretrain'?`; empty where no name is near."""
+    """What was probably meant, for the end of an error: `; did you mean 'pretrain'?`; empty where no name is near."""
     near = difflib.get_close_matches(word.lower(), names, n=1)
-    return f", did you mean {near[0]!r}?" if near else ""
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def recipe_called(name: str) -> Recipe:
@@ -238,6 +238,6 @@ def recipe_called(name: str) -> Recipe:
     if Path(name).suffix == ".json":
         return read_recipe(Path(name))
     raise UserError(
-        f"no recipe {name!r}{nearest(name, recipes.RECIPES)}: one of {', '.join(recipes.RECIPES)}, "
-        "or a .json file that holds one"
+        f"no recipe {name!r}: one of {', '.join(recipes.RECIPES)}, or a .json file that holds one"
+        f"{nearest(name, recipes.RECIPES)}"
     )
