@@ -64,8 +64,8 @@ def read_detection(
     try:
         return read_coco(file, images, strict=strict, check_images=check_images)
     except UserError as error:
-        told = recognise_json(file) if "not a COCO file" in str(error) else ""
-        raise UserError(f"{error}: {told}") from None if told else error
+        hint = recognise_json(file) if "not a COCO file" in str(error) else ""
+        raise UserError(f"{error}: {hint}") from None if hint else error
 
 
 def _is_xml(path: Path, split: str | None) -> bool:
@@ -112,8 +112,8 @@ def _coco_file(path: Path, split: str | None) -> Path:
         if len(found) == 1:
             return found[0]
         if found:
-            told = recognise_folder(path) or f"{found[0].name}, ...: name a split, or one of them"
-            raise UserError(f"{path}: {len(found)} JSON files: {told}")
+            hint = recognise_folder(path) or f"{found[0].name}, ...: name a split, or one of them"
+            raise UserError(f"{path}: {len(found)} JSON files: {hint}")
     else:
         names = [f"instances_{split}.json", f"{split}.json", f"objects_{split}.json", f"person_keypoints_{split}.json"]
         usual = [folder / name for folder in folders for name in names]
@@ -121,10 +121,10 @@ def _coco_file(path: Path, split: str | None) -> Path:
         for file in usual:
             if file.is_file():
                 return file
-    told = recognise_folder(path)
-    if told:
+    hint = recognise_folder(path)
+    if hint:
         wanted = f"no split {split!r}; " if split else ""
-        raise UserError(f"{path}: {wanted}{told}")
+        raise UserError(f"{path}: {wanted}{hint}")
     coco = f"instances_{split or 'SPLIT'}.json there or in annotations"
     raise UserError(
         f"{path}: no detection data set; looked for COCO ({coco}), VOC (ImageSets/Main there, in VOC2007, ... or in "

@@ -31,9 +31,9 @@ def recognise_folder(folder: Path) -> str:
     if (folder / "annotations.xml").is_file():
         return _cvat_xml(folder / "annotations.xml")
     below = sorted(folder.glob("*.json"))[:_SNIFFED]
-    told = [recognise_json(file) for file in below]
-    kinds = {text for text in told if text}
-    if len(kinds) == 1 and all(told):
+    hints = [recognise_json(file) for file in below]
+    kinds = {text for text in hints if text}
+    if len(kinds) == 1 and all(hints):
         return kinds.pop()
     names = {file.name for pattern in ("annotations/*.json", "*.json") for file in folder.glob(pattern)}
     splits = sorted(name[len("instances_") : -len(".json")] for name in names if name.startswith("instances_"))
