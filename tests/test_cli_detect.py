@@ -172,7 +172,7 @@ def test_data_that_cannot_be_read(capsys: Captured, coco: Path, finished: Path, 
         (tmp_path / "data.txt", (), "data.txt: not a .json file"),
         (tmp_path / "data.json", (), "data.json"),
         (coco, (), "2 JSON files: there is instances_train2017.json, instances_val2017.json: type resim detect train"),
-        (coco, ("--split", "train2014"), "no detection data set; looked for COCO (instances_train2014.json"),
+        (coco, ("--split", "train2014"), "no split 'train2014'; there is instances_train2017.json"),
         (coco / instances, ("--images-in", tmp_path / "empty"), "images"),
         (coco / instances, ("--split", "val2017"), "is one file, which has no split 'val2017': leave it out"),
         (coco, ("--split", "train2017", "--classes", "dog"), "classes are named, which goes with VOC's and YOLO's"),
@@ -181,7 +181,7 @@ def test_data_that_cannot_be_read(capsys: Captured, coco: Path, finished: Path, 
         if "--classes" not in more:
             assert told in refusal(capsys, "eval", finished, path, *more)
     for val, told in (
-        ("val2014", "looked for COCO (instances_val2014.json"),
+        ("val2014", "no split 'val2014'; there is instances_train2017.json"),
         (str(tmp_path / "none"), "none: there is no such file or folder"),
         (str(tmp_path / "empty"), "empty: no detection data set"),
     ):

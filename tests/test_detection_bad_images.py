@@ -136,7 +136,7 @@ def test_a_run_goes_on_once_the_bad_image_is_taken_out(
     train_detector(RECIPE, tiny_run(tmp_path / "run", resume=True), read_coco(path, check_images=False), None)
     told = " ".join(capsys.readouterr().out.split())
     assert "1 images that could not be decoded are gone: the run goes on as if they were there" in told
-    assert "could not be decoded; in training they were replaced by others: see" in told
+    assert "1 files could not be decoded (replaced in training, left out of evaluations): see" in told
     assert numbers(tmp_path / "run") == numbers(runs / "whole")
     one, other = (
         load_checkpoint(out / "checkpoints" / "last.pt")["model"] for out in (runs / "whole", tmp_path / "run")

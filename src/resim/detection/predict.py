@@ -193,8 +193,8 @@ def predict_images(
         text = "".join(f"{line}\n" for line in passed_over)
         write_atomically(out / "bad_files.txt", lambda file: file.write(os.fsencode(text)))
         first = passed_over[0].replace("\t", ": ", 1)
-        told = f"{len(passed_over)} images could not be decoded and were passed over, the first is {first}"
-        print(f"{told}; see {out / 'bad_files.txt'}")
+        line = f"{len(passed_over)} images could not be decoded and were passed over, the first is {first}"
+        print(f"{line}; see {out / 'bad_files.txt'}")
     return results
 
 

@@ -315,7 +315,8 @@ class _Tuning:
             draw_curves(metrics, self.out / "curves.png", title=f"{self.recipe.name}, {self.init}")
         if self.bad_files.found:
             count, listed = len(self.bad_files.found), self.out / "bad_files.txt"
-            progress.say(f"{count} files could not be decoded; in training they were replaced by others: see {listed}")
+            what = "replaced in training, left out of evaluations"
+            progress.say(f"{count} files could not be decoded ({what}): see {listed}")
         if step < end:
             progress.say(f"stopped after step {step} of {end}, saved; go on with --out {self.out} --resume")
             return

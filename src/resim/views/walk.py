@@ -52,15 +52,15 @@ class PassedOver:
         """One entry for each reason, with its count."""
         pictures = {ending: count for ending, count in self.endings.items() if ending in UNREAD_FORMATS}
         others = {ending: count for ending, count in self.endings.items() if ending not in UNREAD_FORMATS}
-        told = []
+        reasons = []
         for counts, one, many in (
             (pictures, "an image format that is not read", "image formats that are not read"),
             (others, "no image by its ending", "no images by their endings"),
         ):
             if counts:
                 total = sum(counts.values())
-                told.append(f"{_listed(counts)} ({one if total == 1 else many})")
-        told += [f"{self.tars:,} .tar beside pictures (read where they are named)"] if self.tars else []
+                reasons.append(f"{_listed(counts)} ({one if total == 1 else many})")
+        reasons += [f"{self.tars:,} .tar beside pictures (read where they are named)"] if self.tars else []
         for count, one, many in (
             (self.hidden, "name that starts with a dot", "names that start with a dot"),
             (self.dead_links, "link to nothing or to itself", "links to nothing or to themselves"),
@@ -68,8 +68,8 @@ class PassedOver:
             (self.special, "pipe, socket or device", "pipes, sockets or devices"),
             (self.repeats, "further path to the same file", "further paths to the same files"),
         ):
-            told += [f"{count:,} {one if count == 1 else many}"] if count else []
-        return told
+            reasons += [f"{count:,} {one if count == 1 else many}"] if count else []
+        return reasons
 
     def __str__(self) -> str:
         return f"passed over: {', '.join(self.reasons())}"
