@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -68,7 +68,7 @@ def measure_dense(
     told: Told | None = None,
     with_all: bool = True,
     strengths: tuple[float, ...] = segmentation.STRENGTHS,
-) -> dict[Path, tuple[Segmentation, dict[str, object]]]:
+) -> dict[Path, tuple[Segmentation, dict[str, Any]]]:
     """Linear segmentation and dense retrieval of a network; the images are encoded once for both.
 
     Args:

@@ -160,7 +160,7 @@ def _classes(results: Results) -> Table:
 
 
 def _regions(results: Results) -> Table:
-    asked = {path[1]: score.value for scores in results.values() for path, score in scores.items() if path[2:]}
+    asked = {path[1]: score.value for scores in results.values() for path, score in scores.items() if _is_region(path)}
     changes = [change for change in CHANGES if change in asked]
     table = _table(
         "Regions: % found again in the other view [95 % bootstrap interval over images]; median error, chance",
@@ -168,7 +168,7 @@ def _regions(results: Results) -> Table:
         numbers=("within", *(f"{change}\n{_windows(asked[change])}" for change in changes)),
     )  # fmt: skip
     for name, scores in results.items():
-        for level in dict.fromkeys(path[2] for path in scores if path[2:]):
+        for level in dict.fromkeys(path[2] for path in scores if _is_region(path)):
             found = [scores["correspondence", change, level].value for change in changes]
             cells = [
                 f"{_percent(value.accuracy)} {_interval(value.interval())}\n"
@@ -179,6 +179,10 @@ def _regions(results: Results) -> Table:
             radius = next(value.radius for value in found if isinstance(value, Correspondence))
             table.add_row(name, level, f"{radius:g} px", *cells)
     return table
+
+
+def _is_region(path: Path) -> bool:
+    return path[0] == "correspondence"
 
 
 def _segmentation(results: Results) -> Table:
