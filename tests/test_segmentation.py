@@ -171,7 +171,9 @@ def test_all_levels_together_know_what_each_knows() -> None:
     labels, maps = halves(12, 16, 4)
     first, second = maps.clone(), maps.clone()
     first[:, 1:], second[:, :2] = 0, 0  # one knows class 0, the other class 2
-    results = linear_segmentation({"C3": first, "P3": second}, labels, {"C3": first, "P3": second}, labels, num_classes=3)
+    results = linear_segmentation(
+        {"C3": first, "P3": second}, labels, {"C3": first, "P3": second}, labels, num_classes=3
+    )
     assert list(results) == ["C3", "P3", ALL]
     assert scores(results[ALL], 3).value() == 1.0
     assert scores(results["C3"], 3).value() < 1.0
@@ -213,10 +215,17 @@ def test_examples_are_the_predictions_that_were_counted() -> None:
     assert (found[1.0, "C4"].examples == labels[[35, 2]].numpy()).all()
 
 
-def test_one_class_alone_or_one_image_cannot_be_fitted() -> None:
+def test_one_class_alone_is_answered_everywhere() -> None:
+    labels, maps = halves(3, 16, 4)
+    results = linear_segmentation({"C4": maps}, labels * 0 + 2, {"C4": maps}, labels, num_classes=3)
+    assert results["C4"].confusion[:, :, 2].sum() == labels.numel()
+    assert (results["C4"].details["classes_fitted"], results["C4"].details["strength"]) == (1, None)
+
+
+def test_one_image_or_no_label_cannot_be_fitted() -> None:
     labels, maps = halves(2, 16, 4)
-    with pytest.raises(ValueError, match="of one class"):
-        linear_segmentation({"C4": maps}, labels * 0, {"C4": maps}, labels, num_classes=3)
+    with pytest.raises(ValueError, match="no labelled cell"):
+        linear_segmentation({"C4": maps}, labels * 0 + VOID, {"C4": maps}, labels, num_classes=3)
     with pytest.raises(ValueError, match="one training image"):
         linear_segmentation({"C4": maps[:1]}, labels[:1], {"C4": maps}, labels, num_classes=3)
 

@@ -16,9 +16,7 @@ from resim.probes.verdict import verdicts
 
 def of(*matrices: list[list[int]], background: int | None = 0) -> Segmentation:
     confusion = np.array(matrices, dtype=np.int32)
-    return Segmentation(
-        confusion=confusion, classes=tuple("abcd"[: confusion.shape[1]]), background=background
-    )
+    return Segmentation(confusion=confusion, classes=tuple("abcd"[: confusion.shape[1]]), background=background)
 
 
 def test_pixels_are_counted_by_image_and_void_is_not() -> None:
@@ -77,7 +75,9 @@ def test_differences_are_paired_over_images() -> None:
     expected = [
         of(*a).value() - of(*b).value()
         for a, b in zip(
-            itertools.product([first, second], repeat=2), itertools.product(worse.confusion.tolist(), repeat=2), strict=True
+            itertools.product([first, second], repeat=2),
+            itertools.product(worse.confusion.tolist(), repeat=2),
+            strict=True,
         )
     ]
     assert change[0] == pytest.approx(expected[1])

@@ -8,7 +8,8 @@ weighing the same: it minimises
     1 / M * sum over cells of M / (K' M_k) * cross-entropy + strength / 2 * |weight|^2
 
 where k is the class of the cell, M_k the number of training cells of that class and K' the number of classes that have
-training cells. A class without one is never answered.
+training cells. A class without one is never answered; where all cells of a coarse map have one majority class, that
+class is answered everywhere.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ class CellClassifier:
     """(K',)."""
     present: Tensor
     """(K',) int64: the classes with training cells, in whose order the scores are."""
-    strength: float
-    """Of the L2 penalty."""
+    strength: float | None
+    """Of the L2 penalty; None: there is one class, and nothing was fitted."""
     held_out: tuple[tuple[float, float], ...]
     """Strengths that were tried, and their mIoU over cells of the images held out."""
     num_cells: int
@@ -112,7 +113,7 @@ def linear_segmentation(
         bootstrapped by whoever calls this.
 
     Raises:
-        ValueError: all labelled training cells are of one class, or fewer than two training images.
+        ValueError: no labelled training cell, or fewer than two training images.
     """
     chosen = {level: train[level] for level in levels} if levels else dict(train)
     asked = {level: test[level] for level in chosen}
@@ -166,12 +167,14 @@ def fit_cells(
         tolerance: largest entry of the gradient at which a fit has converged.
 
     Raises:
-        ValueError: one class, one image, or no strengths.
+        ValueError: no cell, one image, or no strengths.
     """
+    if not len(cells):
+        raise ValueError("the training images have no labelled cell")
     labels = cells.shares.argmax(dim=1)
     present, labels = torch.unique(labels, return_inverse=True)
     if len(present) < 2:
-        raise ValueError("all labelled cells of the training images are of one class: there is nothing to tell apart")
+        return _constant(features, present, len(cells))
     images = torch.unique(cells.image)
     if len(images) < 2:
         raise ValueError("one training image: none can be held out to choose the strength of the penalty")
@@ -201,6 +204,14 @@ def fit_cells(
         converged=final.converged,
         evaluations=evaluations + final.evaluations,
     )
+
+
+def _constant(features: Tensor, present: Tensor, num_cells: int) -> CellClassifier:
+    """A classifier that always answers the one class there is."""
+    return CellClassifier(
+        weight=features.new_zeros(1, features.shape[1]), bias=features.new_zeros(1), present=present, strength=None,
+        held_out=(), num_cells=num_cells, gradient=0.0, converged=True, evaluations=0,
+    )  # fmt: skip
 
 
 def _choose(
