@@ -14,7 +14,8 @@ from PIL import Image
 from resim.errors import UserError
 from resim.probes.label_files import pair_files, read_values, voc_colours
 from resim.probes.label_maps import VOID, LabelMaps, load_label_maps, paint_record, resize_nearest
-from resim.probes.segmentation_labels import LabelledImages, holds_labels, read_labelled, read_labelled_sets
+from resim.probes.labelled_images import LabelledImages
+from resim.probes.segmentation_labels import holds_labels, read_labelled, read_labelled_sets
 from resim.views.decode import BadImageError
 
 GRID = np.array([[0, 0, 12, 12], [0, 8, 8, 255]], dtype=np.uint8)
@@ -186,7 +187,7 @@ def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     root = pair(tmp_path / "pair", ["a", "b"])
-    for words, reason in (
+    for (data, *labels), reason in (
         ((tmp_path / "gone",), "gone: there is no such folder or file"),
         ((empty,), "no label maps: name a COCO .json, a VOC folder"),
         ((root / "images", tmp_path / "gone"), "--labels .*gone: there is no such folder or file"),
@@ -194,7 +195,7 @@ def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
         ((root / "images", root / "images"), "holds images and label maps together"),
     ):
         with pytest.raises(UserError, match=reason):
-            read_labelled(*words)
+            read_labelled(data, labels[0] if labels else None)
     Image.new("L", (4, 2)).save(empty / "a.jpg")
     with pytest.raises(UserError, match=r"a.jpg is a JPEG, which changes labels"):
         read_labelled(root / "images", empty)

@@ -111,6 +111,6 @@ def test_verdicts_are_sentences() -> None:
     }
     (told,) = verdicts(results, "random")
     assert told.startswith("Linear segmentation, mIoU: mine is better than random by ")
-    assert " on C4, where random is best; of 2 maps 1 are better and 0 worse beyond noise" in told
+    assert " on C4, where random is best; of 2 levels 1 are better and 0 worse beyond noise" in told
     results["mine"]["segmentation", "C4"] = results["random"]["segmentation", "C4"]
     assert "mine is within noise of random: +0.0 points (+0.0 to +0.0) on C4" in verdicts(results, "random")[0]

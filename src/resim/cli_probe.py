@@ -22,8 +22,8 @@ from resim.exchange.encoders import LoadedEncoder, load_encoders
 from resim.model.encoder import Encoder
 from resim.probes.features import Network
 from resim.probes.label_maps import LabelMaps, load_label_maps
+from resim.probes.labelled_images import LabelledImages
 from resim.probes.labels import ProbeImages, read_sets
-from resim.probes.segmentation_labels import LabelledImages
 from resim.probes.suite import DENSE, ProbeConfig, check_level, probe_network
 from resim.probes.tables import Results, record, tables, warnings
 from resim.probes.unlabelled import LEAST_SIZE, Told
@@ -110,11 +110,12 @@ def run_probe(options: ProbeOptions) -> None:
             item.encoder.cpu()
     settings = dataclasses.asdict(config) | {"precision": precision}
     if maps is not None:
-        settings["label_maps"] = dataclasses.asdict(options.label_maps)
+        named = options.label_maps  # without its paths, which a model card would carry on
+        settings["label_maps"] = {"split": named.split, "void": named.void, "background": named.background}
     sentences = verdicts(results, untrained or loaded[0].name)
     about = {item.name: item.about() for item in loaded}
     content = record(results, about, train, test, settings, labels=maps, reference=untrained, verdicts=sentences)
-    text = json.dumps(content, indent=2, default=str) + "\n"
+    text = json.dumps(content, indent=2) + "\n"
     write_atomically(out, lambda file: file.write(text.encode()))
     _print(console, results, untrained, sentences)
     console.print(f"wrote {out}", markup=False, soft_wrap=True)

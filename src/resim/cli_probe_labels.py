@@ -10,7 +10,8 @@ from resim.errors import UserError
 from resim.pictures.segmentation_sheet import Column, Comparison, segmentation_sheet
 from resim.probes.dense import ALL, whole_view
 from resim.probes.label_maps import BACKGROUND, VOID_VALUES, LabelMaps
-from resim.probes.segmentation_labels import LabelledImages, read_labelled_sets
+from resim.probes.labelled_images import LabelledImages
+from resim.probes.segmentation_labels import read_labelled_sets
 from resim.probes.segmentation_scores import Segmentation
 from resim.probes.segmentation_suite import example_images
 from resim.probes.suite import Path as ScorePath

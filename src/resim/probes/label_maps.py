@@ -17,8 +17,8 @@ from resim.detection.masks import to_rle
 from resim.detection.records import Record
 from resim.errors import UserError
 from resim.probes.label_files import read_values
+from resim.probes.labelled_images import LabelledImages
 from resim.probes.labels import ProbeImages
-from resim.probes.segmentation_labels import LabelledImages
 from resim.views.decode import BadImageError, Photo
 
 VOID = -1

@@ -6,64 +6,21 @@ COCO's masks and of VOC.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from resim.detection.coco import read_coco
-from resim.detection.records import Record
-from resim.detection.voc import CLASSES
 from resim.errors import UserError
-from resim.probes.label_files import Colour, label_files, pair_files, read_lines, read_names, voc_colours
+from resim.probes.label_files import label_files, pair_files, read_names
+from resim.probes.labelled_images import LabelledImages, left_out
+from resim.probes.voc_masks import read_voc_masks, voc_years
 from resim.views.folder import find_images
 
 TRAIN_NAMES, TEST_NAMES = ("train", "training"), ("val", "validation", "test")
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages")
 LABEL_FOLDERS = ("segmentation", "labels", "label", "masks", "mask", "annotations", "SegmentationClass", "gt")
-_EXAMPLES = 3  # names in a note
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelledImages:
-    """N images and where the label map of each is."""
-
-    source: str
-    """What was named."""
-    kind: str
-    """"COCO masks", "VOC masks" or "label maps"."""
-    images: tuple[str, ...]
-    """Paths."""
-    labels: tuple[str | Record, ...]
-    """Of each image the path of its label map, or its objects."""
-    names: dict[int, str]
-    """Names of the classes by value, as far as they are stated."""
-    colours: dict[Colour, int] = field(default_factory=dict)
-    """Values of the colours in colour images."""
-    notes: tuple[str, ...] = ()
-    """What was left out or repaired, with counts and reasons."""
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __str__(self) -> str:
-        return f"{len(self)} images ({self.kind}) of {self.source}"
-
-    def take(self, indices: Sequence[int] | np.ndarray) -> LabelledImages:
-        """Some of the images, in the order given."""
-        chosen = [int(index) for index in indices]
-        return replace(
-            self,
-            images=tuple(self.images[index] for index in chosen),
-            labels=tuple(self.labels[index] for index in chosen),
-        )
-
-    def sample(self, most: int, seed: int) -> LabelledImages:
-        """At most `most` images (0: all), chosen at random, in their old order."""
-        if most <= 0 or len(self) <= most:
-            return self
-        return self.take(np.sort(np.random.default_rng([9, seed]).permutation(len(self))[:most]))
 
 
 def read_labelled_sets(
@@ -141,7 +98,7 @@ def read_labelled(data: str | Path, labels: str | Path | None = None, part: str 
     if named is not None and named.suffix.lower() == ".json":
         return _read_coco(named, path if path.is_dir() else None)
     if voc_years(path):
-        return _read_voc(path, part, named)
+        return read_voc_masks(path, part, named)
     if named is None:
         pair = pair_of_folders(path)
         if pair is None:
@@ -180,22 +137,6 @@ def pair_of_folders(root: Path) -> tuple[Path, Path] | None:
     return (images, labels[0]) if labels else None
 
 
-def voc_years(root: Path) -> dict[str, Path]:
-    """The folders of years at or below a root that hold VOC's masks, by their number."""
-    if not root.is_dir():
-        return {}
-    devkit = root / "VOCdevkit" if (root / "VOCdevkit").is_dir() else root
-    folders = [root, *sorted(devkit.glob("VOC*"))]
-    there = [folder for folder in folders if (folder / "JPEGImages").is_dir() and _voc_masks(folder) is not None]
-    return {folder.name.removeprefix("VOC"): folder for folder in there}
-
-
-def _voc_masks(folder: Path) -> Path | None:
-    return next(
-        (folder / name for name in ("SegmentationClass", "SegmentationClassAug") if (folder / name).is_dir()), None
-    )
-
-
 def _own_parts(root: Path, labels: Path | None, split: tuple[str, str]) -> tuple[LabelledImages, LabelledImages] | None:
     """The parts that a folder has itself."""
     if not root.is_dir():
@@ -204,7 +145,7 @@ def _own_parts(root: Path, labels: Path | None, split: tuple[str, str]) -> tuple
     if years:
         if not any(list((folder / "ImageSets" / "Segmentation").glob("*.txt")) for folder in years.values()):
             return None
-        return _read_voc(root, split[0], labels), _read_voc(root, split[1], labels)
+        return read_voc_masks(root, split[0], labels), read_voc_masks(root, split[1], labels)
     for first in TRAIN_NAMES:
         for second in TEST_NAMES:
             pairs = [_pair_of_part(root, labels, name) for name in (first, second)]
@@ -238,8 +179,8 @@ def _read_pair(images: Path, labels: Path, *, source: str) -> LabelledImages:
         raise UserError(f"{images}: holds no images beside the label maps of {labels}")
     pairs = pair_files(paths, root, labels)
     names, colours = read_names((labels, labels.parent, root.parent))
-    notes = _left_out(pairs.without_label, "images have no label map and are left out")
-    notes += _left_out(pairs.without_image, "label maps belong to no image and are left out")
+    notes = left_out(pairs.without_label, "images have no label map and are left out")
+    notes += left_out(pairs.without_image, "label maps belong to no image and are left out")
     return LabelledImages(
         source=source, kind="label maps", images=pairs.images, labels=pairs.labels, names=names, colours=colours,
         notes=notes,
@@ -265,67 +206,6 @@ def _read_coco(path: Path, images: Path | None) -> LabelledImages:
         names={0: "background"} | dict(enumerate(data.classes, start=1)),
         notes=tuple(notes),
     )
-
-
-def _read_voc(root: Path, part: str, labels: Path | None) -> LabelledImages:
-    images: dict[str, str] = {}
-    missing: list[str] = []
-    names, colours = {}, {}
-    for one in part.split("+"):
-        folder, listed = _voc_list(root, one.strip(), part)
-        masks = labels or _voc_masks(folder)
-        assert masks is not None
-        names, colours = read_names((masks, folder, root))
-        by_name = {Path(path).stem: path for path in label_files(masks)}
-        photographs = {Path(path).stem: path for path in find_images(folder / "JPEGImages")}
-        for line in listed if listed is not None else sorted(by_name):
-            first = line.split()[0]
-            candidates = (line, first, Path(first).stem if "/" in first or "." in first else first)
-            name = next((candidate for candidate in candidates if candidate in by_name), None)
-            if name is None or name not in photographs:
-                missing.append(line)
-            else:
-                images[photographs[name]] = by_name[name]
-    source = f"{root} ({part})"
-    if not images:
-        raise UserError(f"{source}: none of {len(missing)} listed images is there with its mask ({missing[0]})")
-    return LabelledImages(
-        source=source,
-        kind="VOC masks",
-        images=tuple(images),
-        labels=tuple(images.values()),
-        names=names or dict(enumerate(("background", *CLASSES))),
-        colours=colours or voc_colours(),
-        notes=_left_out(missing, "listed images lack their picture or their mask and are left out"),
-    )
-
-
-def _voc_list(root: Path, one: str, whole: str) -> tuple[Path, list[str] | None]:
-    """The folder of a year, and one of its lists; None: it has no lists."""
-    years = voc_years(root)
-    year, _, name = one.rpartition(" ")
-    if not year and len(years) > 1:
-        raise UserError(f"--split {whole!r}: several years at {root}: write {min(years)} {name}")
-    if year and year.strip() not in years:
-        raise UserError(f"--split {whole!r}: no year {year} at {root}: there is {', '.join(years)}")
-    folder = years[year.strip()] if year else next(iter(years.values()))
-    lists = folder / "ImageSets" / "Segmentation"
-    there = sorted(path.stem for path in lists.glob("*.txt")) if lists.is_dir() else []
-    if not there:
-        return folder, None
-    if name not in there:
-        raise UserError(f"{lists / name}.txt: there is no such list: name two of {', '.join(there)} with --split")
-    listed = read_lines(lists / f"{name}.txt")
-    if not listed:
-        raise UserError(f"{lists / name}.txt: lists no image")
-    return folder, listed
-
-
-def _left_out(names: Sequence[str], what: str) -> tuple[str, ...]:
-    if not names:
-        return ()
-    shown = ", ".join(Path(name).name for name in names[:_EXAMPLES])
-    return (f"{len(names)} {what}: {shown}{', ...' if len(names) > _EXAMPLES else ''}",)
 
 
 def _real(path: str) -> str:

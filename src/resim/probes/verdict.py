@@ -13,8 +13,9 @@ _NAMES = {"segmentation": "Linear segmentation", "retrieval": "Dense retrieval"}
 def verdicts(results: Mapping[str, Mapping[Path, Score]], reference: str) -> list[str]:
     """One sentence for each dense probe and each network but the reference.
 
-    The map whose difference is stated is the one on which the *reference* does best, of those that both have: a choice
-    that does not favour the network that is judged. How many maps are better or worse beyond noise is stated too.
+    The level whose difference is stated is the one on which the *reference* does best, of those that both have: a
+    choice that does not favour the network that is judged. How many levels are better or worse beyond noise is stated
+    too.
 
     Args:
         results: scores of each network, by its name.
@@ -54,5 +55,5 @@ def _sentence(
     worse = sum(change[2] < 0 for change in apart.values())
     return (
         f"{_NAMES[probe[0]]}{memory}, mIoU: {name} {amount} on {level}, where {reference} is best; "
-        f"of {len(apart)} maps {better} are better and {worse} worse beyond noise"
+        f"of {len(apart)} levels {better} are better and {worse} worse beyond noise"
     )
