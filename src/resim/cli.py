@@ -204,7 +204,7 @@ def demo_verb(argv: Sequence[str]) -> None:
 
 
 def probe_verb(argv: Sequence[str]) -> None:
-    """Measure features: nearest neighbours, linear probe, region correspondence, health."""
+    """Measure features: nearest neighbours, linear probe, segmentation, retrieval, region correspondence, health."""
     from resim.cli_probe import ProbeOptions, run_probe
 
     run_probe(read_options(ProbeOptions, argv, "probe", probe_verb.__doc__ or ""))

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from resim.errors import UserError
-from resim.probes.config import LEAST_SIZE, ProbeConfig
+from resim.probes.config import DENSE, LEAST_SIZE, LabelOptions, ProbeConfig
 from resim.views.config import ViewsConfig
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from resim.exchange.encoders import LoadedEncoder
     from resim.model.encoder import Encoder
+    from resim.probes.label_maps import LabelMaps
+    from resim.probes.labelled_images import LabelledImages
     from resim.probes.labels import ProbeImages
     from resim.probes.tables import Results
     from resim.probes.unlabelled import Told
@@ -39,7 +41,8 @@ class ProbeOptions:
     """Networks, then the images. A network is random, a run's folder, a file of weights of any program that resim
     import reads, or torchvision:NAME such as torchvision:resnet50 (ImageNet's weights, downloaded once); random is the
     untrained network of the first one's recipe, random:RECIPE that of another. Images are a folder (class folders give
-    the classes), a CSV file of path,label, a tar, a folder or a quoted pattern of tars, or a .txt file of paths."""
+    the classes), a CSV file of path,label, a tar, a folder or a quoted pattern of tars, or a .txt file of paths; for
+    segmentation and retrieval a COCO file, a VOC folder, or a folder with label maps."""
     test: str | None = None
     """Images to test on; default: val or test beside train in DATA, else a fifth of each class drawn at random."""
     unlabelled: bool = False
@@ -50,6 +53,7 @@ class ProbeOptions:
     """Where to compute; auto: a GPU if there is one."""
     precision: Literal["auto", "float32", "bf16"] = "float32"
     """bf16 runs convolutions in bfloat16; auto: bf16 where it is faster. Features are compared in float32."""
+    label_maps: LabelOptions
     config: ProbeConfig
 
 
@@ -68,46 +72,79 @@ def run_probe(options: ProbeOptions) -> None:
     if out is not None and out.is_dir():
         raise UserError(f"--out {out}: is a folder, a .json file is needed")
 
+    from resim.cli_probe_labels import check_no_labels, greeting, read_label_sets, write_sheet
     from resim.probes.labels import read_sets
 
-    train, test = read_sets(data, options.test, labelled=not options.unlabelled, seed=options.config.seed)
+    sets, labelled = None, None
+    if set(DENSE) & set(options.config.probes):
+        most, seed = options.config.images, options.config.seed
+        labelled = read_label_sets(data, options.test, options.label_maps, most=most, seed=seed)
+    else:
+        check_no_labels(data, options.label_maps)
+        sets = read_sets(data, options.test, labelled=not options.unlabelled, seed=options.config.seed)
 
     from resim.exchange.encoders import load_encoders
     from resim.probes.features import Network
     from resim.probes.suite import check_level, probe_network
     from resim.probes.tables import record
+    from resim.probes.verdict import verdicts
     from resim.training.checkpoints import write_atomically
     from resim.training.precision import choose_precision
 
     device = _device(options.device)
     loaded = load_encoders(words, seed=options.config.seed)
     config = dataclasses.replace(options.config, image_size=_size(options.config, loaded))
-    train, test = train.draw(config.images, config.seed), test.draw(config.images, config.seed)
-    if train.labels is not None and test.labels is not None:
-        for item in loaded:  # all of them now, not the last one after the others were measured
-            check_level(Network(name=item.name, encoder=item.encoder, has_head=item.has_head), config)
+    for item in loaded:  # all of them now, not the last one after the others were measured
+        has_classes = sets is not None and all(part.labels is not None for part in sets)
+        network = Network(name=item.name, encoder=item.encoder, has_head=item.has_head)
+        check_level(network, config, has_classes=has_classes)
     out = out or _default_out(loaded)
     above = next(folder for folder in out.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):  # now, not after minutes of work
         raise UserError(f"--out {out}: {above} cannot be written to")
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 180)
-    for line in _greeting(train, test, config):
+    maps = None if labelled is None else load_maps(labelled, options.label_maps, config.image_size)
+    if maps is not None:
+        sets = maps[0].images, maps[1].images
+    assert sets is not None
+    train, test = (part.draw(config.images, config.seed) for part in sets)
+    for line in [*_greeting(train, test, config), *([] if maps is None else greeting(*maps))]:
         console.print(line, markup=False, soft_wrap=True)
     precision = choose_precision(options.precision, device)
     results: dict[str, Any] = {}
+    untrained = next((item.name for item in loaded if item.path is None), None)
     with _Bars(console) as bars:
         for item in loaded:
             network = Network(
                 name=item.name, encoder=_at(item.encoder, device), has_head=item.has_head, precision=precision
             )
-            results[item.name] = probe_network(network, train, test, config, told=bars.told(item.name))
+            results[item.name] = probe_network(network, train, test, config, labels=maps, told=bars.told(item.name))
             item.encoder.cpu()
     settings = dataclasses.asdict(config) | {"precision": precision}
-    content = record(results, {item.name: item.about() for item in loaded}, train, test, settings)
+    if maps is not None:
+        named = options.label_maps  # without its paths, which a model card would carry on
+        settings["label_maps"] = {"split": named.split, "void": named.void, "background": named.background}
+    sentences = verdicts(results, untrained or loaded[0].name)
+    about = {item.name: item.about() for item in loaded}
+    content = record(results, about, train, test, settings, labels=maps, reference=untrained, verdicts=sentences)
     text = json.dumps(content, indent=2) + "\n"
     write_atomically(out, lambda file: file.write(text.encode()))
-    _print(console, results)
+    _print(console, results, untrained, sentences)
     console.print(f"wrote {out}", markup=False, soft_wrap=True)
+    if maps is not None:
+        sheet = out.with_name(f"{out.stem}_segmentation.png")
+        if write_sheet(sheet, results, maps[1], untrained or loaded[0].name) is not None:
+            console.print(f"wrote {sheet}", markup=False, soft_wrap=True)
+
+
+def load_maps(
+    labelled: tuple[LabelledImages, LabelledImages], options: LabelOptions, size: int
+) -> tuple[LabelMaps, LabelMaps]:
+    """The label maps that the options name, at `size` px."""
+    from resim.probes.label_maps import load_label_maps
+
+    background = None if options.background < 0 else options.background
+    return load_label_maps(*labelled, size, void=options.void, background=background, only=options.classes)
 
 
 def _device(asked: Literal["auto", "cpu", "cuda"]) -> torch.device:
@@ -157,13 +194,13 @@ def _greeting(train: ProbeImages, test: ProbeImages, config: ProbeConfig) -> lis
     return [*lines, *notes]
 
 
-def _print(console: Console, results: Results) -> None:
+def _print(console: Console, results: Results, reference: str | None, sentences: Sequence[str]) -> None:
     from resim.probes.tables import tables, warnings
 
-    for table in tables(results):
+    for table in tables(results, reference):
         console.print()
         console.print(table)
-    told = warnings(results)
+    told = [*sentences, *warnings(results)]
     console.print()
     for line in told:
         console.print(line, markup=False, soft_wrap=True)

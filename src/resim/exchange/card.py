@@ -141,7 +141,7 @@ def _without_paths(entry: Any) -> Any:
     if not isinstance(entry, dict):
         return entry
     named = {"source": Path(entry["source"]).name} if isinstance(entry.get("source"), str) else {}
-    return {key: value for key, value in entry.items() if key not in ("path", "less_first")} | named
+    return {key: value for key, value in entry.items() if key not in ("path", "less_first", "less_reference")} | named
 
 
 def source_names(data: Mapping[str, Any]) -> list[str]:

@@ -53,7 +53,7 @@ def report(runs: Sequence[Path], out: Path, *, images: Sequence[Path] = (), seed
         Section(title="Curves", parts=tuple(curves(read))),
         Section(title="Matched windows", parts=tuple(_windows(read))),
         Section(title="Similarity before and after", parts=tuple(_similarity(read, images, seed))),
-        Section(title="Probes", parts=(*probe_tables(read), *probe_curves(read))),
+        Section(title="Probes", parts=(*probe_tables(read), *_predictions(read), *probe_curves(read))),
         Section(title="Detection", parts=tuple(detection(read))),
     ]
     return write_report(out, f"resim: {title}", sections)
@@ -74,6 +74,17 @@ def _windows(runs: Sequence[RunFiles]) -> list[Part]:
         if run.kind == "pretrain" and drawn:
             told = f"{run.name}, {drawn[-1].stem.replace('_', ' ')}: two views an image, and what the loss compares"
             parts.append(Picture(picture=opened(drawn[-1]), caption=told, least_px=WIDE_PX))
+    return parts
+
+
+def _predictions(runs: Sequence[RunFiles]) -> list[Part]:
+    """The sheets that `resim probe` drew of predicted label maps."""
+    parts: list[Part] = []
+    for run in runs:
+        path = run.path / "probe_segmentation.png"
+        if path.exists():
+            caption = f"{run.name}: test images, their labels, and what frozen features predict"
+            parts.append(Picture(picture=opened(path), caption=caption, least_px=WIDE_PX))
     return parts
 
 

@@ -16,6 +16,8 @@ _MEASURES = {
     "knn": ("kNN", "top-1 (%)", 100.0),
     "correspondence": ("Regions found again in the other view", "found (%)", 100.0),
     "median_error_px": ("Median error of the regions", "px of the view", 1.0),
+    "segmentation": ("Linear segmentation", "mIoU (%)", 100.0),
+    "foreground_iou": ("Linear segmentation, foreground", "IoU (%)", 100.0),
     "rank": ("Rank of the vectors (RankMe)", "directions", 1.0),
     "spread": ("Spread of the vectors", "0: all the same, 1: spread", 1.0),
     "alignment": ("Alignment of two views", "squared distance", 1.0),

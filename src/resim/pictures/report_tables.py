@@ -57,13 +57,15 @@ def _provenance(run: RunFiles) -> Iterator[tuple[str, str]]:
 
 
 def probe_tables(runs: Sequence[RunFiles]) -> list[Part]:
-    """The tables of every probe.json: classes, regions, health; each with what it was measured on."""
+    """The tables of every probe.json: classes, regions, label maps, health; each with what it was measured on."""
     parts: list[Part] = []
     for run in runs:
         networks = [n for n in run.probe.get("networks", ()) if isinstance(n, dict)]
         source = (run.probe.get("test") or {}).get("source", "an unknown source")
-        tables = [table for table in (_classes(networks), _regions(networks), _health(networks)) if table.rows]
+        made = (_classes(networks), _regions(networks), *_label_maps(networks), _health(networks))
+        tables = [table for table in made if table.rows]
         parts += [Text(text=f"Measured for {run.name} on images of {source}."), *tables] if tables else []
+        parts += [Text(text=str(sentence)) for sentence in run.probe.get("verdicts", ())] if tables else []
     return parts
 
 
@@ -87,6 +89,22 @@ def _regions(networks: Sequence[Json]) -> Table:
         rows.setdefault(row, {})[network] = f"{told} {number(value.get('median_error_px'), '.0f')} px"
     caption = "Regions found again in another view, % [95 % bootstrap interval over images], and the median error in px"
     return _by_network(caption, ("change", "level", "chance %", "windows"), rows)
+
+
+def _label_maps(networks: Sequence[Json]) -> list[Table]:
+    """A table for each measure: a row for each probe and level, a column for each network."""
+    measures = {"miou": "mIoU", "mean_accuracy": "mean accuracy", "foreground_iou": "foreground IoU"}
+    tables = []
+    for measure, title in measures.items():
+        rows: dict[tuple[str, ...], dict[str, str]] = {}
+        for network, path, value in _leaves(networks, measure):
+            probe = "linear" if path[0] == "segmentation" else ", ".join(path[:-1])
+            ends = {"interval": value.get(f"{measure}_interval")}
+            row = (probe, path[-1], str(value.get("n", "")))
+            rows.setdefault(row, {})[network] = f"{percent(value.get(measure))} {interval(ends)}"
+        caption = f"Label maps: {title}, % [95 % bootstrap interval over images]"
+        tables.append(_by_network(caption, ("probe", "level", "n"), rows))
+    return tables
 
 
 def _by_network(caption: str, columns: tuple[str, ...], rows: dict[tuple[str, ...], dict[str, str]]) -> Table:

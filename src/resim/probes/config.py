@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from resim.fields import check_fields
@@ -10,6 +11,13 @@ from resim.fields import check_fields
 NEIGHBOURS, TEMPERATURE = 200, 0.07  # Wu et al.
 LEAST_SIZE = 64  # px: below it the top map has a single cell
 MOST_SIZE = 4096  # px
+SEGMENTATION_CELLS = 100_000
+RETRIEVAL_SHARES = (0.01, 0.1, 1.0)
+RETRIEVAL_NEIGHBOURS, RETRIEVAL_TEMPERATURE = 30, 0.02
+RETRIEVAL_CELLS = 20_000
+BACKGROUND, VOID_VALUES = 0, (255,)
+DENSE: tuple[Literal["segmentation", "retrieval"], ...] = ("segmentation", "retrieval")
+"""Probes that need a label map of every image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +49,46 @@ class LinearConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DenseConfig:
+    """How linear segmentation and dense retrieval are measured."""
+
+    dense_levels: tuple[str, ...] = ()
+    """Maps for segmentation and retrieval, such as C4 C5 P4; default: every map of a network, and all together."""
+    dense_cells: int = SEGMENTATION_CELLS
+    """Most training cells of a map for linear segmentation, the same number of each image."""
+    dense_memory: float = 4.0
+    """Most memory for the maps of the training or the test images, and for a fit, GiB."""
+    retrieval_shares: tuple[float, ...] = RETRIEVAL_SHARES
+    """Shares of the training images that are put into the memory of dense retrieval, each in turn."""
+    retrieval_k: int = RETRIEVAL_NEIGHBOURS
+    """Neighbours of a cell in dense retrieval."""
+    retrieval_temperature: float = RETRIEVAL_TEMPERATURE
+    """Temperature of the softmax over them."""
+    retrieval_cells: int = RETRIEVAL_CELLS
+    """Most cells in the memory of dense retrieval, the same number of each image."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name in ("dense_cells", "retrieval_k", "retrieval_cells"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        for name in ("dense_memory", "retrieval_temperature"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
+        wrong = next((share for share in self.retrieval_shares if not 0 < share <= 1), None)
+        if wrong is not None or not self.retrieval_shares:
+            raise ValueError(f"retrieval-shares {wrong}: each must be above 0 and at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
     """What is measured, and how."""
 
-    probes: tuple[Literal["knn", "linear", "linear-sgd", "correspondence", "health"], ...] = (
-        "knn", "linear", "correspondence", "health",
-    )  # fmt: skip
-    """What to measure; linear: on cached features, in minutes; linear-sgd: MoCo's protocol, 100 epochs."""
+    probes: tuple[
+        Literal["knn", "linear", "linear-sgd", "correspondence", "health", "segmentation", "retrieval"], ...
+    ] = ("knn", "linear", "correspondence", "health")
+    """What to measure; linear: on cached features, in minutes; linear-sgd: MoCo's protocol, 100 epochs; segmentation
+    and retrieval need label maps (docs/probes.md says how they are read)."""
     image_size: int = 0
     """Side of a view, px; 0: that of the first checkpoint's recipe, 224 where none has one."""
     k: int = NEIGHBOURS
@@ -72,6 +113,7 @@ class ProbeConfig:
     """Of linear-sgd: images a step."""
     seed: int = 0
     """Seed of everything random."""
+    dense: DenseConfig = field(default_factory=DenseConfig)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -82,7 +124,9 @@ class ProbeConfig:
         if not self.temperature > 0:
             raise ValueError(f"temperature {self.temperature}: must be above 0")
         if not self.probes:
-            raise ValueError("probes: name at least one of knn, linear, linear-sgd, correspondence, health")
+            raise ValueError(
+                "probes: name at least one of knn, linear, linear-sgd, correspondence, health, segmentation, retrieval"
+            )
         self.sgd()
         if 0 < self.image_size < LEAST_SIZE:
             raise ValueError(f"image-size {self.image_size}: must be at least {LEAST_SIZE} px")
@@ -102,3 +146,22 @@ class ProbeConfig:
             batch_size=self.sgd_batch_size,
             seed=self.seed,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions:
+    """Where label maps are, for segmentation and retrieval."""
+
+    labels: Path | None = None
+    """Label maps of DATA's images: a folder of PNGs with their names, or a COCO file of masks. Not needed where DATA is
+    a COCO file, a VOC folder, or a folder that holds images and, say, segmentation."""
+    test_labels: Path | None = None
+    """The same for the images of --test."""
+    split: tuple[str, str] = ("train", "val")
+    """Lists of ImageSets/Segmentation to learn from and to test on, where DATA is a VOC folder."""
+    void: tuple[int, ...] = VOID_VALUES
+    """Values in label PNGs that count nowhere; without a value: none."""
+    background: int = BACKGROUND
+    """Value of the background, for the foreground IoU; -1: there is none."""
+    classes: tuple[str, ...] = ()
+    """Classes to keep beside the background, by name (by value where they have none); pixels of others are void."""

@@ -27,9 +27,9 @@ class LinearFit:
     """A linear classifier and how it was found."""
 
     weight: Tensor
-    """(K, C) float64, for features as they are given to `scores`."""
+    """(K, C) float64 (float32 where the problem is), for features as they are given to `scores`."""
     bias: Tensor
-    """(K,) float64."""
+    """(K,), likewise."""
     strength: float
     """Of the L2 penalty: mean cross-entropy + strength / 2 * |weight|^2."""
     gradient: float
@@ -52,38 +52,58 @@ def fit_logistic(
     *,
     num_classes: int,
     strength: float,
+    class_weights: Tensor | None = None,
     tolerance: float = 1e-5,
     most_evaluations: int = 2000,
 ) -> LinearFit:
     """Minimise mean cross-entropy + strength / 2 * |weight|^2 by L-BFGS in float64; the bias is not penalised.
 
-    The same as scikit-learn's LogisticRegression with C = 1 / (N * strength), for three classes or more.
+    The same as scikit-learn's LogisticRegression with C = 1 / (N * strength), for three classes or more; with
+    `balanced_weights` as that with `class_weight="balanced"`.
 
     Args:
         features: (N, C), of any floating dtype; used as they are.
         labels: (N,) int64.
         num_classes: K.
         strength: of the L2 penalty.
+        class_weights: (K,) weight of each image's cross-entropy by its class; the mean is weighted. None: all 1.
         tolerance: largest entry of the gradient at which it has converged.
         most_evaluations: of the objective; the fit says whether it has converged by then.
     """
-    problem = _Problem(features, labels, num_classes)
+    problem = LogisticProblem(features, labels, num_classes, class_weights=class_weights)
     return problem.solve(strength, tolerance=tolerance, most_evaluations=most_evaluations)
 
 
-class _Problem:
+def balanced_weights(labels: Tensor, num_classes: int) -> Tensor:
+    """(K,) float64: N / (K * N_k) for a class of N_k of the N labels, so that all classes weigh the same.
+
+    Raises:
+        ValueError: a class without a label.
+    """
+    counts = torch.bincount(labels, minlength=num_classes).double()
+    if not (counts > 0).all():
+        raise ValueError(f"class {int((counts == 0).nonzero()[0, 0])} has no labels: it cannot be weighed")
+    return len(labels) / (num_classes * counts)
+
+
+class LogisticProblem:
     """Logistic regression on given features, in variables whose curvature is about 1 in every direction.
 
     The features' covariance has eigenvalues s; one class's share of the Hessian is about s / K + strength, and 1 / K
     for its bias. Dividing by their roots changes the path, not the solution, and takes a fraction of the evaluations.
     """
 
-    def __init__(self, features: Tensor, labels: Tensor, num_classes: int) -> None:
-        x = features.double()
+    def __init__(
+        self, features: Tensor, labels: Tensor, num_classes: int, *, class_weights: Tensor | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> None:  # fmt: skip
+        x = features.to(dtype)
         self.mean, self.labels, self.num_classes = x.mean(dim=0), labels.to(x.device), num_classes
+        self.class_weights = None if class_weights is None else class_weights.to(x)
         centred = x - self.mean
-        values, self.basis = torch.linalg.eigh(centred.T @ centred / len(x))
-        self.values, self.rotated = values.clamp(min=0), centred @ self.basis
+        values, basis = torch.linalg.eigh((centred.T @ centred / len(x)).double())
+        self.values, self.basis = values.clamp(min=0).to(dtype), basis.to(dtype)
+        self.rotated = centred @ self.basis
 
     def solve(
         self, strength: float, *, tolerance: float, most_evaluations: int = 2000, start: LinearFit | None = None
@@ -91,11 +111,11 @@ class _Problem:
         """As `fit_logistic`; from another strength's solution, or from zeros."""
         scale = (self.values / self.num_classes + strength).clamp(min=1e-12).rsqrt()
         bias_scale = self.num_classes**0.5
-        z = self.rotated * scale
+        z = self.rotated
         weight, bias = z.new_zeros(self.num_classes, z.shape[1]), z.new_zeros(self.num_classes)
         if start is not None:
-            weight = start.weight @ self.basis / scale
-            bias = (start.bias + start.weight @ self.mean) / bias_scale
+            weight = start.weight.to(z) @ self.basis / scale
+            bias = (start.bias.to(z) + start.weight.to(z) @ self.mean) / bias_scale
         weight.requires_grad_()
         bias.requires_grad_()
         evaluations = 0
@@ -105,8 +125,9 @@ class _Problem:
             evaluations += 1
             weight.grad = bias.grad = None
             with torch.enable_grad():
-                scores = torch.addmm(bias * bias_scale, z, weight.T)
-                loss = F.cross_entropy(scores, self.labels) + strength / 2 * (weight * scale).square().sum()
+                scaled = weight * scale  # not z * scale, which is as large as the features
+                scores = torch.addmm(bias * bias_scale, z, scaled.T)
+                loss = F.cross_entropy(scores, self.labels, self.class_weights) + strength / 2 * scaled.square().sum()
                 loss.backward()
             return float(loss.detach())
 
@@ -179,7 +200,7 @@ def fit_linear(
     tried: list[tuple[float, float]] = []
     best: tuple[float, LinearFit] | None = None
     fit, evaluations, worse = None, 0, 0
-    part = _Problem(x[~out], labels[~out], num_classes)
+    part = LogisticProblem(x[~out], labels[~out], num_classes)
     for strength in sorted(strengths, reverse=True):
         fit = part.solve(strength, tolerance=10 * tolerance, start=fit)  # the choice needs less than the final fit
         evaluations += fit.evaluations
@@ -192,7 +213,7 @@ def fit_linear(
             break
     assert best is not None
     chosen = best[1]
-    final = _Problem(x, labels, num_classes).solve(chosen.strength, tolerance=tolerance, start=chosen)
+    final = LogisticProblem(x, labels, num_classes).solve(chosen.strength, tolerance=tolerance, start=chosen)
     weight = final.weight * scale
     return LinearFit(
         weight=weight, bias=final.bias - weight @ mean, strength=chosen.strength, gradient=final.gradient,

@@ -15,10 +15,13 @@ import torch
 from resim.errors import UserError
 from resim.model.encoder import Encoder
 from resim.model.resim import ReSim
-from resim.probes.config import LEAST_SIZE, NEIGHBOURS, TEMPERATURE
+from resim.probes.config import LEAST_SIZE, NEIGHBOURS, TEMPERATURE, DenseConfig
 from resim.probes.features import GLOBAL, Network, pooled_features
 from resim.probes.health import Health, collapse, measure_health, queue_age
+from resim.probes.label_maps import LabelMaps, load_label_maps
 from resim.probes.labels import ProbeImages, read_sets
+from resim.probes.segmentation_labels import holds_labels, read_labelled_sets
+from resim.probes.segmentation_suite import measure_dense
 from resim.probes.suite import Path, Score, knn_probe
 from resim.probes.unlabelled import correspondence_probe, health_probe
 from resim.training.config import Recipe, RunConfig
@@ -26,6 +29,8 @@ from resim.training.log import Reading
 
 _QUEUE_ROWS = 4096
 _PAIRS = 128  # images for correspondence and health
+_LABELLED = 256  # training images for linear segmentation, and as many test images at most
+_CELLS, _STRENGTHS = 8192, (0.1, 1e-2, 1e-3)  # cells of a fit, and strengths to choose from: seconds a reading
 _EARLY = 0.1  # share of the run in which vectors that lie together may still spread
 
 
@@ -33,8 +38,9 @@ class OnlineProbe:
     """What `pretrain` calls before the first step and after every epoch; to be given to it as `probe=OnlineProbe`.
 
     Every `probe_every` epochs, before the first and after the last: kNN on all levels where `probe_data` has classes,
-    region correspondence under changes of scale and colour, health. Without `probe_data` views of the training images
-    are compared. After every epoch, whatever `probe_every` says: the health of the queue, which costs nothing.
+    linear segmentation where it has label maps, region correspondence under changes of scale and colour, health.
+    Without `probe_data` views of the training images are compared. After every epoch, whatever `probe_every` says: the
+    health of the queue, which costs nothing.
 
     It runs on the first process alone, while the others wait for it in their next step.
 
@@ -56,7 +62,16 @@ class OnlineProbe:
                 f"--probe-every: probes need views of at least {LEAST_SIZE} px, --image-size is "
                 f"{recipe.views.image_size}"
             )
-        if run.probe_data is None:
+        self.labelled: tuple[LabelMaps, LabelMaps] | None = None
+        if run.probe_labels is not None and run.probe_data is None:
+            raise UserError(f"--probe-labels {run.probe_labels}: name its images with --probe-data")
+        if run.probe_data is not None and (run.probe_labels is not None or holds_labels(run.probe_data)):
+            most, seed = min(run.probe_images or _LABELLED, _LABELLED), recipe.optim.seed
+            train, test = read_labelled_sets(run.probe_data, labels=run.probe_labels, seed=seed)
+            maps = load_label_maps(train.sample(most, seed), test.sample(most, seed), recipe.views.image_size)
+            self.labelled = maps
+            sets = maps[0].images, maps[1].images
+        elif run.probe_data is None:
             own = ProbeImages(source="the training images", kind="unlabelled", refs=images, labels=None, classes=())
             sets = own, own
         else:
@@ -103,6 +118,10 @@ class OnlineProbe:
             values |= {f"knn/{level}": score.to_json()["top1"] for (_, level), score in scores.items()}
             best = max(scores.values(), key=lambda score: score.to_json()["top1"]).to_json()
             told.append(f"kNN C5 {values['knn/C5']:.1%} of {best['n']} images (chance {best['chance']:.1%})")
+        if self.labelled is not None:
+            more, line = self._segment(network)
+            values |= more
+            told.append(line)
         found = correspondence_probe(network, self.pairs, size=size, seed=seed, changes=("both",))["both"]
         values |= {f"correspondence/{level}": score.accuracy for level, score in found.items()}
         values |= {f"median_error_px/{level}": score.median_error for level, score in found.items()}
@@ -129,6 +148,24 @@ class OnlineProbe:
         told.append(f"rank {health[GLOBAL].rank:.0f} of {health[GLOBAL].directions}")
         when = f"after epoch {step // self.steps}" if step else "before the first step"
         return values, [f"probes {when}: {', '.join(told)}", *warned]
+
+    def _segment(self, network: Network) -> tuple[dict[str, float], str]:
+        """Linear segmentation on every level alone, on a bounded number of images and cells."""
+        assert self.labelled is not None
+        config = DenseConfig(dense_cells=_CELLS)
+        measured = measure_dense(
+            network, *self.labelled, ["segmentation"], config, seed=self.recipe.optim.seed, with_all=False,
+            strengths=_STRENGTHS,
+        )  # fmt: skip
+        values: dict[str, float] = {}
+        for (_, level), (score, _) in measured.items():
+            values[f"segmentation/{level}"] = score.value()
+            if score.background is not None:
+                values[f"foreground_iou/{level}"] = score.value("foreground_iou")
+        some = next(iter(measured.values()))[0]
+        shown = [level.name for level in self.recipe.model.levels if level.from_fpn] or ["C4"]
+        mious = ", ".join(f"{level} {values[f'segmentation/{level}']:.1%}" for level in shown)
+        return values, f"mIoU {mious} of {len(some.confusion)} images (constant answer {some.constant:.1%})"
 
 
 def _is_a_fall(wrong: str) -> bool:

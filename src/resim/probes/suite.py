@@ -4,33 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from resim.errors import UserError
-from resim.probes import intervals
+from resim.probes import intervals, segmentation_scores
 from resim.probes.accuracy import Accuracy, accuracy
-from resim.probes.config import LinearConfig, ProbeConfig
+from resim.probes.config import DENSE, LinearConfig, ProbeConfig
 from resim.probes.correspondence import Correspondence
 from resim.probes.features import GLOBAL, Features, Network, pooled_features
 from resim.probes.health import Health
 from resim.probes.knn import knn_votes
+from resim.probes.label_maps import LabelMaps
 from resim.probes.labels import ProbeImages
 from resim.probes.linear import fit_linear
 from resim.probes.linear_sgd import train_linear
+from resim.probes.segmentation_scores import Segmentation
+from resim.probes.segmentation_suite import measure_dense
 from resim.probes.unlabelled import Told, correspondence_probe, health_probe, probe_window
 
 Path = tuple[str, ...]
-"""Where a score stands: ("knn", "C5"), ("correspondence", "scale", "P4"), ("health", "global")."""
+"""Where a score stands: ("knn", "C5"), ("correspondence", "scale", "P4"), ("retrieval", "10%", "P4")."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """One number with what it was measured on, and how it was come by."""
 
-    value: Accuracy | Correspondence | Health
+    value: Accuracy | Correspondence | Health | Segmentation
     details: dict[str, Any]
 
     def to_json(self) -> dict[str, Any]:
@@ -44,6 +47,7 @@ def probe_network(
     test: ProbeImages,
     config: ProbeConfig,
     *,
+    labels: tuple[LabelMaps, LabelMaps] | None = None,
     told: Told | None = None,
 ) -> dict[Path, Score]:
     """Measure a network.
@@ -53,18 +57,18 @@ def probe_network(
         train: images whose features and classes the kNN and linear probes know.
         test: images that they are asked about; correspondence and health use some of them.
         config: what is measured; its image size is set.
+        labels: training and test images of segmentation and retrieval, with their label maps at that image size.
         told: progress.
 
     Returns:
-        Scores; those that need classes are left out where the images have none.
+        Scores; those that need classes or label maps are left out where the images have none.
 
     Raises:
         UserError: images that cannot be decoded, or a level that the network does not have.
     """
     size, scores = config.image_size, dict[Path, Score]()
     labelled = train.labels is not None and test.labels is not None
-    if labelled:
-        check_level(network, config)
+    check_level(network, config, has_classes=labelled)
     if labelled and {"knn", "linear", "linear-sgd"} & set(config.probes):
         bank = _features(network, train, size, "features of training images", told)
         asked = _features(network, test, size, "features of test images", told)
@@ -85,20 +89,27 @@ def probe_network(
         for change, levels in found.items():
             for level, value in levels.items():
                 scores["correspondence", change, level] = Score(value=value, details=details)
+    dense: list[Literal["segmentation", "retrieval"]] = [probe for probe in DENSE if probe in config.probes]
+    if dense and labels is not None:
+        measured = measure_dense(network, *labels, dense, config.dense, seed=config.seed, told=told)
+        scores |= {path: Score(value=value, details=details) for path, (value, details) in measured.items()}
     if "health" in config.probes:
         health = health_probe(network, chosen, size=size, seed=config.seed, told=told)
         scores |= {("health", level): Score(value=value, details={}) for level, value in health.items()}
     return scores
 
 
-def check_level(network: Network, config: ProbeConfig) -> None:
-    """Whether a network has the level of the linear probe, before anything is measured.
+def check_level(network: Network, config: ProbeConfig, *, has_classes: bool = True) -> None:
+    """Whether a network has the levels of the linear probe and of the dense probes, before anything is measured.
 
     Raises:
         UserError: it has not, and which it has.
     """
     levels = [*network.strides, *([GLOBAL] if network.has_head else [])]
-    if "linear" in config.probes and config.linear_level not in levels:
+    missing = [level for level in config.dense.dense_levels if level not in network.strides]
+    if missing and set(DENSE) & set(config.probes):
+        raise UserError(f"--dense-levels {missing[0]}: {network.name} has {', '.join(network.strides)}")
+    if has_classes and "linear" in config.probes and config.linear_level not in levels:
         raise UserError(f"--linear-level {config.linear_level}: {network.name} has {', '.join(levels)}")
 
 
@@ -119,12 +130,14 @@ def knn_probe(
 
 
 def difference(a: Score, b: Score) -> tuple[float, float, float] | None:
-    """Accuracy of `a` less that of `b` on the same images with its 95 % interval; None if they differ in those."""
+    """Accuracy or mIoU of `a` less that of `b` with its 95 % interval; None if they are not of the same images."""
     x, y = a.value, b.value
     if isinstance(x, Accuracy) and isinstance(y, Accuracy) and len(x.top1) == len(y.top1):
         return intervals.difference(x.top1, y.top1, x.counts)
     if isinstance(x, Correspondence) and isinstance(y, Correspondence) and x.windows.tolist() == y.windows.tolist():
         return intervals.difference(x.correct, y.correct, x.windows)
+    if isinstance(x, Segmentation) and isinstance(y, Segmentation):
+        return segmentation_scores.difference(x, y)
     return None
 
 

@@ -10,8 +10,10 @@ from rich.table import Table
 from resim.probes.accuracy import Accuracy
 from resim.probes.correspondence import Correspondence
 from resim.probes.health import Health, collapse
+from resim.probes.label_maps import LabelMaps
 from resim.probes.labels import ProbeImages
 from resim.probes.pairs import CHANGES
+from resim.probes.segmentation_scores import Segmentation
 from resim.probes.suite import Path, Score, difference, nested
 from resim.training.provenance import describe_run
 
@@ -21,9 +23,19 @@ Results = Mapping[str, Mapping[Path, Score]]
 _CLASSES = {"knn": "kNN", "linear": "linear", "linear-sgd": "linear, SGD"}
 
 
-def tables(results: Results) -> list[Table]:
-    """Every table that has a row: classes, regions, health, and differences from the first network."""
-    made = [_classes(results), _regions(results), _health(results), _differences(results)]
+def tables(results: Results, reference: str | None = None) -> list[Table]:
+    """Every table that has a row: classes, regions, segmentation, health, and differences from the first network.
+
+    Args:
+        results: scores of each network.
+        reference: a network from which differences are shown too, such as the untrained one.
+    """
+    made = [_classes(results), _regions(results), _segmentation(results), _health(results)]
+    first = next(iter(results), "")
+    if results:
+        made.append(_differences(results, first))
+    if reference is not None and reference in results and reference != first and len(results) > 2:
+        made.append(_differences(results, reference))
     return [table for table in made if table.row_count]
 
 
@@ -32,9 +44,10 @@ def warnings(results: Results) -> list[str]:
     told = []
     for name, scores in results.items():
         for path, score in scores.items():
-            if path[0] == "linear" and not score.details["converged"]:
+            if path[0] in ("linear", "segmentation") and not score.details["converged"]:
+                what = "the linear probe" if path[0] == "linear" else f"linear segmentation on {path[1]}"
                 told.append(
-                    f"{name}: the linear probe stopped at a gradient of {score.details['gradient']:.1g} after "
+                    f"{name}: {what} stopped at a gradient of {score.details['gradient']:.1g} after "
                     f"{score.details['evaluations']} evaluations, before it had converged"
                 )
             if isinstance(score.value, Health) and path[-1] == "global":
@@ -43,12 +56,16 @@ def warnings(results: Results) -> list[str]:
     return told
 
 
-def to_json(results: Results, about: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each network's description and its scores, and its differences from the first network."""
+def to_json(
+    results: Results, about: Mapping[str, Mapping[str, Any]], reference: str | None = None
+) -> list[dict[str, Any]]:
+    """Each network's description and its scores, and its differences from the first network and from the reference."""
     first = next(iter(results.values()), {})
+    base = results.get(reference, first) if reference is not None else first
     return [
         {"name": name, **about[name], "scores": nested(scores)}
         | ({} if scores is first else {"less_first": _less(scores, first)})
+        | ({} if scores is base or base is first else {"less_reference": _less(scores, base)})
         for name, scores in results.items()
     ]
 
@@ -59,6 +76,10 @@ def record(
     train: ProbeImages,
     test: ProbeImages,
     settings: Mapping[str, Any],
+    *,
+    labels: tuple[LabelMaps, LabelMaps] | None = None,
+    reference: str | None = None,
+    verdicts: Sequence[str] = (),
 ) -> dict[str, Any]:
     """All of a measurement as the plain data of a `probe.json`.
 
@@ -68,14 +89,27 @@ def record(
         train: images whose classes were known.
         test: images that were asked about.
         settings: of the measurement.
+        labels: training and test images with label maps, where segmentation or retrieval was measured.
+        reference: the network from which differences are stated beside those from the first.
+        verdicts: sentences on segmentation and retrieval.
     """
-    return {
+    content: dict[str, Any] = {
         "kind": "probe",
         "train": describe(train),
         "test": describe(test),
         "settings": dict(settings),
-        "networks": to_json(results, about),
-    } | describe_run()
+        "networks": to_json(results, about, reference),
+    }
+    if labels is not None:
+        content["label_maps"] = {
+            part: {"images": len(maps), "size": maps.labels.shape[-1], "notes": list(maps.notes)}
+            for part, maps in zip(("train", "test"), labels, strict=True)
+        } | {"classes": list(labels[0].classes), "background": labels[0].background}
+    if reference is not None:
+        content["reference"] = reference
+    if verdicts:
+        content["verdicts"] = list(verdicts)
+    return content | describe_run()
 
 
 def describe(images: ProbeImages) -> dict[str, Any]:
@@ -126,7 +160,7 @@ def _classes(results: Results) -> Table:
 
 
 def _regions(results: Results) -> Table:
-    asked = {path[1]: score.value for scores in results.values() for path, score in scores.items() if path[2:]}
+    asked = {path[1]: score.value for scores in results.values() for path, score in scores.items() if _is_region(path)}
     changes = [change for change in CHANGES if change in asked]
     table = _table(
         "Regions: % found again in the other view [95 % bootstrap interval over images]; median error, chance",
@@ -134,7 +168,7 @@ def _regions(results: Results) -> Table:
         numbers=("within", *(f"{change}\n{_windows(asked[change])}" for change in changes)),
     )  # fmt: skip
     for name, scores in results.items():
-        for level in dict.fromkeys(path[2] for path in scores if path[2:]):
+        for level in dict.fromkeys(path[2] for path in scores if _is_region(path)):
             found = [scores["correspondence", change, level].value for change in changes]
             cells = [
                 f"{_percent(value.accuracy)} {_interval(value.interval())}\n"
@@ -144,6 +178,31 @@ def _regions(results: Results) -> Table:
             ]
             radius = next(value.radius for value in found if isinstance(value, Correspondence))
             table.add_row(name, level, f"{radius:g} px", *cells)
+    return table
+
+
+def _is_region(path: Path) -> bool:
+    return path[0] == "correspondence"
+
+
+def _segmentation(results: Results) -> Table:
+    table = _table(
+        "Label maps: % [95 % bootstrap interval over test images]; constant: mIoU of the most frequent class alone",
+        "network", "probe", "level",
+        numbers=("mIoU", "mean accuracy", "foreground IoU", "constant", "n test", "n train", "cells"),
+    )  # fmt: skip
+    for name, scores in results.items():
+        for path, score in scores.items():
+            value = score.value
+            if not isinstance(value, Segmentation):
+                continue
+            probe = "linear" if path[0] == "segmentation" else f"retrieval, {path[1]}"
+            cells = [f"{_percent(value.value())} {_interval(value.interval())}"]
+            cells.append(f"{_percent(value.value('mean_accuracy'))} {_interval(value.interval('mean_accuracy'))}")
+            known = value.background is not None
+            foreground = f"{_percent(value.value('foreground_iou'))} {_interval(value.interval('foreground_iou'))}"
+            cells += [foreground if known else "", _percent(value.constant), str(len(value.confusion))]
+            table.add_row(name, probe, path[-1], *cells, str(score.details["n_train"]), str(score.details["cells"]))
     return table
 
 
@@ -168,13 +227,13 @@ def _health(results: Results) -> Table:
     return table
 
 
-def _differences(results: Results) -> Table:
-    first_name, *others = results or [""]
+def _differences(results: Results, first_name: str) -> Table:
+    others = [name for name in results if name != first_name]
     measures = list(dict.fromkeys(path[:-1] for name in others for path in results[name] if path[0] != "health"))
     table = _table(
         f"Less {first_name}, points [95 % bootstrap interval over the same images]; in brackets: within the noise",
         "network", "level",
-        numbers=[_CLASSES.get(measure[-1], measure[-1]) for measure in measures],
+        numbers=[_measure_name(measure) for measure in measures],
     )  # fmt: skip
     for name in others:
         for level in dict.fromkeys(path[-1] for path in results[name] if path[0] != "health"):
@@ -187,6 +246,12 @@ def _differences(results: Results) -> Table:
             if any(cells):
                 table.add_row(name, level, *cells)
     return table
+
+
+def _measure_name(measure: Path) -> str:
+    if measure[0] in ("segmentation", "retrieval"):
+        return " ".join(measure) + ", mIoU"
+    return _CLASSES.get(measure[-1], measure[-1])
 
 
 def _points(points: float, low: float, high: float) -> str:

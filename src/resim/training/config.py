@@ -172,10 +172,14 @@ class RunConfig:
     picture_every: int = 1
     """Epochs between two pictures of view pairs; 0: none."""
     probe_every: int = 0
-    """Epochs between two readings of the probes (kNN, region correspondence, health); 0: only the queue's health."""
+    """Epochs between two readings of the probes (kNN, linear segmentation, region correspondence, health); 0: only the
+    queue's health."""
     probe_data: Path | None = None
-    """Images for the probes, with classes if kNN is wanted: a folder, a CSV file, tar shards; default: the training
-    images, without classes."""
+    """Images for the probes, with classes if kNN is wanted: a folder, a CSV file, tar shards; with label maps for
+    linear segmentation: a COCO file, a VOC folder, a folder of images and segmentation; default: the training images,
+    without classes."""
+    probe_labels: Path | None = None
+    """Label maps of the images of --probe-data, for linear segmentation: a folder of PNGs, or a COCO file."""
     probe_images: int = 1024
     """Most images of the probes' training and test set; 0: all."""
     max_bad_share: float = 0.1
@@ -237,7 +241,7 @@ D = TypeVar("D")
 
 _KEPT_ON_RESUME = (
     "compile", "groups_at_a_time", "log_every", "checkpoint_minutes", "keep_every", "picture_every", "probe_every",
-    "probe_data", "probe_images", "max_bad_share",
+    "probe_data", "probe_labels", "probe_images", "max_bad_share",
     "start_from", "start_epoch",
 )  # fmt: skip
 

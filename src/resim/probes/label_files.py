@@ -1,0 +1,216 @@
+"""Label maps in files: the values of one PNG, and which label file belongs to which image.
+
+Shapes: H, W the height and width of a label map.
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from resim.errors import UserError
+from resim.views.decode import BadImageError
+
+LABEL_ENDINGS = (".png", ".bmp", ".tif", ".tiff")
+"""Lossless formats; a JPEG changes the values of labels."""
+LABEL_MARKS = ("_mask", "_label", "_labels", "_seg", "_segmentation", "_gt", "_L")
+"""What programs put behind the name of an image to name its label map."""
+
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Images with a label map each, and what has no partner."""
+
+    images: tuple[str, ...]
+    labels: tuple[str, ...]
+    without_label: tuple[str, ...]
+    """Images left out: no label map has their name."""
+    without_image: tuple[str, ...]
+    """Label maps left out: no image has their name."""
+
+
+def read_values(path: str, colours: Mapping[Colour, int] | None = None) -> np.ndarray:
+    """The label values of a file, (H, W) int32.
+
+    Of a palette image (VOC's own form) these are the indices, of a gray image of any depth its values. Of a colour
+    image they are what `colours` says; without it, a colour image must be gray in all but name.
+
+    Args:
+        path: of the file.
+        colours: the value of each colour.
+
+    Raises:
+        BadImageError: the file cannot be decoded, or holds colours that stand for no class.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as image:
+                mode = image.mode
+                if mode in ("P", "L", "1") or mode == "I" or mode.startswith("I;16"):
+                    return np.asarray(image).astype(np.int32)
+                if mode not in ("RGB", "RGBA", "LA", "PA"):
+                    raise BadImageError(f"is an image of mode {mode}: labels are a palette, gray or colour image")
+                pixels = np.asarray(image.convert("RGB")).astype(np.int64)
+    except BadImageError:
+        raise
+    except Exception as error:  # decoders raise many kinds
+        raise BadImageError(f"{type(error).__name__}: {error}") from None
+    if colours:
+        return _by_colour(pixels, colours)
+    if (pixels == pixels[..., :1]).all():
+        return pixels[..., 0].astype(np.int32)
+    raise BadImageError("is a colour image: save labels as a palette or gray image, or add a labelmap.txt of colours")
+
+
+def voc_colours(count: int = 256) -> dict[Colour, int]:
+    """The colour of each value in VOC's palette: bits 0, 1, 2 of the value are the top bits of red, green, blue."""
+    colours = {}
+    for value in range(count):
+        channels = [0, 0, 0]
+        rest, place = value, 7
+        while rest:
+            for channel in range(3):
+                channels[channel] |= (rest >> channel & 1) << place
+            rest, place = rest >> 3, place - 1
+        colours[channels[0], channels[1], channels[2]] = value
+    return colours
+
+
+def _by_colour(pixels: np.ndarray, colours: Mapping[Colour, int]) -> np.ndarray:
+    packed = (pixels[..., 0] << 16) | (pixels[..., 1] << 8) | pixels[..., 2]
+    unique, inverse = np.unique(packed, return_inverse=True)
+    known = {(red << 16) | (green << 8) | blue: value for (red, green, blue), value in colours.items()}
+    strange = next((int(code) for code in unique if int(code) not in known), None)
+    if strange is not None:
+        colour = (strange >> 16, strange >> 8 & 255, strange & 255)
+        raise BadImageError(f"colour {colour} stands for no class")
+    values = np.array([known[int(code)] for code in unique], dtype=np.int32)
+    return values[inverse].reshape(packed.shape)
+
+
+def read_names(folders: Sequence[Path]) -> tuple[dict[int, str], dict[Colour, int]]:
+    """Names of the classes by value, and colours where they are given, from the first of these files that is there.
+
+    `labelmap.txt`: lines `name:red,green,blue:...`, as CVAT writes them, values from 0 in their order.
+    `classes.txt`: a name a line, values from 0.
+
+    Raises:
+        UserError: a line that cannot be read.
+    """
+    for folder in folders:
+        path = folder / "labelmap.txt"
+        if path.is_file():
+            names, colours = {}, {}
+            lines = [line for line in read_lines(path) if not line.startswith("#")]
+            for value, line in enumerate(lines):
+                name, _, rest = line.partition(":")
+                try:
+                    red, green, blue = (int(part) for part in rest.partition(":")[0].split(","))
+                except ValueError:
+                    raise UserError(f"{path}: {line!r} is not name:red,green,blue") from None
+                names[value] = name.strip()
+                colours[red, green, blue] = value
+            return names, colours
+        path = folder / "classes.txt"
+        if path.is_file():
+            return dict(enumerate(read_lines(path))), {}
+    return {}, {}
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a text file that hold anything, in UTF-8 or, where it begins with its mark, UTF-16.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        data = path.read_bytes()
+        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not text in UTF-8: save it in that encoding") from None
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def label_files(folder: Path) -> list[str]:
+    """Label files at any depth below a folder; names that start with a dot are passed over."""
+    paths = []
+    for at, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths += [os.path.join(at, name) for name in files if not name.startswith(".") and _is_label(name)]  # noqa: PTH118
+    return sorted(paths)
+
+
+def _is_label(name: str) -> bool:
+    return name.lower().endswith(LABEL_ENDINGS)
+
+
+def pair_files(images: Sequence[str], images_in: Path, labels_in: Path) -> Pairs:
+    """The label map of each image: of the same path within its folder, else of the same name anywhere in it.
+
+    Endings do not count, letter case and the form of accents neither. A label map may have one of `LABEL_MARKS` behind
+    the image's name.
+
+    Raises:
+        UserError: the folder holds no label maps, or none for any of the images.
+    """
+    if images_in.resolve() == labels_in.resolve():
+        raise UserError(f"{labels_in}: holds images and label maps together: put each into a folder of its own")
+    own = set(images)
+    files = [path for path in label_files(labels_in) if path not in own]
+    if not files:
+        lossy = next((path for path in labels_in.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg")), None)
+        remedy = f"; {lossy.name} is a JPEG, which changes labels: save PNGs" if lossy else ""
+        raise UserError(f"{labels_in}: holds no label maps ({', '.join(LABEL_ENDINGS)}){remedy}")
+    by_path = {_key(os.path.relpath(path, labels_in)): path for path in files}
+    by_name: dict[str, list[str]] = {}
+    for path in files:
+        by_name.setdefault(_key(Path(path).name), []).append(path)
+    pairs: dict[str, str] = {}
+    for image in images:
+        inside = os.path.relpath(image, images_in)
+        label = _match(_key(inside), _key(Path(image).name), by_path, by_name)
+        if label is not None:
+            pairs[image] = label
+    if not pairs:
+        raise UserError(
+            f"{labels_in}: none of its {len(files)} label maps has the name of an image of {images_in} "
+            f"({Path(images[0]).name}, {Path(files[0]).name})"
+        )
+    used = set(pairs.values())
+    return Pairs(
+        images=tuple(pairs),
+        labels=tuple(pairs.values()),
+        without_label=tuple(image for image in images if image not in pairs),
+        without_image=tuple(path for path in files if path not in used),
+    )
+
+
+def _match(inside: str, name: str, by_path: Mapping[str, str], by_name: Mapping[str, Sequence[str]]) -> str | None:
+    for mark in ("", *LABEL_MARKS):
+        ending = _key(mark) if mark else ""
+        if inside + ending in by_path:
+            return by_path[inside + ending]
+        same = by_name.get(name + ending, ())
+        if len(same) == 1:  # of several, none is known to be the right one
+            return same[0]
+    return None
+
+
+def _key(path: str) -> str:
+    stem = path[: -len(Path(path).suffix)] if Path(path).suffix.lower() in _ENDINGS else path
+    return unicodedata.normalize("NFC", stem).casefold()
+
+
+_ENDINGS = frozenset({*LABEL_ENDINGS, ".jpg", ".jpeg", ".jpe", ".jfif", ".webp"})

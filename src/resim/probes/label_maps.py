@@ -1,0 +1,215 @@
+"""Label maps as arrays: every image's labels at the size at which networks are probed, void pixels marked.
+
+Shapes: N images of S x S px, K classes, H, W the height and width of a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from resim.detection.masks import to_rle
+from resim.detection.records import Record
+from resim.errors import UserError
+from resim.probes.config import BACKGROUND, VOID_VALUES
+from resim.probes.label_files import read_values
+from resim.probes.labelled_images import LabelledImages
+from resim.probes.labels import ProbeImages
+from resim.views.decode import BadImageError, Photo
+
+VOID = -1
+"""In a label map: the pixel counts nowhere."""
+_RAW_VOID = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelMaps:
+    """N images and their labels at S x S px."""
+
+    images: ProbeImages
+    """Without classes of their own, in the order of the labels."""
+    labels: Tensor
+    """(N, S, S) int16: positions in `classes`, or VOID."""
+    classes: tuple[str, ...]
+    background: int | None
+    """Position of the background in `classes`; None: every class is an object or a region of its own."""
+    notes: tuple[str, ...] = field(default=())
+    """What was left out, with counts and reasons."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def load_label_maps(
+    train: LabelledImages,
+    test: LabelledImages,
+    size: int,
+    *,
+    void: Sequence[int] = VOID_VALUES,
+    background: int | None = BACKGROUND,
+    only: Sequence[str] = (),
+    progress: Callable[[int], None] | None = None,
+) -> tuple[LabelMaps, LabelMaps]:
+    """Decode the labels of two sets, with the same classes for both.
+
+    A label map is resized to S x S px with the nearest pixel, whatever its aspect, so that every pixel counts. Of
+    COCO's objects that overlap the smaller lies on top. Images whose label map cannot be decoded or has another size
+    are left out and counted.
+
+    Classes are those with a stated name, then those of other values that occur, in ascending order of the values.
+
+    Args:
+        train: images to learn from.
+        test: images to test on.
+        size: S.
+        void: values that count nowhere.
+        background: value of the background; None: there is none.
+        only: names of the classes to keep beside the background; the others become void. Empty: all.
+        progress: called with the number of images that are done, now and then.
+
+    Raises:
+        UserError: nothing can be read, a class that the training set does not have, or fewer than two classes.
+    """
+    raw = [_read_all(images, size, void, progress) for images in (train, test)]
+    _refuse_binary(train, raw[0][1], void)
+    classes = _class_names(train, test, raw[0][1], raw[1][1])
+    ground = None if background is None else _name(train, background)
+    if ground not in classes:
+        ground = None
+    keep = _kept_classes(classes, ground, only, train)
+    sets = []
+    for images, (kept, values, notes) in zip((train, test), raw, strict=True):
+        labels = _positions(images, values, keep)
+        where = [images.images[index] for index in kept]
+        if not (labels != VOID).any():
+            raise UserError(
+                f"{images.source}: none of the pixels of its {len(kept)} label maps has a class that counts"
+            )
+        sets.append(
+            LabelMaps(
+                images=ProbeImages(source=images.source, kind=images.kind, refs=where, labels=None, classes=()),
+                labels=torch.from_numpy(labels),
+                classes=tuple(keep),
+                background=None if ground is None else keep.index(ground),
+                notes=(*images.notes, *notes),
+            )
+        )
+    return sets[0], sets[1]
+
+
+def paint_record(record: Record) -> np.ndarray:
+    """Labels of an image's objects as pixels, (H, W) int32: 0 where there is none, -1 where it is void.
+
+    Of objects that overlap the smaller one (by the pixels of its mask) lies on top; of equals the later. Void are
+    pixels of crowd regions and of the boxes of objects without a mask, where no object with a mask covers them.
+    """
+    from pycocotools import mask as rle
+
+    painted = np.zeros((record.height, record.width), dtype=np.int32)
+    masks: list[tuple[int, np.ndarray]] = []
+    for index in range(len(record)):
+        segmentation = None if record.masks is None else record.masks[index]
+        if segmentation is None:
+            x0, y0, x1, y1 = record.boxes[index]
+            painted[max(0, int(y0)) : int(np.ceil(y1)), max(0, int(x0)) : int(np.ceil(x1))] = _RAW_VOID
+            continue
+        mask = np.asarray(rle.decode(to_rle(segmentation, record.height, record.width))).astype(bool)  # type: ignore[arg-type]
+        if record.crowd[index]:
+            painted[mask] = _RAW_VOID
+        else:
+            masks.append((int(record.labels[index]), mask))
+    for label, mask in sorted(masks, key=lambda pair: -int(pair[1].sum())):  # stable: of equals the later is on top
+        painted[mask] = label
+    return painted
+
+
+def resize_nearest(values: np.ndarray, size: int) -> np.ndarray:
+    """(H, W) -> (size, size): the pixel that holds the centre of each new one."""
+    rows, columns = (((np.arange(size) + 0.5) * (length / size)).astype(np.int64) for length in values.shape)
+    return values[rows[:, None], columns[None, :]]
+
+
+Raw = tuple[list[int], np.ndarray, tuple[str, ...]]
+
+
+def _read_all(images: LabelledImages, size: int, void: Sequence[int], progress: Callable[[int], None] | None) -> Raw:
+    """Positions of the images that can be used, their values (N, S, S) int32 with -1 for void, and notes."""
+    empty = np.array(sorted(set(void)), dtype=np.int32)
+
+    def one(index: int) -> np.ndarray | str:
+        label = images.labels[index]
+        if isinstance(label, Record):
+            return resize_nearest(paint_record(label), size)
+        try:
+            values = read_values(label, images.colours)
+            photo = Photo(images.images[index])
+            photo.close()
+        except BadImageError as error:
+            return str(error)
+        if values.shape != (photo.height, photo.width):
+            height, width = values.shape
+            return f"the label map is {width} x {height}, the image {photo.width} x {photo.height} (upright)"
+        values = resize_nearest(values, size)
+        return np.where(np.isin(values, empty), _RAW_VOID, values)
+
+    kept, maps, bad = list[int](), list[np.ndarray](), list[str]()
+    with ThreadPoolExecutor(4) as threads:
+        for index, result in enumerate(threads.map(one, range(len(images)))):
+            if isinstance(result, str):
+                bad.append(f"{images.images[index]}: {result}")
+            else:
+                kept.append(index)
+                maps.append(result)
+            if progress is not None and (index + 1) % 32 == 0:
+                progress(32)
+    if not kept:
+        raise UserError(f"{images.source}: none of {len(bad)} label maps can be used ({bad[0]})")
+    notes = (f"{len(bad)} images are left out, their label map cannot be used: {bad[0]}",) if bad else ()
+    return kept, np.stack(maps), notes
+
+
+def _refuse_binary(images: LabelledImages, values: np.ndarray, void: Sequence[int]) -> None:
+    if images.kind == "label maps" and 255 in void and set(np.unique(values).tolist()) <= {_RAW_VOID, 0}:
+        raise UserError(
+            f"{images.source}: the label maps hold only 0 and 255, and 255 is void: where it is an object, add --void "
+            "without a value"
+        )
+
+
+def _name(images: LabelledImages, value: int) -> str:
+    return images.names.get(value, str(value))
+
+
+def _class_names(train: LabelledImages, test: LabelledImages, first: np.ndarray, second: np.ndarray) -> list[str]:
+    """All classes: of the training set in the order of their values, then those of the test set alone."""
+    names = []
+    for images, values in ((train, first), (test, second)):
+        occurring = {int(value) for value in np.unique(values) if value != _RAW_VOID}
+        names.append([_name(images, value) for value in sorted(occurring | set(images.names))])
+    foreign = [name for name in names[1] if name not in names[0]]
+    if foreign and test.names and train.names:
+        raise UserError(f"{test.source}: class {foreign[0]!r} is none of the {len(names[0])} of {train.source}")
+    return list(dict.fromkeys([*names[0], *foreign]))
+
+
+def _kept_classes(classes: list[str], ground: str | None, only: Sequence[str], train: LabelledImages) -> list[str]:
+    unknown = next((name for name in only if name not in classes), None)
+    if unknown is not None:
+        raise UserError(f"--classes {unknown}: {train.source} has {', '.join(classes)}")
+    keep = [name for name in classes if not only or name in only or name == ground]
+    if len(keep) < 2:
+        raise UserError(f"{train.source}: only one class, {keep[0]!r}: there is nothing to tell apart")
+    return keep
+
+
+def _positions(images: LabelledImages, values: np.ndarray, keep: Sequence[str]) -> np.ndarray:
+    """Values -> positions in `keep`, (N, S, S) int16."""
+    place = {name: position for position, name in enumerate(keep)}
+    unique, inverse = np.unique(values, return_inverse=True)
+    table = [VOID if value == _RAW_VOID else place.get(_name(images, int(value)), VOID) for value in unique]
+    return np.array(table, dtype=np.int16)[inverse.reshape(values.shape)]

@@ -1,0 +1,212 @@
+"""Images with a label map each: COCO's masks, VOC's SegmentationClass, or a folder of label PNGs beside the images.
+
+Nothing is decoded here; `label_maps.load_label_maps` does that. Values are those of the files: 0 is the background of
+COCO's masks and of VOC.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from resim.detection.coco import read_coco
+from resim.errors import UserError
+from resim.probes.label_files import label_files, pair_files, read_names
+from resim.probes.labelled_images import LabelledImages, left_out
+from resim.probes.voc_masks import read_voc_masks, voc_years
+from resim.views.folder import find_images
+
+TRAIN_NAMES, TEST_NAMES = ("train", "training"), ("val", "validation", "test")
+IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages")
+LABEL_FOLDERS = ("segmentation", "labels", "label", "masks", "mask", "annotations", "SegmentationClass", "gt")
+
+
+def read_labelled_sets(
+    data: str | Path,
+    test: str | Path | None = None,
+    *,
+    labels: str | Path | None = None,
+    test_labels: str | Path | None = None,
+    split: tuple[str, str] = ("train", "val"),
+    test_share: float = 0.2,
+    seed: int = 0,
+) -> tuple[LabelledImages, LabelledImages]:
+    """Labelled images to learn from, and others to test on.
+
+    Without `test`, a folder's own parts are taken (`train` and `val`, `validation` or `test`; the lists that `split`
+    names of a VOC folder); where there are none, `test_share` of the images is held out at random.
+
+    Args:
+        data: a COCO JSON file; a VOC folder; a folder of images, with its label maps in `labels` or in a folder beside
+            `images` that is named as usual.
+        test: likewise.
+        labels: of the images of `data`: a folder of label maps, or a COCO JSON file.
+        test_labels: of the images of `test`.
+        split: lists in `ImageSets/Segmentation` of a VOC folder, `"2012 train+2007 train"` for those of several years.
+        test_share: of the images.
+        seed: of the images held out.
+
+    Raises:
+        UserError: nothing that can be read, or labels that do not belong to the images.
+    """
+    if test is None and test_labels is not None:
+        raise UserError(f"--test-labels {test_labels}: name the images that it belongs to with --test")
+    if test is not None:
+        return _disjoint(read_labelled(data, labels, split[0]), read_labelled(test, test_labels, split[1]))
+    parts = _own_parts(Path(data).expanduser(), None if labels is None else Path(labels).expanduser(), split)
+    if parts is not None:
+        return _disjoint(*parts)
+    whole = read_labelled(data, labels, split[0])
+    order = np.random.default_rng([10, seed]).permutation(len(whole))
+    held_out = max(1, round(test_share * len(whole)))
+    if held_out >= len(whole):
+        raise UserError(f"{data}: {len(whole)} labelled images are too few to hold some out: name others with --test")
+    rest, chosen = whole.take(np.sort(order[held_out:])), whole.take(np.sort(order[:held_out]))
+    return rest, replace(chosen, notes=())
+
+
+def _disjoint(train: LabelledImages, test: LabelledImages) -> tuple[LabelledImages, LabelledImages]:
+    shared = set(map(_real, train.images)) & set(map(_real, test.images))
+    if shared:
+        raise UserError(f"{test.source}: {len(shared)} of its images are training images too, such as {min(shared)}")
+    return train, test
+
+
+def read_labelled(data: str | Path, labels: str | Path | None = None, part: str = "train") -> LabelledImages:
+    """Labelled images of one source.
+
+    Args:
+        data: as in `read_labelled_sets`.
+        labels: likewise.
+        part: which of a VOC folder's lists.
+
+    Raises:
+        UserError: likewise.
+    """
+    path = Path(data).expanduser()
+    named = None if labels is None else Path(labels).expanduser()
+    if not path.exists():
+        raise UserError(f"{data}: there is no such folder or file")
+    if named is not None and not named.exists():
+        raise UserError(f"--labels {labels}: there is no such folder or file")
+    if path.suffix.lower() == ".json":
+        if named is not None:
+            raise UserError(f"--labels {labels}: {path.name} holds the labels of its images: leave --labels out")
+        return _read_coco(path, None)
+    if named is not None and named.suffix.lower() == ".json":
+        return _read_coco(named, path if path.is_dir() else None)
+    if voc_years(path):
+        return read_voc_masks(path, part, named)
+    if named is None:
+        pair = pair_of_folders(path)
+        if pair is None:
+            raise UserError(
+                f"{data}: no label maps: name a COCO .json, a VOC folder (SegmentationClass), a folder that holds "
+                f"images and one of {', '.join(LABEL_FOLDERS)}, or the label maps with --labels"
+            )
+        return _read_pair(*pair, source=str(data))
+    return _read_pair(path, named, source=str(data))
+
+
+def holds_labels(path: Path) -> bool:
+    """Whether `read_labelled_sets` can read this without being given the labels."""
+    path = path.expanduser()
+    if path.suffix.lower() == ".json":
+        return path.is_file()
+    if not path.is_dir():
+        return False
+    parts = [path, *(path / name for name in TRAIN_NAMES if (path / name).is_dir())]
+    return bool(voc_years(path)) or any(pair_of_folders(part) is not None for part in parts)
+
+
+def pair_of_folders(root: Path) -> tuple[Path, Path] | None:
+    """The folder of images and the folder of label maps within `root`, if both are there under a usual name.
+
+    Raises:
+        UserError: several folders could hold the label maps.
+    """
+    images = next((root / name for name in IMAGE_FOLDERS if (root / name).is_dir()), None)
+    if images is None:
+        return None
+    named = [root / name for name in LABEL_FOLDERS if (root / name).is_dir()]
+    labels = [folder for folder in named if label_files(folder)]
+    if len(labels) > 1:
+        raise UserError(f"{root}: {' and '.join(folder.name for folder in labels)} hold PNGs: name one with --labels")
+    return (images, labels[0]) if labels else None
+
+
+def _own_parts(root: Path, labels: Path | None, split: tuple[str, str]) -> tuple[LabelledImages, LabelledImages] | None:
+    """The parts that a folder has itself."""
+    if not root.is_dir():
+        return None
+    years = voc_years(root)
+    if years:
+        if not any(list((folder / "ImageSets" / "Segmentation").glob("*.txt")) for folder in years.values()):
+            return None
+        return read_voc_masks(root, split[0], labels), read_voc_masks(root, split[1], labels)
+    for first in TRAIN_NAMES:
+        for second in TEST_NAMES:
+            pairs = [_pair_of_part(root, labels, name) for name in (first, second)]
+            if pairs[0] is not None and pairs[1] is not None:
+                one, two = (_read_pair(*pair, source=str(pair[0])) for pair in pairs if pair is not None)
+                return one, two
+    return None
+
+
+def _pair_of_part(root: Path, labels: Path | None, name: str) -> tuple[Path, Path] | None:
+    """`root/name/images` and its label maps, or `root/images/name` and `root/labels/name`."""
+    if labels is not None:
+        images = root / name
+        return (images, labels / name) if images.is_dir() and (labels / name).is_dir() else None
+    if (root / name).is_dir():
+        return pair_of_folders(root / name)
+    pair = pair_of_folders(root)
+    if pair is None or not all((folder / name).is_dir() for folder in pair):
+        return None
+    return pair[0] / name, pair[1] / name
+
+
+def _read_pair(images: Path, labels: Path, *, source: str) -> LabelledImages:
+    if not labels.is_dir():
+        raise UserError(f"--labels {labels}: a folder of label maps or a COCO .json is needed")
+    inside = str(labels.resolve()) + "/"
+    apart = images.resolve() != labels.resolve()
+    paths = [path for path in find_images(images) if not (apart and _real(path).startswith(inside))]
+    root = images if images.is_dir() else images.parent
+    if not paths:
+        raise UserError(f"{images}: holds no images beside the label maps of {labels}")
+    pairs = pair_files(paths, root, labels)
+    names, colours = read_names((labels, labels.parent, root.parent))
+    notes = left_out(pairs.without_label, "images have no label map and are left out")
+    notes += left_out(pairs.without_image, "label maps belong to no image and are left out")
+    return LabelledImages(
+        source=source, kind="label maps", images=pairs.images, labels=pairs.labels, names=names, colours=colours,
+        notes=notes,
+    )  # fmt: skip
+
+
+def _read_coco(path: Path, images: Path | None) -> LabelledImages:
+    data = read_coco(path, images)
+    if not data.has_masks:
+        raise UserError(f"{path}: has boxes, but no masks: segmentation and retrieval need a mask for each object")
+    boxes = sum(int((~record.has_mask & ~record.crowd).sum()) for record in data.records)
+    crowds = sum(int(record.crowd.sum()) for record in data.records)
+    notes = list(data.repairs.lines())
+    if boxes:
+        notes.append(f"{path}: {boxes} objects have no mask: the pixels of their boxes that no mask covers are void")
+    if crowds:
+        notes.append(f"{path}: {crowds} crowd regions: their pixels that no object covers are void")
+    return LabelledImages(
+        source=str(path),
+        kind="COCO masks",
+        images=tuple(record.image for record in data.records),
+        labels=data.records,
+        names={0: "background"} | dict(enumerate(data.classes, start=1)),
+        notes=tuple(notes),
+    )
+
+
+def _real(path: str) -> str:
+    return str(Path(path).resolve())
