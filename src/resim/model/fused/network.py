@@ -51,6 +51,8 @@ def _is_usual(module: nn.Module, network: nn.Module, group_size: int) -> bool:
     if isinstance(module, nn.Conv2d):
         zeros = module.padding_mode == "zeros" and not isinstance(module.padding, str)
         return module.bias is None and zeros and module.weight.dtype is torch.float32
+    if isinstance(module, Bottleneck) and module.conv1.stride != (1, 1):
+        return False
     if isinstance(module, nn.MaxPool2d):
         plain = not module.ceil_mode and module.dilation == 1
         return (module.kernel_size, module.stride, module.padding) == POOLING and plain
