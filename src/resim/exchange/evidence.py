@@ -93,8 +93,8 @@ def _detectron2(contents: Contents, form: Form, tensors: Mapping[str, Tensor]) -
         return None, []
     return None, [
         "the file does not say whether its input is RGB or BGR, nor where its strides are: it is read as RGB, "
-        "normalised by ImageNet's mean and deviation, with strides in the 3 x 3 convolutions; the run's config.yaml in the file's "
-        "folder would say it"
+        "normalised by ImageNet's mean and deviation, with strides in the 3 x 3 convolutions; the run's config.yaml in "
+        "the file's folder would say it"
     ]
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from resim.errors import UserError
-from resim.exchange.inert import NumberArray, PassedOver, SavedTensor, is_tensor
+from resim.exchange.inert import Named, NumberArray, PassedOver, SavedTensor, is_tensor
 from resim.exchange.modules import plain
 from resim.exchange.pickles import Reading, read_pickle
 from resim.exchange.torch_files import LEGACY, read_torch, with_tensors
@@ -124,7 +124,7 @@ def _read_file(path: Path) -> Contents:
         raise UserError(f"{path}: {_told(error, size)}") from None
     if not isinstance(data, Mapping) or not all(isinstance(name, str) for name in data):
         kind = "Tensor" if isinstance(data, SavedTensor) else type(data).__name__
-        kind = data.kind if isinstance(data, PassedOver) else kind
+        kind = data.kind if isinstance(data, PassedOver) else data.full if isinstance(data, Named) else kind
         raise UserError(f"{path}: holds no named weights (a {kind}); save a state_dict")
     return Contents(
         path=path, size=size, form=form, data=data, metadata=metadata, passed_over=tuple(reading.passed_over)
@@ -177,7 +177,7 @@ def _form(path: Path, head: bytes) -> str:
         return "torch"
     if head[8:9] == b"{" or path.suffix == ".safetensors":
         return "safetensors"
-    if head[0] == 0x80 or path.suffix == ".pkl":
+    if head[0] == 0x80 or head[:1] in (b"(", b"}") or path.suffix == ".pkl":  # protocols 0 and 1 begin with a bracket
         return "pickle"
     if path.suffix == ".onnx":
         raise UserError(f"{path}: ONNX files are written, not read: name the checkpoint it was made from")

@@ -141,9 +141,9 @@ def interpret(stream: BinaryIO, reading: Reading) -> Any:
         elif name in ("PERSID", "BINPERSID"):
             key = stack.pop() if name == "BINPERSID" else argument
             known = reading.persistent
-            stack.append(known(key) if known is not None else _passed_over("a persistent id", (key,), reading))
+            stack.append(known(key) if known is not None else _passed_over("persistent id", (key,), reading))
         elif name.startswith("EXT"):
-            stack.append(_passed_over(f"extension {argument}", (), reading))
+            stack.append(_passed_over(f"copyreg extension {argument}", (), reading))
         elif name in ("NEXT_BUFFER", "READONLY_BUFFER"):
             raise pickle.UnpicklingError("it keeps its arrays outside of the file (pickle's buffer_callback)")
         elif name == "STOP":
@@ -192,7 +192,10 @@ def _made(kind: Any, arguments: Any, reading: Reading, keywords: Any = None) -> 
         raise pickle.UnpicklingError("it makes an object of what are no arguments")
     if isinstance(kind, Named):
         if kind.full in reading.makers and not keywords:
-            return reading.makers[kind.full](*arguments)
+            made = reading.makers[kind.full](*arguments)
+            if isinstance(made, PassedOver):
+                reading.passed_over[made.kind] += 1
+            return made
         if kind.full.rpartition(".")[2] in _INDIRECT and arguments and isinstance(arguments[0], Named):
             return _passed_over(arguments[0].full, arguments[1:], reading)
         return _passed_over(kind.full, (*arguments, keywords), reading)
