@@ -55,7 +55,7 @@ def strange_tensors() -> State:
         "scalar": torch.tensor(3.5),
         "empty": torch.zeros(0, 3),
         "parameter": nn.Parameter(torch.randn(2)),
-        "uint16": torch.arange(3, dtype=torch.uint16),
+        "uint16": torch.arange(3).to(torch.uint16),
         **{str(kind): torch.arange(3).to(kind) for kind in kinds},
     }
 
@@ -86,9 +86,7 @@ def test_a_tensor_outside_of_its_storage(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "ok.pth") as old, zipfile.ZipFile(tmp_path / "w.pth", "w") as new:
         for name in old.namelist():
             data = old.read(name)
-            new.writestr(
-                name, data.replace(b"K\x07K\x03\x86", b"K\x09K\x03\x86") if name.endswith("data.pkl") else data
-            )
+            new.writestr(name, data.replace(b"K\x07K\x03\x86", b"K\x09K\x03\x86"))  # its shape, in the pickle
     with pytest.raises(UserError, match=r"w: it holds a tensor of shape \(9, 3\) outside of its storage"):
         tensors_of(tmp_path / "w.pth")
 
@@ -112,7 +110,7 @@ def flip(path: Path, member: str, bit: int = 3) -> None:
     path.write_bytes(bytes(data))
 
 
-@pytest.mark.parametrize("member", ["data/3", "data.pkl", "version"])
+@pytest.mark.parametrize("member", ["data/3", "data.pkl", "byteorder"])
 def test_a_flipped_bit_is_refused_with_its_place(tmp_path: Path, member: str) -> None:
     path = tmp_path / "w.pth"
     torch.save(torchvision.models.resnet18().state_dict(), path)
@@ -210,7 +208,7 @@ def test_a_module_that_was_saved_whole(tmp_path: Path, form: str) -> None:
     assert any("Wrapper" in kind for kind in weights.passed_over)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("way", ["script", "trace"])
 def test_torchscript_is_read_without_being_run(tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = torchvision.models.resnet18().eval()
@@ -258,8 +256,8 @@ def test_shards_are_read_as_one(tmp_path: Path, form: str) -> None:
     ("index", "told"),
     [
         (
-            '{"weight_map": {"a": "../secret.bin"}}',
-            "names the shard '../secret.bin': shards lie in the index's own folder",
+            '{"weight_map": {"a": "../s.bin"}}',
+            "names the shard '../s.bin': shards lie in the index's own folder",
         ),
         ('{"weight_map": {"a": "/etc/passwd"}}', "names the shard '/etc/passwd'"),
         ('{"weight_map": {}}', "is no index of shards"),
@@ -278,5 +276,5 @@ def test_an_index_that_is_wrong(tmp_path: Path, index: str, told: str) -> None:
 
 def test_a_distributed_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / ".metadata").write_bytes(b"x")
-    with pytest.raises(UserError, match="is a distributed checkpoint: python -m torch.distributed.checkpoint"):
+    with pytest.raises(UserError, match=r"is a distributed checkpoint: python -m torch\.distributed\.checkpoint"):
         read_weights(tmp_path)

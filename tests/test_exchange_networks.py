@@ -73,11 +73,8 @@ def nested(keys: str, state: State) -> dict[str, Any]:
     ],
 )
 def test_below_any_keys_and_any_prefix(tmp_path: Path, keys: str, prefix: str) -> None:
-    weights = read(
-        tmp_path,
-        {"epoch": 3, "optimizer": {"state": {0: {"momentum": torch.zeros(2)}}}}
-        | nested(keys, below(prefix, backbone())),
-    )
+    others = {"epoch": 3, "optimizer": {"state": {0: {"momentum": torch.zeros(2)}}}}
+    weights = read(tmp_path, others | nested(keys, below(prefix, backbone())))
     assert_is(weights, backbone())
     assert weights.left_over == ()
     assert weights.warnings == ()
@@ -130,11 +127,7 @@ def test_the_names_of_transformers(tmp_path: Path) -> None:
 
 
 def test_counters_of_a_profiler_are_no_part_of_a_network(tmp_path: Path) -> None:
-    extra = {
-        "total_ops": torch.zeros(1),
-        "layer1.0.conv1.total_ops": torch.zeros(1),
-        "bn1.total_params": torch.zeros(1),
-    }
+    extra = {name: torch.zeros(1) for name in ("total_ops", "layer1.0.conv1.total_ops", "bn1.total_params")}
     assert_is(read(tmp_path, backbone() | extra), backbone())
 
 
@@ -234,6 +227,10 @@ def test_the_levels_of_torchvisions_detectors(tmp_path: Path, detector: str) -> 
     assert all(re.search(r"fpn\.(extra_blocks|(inner|layer)_blocks\.0\.)", name) for name in weights.left_over)
 
 
+def of_backbone(state: State) -> State:
+    return {name: value for name, value in state.items() if name.startswith("backbone.")}
+
+
 def pyramid_of(weights_model: Any, form: str, first: int, *, norm: bool) -> State:
     """Our FPN under MMDetection's names, or Detectron2's RetinaNet's."""
     state: State = {}
@@ -255,14 +252,10 @@ def pyramid_of(weights_model: Any, form: str, first: int, *, norm: bool) -> Stat
 def test_mmdetections_pyramid(tmp_path: Path, first: int, norm: bool) -> None:
     levels = (Level(name="P5"), Level(name="P4"), Level(name="P3"))
     model = trained(small(norm=norm, levels=levels)).query
-    state = below(
-        "backbone.", {n.removeprefix("backbone."): v for n, v in model.state_dict().items() if n[:9] == "backbone."}
-    )
+    state = of_backbone(model.state_dict())
     state |= pyramid_of(model, "mmdet", first, norm=norm)
-    more = {
-        f"neck.fpn_convs.{6 - first}.conv.weight": torch.zeros(256, 256, 3, 3),
-        "bbox_head.conv.weight": torch.zeros(1),
-    }
+    more = {f"neck.fpn_convs.{6 - first}.conv.weight": torch.zeros(256, 256, 3, 3)}
+    more |= {"bbox_head.conv.weight": torch.zeros(1)}
     if first == 2:
         more |= {"neck.lateral_convs.0.conv.weight": torch.zeros(256, 64, 1, 1)}
     weights = read(tmp_path, {"state_dict": state | more, "meta": {}})
@@ -275,9 +268,7 @@ def test_mmdetections_pyramid(tmp_path: Path, first: int, norm: bool) -> None:
 
 def test_a_pyramid_that_computes_something_else_is_left_over(tmp_path: Path) -> None:
     model = trained(small()).query
-    state = below(
-        "backbone.", {n.removeprefix("backbone."): v for n, v in model.state_dict().items() if n[:9] == "backbone."}
-    )
+    state = of_backbone(model.state_dict())
     pyramid = pyramid_of(model, "mmdet", 3, norm=False)
     for more, note in (
         ({"neck.downsample_convs.0.conv.weight": torch.zeros(1)}, "its FPN is not the plain one, and is left over"),

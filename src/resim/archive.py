@@ -12,6 +12,7 @@ ZIP = b"PK\x03\x04"
 """What such a file begins with."""
 
 _CHUNK = 1 << 22
+_MOST_UNPACKED = 1 << 28  # bytes of TorchScript's code, which alone is compressed
 
 
 def check_archive(file: BinaryIO, path: Path) -> None:
@@ -38,6 +39,9 @@ def check_archive(file: BinaryIO, path: Path) -> None:
             entries = archive.infolist()
             if sum(entry.compress_size for entry in entries) > size:
                 raise UserError(f"{path}: damaged: its members claim more than its {size} bytes")
+            packed = [entry for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+            if sum(entry.file_size for entry in packed) > _MOST_UNPACKED:
+                raise UserError(f"{path}: {packed[0].filename} in it is compressed, as torch.save does not do")
             for entry in entries if has_checksums(entries) else ():
                 name = entry.filename
                 with archive.open(entry) as member:

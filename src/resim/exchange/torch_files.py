@@ -62,14 +62,19 @@ def _read_zip(data: bytes, path: Path, reading: Reading, depth: int) -> Any:
             what = next((what for end, what in _PACKED.items() if any(n.endswith(end) for n in names)), "a zip archive")
             shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
             raise UserError(f"{path}: is {what} ({shown}), not a file of torch.save: unpack it, and save a state_dict")
-        packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+        root = main[0].removesuffix("data.pkl")
+        code = (f"{root}code/", f"{root}extra/")  # of TorchScript, which are compressed and never read
+        packed = [
+            entry.filename
+            for entry in entries
+            if entry.compress_type != zipfile.ZIP_STORED and not entry.filename.startswith(code)
+        ]
         if packed:  # torch.save never does it, and little can unpack to much
             raise UserError(f"{path}: {packed[0]} in it is compressed, as torch.save does not do; save it anew")
         check_archive(io.BytesIO(data), path)
         if not has_checksums(entries):
             for entry in entries:
                 setattr(entry, "CRC", None)  # noqa: B010 - zipfile then compares with nothing
-        root = main[0].removesuffix("data.pkl")
         order = archive.read(f"{root}byteorder") if f"{root}byteorder" in archive.namelist() else b"little"
         if order == b"big":
             raise UserError(f"{path}: was written on a big-endian machine; save it on a little-endian one")
