@@ -86,7 +86,7 @@ def start_state(path: str | Path, recipe: Recipe) -> tuple[Imported, str]:
     theirs, ours = weights.config.backbone, recipe.model.backbone
     if theirs != ours:
         raise UserError(f"{path}: holds a {theirs}, the recipe's backbone is {ours}: set --backbone {theirs}")
-    found = _found(contents, weights)
+    found = _found(contents, weights, None)
     refuse_infinite(weights.path, found)
     head = found.get("query.head.2.weight")
     fits = head is not None and len(head) == recipe.model.dim
