@@ -14,7 +14,7 @@ import tyro
 from resim.cli_options import read_options, recipe_called
 from resim.errors import UserError
 from resim.exchange.licence import licence_line
-from resim.exchange.targets import FpnNorm, Target
+from resim.exchange.targets import WHOLE, FpnNorm, Target
 
 if TYPE_CHECKING:
     from resim.exchange.export import Exported
@@ -116,7 +116,6 @@ def export_verb(argv: Sequence[str]) -> None:
 def _export(options: ExportOptions) -> Exported:
     """A detector of ours goes whole to the targets that take one; of anything else the encoder is exported."""
     from resim.detection.checkpoint import holds_detector
-    from resim.detection.export import WHOLE, export_detector
     from resim.exchange.export import export
 
     settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
@@ -125,6 +124,9 @@ def _export(options: ExportOptions) -> Exported:
         return export(path, **settings, probes=probes)
     if probes is not None:
         raise UserError(f"--probes {probes}: goes with pre-trained networks; {path} is a detector, leave it out")
+
+    from resim.detection.export import export_detector  # slow to import: where there is a detector
+
     return export_detector(path, **settings)
 
 
