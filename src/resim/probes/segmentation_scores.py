@@ -36,7 +36,8 @@ class Predicted:
 class Segmentation:
     """Agreement of predicted with true label maps on N test images.
 
-    Classes are averaged that occur in the true labels of the test images; in a bootstrap draw, of the images drawn.
+    Classes are averaged that occur in the true labels of the test images, in bootstrap draws too: a rare class that a
+    draw lacks keeps its value over all images, so that the average is always one over the same classes.
     """
 
     confusion: np.ndarray
@@ -106,10 +107,11 @@ class Segmentation:
             union = true.sum(axis=1) - both[:, ground]
             shared = true.sum(axis=1) - true[:, ground] - predicted[:, ground] + both[:, ground]
             return _ratio(shared, union)
-        below = true + predicted - both if measure == "miou" else true
-        occurring = true > 0
-        shares = np.where(occurring, both, 0) / np.where(occurring, below, 1)
-        return _ratio(shares.sum(axis=1), occurring.sum(axis=1))
+        shares = _class_shares(both, true, predicted, measure)
+        total = self.counts.sum(axis=0).astype(np.float64)
+        whole = _class_shares(total[0], total[1], total[2], measure)
+        kept = np.where(np.isfinite(shares), shares, whole)[:, np.isfinite(whole)]
+        return kept.mean(axis=1) if kept.shape[1] else np.full(len(sums), np.nan)
 
 
 def difference(a: Segmentation, b: Segmentation, measure: Measure = "miou") -> tuple[float, float, float] | None:
@@ -134,6 +136,12 @@ def confusions(truth: Tensor, predicted: Tensor, num_classes: int) -> np.ndarray
     place = ((image * num_classes + truth.long()) * num_classes + predicted.long())[counted]
     counts = torch.bincount(place, minlength=len(truth) * num_classes**2)
     return counts.view(len(truth), num_classes, num_classes).cpu().numpy().astype(np.int32)
+
+
+def _class_shares(both: np.ndarray, true: np.ndarray, predicted: np.ndarray, measure: Measure) -> np.ndarray:
+    """IoU or accuracy of each class; NaN for one that does not occur in the true labels."""
+    below = true + predicted - both if measure == "miou" else true
+    return _ratio(both, np.where(true > 0, below, 0))
 
 
 def _plain(value: float) -> float | None:
