@@ -10,7 +10,8 @@ import torch
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from resim.detection.config import DetectRecipe
-from resim.detection.detector import build_detector, freeze_stages
+from resim.detection.detector import build_detector
+from resim.detection.freeze import freeze_parts
 from resim.detection.records import DetectionData
 from resim.errors import UserError
 from resim.training.checkpoints import load_checkpoint
@@ -89,7 +90,7 @@ def load_detector(path: str | Path, device: torch.device | str = "cpu") -> Train
     model = build_detector(
         recipe.detector, recipe.images, num_classes=len(state["classes"]), num_keypoints=len(state["keypoint_names"])
     )
-    freeze_stages(model, recipe.detector.frozen_stages)
+    freeze_parts(model, recipe.detector)
     model.load_state_dict(state["model"])
     return TrainedDetector(
         model=model.to(device).eval(),

@@ -12,11 +12,11 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from resim.detection.config import DetectorConfig
 from resim.detection.detector import FPN_WIDTH
+from resim.detection.fpn_parts import FPN_PARTS, RESIM_FPN, fixed_among, fpn_place
 from resim.errors import UserError
 from resim.exchange.weights import Weights
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-_BLOCKS = {"lateral": ("inner_blocks", 2), "output": ("layer_blocks", 2)}  # torchvision counts from C2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +49,28 @@ class InitReport:
 
 
 def resolve(config: DetectorConfig, weights: Weights | None) -> DetectorConfig:
-    """The config with `auto` and 0 replaced by what the weights have (None: new weights)."""
+    """The config with `auto` and 0 replaced by what the weights have (None: new weights), `frozen_fpn` among it."""
     backbone, width = config.backbone, config.fpn_width
     if backbone == "auto":
         backbone = weights.config.backbone if weights else "resnet50"
     if not width:
         width = weights.config.fpn_width if weights is not None and has_fpn(weights) else FPN_WIDTH
-    return dataclasses.replace(config, backbone=backbone, fpn_width=width)
+    return dataclasses.replace(config, backbone=backbone, fpn_width=width, frozen_fpn=_frozen_fpn(config, weights))
+
+
+def leaves_open(config: DetectorConfig) -> bool:
+    """Whether the weights decide something of the detector, so that they must be read: see `resolve`."""
+    open_freeze = config.freeze == "backbone+fpn" and not config.frozen_fpn
+    return config.backbone == "auto" or not config.fpn_width or open_freeze
+
+
+def _frozen_fpn(config: DetectorConfig, weights: Weights | None) -> tuple[str, ...]:
+    """The parts of the FPN that are fixed: those that are named, else those of the weights, else ReSim's."""
+    if config.freeze != "backbone+fpn" or config.frozen_fpn:
+        return config.frozen_fpn
+    if weights is None or not has_fpn(weights):
+        return RESIM_FPN
+    return fixed_among([name.removeprefix("fpn.") for name in _fpn_convolutions(weights.tensors)])
 
 
 def has_fpn(weights: Weights) -> bool:
@@ -129,9 +144,8 @@ def _fpn_convolutions(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     places = {}
     for name in tensors:
         parts = name.split(".")
-        if parts[0] == "fpn" and parts[1][:-1] in _BLOCKS:
-            block, first = _BLOCKS[parts[1][:-1]]
-            places[f"fpn.{parts[1]}"] = f"backbone.fpn.{block}.{int(parts[1][-1]) - first}"
+        if parts[0] == "fpn" and parts[1] in FPN_PARTS:
+            places[f"fpn.{parts[1]}"] = fpn_place(parts[1])
     return places
 
 
