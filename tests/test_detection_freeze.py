@@ -15,6 +15,7 @@ import torch
 from tiny_detectors import SIZES, randomise_norms, things, tiny, tiny_images, tiny_recipe, tiny_run
 from torch import Tensor, nn
 
+from resim.cli_compare import tell
 from resim.detection import train as room
 from resim.detection.checkpoint import load_detector
 from resim.detection.compare import Start, compare
@@ -32,6 +33,9 @@ from resim.detection.train import train_detector
 from resim.errors import UserError
 from resim.exchange.weights import Weights, read_weights
 from resim.model.encoder import Encoder, ModelConfig
+from resim.pictures.report_detection import detection
+from resim.pictures.report_page import Table
+from resim.pictures.report_runs import read_runs
 from resim.regions.level import Level
 from resim.training.checkpoints import load_checkpoint, save_checkpoint
 from resim.training.config import Recipe
@@ -211,6 +215,17 @@ def test_what_is_frozen_has_no_gradient_graph(batch: DetectionBatch, config: Det
     assert convolutions == in_fpn + in_rpn + in_res5
 
 
+@modes
+def test_a_gradient_that_is_asked_for_ends_at_what_is_frozen(config: DetectorConfig) -> None:
+    model = built(config).train()
+    pictures = torch.randn(1, 3, 64, 64, requires_grad=True)
+    assert not any(level.requires_grad for level in model.backbone.body(pictures).values())
+    for part in FPN_PARTS if config.neck == "fpn" else ():
+        block = model.get_submodule(fpn_place(part))
+        cells = torch.randn(1, block[0].in_channels, 8, 8, requires_grad=True)
+        assert block(cells).requires_grad == (part not in config.frozen_fpn)
+
+
 def test_without_freeze_the_graph_is_of_everything(batch: DetectionBatch) -> None:
     model = built(tiny()).train()
     stepper = make_detector_stepper(model, SGD, ONE, precision="float32")
@@ -342,13 +357,13 @@ HEADS = "RPN, box head, box predictor"
 def test_frozen_trained_and_new_parts_are_printed(files: dict[str, Path]) -> None:
     weights = read_weights(files["both"])
     frozen, trained = lines_of(tiny(freeze="backbone+fpn"), weights)
-    fpn = "FPN lateral3, FPN lateral4, FPN lateral5, FPN output3, FPN output4"
+    fpn = "FPN (lateral3, lateral4, lateral5, output3, output4)"
     # ResNet-18 less its classifier; laterals on 128, 256 and 512 channels and two outputs, with two numbers a norm
     count = 11_176_512 + 16 * (128 + 256 + 512) + 2 * 9 * 16 * 16 + 5 * 2 * 16
     assert frozen == (
         f"frozen by --freeze backbone+fpn, computed without gradient: {STAGES}, {fpn} ({count / 1e6:.2f} M parameters)"
     )
-    new = "FPN lateral2, FPN output2, FPN output5"
+    new = "FPN (lateral2, output2, output5)"
     assert trained.startswith(f"trained: {new}, {HEADS} (")
     assert trained.endswith(" M parameters), all of it new")
 
@@ -379,7 +394,7 @@ def test_an_untrained_start_is_a_baseline_without_warning(
 def test_weights_without_an_fpn_are_frozen_with_a_warning(files: dict[str, Path]) -> None:
     *_, warning = lines_of(tiny(freeze="backbone+fpn"), read_weights(files["none"]))
     assert warning.startswith(f"warning: {files['none']}, ")
-    assert "has no FPN lateral3, FPN lateral4, FPN lateral5, FPN output3, FPN output4, frozen as drawn: " in warning
+    assert "has no FPN (lateral3, lateral4, lateral5, output3, output4), frozen as initialised: " in warning
     assert len(lines_of(tiny(freeze="backbone"), read_weights(files["none"]))) == 2
 
 
@@ -388,7 +403,7 @@ def test_without_freeze_nothing_is_printed(files: dict[str, Path]) -> None:
     assert freeze_words(tiny()) == ""
     assert freeze_words(BACKBONE) == "backbone"
     assert freeze_words(resolve(tiny(freeze="backbone+fpn"), read_weights(files["p4"]))) == (
-        "backbone and FPN lateral4, lateral5, output4"
+        "backbone and FPN (lateral4, lateral5, output4)"
     )
 
 
@@ -487,21 +502,29 @@ def test_a_frozen_detector_is_read_as_it_was_saved(data: DetectionData, tmp_path
 
 
 def test_a_comparison_freezes_the_same_parts_in_all_runs(
-    files: dict[str, Path], data: DetectionData, tmp_path: Path
+    files: dict[str, Path], data: DetectionData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     starts = [Start(name="random", weights="random"), Start(name="p4", weights=str(files["p4"]))]
     recipe = tiny_recipe(tiny(freeze="backbone+fpn"), steps=1)
     run = tiny_run(tmp_path, eval_every=1)
     found = compare(recipe, run, data, data, starts, (0,), tmp_path / "out", replicates=2, show=False)
     assert found is not None
-    assert found.frozen == "backbone and FPN lateral4, lateral5, output4"
+    assert found.frozen == "backbone and FPN (lateral4, lateral5, output4)"
     assert json.loads((tmp_path / "out" / "compare.json").read_text())["frozen"] == found.frozen
     for name in ("random", "p4"):
         config = json.loads((tmp_path / "out" / f"{name}-seed0" / "config.json").read_text())
         assert config["recipe"]["detector"]["frozen_fpn"] == ["lateral4", "lateral5", "output4"]
 
+    capsys.readouterr()
+    tell(found, len(data))
+    assert f"frozen in all runs: {found.frozen}; everything else was trained" in capsys.readouterr().out
+    parts = detection(read_runs([tmp_path / "out", tmp_path / "out" / "random-seed0"]))
+    tables = [part for part in parts if isinstance(part, Table)]
+    assert [table.rows[0][1] for table in tables if table.columns[0] == "run"] == ["random (backbone+fpn frozen)"]
+    assert any(f"; frozen: {found.frozen}" in table.caption for table in tables)
+
     starts.append(Start(name="both", weights=str(files["both"])))
-    told = r"other parts of an FPN cannot be compared \(lateral3 .*; lateral4 .*\): name them by --frozen-fpn"
+    told = r"different parts of an FPN cannot be compared \(lateral3 .*; lateral4 .*\): name them by --frozen-fpn"
     with pytest.raises(UserError, match=told):
         compare(recipe, run, data, data, starts, (0,), tmp_path / "other", show=False)
 

@@ -182,7 +182,9 @@ def _architecture(config: DetectorConfig, starts: Sequence[Start]) -> DetectorCo
     pyramids = {found.frozen_fpn for found in with_fpn}
     if len(pyramids) > 1:
         told = "; ".join(sorted(" ".join(parts) for parts in pyramids))
-        raise UserError(f"weights with other parts of an FPN cannot be compared ({told}): name them by --frozen-fpn")
+        raise UserError(
+            f"weights with different parts of an FPN cannot be compared ({told}): name them by --frozen-fpn"
+        )
     return (with_fpn or resolved or [resolve(config, None)])[0]
 
 

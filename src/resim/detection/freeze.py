@@ -68,7 +68,7 @@ def freeze_words(config: DetectorConfig) -> str:
     """What `freeze` fixes, in a few words; empty: nothing."""
     if config.freeze == "none":
         return ""
-    fpn = f" and FPN {', '.join(config.frozen_fpn)}" if config.freeze == "backbone+fpn" else ""
+    fpn = f" and FPN ({', '.join(config.frozen_fpn)})" if config.freeze == "backbone+fpn" else ""
     return f"backbone{fpn}"
 
 
@@ -102,7 +102,7 @@ def freeze_lines(model: nn.Module, config: DetectorConfig, report: InitReport | 
         lines.append("what is frozen was never trained: this is the baseline of an untrained network")
     elif never:
         lines.append(
-            f"warning: {report.source} has no {_listed(never)}, frozen as drawn: --freeze backbone trains it, "
+            f"warning: {report.source} has no {_listed(never)}, frozen as initialised: --freeze backbone trains it, "
             "and is the fair comparison with other weights"
         )
     return lines
@@ -122,7 +122,11 @@ def _part(name: str) -> str:
 
 
 def _listed(parts: Iterable[str]) -> str:
-    return ", ".join(parts)
+    """Parts in words, those of the FPN together: layer4, FPN (lateral5, output4), RPN."""
+    words = list(parts)
+    pyramid = [part.removeprefix("FPN ") for part in words if part.startswith("FPN ")]
+    together = f"FPN ({', '.join(pyramid)})"
+    return ", ".join(dict.fromkeys(together if part.startswith("FPN ") else part for part in words))
 
 
 def _millions(parts: dict[str, int]) -> str:
