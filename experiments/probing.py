@@ -108,7 +108,7 @@ def _probe(subject: Subject, out: Path, labels: tuple[LabelMaps, LabelMaps], see
         seed=seed,
     )
     images = labels[0].images, labels[1].images
-    base = {"method": subject.method, "seed": subject.seed, "pairs": subject.pairs}
+    base: dict[str, Any] = {"method": subject.method, "seed": subject.seed, "pairs": subject.pairs}
     try:
         scores = probe_network(network, *images, config, labels=labels)
     except UserError as error:
@@ -118,7 +118,7 @@ def _probe(subject: Subject, out: Path, labels: tuple[LabelMaps, LabelMaps], see
 
 
 def _rows(base: Mapping[str, Any], path: ScorePath, score: Score) -> list[Row]:
-    about = dict(base) | {"probe": "/".join(path[:-1]), "level": path[-1]}
+    about: dict[str, Any] = dict(base) | {"probe": "/".join(path[:-1]), "level": path[-1]}
     value = score.value
     if isinstance(value, Segmentation):
         rows = []
@@ -140,7 +140,7 @@ def _rows(base: Mapping[str, Any], path: ScorePath, score: Score) -> list[Row]:
 
 def _write_counts(path: Path, scores: Mapping[ScorePath, Score]) -> None:
     """Per-image counts by probe and level, from which differences are bootstrapped over images and seeds."""
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, Any] = {}
     for where, score in scores.items():
         value = score.value
         if isinstance(value, Segmentation):

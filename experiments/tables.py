@@ -13,17 +13,23 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from matplotlib.figure import Figure
 from probing import UNTRAINED
 from records import Row, read_rows
 
-from resim.probes.segmentation_scores import Segmentation
+from resim.probes.segmentation_scores import Measure, measure_sums
 
 DRAWS = 2000
-MAIN = (("correspondence/both", "accuracy"), ("segmentation", "miou"), ("segmentation", "foreground_iou"),
-        ("retrieval/100%", "miou"))  # fmt: skip
+Kind = Measure | Literal["accuracy"]
+MAIN: tuple[tuple[str, Kind], ...] = (
+    ("correspondence/both", "accuracy"),
+    ("segmentation", "miou"),
+    ("segmentation", "foreground_iou"),
+    ("retrieval/100%", "miou"),
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ def final_rows(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.status == "ok" and row.pairs == ends[row.method, row.seed]]
 
 
-def difference(a: Sequence[np.ndarray], b: Sequence[np.ndarray], measure: str) -> Difference:
+def difference(a: Sequence[np.ndarray], b: Sequence[np.ndarray], measure: Kind) -> Difference:
     """The mean over the networks of `a` minus that of `b`.
 
     Args:
@@ -70,22 +76,17 @@ def difference(a: Sequence[np.ndarray], b: Sequence[np.ndarray], measure: str) -
     return Difference(100 * float(value), 100 * float(low), 100 * float(high))
 
 
-def _measure(counts: np.ndarray, weights: np.ndarray, measure: str) -> np.ndarray:
+def _measure(counts: np.ndarray, weights: np.ndarray, measure: Kind) -> np.ndarray:
     """(DRAWS,) of one network under image weights (DRAWS, N)."""
     sums = (weights @ counts.reshape(len(counts), -1)).reshape(len(weights), *counts.shape[1:])
     if measure == "accuracy":
         return sums[:, 0] / np.maximum(sums[:, 1], 1)
-    num_classes = counts.shape[-1]
-    whole = Segmentation(
-        confusion=np.zeros((1, num_classes, num_classes), dtype=np.int32),
-        classes=tuple(map(str, range(num_classes))),
-        background=0,
-    )
-    whole.__dict__["counts"] = counts.astype(np.int64)
-    return whole._measured(sums, measure)  # type: ignore[arg-type]
+    return measure_sums(sums, counts.sum(axis=0), measure, background=0)
 
 
-def table(rows: Sequence[Row], counts: Mapping[tuple[str, int, str, str], np.ndarray], probe: str, measure: str) -> str:
+def table(
+    rows: Sequence[Row], counts: Mapping[tuple[str, int, str, str], np.ndarray], probe: str, measure: Kind
+) -> str:
     """A Markdown table of one probe: a line a method, a column a level; below it the paired differences."""
     chosen = [row for row in final_rows(rows) if row.probe == probe and row.measure == measure]
     methods, levels = (sorted({getattr(row, name) for row in chosen}) for name in ("method", "level"))
@@ -124,7 +125,9 @@ def read_counts(folder: Path, rows: Sequence[Row]) -> dict[tuple[str, int, str, 
         path = folder / f"{method}-seed{seed}-{pairs}.npz"
         if path.exists():
             with np.load(path) as arrays:
-                found |= {(method, seed, *name.rsplit("/", 1)): arrays[name] for name in arrays.files}
+                for name in arrays.files:
+                    probe, _, level = name.rpartition("/")
+                    found[method, seed, probe, level] = arrays[name]
     return found
 
 

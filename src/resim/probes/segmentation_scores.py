@@ -99,19 +99,32 @@ class Segmentation:
 
     def _measured(self, sums: np.ndarray, measure: Measure) -> np.ndarray:
         """(B, 3, K) sums over images -> (B,)."""
-        both, true, predicted = np.moveaxis(sums.astype(np.float64), 1, 0)
-        if measure == "foreground_iou":
-            if self.background is None:
-                return np.full(len(sums), np.nan)
-            ground = self.background
-            union = true.sum(axis=1) - both[:, ground]
-            shared = true.sum(axis=1) - true[:, ground] - predicted[:, ground] + both[:, ground]
-            return _ratio(shared, union)
-        shares = _class_shares(both, true, predicted, measure)
-        total = self.counts.sum(axis=0).astype(np.float64)
-        whole = _class_shares(total[0], total[1], total[2], measure)
-        kept = np.where(np.isfinite(shares), shares, whole)[:, np.isfinite(whole)]
-        return kept.mean(axis=1) if kept.shape[1] else np.full(len(sums), np.nan)
+        return measure_sums(sums, self.counts.sum(axis=0), measure, self.background)
+
+
+def measure_sums(sums: np.ndarray, total: np.ndarray, measure: Measure, background: int | None) -> np.ndarray:
+    """The measure of bootstrap draws.
+
+    Args:
+        sums: (B, 3, K), `Segmentation.counts` summed over the images of each draw.
+        total: (3, K), the sum over all images, whose classes are averaged.
+        measure: which.
+        background: position of the background; without one the foreground IoU is NaN.
+
+    Returns:
+        (B,).
+    """
+    both, true, predicted = np.moveaxis(sums.astype(np.float64), 1, 0)
+    if measure == "foreground_iou":
+        if background is None:
+            return np.full(len(sums), np.nan)
+        union = true.sum(axis=1) - both[:, background]
+        shared = true.sum(axis=1) - true[:, background] - predicted[:, background] + both[:, background]
+        return _ratio(shared, union)
+    shares = _class_shares(both, true, predicted, measure)
+    whole = _class_shares(*total.astype(np.float64), measure)
+    kept = np.where(np.isfinite(shares), shares, whole)[:, np.isfinite(whole)]
+    return kept.mean(axis=1) if kept.shape[1] else np.full(len(sums), np.nan)
 
 
 def difference(a: Segmentation, b: Segmentation, measure: Measure = "miou") -> tuple[float, float, float] | None:
