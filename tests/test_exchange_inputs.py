@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import pickle
@@ -20,12 +21,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from resim.cli import main
+from resim.detection.detector import build_detector
+from resim.detection.recipes import quick as quick_detector
 from resim.errors import UserError
 from resim.exchange.export import export
 from resim.exchange.features import features_of
 from resim.exchange.inputs import InputForm, fold_input, seems_unnormalised
 from resim.exchange.names import to_detectron2
 from resim.exchange.weights import read_weights
+from resim.model.backbone import build_backbone
 from resim.views.photometric import MEAN, STD
 
 State = dict[str, Tensor]
@@ -110,6 +114,22 @@ def test_a_detector_of_detectron2s_zoo(tmp_path: Path, backbone: str, kind: str)
             with pytest.raises(UserError, match=r"resnet50_caffe has its strides in the 1 x 1 convolutions"):
                 export(path, target, tmp_path / "out.pth")  # type: ignore[arg-type]
         assert "MODEL.RESNETS.STRIDE_IN_1X1 True" in export(path, "detectron2", tmp_path / "d2.pth").written.load
+
+
+def test_a_caffe_resnet_has_its_strides_in_the_1x1() -> None:
+    with torch.device("meta"):
+        network: Any = build_backbone("resnet50_caffe")
+    recipe = quick_detector()
+    config = dataclasses.replace(recipe.detector, backbone="resnet50_caffe", fpn_width=16)
+    detector: Any = build_detector(config, recipe.images, num_classes=2)
+    for part in (network, detector.backbone.body):
+        for stage in ("layer2", "layer3", "layer4"):
+            block = part.get_submodule(stage)[0]
+            assert [block.conv1.stride, block.conv2.stride, block.downsample[0].stride] == [(2, 2), (1, 1), (2, 2)]
+        assert part.layer1[0].conv1.stride == (1, 1)
+    for name in ("resnet18_caffe", "resnet34_caffe", "resnet51_caffe"):
+        with pytest.raises(UserError, match=f"no backbone '{name}'"):
+            build_backbone(name)
 
 
 CONFIG = """

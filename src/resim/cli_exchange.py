@@ -158,7 +158,7 @@ def _summarise(title: str, names: Sequence[str]) -> None:
     parts: dict[str, list[str]] = {}
     for name in names:
         parts.setdefault(".".join(name.split(".")[:2]), []).append(name)
-    shown = list(parts.items())[: 4 if len(parts) == 4 else 3]
+    shown = sorted(parts.items(), key=lambda item: -len(item[1]))[: 4 if len(parts) == 4 else 3]
     for part, members in shown:
         print(f"  {members[0]}" if len(members) == 1 else f"  {part}.* ({len(members)})")
     if len(shown) < len(parts):

@@ -14,7 +14,7 @@ _DEEPEST, _MOST = 64, 100_000
 def plain(value: Any) -> Any:
     """The same data with each module in it replaced by its state_dict, and objects with named parts by dictionaries.
 
-    Lists become dictionaries by number where they hold such things. What is deeper than 64 levels is left as it is.
+    Lists become dictionaries by number where they hold dictionaries of tensors. What is deeper than 64 levels stays.
     """
     return _plain(value, 0, {})
 
@@ -36,13 +36,17 @@ def _plain(value: Any, depth: int, done: dict[int, Any]) -> Any:
         made = value
         if any(isinstance(part, (Mapping, PassedOver)) for part in value[:16]):
             named = _parts({str(number): part for number, part in enumerate(value)}, depth, done)
-            made = named if any(isinstance(part, Mapping) for part in named.values()) else value
+            made = named if any(_has_tensors(part) for part in named.values()) else value
     done[id(value)] = made
     return made
 
 
 def _parts(entries: Mapping[Any, Any], depth: int, done: dict[int, Any]) -> dict[Any, Any]:
     return {name: _plain(part, depth + 1, done) for name, part in entries.items()}
+
+
+def _has_tensors(value: object) -> bool:
+    return isinstance(value, Mapping) and any(is_tensor(part) for part in value.values())
 
 
 def is_module(value: PassedOver) -> bool:

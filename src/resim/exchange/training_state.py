@@ -13,12 +13,13 @@ from torch import Tensor
 
 import resim
 from resim.errors import UserError
+from resim.exchange.architecture import refuse_infinite
 from resim.exchange.files import Contents, read_contents, tensors_in
 from resim.exchange.inert import is_tensor
 from resim.exchange.licence import state_licence
 from resim.exchange.queues import fit_queue
 from resim.exchange.recipe_of import recipe_of
-from resim.exchange.weights import Weights, form_in, refuse_infinite, weights_in
+from resim.exchange.weights import Weights, form_in, weights_in
 from resim.model.resim import ReSim
 from resim.training.config import Recipe
 
@@ -205,6 +206,7 @@ def _momentum(contents: Contents, weights: Weights, prefix: str | None) -> dict[
         and is_tensor(entries[number].get("momentum_buffer"))
     }
     tensors, _ = tensors_in(contents, buffers)
+    refuse_infinite(weights.path, tensors, {name: f"the momentum of {name}" for name in tensors})
     fits = {name for name, value in tensors.items() if value.shape == weights.tensors[name].shape}
     return tensors if len(fits) == len(tensors) else {}  # one that does not fit: the order is another
 
