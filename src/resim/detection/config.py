@@ -79,7 +79,8 @@ class DetectorConfig:
             raise ValueError(f"frozen-stages {self.frozen_stages}: must be at most 5, the stem and four stages")
         check_fixed(self.frozen_fpn)
         if self.frozen_fpn and self.freeze != "backbone+fpn":
-            raise ValueError(f"frozen-fpn {' '.join(self.frozen_fpn)}: goes with --freeze backbone+fpn alone")
+            parts = " ".join(self.frozen_fpn)
+            raise ValueError(f"frozen-fpn {parts}: goes with --freeze backbone+fpn: empty it by --frozen-fpn alone")
         if self.freeze == "backbone+fpn" and self.neck == "c4":
             raise ValueError("freeze backbone+fpn: --neck c4 has no FPN: use --freeze backbone")
         if self.freeze == "backbone+fpn" and not self.fold_biases:
