@@ -31,6 +31,9 @@ class DataOptions:
     """To evaluate on: a split of DATA, or another data set's path; none: no evaluation."""
     val_split: str | None = None
     """The split, where --val is a path."""
+    val_fraction: float | None = None
+    """Where there is no --val: share of the images, such as 0.2, that is drawn at random by the seed, evaluated on and
+    never trained on."""
     images_in: tuple[Path, ...] = ()
     """Folders of the images, for a COCO file whose images are not beside it."""
     val_images_in: tuple[Path, ...] = ()
@@ -134,7 +137,10 @@ def _train(argv: Sequence[str]) -> None:
     if options.run.resume and options.run.out is None:
         raise UserError("--resume needs --out: the folder of the run to continue")
     chosen = recipe_of(recipe.name, options.detector, options.images, options.tune)
+    check_val_options(options.data_options)
     data, val = read_data(options.data, options.data_options)
+    folders = [options.run.out] if options.run.out is not None and options.run.resume else []
+    data, val = with_held_out(data, val, options.data_options, options.tune.seed, folders)
 
     from resim.detection.train import train_detector
 
@@ -249,6 +255,62 @@ def recipe_of(name: str, detector: DetectorConfig, images: ImagesConfig, tune: T
         return DetectRecipe(name=name, detector=detector, images=images, tune=tune)
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def check_val_options(options: DataOptions) -> None:
+    """Check the options of what is evaluated on, before anything is read.
+
+    Raises:
+        UserError: options that do not go together, or a share that leaves nothing.
+    """
+    if options.val_fraction is None:
+        return
+    for name in ("val", "val_split", "val_images_in"):
+        value = getattr(options, name)
+        if value:
+            option, shown = (
+                f"--{name.replace('_', '-')}",
+                " ".join(map(str, [value] if name != "val_images_in" else value)),
+            )
+            raise UserError(
+                f"--val-fraction {options.val_fraction:g} with {option} {shown}: the one holds images of DATA out, the "
+                f"other names images to evaluate on: leave one of them out"
+            )
+
+    from resim.detection.split import check_fraction
+
+    check_fraction(options.val_fraction)
+
+
+def with_held_out(
+    data: DetectionData, val: DetectionData | None, options: DataOptions, seed: int, folders: Sequence[Path]
+) -> tuple[DetectionData, DetectionData | None]:
+    """What is trained and evaluated on, where a share of the data is held out: a run that goes on keeps its own.
+
+    Args:
+        data: all that was read.
+        val: what --val names.
+        options: of the data.
+        seed: of the draw.
+        folders: of the runs that go on.
+
+    Raises:
+        UserError: another share or seed than that of the run, or too few images.
+    """
+    from resim.detection.split import hold_out, hold_out_again, recorded_split
+
+    stored = recorded_split(folders)
+    if val is not None or (stored is None and options.val_fraction is None):
+        return data, val
+    if stored is None:
+        assert options.val_fraction is not None
+        return hold_out(data, options.val_fraction, seed)
+    if options.val_fraction not in (None, stored["val_fraction"]):
+        raise UserError(
+            f"--val-fraction {options.val_fraction:g}: the run holds out a share of {stored['val_fraction']:g}: leave "
+            "the option out to go on with it, or name another --out"
+        )
+    return hold_out_again(data, stored)
 
 
 def read_data(path: Path, options: DataOptions) -> tuple[DetectionData, DetectionData | None]:

@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from resim.detection.init import has_fpn, resolve
 from resim.detection.records import DetectionData
 from resim.detection.results import read_results
 from resim.detection.train import train_detector
+from resim.detection.verdict import comparison_verdict
 from resim.errors import UserError
 from resim.exchange.sources import TORCHVISION, is_untrained, untrained_model
 from resim.exchange.weights import read_weights
@@ -52,7 +53,7 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Box AP of one initialisation less another's, as a share; the interval of 95 % is over images and seeds."""
+    """Box AP of one initialisation minus another's, as a share; the interval of 95 % is over images and seeds."""
 
     first: str
     second: str
@@ -76,6 +77,7 @@ class Comparison:
         scores: by name, kind and score's name the last evaluation's values, one a seed; NaN where nothing is to find.
         differences: of box AP, for every pair of names.
         folders: of the runs, by name, one a seed.
+        inits: the weights to begin with, by name.
     """
 
     names: tuple[str, ...]
@@ -83,6 +85,7 @@ class Comparison:
     scores: dict[str, dict[str, dict[str, list[float]]]]
     differences: tuple[Difference, ...]
     folders: dict[str, list[Path]]
+    inits: dict[str, str] = field(default_factory=dict)
 
 
 def compare(
@@ -143,6 +146,7 @@ def compare(
         scores={name: _scores(runs) for name, runs in folders.items()},
         differences=_differences(folders, val, replicates, show=show),
         folders=folders,
+        inits={start.name: start.weights for start in starts},
     )
     content = json.dumps(to_json(comparison, recipe) | describe_run(), indent=2) + "\n"
     write_atomically(out / "compare.json", lambda file: file.write(content.encode()))
@@ -229,11 +233,13 @@ def to_json(comparison: Comparison, recipe: DetectRecipe) -> dict[str, Any]:
         }
         for name, kinds in comparison.scores.items()
     }
-    return {
+    content = {
         "kind": "compare",
         "recipe": recipe.to_json(),
         "seeds": list(comparison.seeds),
+        "inits": comparison.inits,
         "scores": scores,
         "differences": [dataclasses.asdict(one) for one in comparison.differences],
         "runs": {name: [str(folder) for folder in runs] for name, runs in comparison.folders.items()},
     }
+    return content | {"verdict": list(comparison_verdict(content))}
