@@ -151,10 +151,11 @@ def test_a_run_keeps_its_split(capsys: Captured, coco: Path, tmp_path: Path) -> 
     go_on = ["detect", "train", str(coco), "--out", str(out), "--resume"]
     told = refusal(capsys, "detect train", *go_on[2:], "--val-fraction", "0.5")
     assert told.endswith(
-        "--val-fraction 0.5: the run holds out a share of 0.34: leave the option out to go on with it, "
+        "--val-fraction 0.5: the run holds out a share of 0.34 to evaluate on: leave the option out to go on with it, "
         "or name another --out"
     )
-    assert "--resume with --val" in refusal(capsys, "detect train", *go_on[2:], "--val", str(coco))
+    told = refusal(capsys, "detect train", *go_on[2:], "--val", str(coco))
+    assert f"--val {coco}: the run holds out a share of 0.34 to evaluate on: leave the option out" in told
     assert main(go_on) == 0
     scores = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
     assert [line["images"] for line in scores] == [2]
@@ -206,5 +207,5 @@ def test_a_run_with_a_validation_file_cannot_take_a_split(capsys: Captured, tmp_
     words: list[Any] = [coco, "--val", str(coco), *TINY, "--out", out]
     assert main(["detect", "train", *map(str, words), "--stop-after", "1"]) == 0
     told = refusal(capsys, "detect train", coco, "--val-fraction", "0.5", *TINY, "--out", out, "--resume")
-    assert "--resume with" in told
+    assert f"--val-fraction 0.5: the run in {out} holds no share out: leave the option out" in told
     assert things(tmp_path / "few", 2).held_out is None

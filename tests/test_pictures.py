@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from resim.errors import UserError
 from resim import recipes
+from resim.errors import UserError
 from resim.pictures.curves import draw_curves, running_mean, steps_done
 from resim.pictures.panels import Mark, marks_of, metric_panels, stored_marks
 from resim.pictures.windows import (

@@ -14,8 +14,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from resim.cli_detect import DataOptions, check_val_options, chosen_recipe, read_data, recipe_of, with_held_out
+from resim.cli_detect import DataOptions, chosen_recipe, read_data, recipe_of
 from resim.cli_options import read_options
+from resim.cli_split import check_val_options, with_held_out
 from resim.detection.config import DetectorConfig, DetectRun, ImagesConfig, TuneConfig
 from resim.errors import UserError
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from resim.cli_options import named_or_stored, nearest, read_options
+from resim.cli_split import check_val_options, with_held_out
 from resim.detection.config import DetectorConfig, DetectRecipe, DetectRun, ImagesConfig, TuneConfig
 from resim.detection.recipes import DETECT_RECIPES
 from resim.errors import UserError
@@ -255,62 +256,6 @@ def recipe_of(name: str, detector: DetectorConfig, images: ImagesConfig, tune: T
         return DetectRecipe(name=name, detector=detector, images=images, tune=tune)
     except ValueError as error:
         raise UserError(str(error)) from None
-
-
-def check_val_options(options: DataOptions) -> None:
-    """Check the options of what is evaluated on, before anything is read.
-
-    Raises:
-        UserError: options that do not go together, or a share that leaves nothing.
-    """
-    if options.val_fraction is None:
-        return
-    for name in ("val", "val_split", "val_images_in"):
-        value = getattr(options, name)
-        if value:
-            option, shown = (
-                f"--{name.replace('_', '-')}",
-                " ".join(map(str, [value] if name != "val_images_in" else value)),
-            )
-            raise UserError(
-                f"--val-fraction {options.val_fraction:g} with {option} {shown}: the one holds images of DATA out, the "
-                f"other names images to evaluate on: leave one of them out"
-            )
-
-    from resim.detection.split import check_fraction
-
-    check_fraction(options.val_fraction)
-
-
-def with_held_out(
-    data: DetectionData, val: DetectionData | None, options: DataOptions, seed: int, folders: Sequence[Path]
-) -> tuple[DetectionData, DetectionData | None]:
-    """What is trained and evaluated on, where a share of the data is held out: a run that goes on keeps its own.
-
-    Args:
-        data: all that was read.
-        val: what --val names.
-        options: of the data.
-        seed: of the draw.
-        folders: of the runs that go on.
-
-    Raises:
-        UserError: another share or seed than that of the run, or too few images.
-    """
-    from resim.detection.split import hold_out, hold_out_again, recorded_split
-
-    stored = recorded_split(folders)
-    if val is not None or (stored is None and options.val_fraction is None):
-        return data, val
-    if stored is None:
-        assert options.val_fraction is not None
-        return hold_out(data, options.val_fraction, seed)
-    if options.val_fraction not in (None, stored["val_fraction"]):
-        raise UserError(
-            f"--val-fraction {options.val_fraction:g}: the run holds out a share of {stored['val_fraction']:g}: leave "
-            "the option out to go on with it, or name another --out"
-        )
-    return hold_out_again(data, stored)
 
 
 def read_data(path: Path, options: DataOptions) -> tuple[DetectionData, DetectionData | None]:

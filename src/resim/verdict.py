@@ -42,9 +42,8 @@ class Change:
 
     def turned(self) -> Change:
         """The second minus the first."""
-        return dataclasses.replace(
-            self, first=self.second, second=self.first, value=-self.value, low=-self.high, high=-self.low
-        )
+        value, low, high = 0.0 - self.value, 0.0 - self.high, 0.0 - self.low  # the negative of 0 is not written as -0
+        return dataclasses.replace(self, first=self.second, second=self.first, value=value, low=low, high=high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +136,6 @@ def _noise(changes: Sequence[Change]) -> str:
     pairs = dict.fromkeys((one.first, one.second) for one in within)
     parts = []
     for first, second in pairs:
-        told = ", ".join(f"{one.measure} {one.amount}" for one in _of(within, first, second))
-        parts.append(f"{first} minus {second}: {told}")
+        text = ", ".join(f"{one.measure} {one.amount}" for one in _of(within, first, second))
+        parts.append(f"{first} minus {second}: {text}")
     return "; ".join(parts)

@@ -24,16 +24,16 @@ def summary(scores: Mapping[str, Sequence[float]], threshold: float, *, least: f
         )
     have = "has" if len(empty) == 1 else "have"
     if len(empty) == images:
-        told, among = f"{images} of {_counted(images, 'image')} {have} no detection {above}", "the best score"
+        text, among = f"{images} of {_counted(images, 'image')} {have} no detection {above}", "the best score"
     else:
-        told = f"{_counted(shown, 'detection')} {above}, in {images - len(empty)} of {images} images; "
-        told, among = f"{told}{len(empty)} {have} none", "the best score there"
+        text = f"{_counted(shown, 'detection')} {above}, in {images - len(empty)} of {images} images; "
+        text, among = f"{text}{len(empty)} {have} none", "the best score there"
     path = max((path for path in empty if path in best), key=lambda path: best[path], default=None)
     if path is None:
-        return f"{told}, and none below it" + (f" (this detector gives none below {least:g})" if least > 0 else "")
+        return f"{text}, and none below it" + (f" (this detector gives none below {least:g})" if least > 0 else "")
     # rounded down: 0.4999 must not read as 0.5, and the remedy must draw it
     score, remedy = (math.floor(best[path] * places) / places for places in (1000, 100))
-    return f"{told}; {among} is {score:.3f}, in {path}: --threshold {remedy:g} draws it"
+    return f"{text}; {among} is {score:.3f}, in {path}: --threshold {remedy:g} draws it"
 
 
 def _counted(number: int, what: str) -> str:

@@ -59,7 +59,9 @@ def draw_curves(metrics: Path, out: Path, *, title: str = "") -> Path:
     if not panels:
         raise UserError(f"{metrics}: no metrics to draw; expected lines with 'step' and keys such as 'loss/total'")
     above = _num_above(panels)
-    figure = Figure(figsize=(6.5 * max(above, 2), 7.5 if len(panels) > above else 4.5), dpi=110, layout="constrained")
+    figure = Figure(
+        figsize=(13 if above < 3 else 5.4 * above, 7.5 if len(panels) > above else 4.5), dpi=110, layout="constrained"
+    )
     if title:
         figure.suptitle(title, fontsize=14, fontweight="bold", x=0.01, ha="left")
     colours = series_colours(panels)

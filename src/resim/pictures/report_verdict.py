@@ -47,11 +47,11 @@ def _names(runs: Sequence[RunFiles]) -> str:
 
 
 def _unmeasured(command: str, known: Sequence[str]) -> tuple[str, str, str]:
-    told = "; ".join(text for text in known if text)
-    without = f"; without an interval, {told}" if told else ""
+    numbers = "; ".join(text for text in known if text)
+    without = f"; without an interval, {numbers}" if numbers else ""
     return (
         f"1. Better than untrained? not measured: {command} measures it{without}.",
-        "2. Better than another? not measured: the same command with the other beside it measures it.",
+        "2. Better than another? not measured: name the other in the same command.",
         "3. Within noise: not known, nothing was measured with an interval.",
     )
 
@@ -74,8 +74,8 @@ def _reading(run: RunFiles) -> str:
 
 def _last_ap(run: RunFiles) -> str:
     scores = {kind: values.get("AP") for kind, values in run.scores[-1].get("scores", {}).items()}
-    told = [f"{kind} AP {100 * value:.2f}" for kind, value in scores.items() if _is_number(value)]
-    return ", ".join(told) or "no AP"
+    known = [f"{kind} AP {100 * value:.2f}" for kind, value in scores.items() if _is_number(value)]
+    return ", ".join(known) or "no AP"
 
 
 def _is_number(*values: object) -> bool:
