@@ -20,6 +20,7 @@ from resim.detection.checkpoint import detector_state
 from resim.detection.detector import build_detector
 from resim.detection.predict import detect, predict_images, to_results
 from resim.detection.records import DetectionData
+from resim.detection.summary import summary
 from resim.errors import UserError
 from resim.training.checkpoints import save_checkpoint
 from resim.training.processes import Processes
@@ -153,6 +154,52 @@ def test_a_folder_of_images(detector: Path, images: Path, tmp_path: Path, capsys
     told = capsys.readouterr().out
     assert "1 images could not be decoded and were passed over, the first is" in told
     assert str(images / "broken.jpg") in told
+    assert told.splitlines()[-1] == "12 detections with a score of 0 or more, in all of 3 images"
+
+
+@pytest.mark.parametrize(
+    ("scores", "threshold", "line"),
+    [
+        ({"a": [0.5]}, 0.5, "1 detection with a score of 0.5 or more, in 1 image"),
+        ({"a": [0.9, 0.6], "b": [0.7, 0.1]}, 0.5, "3 detections with a score of 0.5 or more, in all of 2 images"),
+        (
+            {"a": [0.9, 0.2], "b": [0.3126], "c": []}, 0.5,
+            "1 detection with a score of 0.5 or more, in 1 of 3 images; 2 have none; the best score there is 0.312, "
+            "in b: --threshold 0.31 draws it",
+        ),
+        (
+            {"a": [0.49999, 0.2], "b": [0.4], "c": []}, 0.5,
+            "3 of 3 images have no detection with a score of 0.5 or more; the best score is 0.499, in a: "
+            "--threshold 0.49 draws it",
+        ),
+        (
+            {"a": [0.001]}, 0.25,
+            "1 of 1 image has no detection with a score of 0.25 or more; the best score is 0.001, in a: "
+            "--threshold 0 draws it",
+        ),
+        (
+            {"a": [], "b": []}, 0.5,
+            "2 of 2 images have no detection with a score of 0.5 or more, and none below it (this detector gives none "
+            "below 0.05)",
+        ),
+        ({"a": [0.8], "b": []}, 0.5, "1 detection with a score of 0.5 or more, in 1 of 2 images; 1 has none, and none "
+         "below it (this detector gives none below 0.05)"),
+    ],
+)  # fmt: skip
+def test_the_summary_says_where_nothing_is_and_how_near_it_came(
+    scores: dict[str, list[float]], threshold: float, line: str
+) -> None:
+    assert summary(scores, threshold, least=0.05) == line
+
+
+def test_detections_below_the_threshold_are_summed_up(
+    detector: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = predict_images(detector, [images / "b"], tmp_path / "out", threshold=1.0, pictures=False, device="cpu")
+    best = max(found, key=lambda result: result["score"])
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("2 of 2 images have no detection with a score of 1 or more; the best score is 0.")
+    assert f", in {best['image_id']}: --threshold 0." in line
 
 
 def test_what_is_found_is_what_the_detector_finds(detector: Path, images: Path, tmp_path: Path) -> None:

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
+from resim import recipes
 from resim.errors import UserError
 from resim.pictures.curves import draw_curves, running_mean, steps_done
+from resim.pictures.panels import Mark, marks_of, metric_panels, stored_marks
 from resim.pictures.windows import (
     HEAD_PX,
     MARGIN,
@@ -242,6 +246,69 @@ def test_a_file_without_metrics_is_refused_in_one_line(tmp_path: Path, text: str
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.jsonl: cannot read"):
         draw_curves(tmp_path / "none.jsonl", tmp_path / "curves.png")
+
+
+def test_chance_is_one_positive_among_all_negatives() -> None:
+    # P4 of a 128 px view has 8 x 8 cells, 6 x 6 means of 3 x 3, of the 32 images of the batch; P3 14 x 14, of the group
+    chances = {mark.key: mark.value for mark in marks_of({"recipe": recipes.quick().to_json()})}
+    assert chances == {
+        "accuracy/instance": 1 / 257, "accuracy/P4": 1 / (1 + 32 * 36), "accuracy/P3": 1 / (1 + 32 * 196)
+    }  # fmt: skip
+    # at 224 px P4 has 12 x 12 means of all 256 images, P3 26 x 26 of the 32 of a group
+    chances = {mark.key: mark.value for mark in marks_of({"recipe": recipes.resim_fpn().to_json()})}
+    assert chances["accuracy/P4"] == 1 / (1 + 256 * 144)
+    assert chances["accuracy/P3"] == 1 / (1 + 32 * 676)
+
+
+@pytest.mark.parametrize("config", [{}, {"recipe": 3}, {"recipe": {"name": "x", "detector": {}}}])
+def test_of_other_runs_no_chance_is_known(config: dict[str, object]) -> None:
+    assert marks_of(config) == []
+
+
+def test_chance_is_what_a_model_scores_whose_answers_are_drawn() -> None:
+    from resim.model.infonce import info_nce
+
+    recipe = recipes.quick().to_json()
+    recipe["model"] |= {"queue_size": 9}
+    draws = torch.Generator().manual_seed(0)
+    vectors = F.normalize(torch.randn(20_000 + 20_000 + 9, 16, generator=draws), dim=1)
+    right = info_nce(vectors[:20_000], vectors[20_000:40_000], vectors[40_000:]).correct.double().mean()
+    (chance,) = (mark.value for mark in marks_of({"recipe": recipe}) if mark.key == "accuracy/instance")
+    assert chance == 0.1
+    # 20,000 answers against the same nine negatives, whose own places on the sphere favour or hinder all of them
+    assert float(right) == pytest.approx(chance, abs=0.02)
+
+
+def test_regions_have_a_panel_of_their_own_with_chance() -> None:
+    keys = ["loss/total", "accuracy/instance", "accuracy/P4", "accuracy/P3", "correspondence/P4", "gradient/norm", "lr"]
+    recipe = recipes.quick().to_json()
+    recipe["optim"] |= {"clip_norm": 2.5}
+    marks = [*marks_of({"recipe": recipe}), *stored_marks([{"step": 0, "correspondence_chance/P4": 0.049}])]
+    panels = {panel.title: panel for panel in metric_panels(keys, marks)}
+    assert list(panels) == [
+        "Losses", "Accuracy, images", "Accuracy, regions", "Regions found again in another view", "Learning rate",
+        "Gradient norm",
+    ]  # fmt: skip
+    regions = panels["Accuracy, regions"]
+    assert regions.keys == ["accuracy/P4", "accuracy/P3"]
+    assert [regions.mark_label(mark) for mark in regions.marks] == ["chance, P4 (0.087 %)", "chance, P3 (0.016 %)"]
+    (found,) = panels["Regions found again in another view"].marks
+    assert found == Mark(label="chance", value=0.049, key="correspondence/P4")
+    (clipped,) = panels["Gradient norm"].marks
+    assert panels["Gradient norm"].mark_label(clipped) == "clipped above (2.5)"
+    assert [panel.large for panel in panels.values()] == [True, True, True, False, False, False]
+
+
+def test_chance_is_drawn_where_the_config_stands_beside_the_metrics(tmp_path: Path) -> None:
+    metrics = write(tmp_path / "metrics.jsonl", [{"step": i, "accuracy/instance": 0.01 * i} for i in range(50)])
+    plain = np.asarray(Image.open(draw_curves(metrics, tmp_path / "plain.png")).convert("RGB")).astype(int)
+    (tmp_path / "config.json").write_text(json.dumps({"recipe": recipes.quick().to_json()}))
+    probes = [{"step": step, "correspondence/P4": 0.5, "correspondence_chance/P4": 0.04} for step in (0, 50)]
+    marked = np.asarray(Image.open(draw_curves(metrics, tmp_path / "marked.png")).convert("RGB")).astype(int)
+    assert (plain != marked).any(axis=-1).sum() > 100
+    write(tmp_path / "probes.jsonl", probes)
+    probed = np.asarray(Image.open(draw_curves(metrics, tmp_path / "probed.png")).convert("RGB"))
+    assert probed.shape != marked.shape or (probed != marked).any()
 
 
 def test_the_running_mean_leaves_nan_out() -> None:

@@ -72,8 +72,9 @@ def test_every_number_is_written(measured: tuple[dict[str, Any], Path]) -> None:
     assert first["scores"]["retrieval"]["50%"]["C3"]["n_train"] == 3
     assert content["label_maps"]["classes"] == ["0", "1", "2"]
     assert content["reference"] == "random:quick"
-    assert "segmentation/C3" in second["less_first"]
-    assert "retrieval/100%/P4" in second["less_first"]
+    minus = second["minus"][first["name"]]
+    assert "segmentation/C3" in minus
+    assert "retrieval/100%/P4" in minus
     assert len(content["verdicts"]) == 3
     assert content["settings"]["dense"]["dense_levels"] == ["C3", "P4"]
 
@@ -101,7 +102,11 @@ def test_what_is_printed(capsys: Captured, folder: Path, tmp_path: Path) -> None
     assert "label maps of 64 px: 5 training images" in told
     assert "3 classes, no background" in told
     assert "Label maps: % [95 % bootstrap interval" in told
-    assert told.rstrip().endswith(f"wrote {tmp_path / 'p_segmentation.png'}")
+    where, *verdict = told.rstrip().splitlines()[-4:]
+    assert where == f"wrote {tmp_path / 'p_segmentation.png'}"
+    assert verdict[0].startswith(
+        "1. Better than untrained (random:quick)? not measured: the networks are all untrained"
+    )
 
 
 def test_what_cannot_work(capsys: Captured, folder: Path, tmp_path: Path) -> None:

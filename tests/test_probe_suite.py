@@ -120,11 +120,12 @@ def test_colours_are_easy_to_tell_apart(measured: dict[str, Any]) -> None:
 
 def test_differences_are_those_of_the_scores(measured: dict[str, Any]) -> None:
     mine, untrained, other = measured["networks"]
-    assert "less_first" not in mine
+    assert list(mine["minus"]) == ["random"]
+    assert list(other["minus"]) == ["mine", "random"]
     for name in ("knn/P4", "correspondence/both/P4"):
-        assert name in untrained["less_first"]
-        assert name not in other["less_first"]
-    found = untrained["less_first"]["correspondence/both/C4"]
+        assert name in untrained["minus"]["mine"]
+        assert name not in other["minus"]["mine"]
+    found = untrained["minus"]["mine"]["correspondence/both/C4"]
     scores = [network["scores"]["correspondence"]["both"]["C4"]["accuracy"] for network in (untrained, mine)]
     assert found["difference"] == pytest.approx(scores[0] - scores[1])
     assert found["interval"][0] <= found["difference"] <= found["interval"][1]
@@ -137,8 +138,12 @@ def test_what_is_printed(capsys: Captured, run: Path, folder: Path, tmp_path: Pa
     assert "views of 64 px, test: 6 images of 3 classes (class folders)" in told
     assert "kNN, k 5" in told
     assert "of 3 images" in told
-    assert "Less mine, points" in told
-    assert told.rstrip().endswith(f"wrote {tmp_path / 'p.json'}")
+    assert "Each network minus mine, points" in told
+    where, *verdict = told.rstrip().splitlines()[-4:]
+    assert where == f"wrote {tmp_path / 'p.json'}"
+    assert [line[:3] for line in verdict] == ["1. ", "2. ", "3. "]
+    assert verdict[0].startswith("1. Better than untrained (random)? mine: ")
+    assert json.loads((tmp_path / "p.json").read_text())["verdict"] == verdict
     assert "Health" not in told
     assert "linear" not in told
 

@@ -204,14 +204,16 @@ def test_a_pretraining_is_reported_from_its_folder(run: Path, tmp_path: Path) ->
     (copy / "probes.jsonl").unlink(missing_ok=True)
     page = Page(report([copy], tmp_path / "report.html"))
     assert needs_nothing(page)
-    for title in ("What ran", "Curves", "Matched windows", "Similarity before and after"):
+    for title in ("Verdict", "What ran", "Curves", "Matched windows", "Similarity before and after"):
         assert title in page.words
     for title in ("Probes", "Detection"):
         assert title not in page.words
-    assert page.tags.count("svg") == 5
+    assert page.tags.count("svg") == 6
     # the sheet of windows, and of three images a row: itself, untrained, trained, on the one level
     assert page.tags.count("img") == 1 + 3 * 3
-    assert "untrained" in page.text
+    assert f"1. Better than untrained? not measured: resim probe {copy} random DATA measures it" in page.text
+    assert "chance (11 %)" in page.words  # of the queue of 8
+    assert "chance (5.9 %)" in page.words  # of 4 x 2 x 2 cells on P4
     assert "12 images of" in page.text
     assert len(page.source) < MOST_BYTES
 
@@ -254,7 +256,7 @@ def test_runs_are_shown_beside_each_other(run: Path, tmp_path: Path) -> None:
     for words in (
         "Pre-trainings together", "25.0 [20.0, 40.0]", "35.0 [20.0, 40.0]", "50.0 [40.0, 60.0] 11 px", "12.50",
         "kNN, k 20", "second, while it ran", "Age of the oldest key in the queue", "25.0", "runs/first", "15.00 ± 7.07",
-        "30.00", "a less b", "-15.00", "[-20.00, +1.00]", "within the noise", "[+10.00, +21.00]",
+        "30.00", "a minus b", "-15.00", "[-20.00, +1.00]", "within the noise", "[+10.00, +21.00]",
     ):  # fmt: skip
         assert words in page.words, words
     assert page.words.count("within the noise") == 1

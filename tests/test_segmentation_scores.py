@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from resim.probes.label_maps import VOID
 from resim.probes.segmentation_scores import Segmentation, bootstrap_weights, confusions, difference
 from resim.probes.suite import Score
+from resim.probes.tables import to_json
 from resim.probes.verdict import verdicts
 
 
@@ -117,8 +119,13 @@ def test_verdicts_are_sentences() -> None:
         "random": {("segmentation", "C4"): score(0.6), ("segmentation", "P4"): score(0.5)},
         "other": {("segmentation", "C5"): score(0.6)},
     }
-    (told,) = verdicts(results, "random")
+    about = {name: {"kind": "untrained" if name == "random" else "a file"} for name in results}
+
+    def content() -> dict[str, Any]:
+        return {"networks": to_json(results, about, "random"), "reference": "random"}
+
+    (told,) = verdicts(content())
     assert told.startswith("Linear segmentation, mIoU: mine is better than random by ")
     assert " on C4, where random is best; of 2 levels 1 are better and 0 worse beyond noise" in told
     results["mine"]["segmentation", "C4"] = results["random"]["segmentation", "C4"]
-    assert "mine is within noise of random: +0.0 points (+0.0 to +0.0) on C4" in verdicts(results, "random")[0]
+    assert "mine is within noise of random: +0.0 points (+0.0 to +0.0) on C4" in verdicts(content())[0]

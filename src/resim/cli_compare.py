@@ -16,6 +16,7 @@ from rich.table import Table
 
 from resim.cli_detect import DataOptions, chosen_recipe, read_data, recipe_of
 from resim.cli_options import read_options
+from resim.cli_split import check_val_options, with_held_out
 from resim.detection.config import DetectorConfig, DetectRun, ImagesConfig, TuneConfig
 from resim.errors import UserError
 
@@ -46,6 +47,12 @@ class CompareOptions:
     run: DetectRun
 
 
+_NO_VAL = (
+    "--val is needed: a split of DATA or another data set, to evaluate on; or --val-fraction 0.2, which holds a fifth "
+    "of the images out for it"
+)
+
+
 def compare_verb(argv: Sequence[str]) -> None:
     """Fine-tune with the same protocol from several initialisations and seeds; go on where it was stopped."""
     name, recipe, run, _ = chosen_recipe(argv, "compare")
@@ -56,16 +63,22 @@ def compare_verb(argv: Sequence[str]) -> None:
     options = read_options(CompareOptions, argv, "compare", compare_verb.__doc__ or "", default)
     if options.run.out is None:
         raise UserError("--out is needed: the folder of the comparison, where the same command goes on")
-    if options.data_options.val is None:
-        raise UserError("--val is needed: a split of DATA or another data set, to evaluate on")
+    folders = sorted(path.parent for path in options.run.out.glob("*/config.json"))
+    shares = options.data_options.val_fraction is not None or bool(folders)
+    if options.data_options.val is None and not shares:
+        raise UserError(_NO_VAL)
+    check_val_options(options.data_options)
     if options.replicates < 1:
         raise UserError(f"--replicates {options.replicates}: must be at least 1")
     chosen = recipe_of(recipe.name, options.detector, options.images, options.tune)
     data, val = read_data(options.data, options.data_options)
-    assert val is not None
+    data, val = with_held_out(data, val, options.data_options, options.tune.seed, folders)
+    if val is None:
+        raise UserError(_NO_VAL)
 
     from resim.detection.bad_images import without_remembered
-    from resim.detection.compare import Start, compare
+    from resim.detection.compare import Start, compare, to_json
+    from resim.detection.verdict import comparison_verdict
     from resim.pictures.comparison import draw_ap_curves, draw_comparison_sheet
 
     run = dataclasses.replace(options.run, resume=False)
@@ -78,12 +91,14 @@ def compare_verb(argv: Sequence[str]) -> None:
     title = f"{chosen.name}{frozen}: {data.source} to {val.source}"
     draw_ap_curves(found, out / "curves.png", title=title)
     draw_comparison_sheet(found, val, out / "detections.png", title=title)
-    tell(found, len(without_remembered(val, [folder for runs in found.folders.values() for folder in runs])))
+    print_scores(found, len(without_remembered(val, [folder for runs in found.folders.values() for folder in runs])))
     print(f"{out / 'compare.json'}, {out / 'curves.png'}, {out / 'detections.png'}")
+    for line in comparison_verdict(to_json(found, chosen)):
+        print(line)
 
 
-def tell(found: Comparison, images: int) -> None:
-    """Print the table, and what can be said of the differences."""
+def print_scores(found: Comparison, images: int) -> None:
+    """Print the table."""
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     kinds = found.scores[found.names[0]]
     columns = [(kind, score) for kind, scores in kinds.items() for score in scores]
@@ -100,13 +115,6 @@ def tell(found: Comparison, images: int) -> None:
     )
     if found.frozen:
         console.print(f"frozen in all runs: {found.frozen}; everything else was trained")
-    what = "images and seeds" if count > 1 else "images alone"
-    for one in found.differences:
-        sure = "" if one.is_sure else ": within the noise, these runs cannot tell them apart"
-        console.print(
-            f"COCO's box AP, {one.first} less {one.second}: {100 * one.value:+.2f} points, "
-            f"95 % interval {100 * one.low:+.2f} to {100 * one.high:+.2f} over {what}{sure}"
-        )
 
 
 def _mean(values: Sequence[float]) -> str:

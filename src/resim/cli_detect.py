@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from resim.cli_options import named_or_stored, nearest, read_options
+from resim.cli_split import check_val_options, with_held_out
 from resim.detection.config import DetectorConfig, DetectRecipe, DetectRun, ImagesConfig, TuneConfig
 from resim.detection.recipes import DETECT_RECIPES
 from resim.errors import UserError
@@ -31,6 +32,9 @@ class DataOptions:
     """To evaluate on: a split of DATA, or another data set's path; none: no evaluation."""
     val_split: str | None = None
     """The split, where --val is a path."""
+    val_fraction: float | None = None
+    """Where there is no --val: share of the images, such as 0.2, that is drawn at random by the seed, evaluated on and
+    never trained on."""
     images_in: tuple[Path, ...] = ()
     """Folders of the images, for a COCO file whose images are not beside it."""
     val_images_in: tuple[Path, ...] = ()
@@ -134,7 +138,10 @@ def _train(argv: Sequence[str]) -> None:
     if options.run.resume and options.run.out is None:
         raise UserError("--resume needs --out: the folder of the run to continue")
     chosen = recipe_of(recipe.name, options.detector, options.images, options.tune)
+    check_val_options(options.data_options)
     data, val = read_data(options.data, options.data_options)
+    folders = [options.run.out] if options.run.out is not None and options.run.resume else []
+    data, val = with_held_out(data, val, options.data_options, options.tune.seed, folders)
 
     from resim.detection.train import train_detector
 

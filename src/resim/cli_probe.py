@@ -87,7 +87,6 @@ def run_probe(options: ProbeOptions) -> None:
     from resim.probes.features import Network
     from resim.probes.suite import check_level, probe_network
     from resim.probes.tables import record
-    from resim.probes.verdict import verdicts
     from resim.training.checkpoints import write_atomically
     from resim.training.precision import choose_precision
 
@@ -124,17 +123,18 @@ def run_probe(options: ProbeOptions) -> None:
     if maps is not None:
         named = options.label_maps  # without its paths, which a model card would carry on
         settings["label_maps"] = {"split": named.split, "void": named.void, "background": named.background}
-    sentences = verdicts(results, untrained or loaded[0].name)
     about = {item.name: item.about() for item in loaded}
-    content = record(results, about, train, test, settings, labels=maps, reference=untrained, verdicts=sentences)
+    content = record(results, about, train, test, settings, labels=maps, reference=untrained)
     text = json.dumps(content, indent=2) + "\n"
     write_atomically(out, lambda file: file.write(text.encode()))
-    _print(console, results, untrained, sentences)
+    _print(console, results, untrained)
     console.print(f"wrote {out}", markup=False, soft_wrap=True)
     if maps is not None:
         sheet = out.with_name(f"{out.stem}_segmentation.png")
         if write_sheet(sheet, results, maps[1], untrained or loaded[0].name) is not None:
             console.print(f"wrote {sheet}", markup=False, soft_wrap=True)
+    for line in content["verdict"]:
+        console.print(line, markup=False, soft_wrap=True)
 
 
 def load_maps(
@@ -194,15 +194,14 @@ def _greeting(train: ProbeImages, test: ProbeImages, config: ProbeConfig) -> lis
     return [*lines, *notes]
 
 
-def _print(console: Console, results: Results, reference: str | None, sentences: Sequence[str]) -> None:
+def _print(console: Console, results: Results, reference: str | None) -> None:
     from resim.probes.tables import tables, warnings
 
     for table in tables(results, reference):
         console.print()
         console.print(table)
-    told = [*sentences, *warnings(results)]
     console.print()
-    for line in told:
+    for line in warnings(results):
         console.print(line, markup=False, soft_wrap=True)
 
 

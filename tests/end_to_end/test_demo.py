@@ -64,8 +64,8 @@ def test_the_verdict_is_five_lines_with_numbers_and_paths() -> None:
     assert "ReSim is right for 80.0%, MoCo v2 for 50.0%: +30.0 points (95 % interval +30.0 to +30.0)" in lines[1]
     told = "64 labelled scenes to find shapes (2 seeds), box AP50 in percent on 128 others"
     assert f"{told}: untrained 15.0, ReSim 35.0, MoCo v2 30.0" in lines[2]
-    assert "ReSim less untrained +10.0 (95 % interval +5.0 to +15.0)" in lines[2]
-    assert "ReSim less MoCo v2 +4.0 (95 % interval +1.0 to +7.0)" in lines[2]
+    assert "ReSim minus untrained +10.0 (95 % interval +5.0 to +15.0)" in lines[2]
+    assert "ReSim minus MoCo v2 +4.0 (95 % interval +1.0 to +7.0)" in lines[2]
     assert "out/report.html" in lines[4]
     assert not any(NOISE in line for line in lines)
 

@@ -59,8 +59,8 @@ def _tuned(found: Comparison | None) -> str:
     return (
         f"Detectors fine-tuned on {LABELLED} labelled scenes to find shapes ({many}), box AP50 in percent on "
         f"{HELD_OUT} others: {told}. "
-        f"Box AP, ReSim less untrained {_change(pairs['random', 'resim'], turned=True)}, "
-        f"ReSim less MoCo v2 {_change(pairs['resim', 'moco-v2'])}"
+        f"Box AP, ReSim minus untrained {_change(pairs['random', 'resim'], turned=True)}, "
+        f"ReSim minus MoCo v2 {_change(pairs['resim', 'moco-v2'])}"
     )
 
 

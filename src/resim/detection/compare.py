@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from resim.detection.init import has_fpn, resolve
 from resim.detection.records import DetectionData
 from resim.detection.results import read_results
 from resim.detection.train import train_detector
+from resim.detection.verdict import comparison_verdict
 from resim.errors import UserError
 from resim.exchange.sources import TORCHVISION, is_untrained, untrained_model
 from resim.exchange.weights import read_weights
@@ -53,7 +54,7 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Box AP of one initialisation less another's, as a share; the interval of 95 % is over images and seeds."""
+    """Box AP of one initialisation minus another's, as a share; the interval of 95 % is over images and seeds."""
 
     first: str
     second: str
@@ -78,6 +79,7 @@ class Comparison:
         differences: of box AP, for every pair of names.
         folders: of the runs, by name, one a seed.
         frozen: what `--freeze` fixed in all runs, in words; empty: nothing.
+        inits: the weights to begin with, by name.
     """
 
     names: tuple[str, ...]
@@ -86,6 +88,7 @@ class Comparison:
     differences: tuple[Difference, ...]
     folders: dict[str, list[Path]]
     frozen: str = ""
+    inits: dict[str, str] = field(default_factory=dict)
 
 
 def compare(
@@ -147,6 +150,7 @@ def compare(
         differences=_differences(folders, val, replicates, show=show),
         folders=folders,
         frozen=freeze_words(recipe.detector),
+        inits={start.name: start.weights for start in starts},
     )
     content = json.dumps(to_json(comparison, recipe) | describe_run(), indent=2) + "\n"
     write_atomically(out / "compare.json", lambda file: file.write(content.encode()))
@@ -239,12 +243,14 @@ def to_json(comparison: Comparison, recipe: DetectRecipe) -> dict[str, Any]:
         }
         for name, kinds in comparison.scores.items()
     }
-    return {
+    content = {
         "kind": "compare",
         "recipe": recipe.to_json(),
         "frozen": comparison.frozen,
         "seeds": list(comparison.seeds),
+        "inits": comparison.inits,
         "scores": scores,
         "differences": [dataclasses.asdict(one) for one in comparison.differences],
         "runs": {name: [str(folder) for folder in runs] for name, runs in comparison.folders.items()},
     }
+    return content | {"verdict": list(comparison_verdict(content))}

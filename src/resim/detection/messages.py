@@ -13,6 +13,7 @@ from resim.detection.left_out import set_aside
 from resim.detection.recipes import DETECT_RECIPES
 from resim.detection.records import DetectionData
 from resim.detection.samples import objects_to_learn
+from resim.detection.split import split_line
 from resim.training.processes import Processes
 
 _ADAMW_LR = 0.005  # above it a step changes weights of the usual size, 0.01 to 0.1, by more than a twentieth
@@ -65,6 +66,8 @@ def opening_lines(
         if not report.loaded and detector.frozen_stages and detector.freeze == "none":
             told.append("warning: --frozen-stages fixes stages that were never trained: set it to 0")
     told += [f"  {line}" for line in (*left_out, *data.repairs.lines())]
+    if val is not None and val.held_out is not None:
+        told.append(split_line(val))
     if val is not None:
         aside = set_aside(val, masks=detector.masks, keypoints=detector.keypoints)
         of_val = [*aside, *val.repairs.lines()]
@@ -72,7 +75,7 @@ def opening_lines(
             told.append(f"  in {val.source}, which is evaluated on:")
             told += [f"    {line}" for line in of_val]
     if val is None:
-        told.append("no --val: it is not evaluated")
+        told.append("no --val: it is not evaluated (--val-fraction 0.2 holds a fifth of the images out for it)")
     return told + _optimizer_lines(tune)
 
 

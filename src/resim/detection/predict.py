@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from resim.detection.checkpoint import load_detector
 from resim.detection.records import DetectionData
 from resim.detection.samples import DetectionBatch, Sample, TestSet, collate_samples, read_samples
+from resim.detection.summary import summary
 from resim.detection.yolo_files import open_yolo, split_images
 from resim.errors import UserError
 from resim.pictures.detections import draw_results
@@ -146,6 +147,8 @@ def predict_images(
 ) -> list[Result]:
     """Detect in images without labels; write `results.json`, and the images with what was found in them.
 
+    A last line sums up: how many detections reach the threshold, in how many images, and how near the others come.
+
     Args:
         model: a fine-tuning's folder or checkpoint.
         images: images, folders of them, lists of paths, or a YOLO data set's `data.yaml`, whose `val` images (else
@@ -167,6 +170,7 @@ def predict_images(
         print(note)
     _check_out(out, paths)
     results: list[Result] = []
+    scores: dict[str, list[float]] = {}
     passed_over = []
     taken: set[str] = set()
     with start_processes(device) as processes:
@@ -183,6 +187,7 @@ def predict_images(
                 output = run(detector.model, DetectionBatch([sample]), processes.device, detector.precision)[0]
             found = to_results(output, path, detector.category_ids)
             results += found
+            scores[path] = [result["score"] for result in found]
             if pictures:
                 drawn = draw_results(pixels, found, names, threshold=threshold)
                 write_atomically(_free_name(out, path, taken), lambda file, drawn=drawn: drawn.save(file, "jpeg"))
@@ -195,6 +200,8 @@ def predict_images(
         first = passed_over[0].replace("\t", ": ", 1)
         line = f"{len(passed_over)} images could not be decoded and were passed over, the first is {first}"
         print(f"{line}; see {out / 'bad_files.txt'}")
+    if scores:
+        print(summary(scores, threshold, least=detector.recipe.detector.score_threshold))
     return results
 
 

@@ -61,6 +61,27 @@ class Record:
         return np.array([mask is not None for mask in self.masks], dtype=bool)
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """How a part to evaluate on was drawn from a data set.
+
+    Attributes:
+        fraction: of the images that was asked for.
+        seed: of the draw.
+        image_ids: of the images drawn.
+        images: of the whole data set.
+    """
+
+    fraction: float
+    seed: int
+    image_ids: tuple[int | str, ...]
+    images: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data, from which a run that goes on has the same part again."""
+        return {"val_fraction": self.fraction, "seed": self.seed, "val_images": list(self.image_ids)}
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DetectionData:
     """A split of a detection data set.
@@ -74,6 +95,7 @@ class DetectionData:
         keypoint_names: K names, empty without keypoints.
         keypoint_labels: labels of the classes that have keypoints.
         repairs: what was wrong with the data and what was done about it.
+        held_out: how it was drawn, where it is a part of a data set that was drawn to evaluate on.
     """
 
     records: tuple[Record, ...]
@@ -84,6 +106,7 @@ class DetectionData:
     keypoint_names: tuple[str, ...] = ()
     keypoint_labels: tuple[int, ...] = ()
     repairs: Repairs = field(default_factory=Repairs)
+    held_out: HeldOut | None = None
 
     def __len__(self) -> int:
         return len(self.records)

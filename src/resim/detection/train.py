@@ -114,6 +114,8 @@ def train_detector(
             gone += len(val) - before
         told = {"source": data.source, "images": len(data), "objects": data.num_objects, "hash": fingerprint(data)}
         told |= {"val": None if val is None else val.source, "val_hash": None if val is None else fingerprint(val)}
+        if val is not None and val.held_out is not None:
+            told |= {"split": val.held_out.to_json()}
         told |= {"init_hash": None if weights is None else weights_fingerprint(weights)}
         if state:
             check_same_run(state, told, str(init))

@@ -141,7 +141,8 @@ def _without_paths(entry: Any) -> Any:
     if not isinstance(entry, dict):
         return entry
     named = {"source": Path(entry["source"]).name} if isinstance(entry.get("source"), str) else {}
-    return {key: value for key, value in entry.items() if key not in ("path", "less_first", "less_reference")} | named
+    others = ("path", "minus", "less_first", "less_reference")
+    return {key: value for key, value in entry.items() if key not in others} | named
 
 
 def source_names(data: Mapping[str, Any]) -> list[str]:

@@ -14,8 +14,8 @@ from resim.detection.compare import Comparison
 from resim.detection.evaluate import read_scores, sheet_images
 from resim.detection.records import DetectionData
 from resim.detection.results import read_results
-from resim.pictures.curves import COLOURS
 from resim.pictures.detections import detection_sheet
+from resim.pictures.panels import COLOURS
 from resim.training.checkpoints import write_atomically
 
 KINDS = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints", "cityscapes": "masks, Cityscapes"}

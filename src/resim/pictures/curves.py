@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,31 +13,29 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from resim.errors import UserError
+from resim.pictures.panels import (
+    CHANCE,
+    COLOURS,
+    PROBED,
+    MetricPanel,
+    marks_of,
+    metric_panels,
+    series_colours,
+    stored_marks,
+)
 
-# Okabe and Ito's colour-blind-safe colours; black is for the total. Yellow is left out: too faint on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-TOTAL_COLOUR = "#1a1a1a"
 FEW_POINTS = 40  # below this single points are marked, so that one or a gap between NaNs is seen
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetricPanel:
-    """One diagram of a run, and the keys of its curves."""
-
-    title: str
-    unit: str  # the y axis
-    keys: list[str]
-    factor: float = 1.0  # from the unit of the file to that of the axis
-    from_zero: bool = False
-    smooth: bool = True
 
 
 def draw_curves(metrics: Path, out: Path, *, title: str = "") -> Path:
     """Draw the curves of a run: raw values faint, their running mean over a fiftieth of the run strong.
 
-    Panels, each left out if the file has no such key: losses ("loss/total", "loss/instance", "loss/P4", ...);
-    accuracies ("accuracy/...") and "correspondence/...", in the file as fractions and drawn in percent; "lr";
-    "images_per_second"; "data_wait", the fraction of the time spent waiting for images, drawn in percent.
+    Panels, each left out if the file has no such key: losses ("loss/total", "loss/instance", "loss/P4", ...); accuracy
+    on images ("accuracy/instance") and on regions ("accuracy/P4", ...); "correspondence/...", of the probes; "lr";
+    "gradient/norm"; "images_per_second"; "data_wait", the fraction of the time spent waiting for images. Fractions are
+    drawn in percent. Dashed lines mark chance, worked out from the config.json beside the metrics, and for the
+    correspondence the chance that was stored with it. The probes.jsonl beside the metrics is read for it.
+
     The x axis is the steps done, for a detector as for a pre-training: a line's "step" counts from 0, so that it is
     drawn at one more. Of a file without steps it is "epoch_progress". Where a resumed run wrote a step twice the later
     line counts. Missing and non-finite values leave a gap.
@@ -53,17 +51,21 @@ def draw_curves(metrics: Path, out: Path, *, title: str = "") -> Path:
     Raises:
         UserError: the file is missing, has no line with a metric, or has a broken line before its last.
     """
-    records = read_records(metrics)
+    records = read_records(metrics) + _probed(metrics.with_name("probes.jsonl"))
     x, x_label = steps_done(records)
     records, x = [record for record, at in zip(records, x, strict=True) if np.isfinite(at)], x[np.isfinite(x)]
-    panels = metric_panels(list(dict.fromkeys(key for record in records for key in record)))
+    marks = [*marks_of(_config(metrics.with_name("config.json"))), *stored_marks(records)]
+    panels = metric_panels(list(dict.fromkeys(key for record in records for key in record)), marks)
     if not panels:
         raise UserError(f"{metrics}: no metrics to draw; expected lines with 'step' and keys such as 'loss/total'")
-    figure = Figure(figsize=(13, 7.5 if len(panels) > 2 else 4.5), dpi=110, layout="constrained")
+    above = _num_above(panels)
+    figure = Figure(
+        figsize=(13 if above < 3 else 5.4 * above, 7.5 if len(panels) > above else 4.5), dpi=110, layout="constrained"
+    )
     if title:
         figure.suptitle(title, fontsize=14, fontweight="bold", x=0.01, ha="left")
     colours = series_colours(panels)
-    for axes, panel in zip(_places(figure, len(panels)), panels, strict=True):
+    for axes, panel in zip(_places(figure, len(panels), above), panels, strict=True):
         _draw_panel(axes, panel, x, records, colours)
         axes.set_xlabel(x_label)
     return _save(figure, out)
@@ -133,51 +135,39 @@ def steps_done(records: Sequence[dict[str, object]]) -> tuple[np.ndarray, str]:
     return steps + 1, f"steps done (an epoch has {steps[last] / epochs[last]:.4g})"
 
 
-def metric_panels(keys: Sequence[str]) -> list[MetricPanel]:
-    """The panels that have something to show; levels stand in the order of the file."""
-
-    def under(prefix: str) -> list[str]:
-        names = [key for key in keys if key.startswith(f"{prefix}/")]
-        return sorted(names, key=lambda key: (key != f"{prefix}/total", key != f"{prefix}/instance"))
-
-    panels = (
-        MetricPanel(
-            title="Losses",
-            unit="InfoNCE loss (nats)" if "loss/instance" in keys else "loss",  # a detector has other losses
-            keys=under("loss"),
-        ),
-        MetricPanel(
-            title="Accuracies",
-            unit="right answers (%)",
-            keys=[*under("accuracy"), *under("correspondence")],
-            factor=100.0,
-            from_zero=True,
-        ),
-        MetricPanel(title="Learning rate", unit="learning rate", keys=["lr"], from_zero=True, smooth=False),
-        MetricPanel(title="Throughput", unit="images / s", keys=["images_per_second"], from_zero=True),
-        MetricPanel(
-            title="Waiting for images",
-            unit="share of the time (%)",
-            keys=["data_wait"],
-            factor=100.0,
-            from_zero=True,
-        ),
-    )
-    return [panel for panel in panels if any(key in keys for key in panel.keys)]
+def _config(path: Path) -> dict[str, object]:
+    """A run's config.json; empty where there is none, as beside metrics of another program."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
-def series_colours(panels: Sequence[MetricPanel]) -> dict[str, str]:
-    """One colour a name, the same in all panels: P4's loss, accuracy and correspondence belong together."""
-    names = dict.fromkeys(key.split("/")[-1] for panel in panels for key in panel.keys if "/" in key)
-    others = [name for name in names if name != "total"]
-    return {"total": TOTAL_COLOUR} | {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(others)}
+def _probed(path: Path) -> list[dict[str, object]]:
+    """The correspondence of a run's probes, whose "step" counts the steps done and here, as in metrics, from 0."""
+    if not path.exists() or not path.stat().st_size:
+        return []
+    kept = []
+    for record in read_records(path):
+        values = {key: value for key, value in record.items() if key.partition("/")[0] in (PROBED, CHANCE)}
+        step = _number(record.get("step"))
+        if values and step is not None:
+            kept.append(values | {"step": step - 1})
+    return kept
 
 
-def _places(figure: Figure, count: int) -> list[Axes]:
-    """Two panels above, large; the others below, in one row."""
-    above, below = min(count, 2), max(count - 2, 0)
-    grid = figure.add_gridspec(2 if below else 1, 6, height_ratios=(1.5, 1) if below else (1,))
-    places = [(0, i, 6 // above) for i in range(above)] + [(1, i, 6 // below) for i in range(below)]
+def _num_above(panels: Sequence[MetricPanel]) -> int:
+    """Panels of the upper row: the large ones, and at least two."""
+    return min(len(panels), max(2, sum(panel.large for panel in panels)))
+
+
+def _places(figure: Figure, count: int, above: int) -> list[Axes]:
+    """Some panels above, large; the others below, in one row."""
+    below = count - above
+    width = math.lcm(above, max(below, 1))
+    grid = figure.add_gridspec(2 if below else 1, width, height_ratios=(1.5, 1) if below else (1,))
+    places = [(0, i, width // above) for i in range(above)] + [(1, i, width // below) for i in range(below)]
     return [figure.add_subplot(grid[row, i * span : (i + 1) * span]) for row, i, span in places]
 
 
@@ -187,18 +177,20 @@ def _draw_panel(
     for key in panel.keys:
         logged = np.array([key in record for record in records])
         values = panel.factor * column(records, key)[logged]
-        group, _, name = key.rpartition("/")
-        colour = colours.get(name, COLOURS[0])
-        marker = "" if len(values) >= FEW_POINTS else "s" if group == "correspondence" else "o"
+        colour = _colour(key, colours)
+        marker = "" if len(values) >= FEW_POINTS else "o"
         if panel.smooth:
             axes.plot(x[logged], values, color=colour, alpha=0.25, linewidth=0.8, marker=marker, markersize=4)
         mean = running_mean(values, max(1, len(values) // 50) if panel.smooth else 1)
-        label = f"{name}, correspondence" if group == "correspondence" else name
+        label = panel.label(key) or key.rpartition("/")[2]
         if lost := int((~np.isfinite(values)).sum()):
             label += f" ({lost} not finite)"
         (line,) = axes.plot(x[logged], mean, color=colour, linewidth=1.8, marker=marker, markersize=3.5)
         line.set_label(label)
-        line.set_linestyle("--" if group == "correspondence" else "-")
+    for mark in panel.marks:
+        colour = _colour(mark.key, colours)
+        label = panel.mark_label(mark)
+        axes.axhline(panel.factor * mark.value, color=colour, linestyle="--", linewidth=1.3, alpha=0.9, label=label)
     axes.set_title(panel.title, fontsize=12, loc="left", fontweight="bold")
     axes.set_ylabel(panel.unit)
     axes.grid(visible=True, color="#e4e4e7", linewidth=0.7)
@@ -206,8 +198,12 @@ def _draw_panel(
     axes.spines[["top", "right"]].set_visible(False)
     if panel.from_zero:
         axes.set_ylim(bottom=0)
-    if len(panel.keys) > 1:
+    if len(panel.keys) > 1 or panel.marks:
         axes.legend(frameon=False, fontsize=9)
+
+
+def _colour(key: str, colours: dict[str, str]) -> str:
+    return colours.get(key.rpartition("/")[2], COLOURS[0])
 
 
 def column(records: Sequence[dict[str, object]], key: str) -> np.ndarray:

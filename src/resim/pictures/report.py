@@ -1,4 +1,4 @@
-"""The report of runs: what ran, curves, matched windows, similarity before and after, probes, detections.
+"""The report of runs: a verdict, what ran, curves, matched windows, similarity before and after, probes, detections.
 
 What a run's folder holds is shown, what it does not hold is left out.
 """
@@ -21,6 +21,7 @@ from resim.pictures.report_metrics import curves, probe_curves
 from resim.pictures.report_page import WIDE_PX, Folded, Part, Picture, Pictures, Section, Text, write_report
 from resim.pictures.report_runs import RunFiles, read_runs
 from resim.pictures.report_tables import probe_tables, what_ran
+from resim.pictures.report_verdict import verdict_parts
 from resim.pictures.similarity import Region
 from resim.pictures.similarity_blocks import default_levels, heat_blocks
 from resim.pictures.similarity_sheets import HEAT_NOTE
@@ -49,6 +50,7 @@ def report(runs: Sequence[Path], out: Path, *, images: Sequence[Path] = (), seed
     read = read_runs(runs)
     title = read[0].name if len(read) == 1 else f"{len(read)} runs"
     sections = [
+        Section(title="Verdict", parts=tuple(verdict_parts(read))),
         Section(title="What ran", parts=(*what_ran(read), *_configs(read))),
         Section(title="Curves", parts=tuple(curves(read))),
         Section(title="Matched windows", parts=tuple(_windows(read))),

@@ -13,7 +13,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from resim.pictures.curves import COLOURS, running_mean
+from resim.pictures.curves import running_mean
+from resim.pictures.panels import COLOURS
 
 INK = "currentColor"
 """A line of the colour of the text: the total among the losses."""
@@ -33,6 +34,8 @@ class Line:
     """(n,) float; NaN leaves a gap."""
     colour: str = COLOURS[0]
     dashed: bool = False
+    is_mark: bool = False
+    """A level that the others are read against, such as chance: thin, without markers."""
 
 
 def diagram(title: str, unit: str, x_label: str, lines: Sequence[Line], *, from_zero: bool = False) -> str:
@@ -52,12 +55,13 @@ def diagram(title: str, unit: str, x_label: str, lines: Sequence[Line], *, from_
     for line in lines:
         colour = _INK if line.colour == INK else line.colour
         x, y = thinned(line.x, line.y)
-        marker = "o" if len(x) < 12 else ""
+        marker = "o" if len(x) < 12 and not line.is_mark else ""
         style = "--" if line.dashed else "-"
         if len(line.x) > _POINTS // 2:
             axes.plot(x, y, color=colour, alpha=0.3, linewidth=0.8)
             x, y = thinned(line.x, running_mean(line.y, max(1, len(line.y) // 50)))
-        axes.plot(x, y, color=colour, linewidth=1.8, linestyle=style, marker=marker, markersize=4)
+        width = 1.2 if line.is_mark else 1.8
+        axes.plot(x, y, color=colour, linewidth=width, linestyle=style, marker=marker, markersize=4)
     axes.set_xlabel(x_label, color=_INK, fontsize=11)
     axes.set_ylabel(unit, color=_INK, fontsize=11)
     axes.tick_params(colors=_INK, labelsize=10)
@@ -73,6 +77,13 @@ def diagram(title: str, unit: str, x_label: str, lines: Sequence[Line], *, from_
         title.encode() + b"".join(line.label.encode() + line.y.tobytes() for line in lines)
     ).hexdigest()
     return f"<figure><b>{escape(title)}</b>{_svg(figure, salt)}{_legend(lines)}</figure>"
+
+
+def level_line(label: str, value: float, lines: Sequence[Line], colour: str) -> Line:
+    """A dashed line at a value, over the stretch of the others."""
+    ends = [float(end) for line in lines for end in (line.x.min(), line.x.max())] or [0.0]
+    x = np.array([min(ends), max(ends)])
+    return Line(label=label, x=x, y=np.array([value, value]), colour=colour, dashed=True, is_mark=True)
 
 
 def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from resim.errors import UserError
-from resim.pictures.curves import COLOURS
+from resim.pictures.panels import COLOURS
 from resim.pictures.report_curves import Line, diagram
 from resim.pictures.report_page import WIDE_PX, Curves, Heading, Part, Picture, Table, Text
 from resim.pictures.report_runs import Json, RunFiles
@@ -110,7 +110,7 @@ def _start(config: Json) -> str:
 def _difference(one: Json) -> tuple[str, ...]:
     value, low, high = (100 * _number(one.get(key)) for key in ("value", "low", "high"))
     sure = "" if low > 0 or high < 0 else "within the noise"
-    return f"{one.get('first')} less {one.get('second')}", f"{value:+.2f}", f"[{low:+.2f}, {high:+.2f}]", sure
+    return f"{one.get('first')} minus {one.get('second')}", f"{value:+.2f}", f"[{low:+.2f}, {high:+.2f}]", sure
 
 
 def _mean(values: Sequence[Any]) -> str:

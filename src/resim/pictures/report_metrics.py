@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from resim.pictures.curves import COLOURS, column, metric_panels, series_colours, steps_done
-from resim.pictures.report_curves import INK, Line, diagram
+from resim.pictures.curves import column, steps_done
+from resim.pictures.panels import COLOURS, marks_of, metric_panels, series_colours, stored_marks
+from resim.pictures.report_curves import INK, Line, diagram, level_line
 from resim.pictures.report_page import Curves, Heading, Part
-from resim.pictures.report_runs import RunFiles
+from resim.pictures.report_runs import Json, RunFiles
 
 _MEASURES = {
     "knn": ("kNN", "top-1 (%)", 100.0),
@@ -25,6 +26,9 @@ _MEASURES = {
     "age": ("Age of the oldest key in the queue", "steps", 1.0),
 }
 """By the name before the slash in probes.jsonl: the title, the unit, and what the number is multiplied by."""
+
+_LEVELS = {"_chance": "chance", "_constant": "constant answer"}
+"""Ends of the names of what a measure is read against, drawn as a dashed line in its diagram."""
 
 
 def curves(runs: Sequence[RunFiles]) -> list[Part]:
@@ -42,19 +46,21 @@ def curves(runs: Sequence[RunFiles]) -> list[Part]:
 
 
 def _of_one(run: RunFiles) -> Curves:
-    panels = metric_panels(list(dict.fromkeys(key for record in run.metrics for key in record)))
+    marks = [*marks_of(run.config), *stored_marks(run.metrics)]
+    panels = metric_panels(list(dict.fromkeys(key for record in run.metrics for key in record)), marks)
     colours = series_colours(panels)
     drawn = []
     for panel in panels:
         lines = []
         for key in panel.keys:
-            group, _, name = key.rpartition("/")
-            label = f"{name}, correspondence" if group == "correspondence" else name if group else ""
+            name = key.rpartition("/")[2]
             colour = INK if name == "total" else colours.get(name, COLOURS[0])
             x, y = _series(run, key)
             if len(y):
-                dashed = group == "correspondence"
-                lines.append(Line(label=label, x=x, y=panel.factor * y, colour=colour, dashed=dashed))
+                lines.append(Line(label=panel.label(key), x=x, y=panel.factor * y, colour=colour))
+        for mark in panel.marks:
+            colour = colours.get(mark.key.rpartition("/")[2], COLOURS[0])
+            lines.append(level_line(panel.mark_label(mark), panel.factor * mark.value, lines, colour))
         label = steps_done(run.metrics)[1]
         drawn.append(diagram(panel.title, panel.unit, label, lines, from_zero=panel.from_zero))
     return Curves(panels=tuple(drawn))
@@ -73,6 +79,11 @@ def _together(runs: Sequence[RunFiles]) -> Curves:
                 factor = 1.0 if key.startswith("loss/") else 100.0
                 lines.append(Line(label=run.name, x=x, y=factor * y, colour=COLOURS[i % len(COLOURS)]))
         if len(lines) > 1:
+            having = [run for run in runs if any(key in record for record in run.metrics)]
+            chances = {mark.value for run in having for mark in marks_of(run.config) if mark.key == key}
+            if len(chances) == 1:  # runs of other queues or batches have others
+                (chance,) = chances
+                lines.append(level_line(f"chance ({100 * chance:.2g} %)", 100 * chance, lines, INK))
             group, _, name = key.partition("/")
             unit = "nats" if group == "loss" else "right answers (%)"
             drawn.append(diagram(f"{group}, {name}", unit, "steps done", lines, from_zero=group != "loss"))
@@ -94,6 +105,8 @@ def probe_curves(runs: Sequence[RunFiles]) -> list[Part]:
         drawn: dict[str, list[Line]] = {}
         for key in dict.fromkeys(key for line in lines for key in line if "/" in key):
             measure, _, level = key.partition("/")
+            if measure.endswith(tuple(_LEVELS)):
+                continue
             if measure == "queue":  # its rank and spread stand beside those of the levels
                 measure, level = level, "queue"
             y = np.array([_finite(line.get(key)) for line in lines]) * _MEASURES.get(measure, ("", "", 1.0))[2]
@@ -106,10 +119,30 @@ def probe_curves(runs: Sequence[RunFiles]) -> list[Part]:
         panels = []
         for measure, of_measure in drawn.items():
             title, unit, factor = _MEASURES.get(measure, (measure, measure, 1.0))
+            of_measure += _levels(lines, measure, of_measure)
             panels.append(diagram(title, unit, "steps done", of_measure, from_zero=factor != 1))
         if panels:
             parts += [Heading(text=f"{run.name}, while it ran"), Curves(panels=tuple(panels))]
     return parts
+
+
+def _levels(records: Sequence[Json], measure: str, lines: Sequence[Line]) -> list[Line]:
+    """Chance, or the score of a constant answer, as stored with a measure; one line where all its levels share it."""
+    found: dict[str, tuple[str, float]] = {}
+    for record in records:
+        for key, value in record.items():
+            stored, _, level = key.partition("/")
+            word = next((word for end, word in _LEVELS.items() if stored == f"{measure}{end}"), "")
+            if word and math.isfinite(_finite(value)):
+                found[level] = word, 100 * _finite(value)
+    if len(set(found.values())) == 1:
+        ((word, value),) = set(found.values())
+        return [level_line(f"{word} ({value:.2g} %)", value, lines, INK)]
+    colours = {line.label: line.colour for line in lines}
+    return [
+        level_line(f"{word}, {level} ({value:.2g} %)", value, lines, colours.get(level, INK))
+        for level, (word, value) in found.items()
+    ]
 
 
 def _finite(value: object) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 
 from resim.pictures.report_page import Facts, Part, Table, Text
 from resim.pictures.report_runs import Json, RunFiles
+from resim.probes.verdict import verdicts
 
 _PACKAGES = ("resim", "torch", "torchvision", "python")
 _LINEAR = {"knn": "kNN", "linear": "linear", "linear-sgd": "linear, SGD"}
@@ -65,7 +66,7 @@ def probe_tables(runs: Sequence[RunFiles]) -> list[Part]:
         made = (_classes(networks), _regions(networks), *_label_maps(networks), _health(networks))
         tables = [table for table in made if table.rows]
         parts += [Text(text=f"Measured for {run.name} on images of {source}."), *tables] if tables else []
-        parts += [Text(text=str(sentence)) for sentence in run.probe.get("verdicts", ())] if tables else []
+        parts += [Text(text=sentence) for sentence in verdicts(run.probe)] if tables else []
     return parts
 
 

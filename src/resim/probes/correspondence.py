@@ -70,7 +70,7 @@ class Correspondence:
 
 
 def difference(a: Correspondence, b: Correspondence) -> tuple[float, float, float]:
-    """Accuracy of `a` less that of `b` on the same windows, and its 95 % bootstrap interval over images.
+    """Accuracy of `a` minus that of `b` on the same windows, and its 95 % bootstrap interval over images.
 
     Raises:
         ValueError: they were not measured on the same windows.

@@ -33,7 +33,7 @@ def interval(correct: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
 
 
 def difference(a: np.ndarray, b: np.ndarray, counts: np.ndarray) -> tuple[float, float, float]:
-    """Share of `a` less that of `b`, both (N,) of the same `counts`, and its 95 % bootstrap interval over images."""
+    """Share of `a` minus that of `b`, both (N,) of the same `counts`, and its 95 % bootstrap interval over images."""
     apart = a.astype(np.int64) - b.astype(np.int64)
     low, high = interval(apart, counts)
     return float(apart.sum() / counts.sum()), low, high

@@ -116,6 +116,7 @@ class OnlineProbe:
                 bank, asked, self.train, self.test, k=NEIGHBOURS, temperature=TEMPERATURE
             )
             values |= {f"knn/{level}": score.to_json()["top1"] for (_, level), score in scores.items()}
+            values["knn_chance/C5"] = scores["knn", "C5"].to_json()["chance"]  # the same on every level
             best = max(scores.values(), key=lambda score: score.to_json()["top1"]).to_json()
             told.append(f"kNN C5 {values['knn/C5']:.1%} of {best['n']} images (chance {best['chance']:.1%})")
         if self.labelled is not None:
@@ -124,6 +125,7 @@ class OnlineProbe:
             told.append(line)
         found = correspondence_probe(network, self.pairs, size=size, seed=seed, changes=("both",))["both"]
         values |= {f"correspondence/{level}": score.accuracy for level, score in found.items()}
+        values |= {f"correspondence_chance/{level}": score.chance for level, score in found.items()}
         values |= {f"median_error_px/{level}": score.median_error for level, score in found.items()}
         shown = [level.name if level.from_fpn else f"{level.name}+conv" for level in self.recipe.model.levels] or ["C4"]
         told += [
@@ -163,6 +165,7 @@ class OnlineProbe:
             if score.background is not None:
                 values[f"foreground_iou/{level}"] = score.value("foreground_iou")
         some = next(iter(measured.values()))[0]
+        values[f"segmentation_constant/{next(iter(measured))[1]}"] = some.constant
         shown = [level.name for level in self.recipe.model.levels if level.from_fpn] or ["C4"]
         mious = ", ".join(f"{level} {values[f'segmentation/{level}']:.1%}" for level in shown)
         return values, f"mIoU {mious} of {len(some.confusion)} images (constant answer {some.constant:.1%})"

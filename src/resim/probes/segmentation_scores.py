@@ -128,7 +128,7 @@ def measure_sums(sums: np.ndarray, total: np.ndarray, measure: Measure, backgrou
 
 
 def difference(a: Segmentation, b: Segmentation, measure: Measure = "miou") -> tuple[float, float, float] | None:
-    """The measure of `a` less that of `b`, and its 95 % bootstrap interval over the same images; None: not the same."""
+    """The measure of `a` minus that of `b`, with its 95 % bootstrap interval; None: they are not of the same images."""
     if a.classes != b.classes or not np.array_equal(a.counts[:, 1], b.counts[:, 1]):
         return None
     low, high = _ends(a._drawn(measure) - b._drawn(measure))

@@ -130,7 +130,7 @@ def knn_probe(
 
 
 def difference(a: Score, b: Score) -> tuple[float, float, float] | None:
-    """Accuracy or mIoU of `a` less that of `b` with its 95 % interval; None if they are not of the same images."""
+    """Accuracy or mIoU of `a` minus that of `b` with its 95 % interval; None if they are not of the same images."""
     x, y = a.value, b.value
     if isinstance(x, Accuracy) and isinstance(y, Accuracy) and len(x.top1) == len(y.top1):
         return intervals.difference(x.top1, y.top1, x.counts)

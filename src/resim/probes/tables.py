@@ -15,6 +15,7 @@ from resim.probes.labels import ProbeImages
 from resim.probes.pairs import CHANGES
 from resim.probes.segmentation_scores import Segmentation
 from resim.probes.suite import Path, Score, difference, nested
+from resim.probes.verdict import is_untrained, probe_verdict, verdicts
 from resim.training.provenance import describe_run
 
 Results = Mapping[str, Mapping[Path, Score]]
@@ -59,15 +60,17 @@ def warnings(results: Results) -> list[str]:
 def to_json(
     results: Results, about: Mapping[str, Mapping[str, Any]], reference: str | None = None
 ) -> list[dict[str, Any]]:
-    """Each network's description and its scores, and its differences from the first network and from the reference."""
-    first = next(iter(results.values()), {})
-    base = results.get(reference, first) if reference is not None else first
-    return [
-        {"name": name, **about[name], "scores": nested(scores)}
-        | ({} if scores is first else {"less_first": _less(scores, first)})
-        | ({} if scores is base or base is first else {"less_reference": _less(scores, base)})
-        for name, scores in results.items()
-    ]
+    """Each network's description and its scores, and under "minus" its differences from others by their names.
+
+    The others are the first network, the reference, and the first network that was trained.
+    """
+    trained = (name for name in results if not is_untrained(about[name]))
+    others = [name for name in dict.fromkeys([next(iter(results), None), reference, next(trained, None)]) if name]
+    networks = []
+    for name, scores in results.items():
+        minus = {other: _minus(scores, results[other]) for other in others if other != name and other in results}
+        networks.append({"name": name, **about[name], "scores": nested(scores)} | ({"minus": minus} if minus else {}))
+    return networks
 
 
 def record(
@@ -79,9 +82,8 @@ def record(
     *,
     labels: tuple[LabelMaps, LabelMaps] | None = None,
     reference: str | None = None,
-    verdicts: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """All of a measurement as the plain data of a `probe.json`.
+    """All of a measurement as the plain data of a `probe.json`, with its verdict.
 
     Args:
         results: of every network.
@@ -91,7 +93,6 @@ def record(
         settings: of the measurement.
         labels: training and test images with label maps, where segmentation or retrieval was measured.
         reference: the network from which differences are stated beside those from the first.
-        verdicts: sentences on segmentation and retrieval.
     """
     content: dict[str, Any] = {
         "kind": "probe",
@@ -107,8 +108,7 @@ def record(
         } | {"classes": list(labels[0].classes), "background": labels[0].background}
     if reference is not None:
         content["reference"] = reference
-    if verdicts:
-        content["verdicts"] = list(verdicts)
+    content |= {"verdicts": verdicts(content), "verdict": list(probe_verdict(content))}
     return content | describe_run()
 
 
@@ -123,10 +123,10 @@ def describe(images: ProbeImages) -> dict[str, Any]:
     }
 
 
-def _less(scores: Mapping[Path, Score], first: Mapping[Path, Score]) -> dict[str, Any]:
+def _minus(scores: Mapping[Path, Score], other: Mapping[Path, Score]) -> dict[str, Any]:
     found = {}
     for path, score in scores.items():
-        apart = difference(score, first[path]) if path in first else None
+        apart = difference(score, other[path]) if path in other else None
         if apart is not None:
             found["/".join(path)] = {"difference": apart[0], "interval": list(apart[1:])}
     return found
@@ -231,7 +231,7 @@ def _differences(results: Results, first_name: str) -> Table:
     others = [name for name in results if name != first_name]
     measures = list(dict.fromkeys(path[:-1] for name in others for path in results[name] if path[0] != "health"))
     table = _table(
-        f"Less {first_name}, points [95 % bootstrap interval over the same images]; in brackets: within the noise",
+        f"Each network minus {first_name}, points [95 % bootstrap interval over the same images]; in brackets: noise",
         "network", "level",
         numbers=[_measure_name(measure) for measure in measures],
     )  # fmt: skip
