@@ -66,6 +66,7 @@ PROTOCOLS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
         COCO, SCHEDULE | ONE
     ),
     "quick": ({"backbone": "auto"}, {}, {}),
+    "probe-frozen": ({"freeze": "backbone", "frozen_stages": 0}, {}, {"optimizer": "adamw", "precise_bn": 0}),
 }  # fmt: skip
 
 
@@ -75,7 +76,7 @@ def test_protocols_have_the_published_figures(name: str) -> None:
     assert recipe.name == name
     for part, figures in zip((recipe.detector, recipe.images, recipe.tune), PROTOCOLS[name], strict=True):
         assert {field: getattr(part, field) for field in figures} == figures
-    if name != "quick":
+    if name not in ("quick", "probe-frozen"):
         assert (recipe.tune.momentum, recipe.tune.weight_decay, recipe.tune.norm_weight_decay) == (0.9, 1e-4, 0.0)
         assert (recipe.detector.rpn_regions, recipe.detector.box_regions, recipe.images.flip) == (256, 512, 0.5)
         assert recipe.detector.anchor_sizes == (32, 64, 128, 256, 512)

@@ -193,7 +193,7 @@ def test_the_printed_line_loads_the_file_where_it_is(
     done = export(checkpoint, to, Path("new folder") / f"out{ENDING[to]}", fpn_norm="keep")
     scope: dict[str, Any] = {"resim": resim, "torch": torch, "torchvision": torchvision}
     if to == "timm":
-        scope["timm"] = pytest.importorskip("timm")
+        scope["timm"] = need("timm", "the printed line loads a file in timm", "timm")
     exec(done.written.load, scope)
     if to == "torchvision-detection":
         state = read_weights(checkpoint).tensors

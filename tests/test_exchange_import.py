@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import io
 import json
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -257,7 +259,7 @@ def test_import_tells_every_entry_and_the_licence(capsys: Captured, tmp_path: Pa
     content = published(trained(SMALL))
     content["state_dict"]["module.extra.weight"] = torch.zeros(1)
     torch.save(content, tmp_path / "published.pth")
-    told = run(capsys, "import", str(tmp_path / "published.pth"), "--out", str(tmp_path / "ours.pt"))
+    told = run(capsys, "import", str(tmp_path / "published.pth"), "--out", str(tmp_path / "ours.pt"), "--verbose")
     lines = told.splitlines()
     assert lines[0] == f"{tmp_path / 'published.pth'}: published ReSim-FPN checkpoint (resnet18 with an FPN, epoch 200)"
     assert lines[1].startswith("licence: CC-BY-NC 4.0 (as published): not for commercial use")
@@ -272,6 +274,91 @@ def test_import_tells_every_entry_and_the_licence(capsys: Captured, tmp_path: Pa
     ]
     assert "in all 270 loaded, 0 copied, 0 new, 1 left over, momentum of 0 parameters" in lines
     assert f"--start-from {tmp_path / 'ours.pt'} --start-epoch 200 --epochs 400" in lines[-1]
+
+
+def test_import_prints_some_twenty_lines(capsys: Captured, tmp_path: Path) -> None:
+    content = published(trained(SMALL))
+    content["args"] = argparse.Namespace(lr=0.03)
+    content["state_dict"] |= {f"module.extra{number}.weight": torch.zeros(1) for number in range(9)}
+    torch.save(content, tmp_path / "published.pth")
+    lines = run(capsys, "import", str(tmp_path / "published.pth")).splitlines()
+    assert lines[2:] == [
+        "passed over, as it is no plain data: argparse.Namespace",
+        "loaded: 270",
+        "  query.backbone.* (120)",
+        "  key.backbone.* (120)",
+        "  query.fpn.* (10)",
+        "  ... and 20 more (--verbose lists all)",
+        "key encoder copied from the query: none",
+        "new: none",
+        "left over: 9",
+        "  module.extra0.weight",
+        "  module.extra1.weight",
+        "  module.extra2.weight",
+        "  ... and 6 more (--verbose lists all)",
+        "in all 270 loaded, 0 copied, 0 new, 9 left over, momentum of 0 parameters",
+    ]
+
+
+def test_prefix_takes_another_of_several_networks(capsys: Captured, tmp_path: Path) -> None:
+    student, teacher = good(), good()
+    state = {f"module.backbone.{name}": value for name, value in student.items() if name[:3] != "fc."}
+    other = {f"backbone.{name}": value for name, value in teacher.items() if name[:3] != "fc."}
+    torch.save({"student": state, "teacher": other, "epoch": 3}, tmp_path / "dino.pth")
+    path, out = str(tmp_path / "dino.pth"), str(tmp_path / "start.pt")
+    told = run(capsys, "import", path)
+    assert told.startswith(
+        "warning: taken is the network below 'student.module.backbone.'; there are others below 'teacher.backbone.' "
+        "(resim import --prefix takes one)"
+    )
+    for words in ([], ["--prefix", "student.module.backbone"], ["--prefix", "teacher.backbone."]):
+        run(capsys, "import", path, "--out", out, *words)
+        loaded = read_weights(out).tensors["backbone.layer3.1.conv2.weight"]
+        expected = teacher if "teacher.backbone." in words else student
+        assert torch.equal(loaded, expected["layer3.1.conv2.weight"])
+    assert main(["import", path, "--prefix", "online."]) == 2
+    error = capsys.readouterr().err
+    assert "no ResNet below --prefix 'online.'; those in it are below 'student.module.backbone.', 'teacher.b" in error
+    assert error.count("\n") == 1
+    assert main(["import", out, "--prefix", "teacher."]) == 2
+    assert "is resim's own, which has one network: leave --prefix away" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["query", "key", "queue"])
+def test_values_that_are_not_finite_are_refused_by_name(capsys: Captured, tmp_path: Path, place: str) -> None:
+    content = published(trained(SMALL))
+    name = {"query": "encoder_q.layer1.0.bn1.bias", "key": "encoder_k.layer1.0.bn1.bias", "queue": "queue"}[place]
+    content["state_dict"][f"module.{name}"].view(-1)[3] = float("nan")
+    torch.save(content, tmp_path / "w.pth")
+    assert main(["import", str(tmp_path / "w.pth"), "--out", str(tmp_path / "out.pt")]) == 2
+    shown = {"query": f"module.{name}", "key": "key.backbone.layer1.0.bn1.bias", "queue": "queue"}[place]
+    assert re.search(rf" {shown} has 1 of \d+ numbers that are NaN or infinite", capsys.readouterr().err)
+    assert not (tmp_path / "out.pt").exists()
+
+
+def test_a_run_that_diverged_starts_nothing(tmp_path: Path) -> None:
+    model = trained(SMALL)
+    model.state_dict()["query.backbone.bn1.running_var"][2] = float("inf")
+    own_checkpoint(tmp_path / "last.pt", SMALL, model)
+    for read in (read_weights, import_state):
+        with pytest.raises(UserError, match=r"backbone\.bn1\.running_var has 1 of 64 numbers that are NaN or infinite"):
+            read(tmp_path / "last.pt")
+    assert read_weights(tmp_path / "last.pt", check_finite=False).kind.startswith("resim checkpoint")
+
+
+@pytest.mark.parametrize("wrapping", ["module._orig_mod.", "_orig_mod.module.", "_orig_mod.", ""])
+def test_a_compiled_moco_comes_in_whole(tmp_path: Path, wrapping: str) -> None:
+    model = trained(SMALL)
+    momentum = {name: torch.randn_like(value) for name, value in model.query.named_parameters()}
+    content = published(model, momentum)
+    content["state_dict"] = {name.replace("module.", wrapping): v for name, v in content["state_dict"].items()}
+    torch.save(content, tmp_path / "w.pth")
+    imported = import_state(tmp_path / "w.pth", SMALL)
+    assert imported.new == imported.copied == imported.left_over == ()
+    assert imported.momentum == len(momentum)
+    assert equal(imported.state["model"], model.state_dict())
+    assert imported.weights.kind == "published ReSim-FPN checkpoint (resnet18 with an FPN, epoch 200)"
+    assert imported.weights.warnings == ()
 
 
 def good() -> dict[str, Tensor]:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import collections
+import copyreg
+import datetime
+import decimal
+import enum
+import functools
 import io
 import os
 import pickle
+import re
 import struct
+import sys
+import uuid
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -103,19 +112,22 @@ WANTS = "refused: it "
 MANGLED = {
     "attribute of a function": (opcodes(RECONSTRUCT, b"}", text("__doc__"), text("x"), b"sb"), "state of a function"),
     "slot of a function": (opcodes(RECONSTRUCT, b"N}", text("run"), text("x"), b"s\x86b"), "state of a function"),
-    "attribute of a class": (opcodes(NDARRAY, b"}", text("tensor"), text("x"), b"sb"), "no file of weights"),
-    "new object": (opcodes(NDARRAY, b")\x81"), WANTS + "uses NEWOBJ"),
-    "instance": (b"(ios\nsystem\n.", WANTS + "uses INST"),
-    "persistent id": (opcodes(text("key"), b"Q"), WANTS + "uses BINPERSID"),
-    "extension": (opcodes(b"\x82\x01"), WANTS + "uses EXT1"),
+    "attribute of a class": (opcodes(NDARRAY, b"}", text("tensor"), text("x"), b"sb"), "state of a function or class"),
+    "new object": (opcodes(NDARRAY, b")\x81"), "holds no named weights (a numpy.ndarray)"),
+    "instance": (b"(ios\nsystem\n.", WANTS + "asks for os.system"),
+    "persistent id": (opcodes(text("key"), b"Q"), "holds no named weights (a persistent id)"),
+    "extension": (opcodes(b"\x82\x01"), "holds no named weights (a copyreg extension 1)"),
     "global by name": (opcodes(b"cos\nsystem\n"), WANTS + "asks for os.system"),
     "global by stack": (opcodes(text("os"), text("system"), b"\x93"), WANTS + "asks for os.system"),
-    "numpy's loader": (opcodes(text("numpy"), text("load"), b"\x93"), WANTS + "asks for numpy.load"),
-    "dotted name": (opcodes(text("numpy"), text("ndarray.tofile"), b"\x93"), WANTS + "asks for numpy.ndarray.tofile"),
-    "memo of 4 billion": (
-        opcodes(b"Nr" + struct.pack("<I", 2**32 - 1)),
-        WANTS + "keeps a value under number 4294967295",
-    ),
+    "numpy's loader": (opcodes(text("numpy"), text("load"), b"\x93"), "holds no named weights (a numpy.load)"),
+    "dotted name": (opcodes(text("numpy"), text("ndarray.tofile"), b"\x93"), "(a numpy.ndarray.tofile)"),
+    "memo of 4 billion": (opcodes(b"Nr" + struct.pack("<I", 2**32 - 1)), "holds no named weights (a NoneType)"),
+    "buffer outside": (opcodes(b"\x97"), WANTS + "keeps its arrays outside of the file"),
+    "protocol 9": (b"\x80\x09N.", WANTS + "is a pickle of protocol 9"),
+    "no end": (opcodes(b"N")[:-1], "damaged, or no file of weights"),
+    "empty stack": (opcodes(b"R"), "damaged, or no file of weights"),
+    "items of a text": (opcodes(text("a"), text("b"), text("c"), b"s"), WANTS + "sets items of a str"),
+    "append to a number": (opcodes(b"K\x01K\x02a"), WANTS + "appends to a int"),
     "class of its own": (
         opcodes(RECONSTRUCT, text("x"), b")", text("b"), b"\x87R"),
         WANTS + "holds an array of a class",
@@ -148,7 +160,179 @@ def test_records_and_texts_are_no_weights() -> None:
         np.zeros(1, dtype="M8[s]"),
     ):
         with pytest.raises(pickle.UnpicklingError, match="it holds an array of"):
-            read_pickle(pickle.dumps(array))
+            read_pickle(pickle.dumps(array)).tensor()
+
+
+# -- stand-ins: whatever a file asks for, beside the weights nothing of it is imported or called
+
+EVIL = text("trap") + text("Evil") + b"\x93"
+MAKE = text("trap") + text("make") + b"\x93"
+CALLED = MAKE + b")R"
+CONSTRUCTS = {
+    "GLOBAL": b"ctrap\nEvil\n",
+    "STACK_GLOBAL": EVIL,
+    "REDUCE of a function": MAKE + b"(K\x01K\x02tR",
+    "REDUCE of a class": EVIL + b")R",
+    "REDUCE of what a call gives": CALLED + b")R",
+    "INST": b"(K\x01itrap\nEvil\n",
+    "OBJ": b"(" + EVIL + b"K\x01o",
+    "NEWOBJ": EVIL + b")\x81",
+    "NEWOBJ_EX": EVIL + b")}" + text("key") + text("value") + b"s\x92",
+    "NEWOBJ of a tuple's subclass": EVIL + b"(K\x01K\x02t\x81",
+    "BUILD with attributes": EVIL + b")\x81}" + text("run") + MAKE + b"sb",
+    "BUILD with slots": EVIL + b")\x81N}" + text("run") + MAKE + b"s\x86b",
+    "BUILD with any state": EVIL + b")\x81" + CALLED + b"b",
+    "EXT1": b"\x82\xf0",
+    "EXT2": b"\x83\xf0\x00",
+    "EXT4": b"\x84\xf0\x00\x00\x00",
+    "PERSID": b"Pkey\n",
+    "BINPERSID": EVIL + b"Q",
+    "APPENDS to an object": EVIL + b")\x81(K\x01K\x02e",
+    "SETITEMS of an object": EVIL + b")\x81(" + text("a") + CALLED + b"u",
+    "ADDITEMS of a set": b"\x8f(" + CALLED + b"\x90",
+    "FROZENSET": b"(" + CALLED + b"\x91",
+    "DICT with a call for a key": b"(" + CALLED + b"K\x01d",
+    "getattr": text("builtins") + text("getattr") + b"\x93" + EVIL + text("make") + b"\x86R)R",
+    "attrgetter": text("operator") + text("attrgetter") + b"\x93" + text("make") + b"\x85R" + EVIL + b"\x85R",
+    "copyreg": text("copyreg") + text("_reconstructor") + b"\x93" + EVIL + EVIL + b"N\x87R",
+    "copyreg.__newobj__": text("copyreg") + text("__newobj__") + b"\x93" + EVIL + b"\x85R",
+    "partial": text("functools") + text("partial") + b"\x93" + MAKE + b"\x85R)R",
+    "a factory of defaults": text("collections") + text("defaultdict") + b"\x93" + MAKE + b"\x85R",
+    "torch's own loader": text("torch") + text("load") + b"\x93" + text("victim") + b"\x85R",
+    "numpy's array of a class": text("numpy") + text("dtype") + b"\x93" + EVIL + b"\x85R",
+    "a tensor's class": text("torch._tensor") + text("_rebuild_from_type_v2") + b"\x93(" + MAKE + EVIL + b")NtR",
+}
+TRAP = "import pathlib\npathlib.Path({victim!r}).touch()\ndef make(*a, **k): raise SystemExit(99)\nclass Evil: pass\n"
+
+
+@pytest.fixture
+def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A module `trap` that leaves a file when it is imported, and an extension code 240 for its class."""
+    victim = tmp_path / "victim"
+    (tmp_path / "trap.py").write_text(TRAP.format(victim=str(victim)))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(copyreg._inverted_registry, 240, ("trap", "Evil"))  # type: ignore[attr-defined]
+    monkeypatch.setitem(copyreg._extension_cache, 240, os.system)  # type: ignore[attr-defined]
+    return victim
+
+
+@pytest.mark.parametrize("form", ["pickle", "torch"])
+@pytest.mark.parametrize("construct", list(CONSTRUCTS))
+def test_no_construct_imports_or_calls_anything(trap: Path, tmp_path: Path, construct: str, form: str) -> None:
+    inner = CONSTRUCTS[construct]
+    array = np.arange(3, dtype=np.float32)
+    weights = pickle.dumps(array, protocol=4)[2:-1]  # without the protocol and the end
+    data = opcodes(b"}(", text("w"), re.sub(rb"^\x95.{8}", b"", weights, flags=re.DOTALL), text("more"), inner, b"u")
+    path = tmp_path / "w.pth"
+    if form == "pickle":
+        path.write_bytes(data)
+    else:
+        if "PERSID" in construct:
+            pytest.skip("a persistent id is a storage there: test_a_persistent_id_that_is_no_storage")
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("w/data.pkl", data)
+    contents = read_contents(path)
+    tensors, others = tensors_in(contents, contents.data)
+    assert tensors["w"].tolist() == [0, 1, 2]
+    assert others == ["more"]
+    assert not trap.exists()
+    assert "trap" not in sys.modules
+    if construct not in ("GLOBAL", "STACK_GLOBAL", "a factory of defaults", "numpy's array of a class"):
+        assert contents.passed_over != ()  # and what was passed over is named
+
+
+def test_a_persistent_id_that_is_no_storage(trap: Path, tmp_path: Path) -> None:
+    for inner in (EVIL + b"Q", b"Pkey\n", b"(" + text("storage") + EVIL + text("0") + text("cpu") + b"K\x01tQ"):
+        with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
+            archive.writestr("w/data.pkl", opcodes(b"}", text("w"), inner, b"s"))
+        told = refused(tmp_path / "w.pth")
+        assert "persistent id that is no storage's" in told or "Evil, whose numbers are not known" in told
+    assert not trap.exists()
+
+
+def test_a_small_file_cannot_name_much(tmp_path: Path) -> None:
+    """Each dictionary holds the one before twice: 2**60 paths, 60 dictionaries."""
+    layers = b""
+    for number in range(60):
+        before = b"j" + struct.pack("<I", number)  # what is kept under this number
+        layers += b"r" + struct.pack("<I", number) + b"0}(" + text("a") + before + text("b") + before + b"u"
+    (tmp_path / "w.pkl").write_bytes(opcodes(b"}", layers))
+    assert "holds no ResNet" in refused(tmp_path / "w.pkl")
+
+
+class Settings:
+    def __init__(self) -> None:
+        self.lr = 0.1
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+Point = collections.namedtuple("Point", "x y")
+
+
+class Named(dict[str, Any]):
+    """As EasyDict, ConfigDict and AttributeDict are."""
+
+
+def harmless() -> dict[str, Any]:
+    return {
+        "namespace": argparse.Namespace(lr=0.1, model="resnet50"),
+        "defaultdict": collections.defaultdict(list, a=[1]),
+        "counter": collections.Counter("abca"),
+        "datetime": datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC),
+        "timedelta": datetime.timedelta(days=1),
+        "path": Path("/a/b"),
+        "enum": Colour.RED,
+        "random state": np.random.get_state(),  # noqa: NPY002 - as people save it
+        "generator": np.random.default_rng(0),
+        "scalars": [np.float32(1), np.int64(2), np.bool_(True), np.str_("a")],
+        "objects": np.array([{"a": 1}, None], dtype=object),
+        "records": np.zeros(2, dtype=[("a", "f4")]),
+        "dates": np.zeros(2, dtype="M8[s]"),
+        "object": Settings(),
+        "dict of a class": Named(a=1),
+        "point": Point(1, 2),
+        "class": Settings,
+        "function": os.path.join,
+        "partial": functools.partial(sorted, reverse=True),
+        "set": {1, 2},
+        "frozenset": frozenset("ab"),
+        "complex": 1 + 2j,
+        "range": range(3),
+        "decimal": decimal.Decimal("1.5"),
+        "uuid": uuid.UUID(int=3),
+        "bytes": b"abc",
+        "bytearray": bytearray(b"abc"),
+        "device": torch.device("cpu"),
+        "size": torch.Size([1, 2]),
+        "dtype": torch.float16,
+        "numbers under numbers": {1: {2: 3}},
+        "tuple keys": {(1, "a"): 2, (1, (2, 3)): 4},
+    }
+
+
+@pytest.mark.parametrize("form", ["pickle-0", "pickle-2", "pickle-4", "pickle-5", "torch-2", "torch-4", "legacy"])
+def test_harmless_objects_do_not_lose_a_file(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "w.pth"
+    weight = torch.arange(6.0).reshape(2, 3)
+    content: dict[str, Any] = {"state_dict": {"w": weight}, **harmless()}
+    if form.startswith("pickle"):
+        content["state_dict"] = {"w": weight.numpy()}
+        path.write_bytes(pickle.dumps(content, protocol=int(form[-1])))
+    elif form == "legacy":
+        torch.save(content, path, _use_new_zipfile_serialization=False)
+    else:
+        torch.save(content, path, pickle_protocol=int(form[-1]))
+    contents = read_contents(path)
+    tensors, _ = tensors_in(contents, contents.data["state_dict"])
+    assert torch.equal(tensors["w"], weight)
+    assert "argparse.Namespace" in contents.passed_over
+    assert contents.data["namespace"].entries() == {"lr": 0.1, "model": "resnet50"}
+    state, _ = tensors_in(contents, {"keys": contents.data["random state"][1]})
+    assert state["keys"].dtype is torch.uint32
+    assert state["keys"].tolist() == content["random state"][1].tolist()
 
 
 # -- arrays

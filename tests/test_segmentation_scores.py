@@ -65,6 +65,14 @@ def test_the_bootstrap_of_two_images_by_hand() -> None:
     assert value.interval() == pytest.approx((possible[2], possible[0]))
 
 
+def test_a_class_that_a_draw_lacks_keeps_its_value() -> None:
+    first, second = [[4, 0], [0, 0]], [[1, 1], [2, 2]]
+    value = of(first, second)  # b is in the second image alone: 2 / (4 + 3 - 2)
+    assert value.value() == pytest.approx((5 / 8 + 2 / 5) / 2)
+    twice = [(4 / 4 + 2 / 5) / 2, (1 / 4 + 2 / 5) / 2]
+    assert value.interval() == pytest.approx((min(twice), max(twice)))
+
+
 def test_differences_are_paired_over_images() -> None:
     first, second = [[4, 0], [0, 4]], [[2, 2], [4, 0]]
     change = difference(of(first, second), of(first, second))

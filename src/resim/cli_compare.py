@@ -74,7 +74,8 @@ def compare_verb(argv: Sequence[str]) -> None:
     found = compare(chosen, run, data, val, starts, options.seeds, out, replicates=options.replicates)
     if found is None:
         return
-    title = f"{chosen.name}: {data.source} to {val.source}"
+    frozen = f", {found.frozen} frozen" if found.frozen else ""
+    title = f"{chosen.name}{frozen}: {data.source} to {val.source}"
     draw_ap_curves(found, out / "curves.png", title=title)
     draw_comparison_sheet(found, val, out / "detections.png", title=title)
     tell(found, len(without_remembered(val, [folder for runs in found.folders.values() for folder in runs])))
@@ -97,6 +98,8 @@ def tell(found: Comparison, images: int) -> None:
         if count > 1
         else f"in percent; one seed, so that the spread over seeds is not known; {images} images"
     )
+    if found.frozen:
+        console.print(f"frozen in all runs: {found.frozen}; everything else was trained")
     what = "images and seeds" if count > 1 else "images alone"
     for one in found.differences:
         sure = "" if one.is_sure else ": within the noise, these runs cannot tell them apart"

@@ -257,7 +257,6 @@ def read_data(path: Path, options: DataOptions) -> tuple[DetectionData, Detectio
     Raises:
         UserError: a data set that cannot be read, or options that do not go together.
     """
-    from resim.detection.prepare import with_classes_of
     from resim.detection.read import is_data_set, read_detection
 
     def read(where: Path, split: str | None, images: tuple[Path, ...]) -> DetectionData:
@@ -277,6 +276,9 @@ def read_data(path: Path, options: DataOptions) -> tuple[DetectionData, Detectio
         val = read(Path(options.val), options.val_split, options.val_images_in)
     else:
         val = read(path, options.val, options.val_images_in or options.images_in)
+
+    from resim.detection.prepare import with_classes_of
+
     return data, with_classes_of(val, data.classes, data.category_ids, data.source)
 
 

@@ -14,7 +14,7 @@ import tyro
 from resim.cli_options import read_options, recipe_called
 from resim.errors import UserError
 from resim.exchange.licence import licence_line
-from resim.exchange.targets import FpnNorm, Target
+from resim.exchange.targets import WHOLE, FpnNorm, Target
 
 if TYPE_CHECKING:
     from resim.exchange.export import Exported
@@ -26,13 +26,17 @@ class ImportOptions:
     """Options of `resim import`."""
 
     file: Annotated[Path, tyro.conf.Positional]
-    """A checkpoint of ReSim, MoCo, DenseCL, Detectron2, torchvision, timm or of our own; a run's or hub folder."""
+    """A checkpoint of any program that holds a ResNet, or of our own; a run's or hub folder; an index of shards."""
     out: Path | None = None
     """Checkpoint to write, from which pre-training can start (--start-from), and its recipe beside it as .json."""
     recipe: str | None = None
     """Recipe that will be trained, by name or as a .json file; default: what the file says."""
     licence: str | None = None
     """Licence of the weights, such as BSD-3-Clause, where the file proves none; runs and exports carry it."""
+    prefix: str | None = None
+    """Which of several networks to take, by what stands before its names, such as teacher.backbone."""
+    verbose: bool = False
+    """List every entry."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +71,10 @@ def import_verb(argv: Sequence[str]) -> None:
     from resim.training.checkpoints import save_checkpoint, write_atomically
 
     recipe = recipe_called(options.recipe) if options.recipe else None
-    imported = import_state(options.file, recipe, licence=options.licence)
+    imported = import_state(options.file, recipe, options.prefix, licence=options.licence)
     if options.out is not None and options.out.exists() and options.out.samefile(imported.weights.path):
         raise UserError(f"--out {options.out}: is the file that was read: name another")
-    _tell(imported)
+    _print_import(imported, verbose=options.verbose)
     if options.out is None:
         return
     save_checkpoint(options.out, imported.state)
@@ -80,12 +84,12 @@ def import_verb(argv: Sequence[str]) -> None:
     if different:
         raise UserError(f"{options.out}: {different[0]} was not read as it was written")
     text = json.dumps(imported.recipe.to_json(), indent=2) + "\n"
-    recipe = options.out.with_suffix(".json")
-    write_atomically(recipe, lambda file: file.write(text.encode()))
-    print(f"wrote {options.out}, bit-equal when read again, and its recipe {recipe}")
+    stored = options.out.with_suffix(".json")
+    write_atomically(stored, lambda file: file.write(text.encode()))
+    print(f"wrote {options.out}, bit-equal when read again, and its recipe {stored}")
     epoch = imported.weights.epoch
     more = f" --start-epoch {epoch} --epochs {2 * epoch}" if epoch else ""
-    print(f"go on with: resim pretrain DIR --recipe {recipe} --start-from {options.out}{more}")
+    print(f"go on with: resim pretrain DIR --recipe {stored} --start-from {options.out}{more}")
 
 
 def export_verb(argv: Sequence[str]) -> None:
@@ -112,7 +116,6 @@ def export_verb(argv: Sequence[str]) -> None:
 def _export(options: ExportOptions) -> Exported:
     """A detector of ours goes whole to the targets that take one; of anything else the encoder is exported."""
     from resim.detection.checkpoint import holds_detector
-    from resim.detection.export import WHOLE, export_detector
     from resim.exchange.export import export
 
     settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
@@ -121,24 +124,45 @@ def _export(options: ExportOptions) -> Exported:
         return export(path, **settings, probes=probes)
     if probes is not None:
         raise UserError(f"--probes {probes}: goes with pre-trained networks; {path} is a detector, leave it out")
+
+    from resim.detection.export import export_detector  # slow to import: where there is a detector
+
     return export_detector(path, **settings)
 
 
-def _tell(imported: Imported) -> None:
+def _print_import(imported: Imported, *, verbose: bool) -> None:
     weights = imported.weights
+    for text in weights.warnings:
+        print(f"warning: {text}")
     print(f"{weights.path}: {weights.kind}")
     if weights.origin:
         print(f"origin: {weights.origin}")
     print(licence_line(weights.licence, weights.licence_source))
-    _list("loaded", imported.loaded)
-    _list("key encoder copied from the query", imported.copied)
-    _list("new", imported.new)
-    _list("left over", imported.left_over)
+    if weights.passed_over:
+        print(f"passed over, as it is no plain data: {', '.join(weights.passed_over)}")
+    show = _list if verbose else _summarise
+    show("loaded", imported.loaded)
+    show("key encoder copied from the query", imported.copied)
+    show("new", imported.new)
+    show("left over", imported.left_over)
     added = f", {len(weights.added)} counters of batches set to 0" if weights.added else ""
     print(
         f"in all {len(imported.loaded)} loaded, {len(imported.copied)} copied, {len(imported.new)} new, "
         f"{len(imported.left_over)} left over, momentum of {imported.momentum} parameters{added}"
     )
+
+
+def _summarise(title: str, names: Sequence[str]) -> None:
+    """How many, and the parts that they belong to, in at most four lines."""
+    print(f"{title}: {len(names) or 'none'}")
+    parts: dict[str, list[str]] = {}
+    for name in names:
+        parts.setdefault(".".join(name.split(".")[:2]), []).append(name)
+    shown = sorted(parts.items(), key=lambda item: -len(item[1]))[: 4 if len(parts) == 4 else 3]
+    for part, members in shown:
+        print(f"  {members[0]}" if len(members) == 1 else f"  {part}.* ({len(members)})")
+    if len(shown) < len(parts):
+        print(f"  ... and {sum(map(len, parts.values())) - sum(len(m) for _, m in shown)} more (--verbose lists all)")
 
 
 def _list(title: str, names: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from resim.exchange.features import differences
 Detections = dict[str, Tensor]
 
 PROPOSALS = 100
-"""Proposals of an image that both detectors look at, at most: an agreement needs no more."""
+"""Proposals of an image that both detectors evaluate, at most: more would cost memory and prove nothing new."""
 _SIZES = ((96, 128), (120, 90))
 
 

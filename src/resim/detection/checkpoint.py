@@ -102,12 +102,13 @@ def load_detector(
     except ValueError as error:
         raise UserError(f"{file}: {error}") from None
 
-    from resim.detection.detector import build_detector, freeze_stages  # slow to import: where there is a detector
+    from resim.detection.detector import build_detector  # slow to import: where there is a detector
+    from resim.detection.freeze import freeze_parts
 
     model = build_detector(
         recipe.detector, recipe.images, num_classes=len(state["classes"]), num_keypoints=len(state["keypoint_names"])
     )
-    freeze_stages(model, recipe.detector.frozen_stages)
+    freeze_parts(model, recipe.detector)
     model.load_state_dict(state["model"])
     return TrainedDetector(
         model=model.to(device).eval(),

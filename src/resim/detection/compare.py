@@ -17,6 +17,7 @@ from resim.detection.bad_images import without_remembered
 from resim.detection.bootstrap import average_precision, match, paired_interval, resampled
 from resim.detection.config import DetectorConfig, DetectRecipe, DetectRun
 from resim.detection.evaluate import read_scores
+from resim.detection.freeze import freeze_words
 from resim.detection.init import has_fpn, resolve
 from resim.detection.records import DetectionData
 from resim.detection.results import read_results
@@ -76,6 +77,7 @@ class Comparison:
         scores: by name, kind and score's name the last evaluation's values, one a seed; NaN where nothing is to find.
         differences: of box AP, for every pair of names.
         folders: of the runs, by name, one a seed.
+        frozen: what `--freeze` fixed in all runs, in words; empty: nothing.
     """
 
     names: tuple[str, ...]
@@ -83,6 +85,7 @@ class Comparison:
     scores: dict[str, dict[str, dict[str, list[float]]]]
     differences: tuple[Difference, ...]
     folders: dict[str, list[Path]]
+    frozen: str = ""
 
 
 def compare(
@@ -143,6 +146,7 @@ def compare(
         scores={name: _scores(runs) for name, runs in folders.items()},
         differences=_differences(folders, val, replicates, show=show),
         folders=folders,
+        frozen=freeze_words(recipe.detector),
     )
     content = json.dumps(to_json(comparison, recipe) | describe_run(), indent=2) + "\n"
     write_atomically(out / "compare.json", lambda file: file.write(content.encode()))
@@ -181,6 +185,12 @@ def _architecture(config: DetectorConfig, starts: Sequence[Start]) -> DetectorCo
         raise UserError(f"weights of different backbones cannot be compared: {', '.join(sorted(backbones))}")
     if len(widths) > 1:
         raise UserError(f"weights with FPNs of different widths cannot be compared: {sorted(widths)}")
+    pyramids = {found.frozen_fpn for found in with_fpn}
+    if len(pyramids) > 1:
+        told = "; ".join(sorted(" ".join(parts) for parts in pyramids))
+        raise UserError(
+            f"weights with different parts of an FPN cannot be compared ({told}): name them by --frozen-fpn"
+        )
     return (with_fpn or resolved or untrained or [resolve(config, None)])[0]
 
 
@@ -232,6 +242,7 @@ def to_json(comparison: Comparison, recipe: DetectRecipe) -> dict[str, Any]:
     return {
         "kind": "compare",
         "recipe": recipe.to_json(),
+        "frozen": comparison.frozen,
         "seeds": list(comparison.seeds),
         "scores": scores,
         "differences": [dataclasses.asdict(one) for one in comparison.differences],

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from resim.detection.fpn_parts import check_fixed
 from resim.fields import check_fields
 from resim.training.config import Resume, settle_resume
 
@@ -32,6 +33,12 @@ class DetectorConfig:
     """The same normalisation after each FPN convolution, which then has no bias."""
     frozen_stages: int = 0
     """Stages that are not trained: 0: none, 1: the stem, 2: the stem and the first stage (Detectron2's FREEZE_AT)."""
+    freeze: Literal["none", "backbone", "backbone+fpn"] = "none"
+    """backbone: it is computed without gradient and never changes (on C4: up to the fourth stage); backbone+fpn: nor do
+    the pre-trained parts of the FPN."""
+    frozen_fpn: tuple[str, ...] = ()
+    """Parts of the FPN that --freeze backbone+fpn fixes, such as lateral4; none named: those that --init has, or else
+    those that ReSim pre-trains on P3 and P4."""
     fold_biases: bool = True
     """Biases of a plain pre-trained FPN go into BatchNorm's beta; no-fold-biases drops them, as published."""
     masks: bool = False
@@ -70,6 +77,14 @@ class DetectorConfig:
         _at_least(self, at_least)
         if self.frozen_stages > 5:
             raise ValueError(f"frozen-stages {self.frozen_stages}: must be at most 5, the stem and four stages")
+        check_fixed(self.frozen_fpn)
+        if self.frozen_fpn and self.freeze != "backbone+fpn":
+            parts = " ".join(self.frozen_fpn)
+            raise ValueError(f"frozen-fpn {parts}: goes with --freeze backbone+fpn: empty it by --frozen-fpn alone")
+        if self.freeze == "backbone+fpn" and self.neck == "c4":
+            raise ValueError("freeze backbone+fpn: --neck c4 has no FPN: use --freeze backbone")
+        if self.freeze == "backbone+fpn" and not self.fold_biases:
+            raise ValueError("freeze backbone+fpn: keeps the FPN's biases: leave --no-fold-biases out")
         if self.masks and self.keypoints:
             raise ValueError("masks and keypoints: one detector has one of them")
         if self.neck == "c4" and self.keypoints:
@@ -115,7 +130,7 @@ class ImagesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig:
-    """SGD over a number of steps. Source: the published protocols, and Detectron2's defaults."""
+    """An optimiser over a number of steps. Source: the published protocols, and Detectron2's defaults."""
 
     steps: int = 90_000
     """Steps of the whole training."""
@@ -131,12 +146,16 @@ class TuneConfig:
     """Steps of linear warm-up."""
     warmup_factor: float = 0.001
     """Share of the lr at the first step."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd: with --momentum, weight decay an L2 penalty; adamw: with --betas, weight decay apart from the gradients."""
     momentum: float = 0.9
     """Momentum of SGD."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's running means of the gradients and of their squares."""
     weight_decay: float = 1e-4
-    """L2 penalty on weights and biases."""
+    """Weight decay of weights and biases."""
     norm_weight_decay: float = 0.0
-    """L2 penalty on normalisation layers."""
+    """Weight decay of normalisation layers."""
     clip_norm: float = 0.0
     """Gradients are scaled to this norm at most; 0: never."""
     precise_bn: int = 0
@@ -157,6 +176,8 @@ class TuneConfig:
             raise ValueError(f"fraction {self.fraction}: must be above 0 and at most 1")
         if self.momentum >= 1:
             raise ValueError(f"momentum {self.momentum}: must be below 1")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas {' '.join(map(str, self.betas))}: must be at least 0 and below 1")
         if self.seed >= 2**63:
             raise ValueError(f"seed {self.seed}: must be below 2**63")
         if list(self.drops) != sorted(set(self.drops)) or any(drop < 1 for drop in self.drops):

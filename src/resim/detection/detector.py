@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection import FasterRCNN, KeypointRCNN, MaskRCNN
@@ -23,7 +22,7 @@ from resim.detection.config import DetectorConfig, ImagesConfig
 from resim.detection.draws import ChosenSizes, SeededSampler, set_betas
 from resim.detection.norms import freeze, norm_layer
 from resim.errors import UserError
-from resim.model.backbone import build_backbone
+from resim.model.backbone import build_backbone, torchvision_resnet
 from resim.training.processes import Processes
 from resim.views.photometric import MEAN, STD
 
@@ -137,7 +136,7 @@ def build_detector(
             build_backbone(config.backbone)  # raises if there is none of that name
         torch.manual_seed(seed)
         norm = norm_layer(config.norm, processes)
-        network: Any = torchvision.models.get_model(config.backbone, weights=None, norm_layer=norm)
+        network = torchvision_resnet(config.backbone, norm_layer=norm)
         top = network.fc.in_features
         candidates = CANDIDATES[config.neck]
         settings: dict[str, Any] = {

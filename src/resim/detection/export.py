@@ -34,9 +34,6 @@ from resim.exchange.targets import ENDINGS, FpnNorm, Target
 from resim.exchange.weights import Weights, read_weights
 from resim.exchange.written import Written
 
-WHOLE: tuple[Target, ...] = ("torchvision-detection", "safetensors", "hub")
-"""Targets that take a whole detector; the others take its backbone, and its FPN where they have one."""
-
 
 def export_detector(
     path: str | Path, to: Target, out: Path | None = None, *, fpn_norm: FpnNorm = "auto", licence: str | None = None

@@ -12,12 +12,12 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from resim.detection.config import DetectorConfig
 from resim.detection.detector import FPN_WIDTH
+from resim.detection.fpn_parts import FPN_PARTS, RESIM_FPN, fixed_among, fpn_place
 from resim.errors import UserError
 from resim.exchange.weights import Weights
 from resim.model.encoder import ModelConfig
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-_BLOCKS = {"lateral": ("inner_blocks", 2), "output": ("layer_blocks", 2)}  # torchvision counts from C2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class InitReport:
 
 
 def resolve(config: DetectorConfig, weights: Weights | None, untrained: ModelConfig | None = None) -> DetectorConfig:
-    """The config with `auto` and 0 replaced by what the weights have.
+    """The config with `auto` and 0 replaced by what the weights have, `frozen_fpn` among it.
 
     Args:
         config: of the detector.
@@ -72,7 +72,22 @@ def resolve(config: DetectorConfig, weights: Weights | None, untrained: ModelCon
     if not width:
         pyramid = has_fpn(weights) if weights is not None else any(x.from_fpn for x in model.levels) if model else False
         width = model.fpn_width if model and pyramid else FPN_WIDTH
-    return dataclasses.replace(config, backbone=backbone, fpn_width=width)
+    return dataclasses.replace(config, backbone=backbone, fpn_width=width, frozen_fpn=_frozen_fpn(config, weights))
+
+
+def leaves_open(config: DetectorConfig) -> bool:
+    """Whether the weights decide something of the detector, so that they must be read: see `resolve`."""
+    open_freeze = config.freeze == "backbone+fpn" and not config.frozen_fpn
+    return config.backbone == "auto" or not config.fpn_width or open_freeze
+
+
+def _frozen_fpn(config: DetectorConfig, weights: Weights | None) -> tuple[str, ...]:
+    """The parts of the FPN that are fixed: those that are named, else those of the weights, else ReSim's."""
+    if config.freeze != "backbone+fpn" or config.frozen_fpn:
+        return config.frozen_fpn
+    if weights is None or not has_fpn(weights):
+        return RESIM_FPN
+    return fixed_among([name.removeprefix("fpn.") for name in _fpn_convolutions(weights.tensors)])
 
 
 def has_fpn(weights: Weights) -> bool:
@@ -146,9 +161,8 @@ def _fpn_convolutions(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     places = {}
     for name in tensors:
         parts = name.split(".")
-        if parts[0] == "fpn" and parts[1][:-1] in _BLOCKS:
-            block, first = _BLOCKS[parts[1][:-1]]
-            places[f"fpn.{parts[1]}"] = f"backbone.fpn.{block}.{int(parts[1][-1]) - first}"
+        if parts[0] == "fpn" and parts[1] in FPN_PARTS:
+            places[f"fpn.{parts[1]}"] = fpn_place(parts[1])
     return places
 
 

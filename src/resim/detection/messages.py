@@ -7,13 +7,15 @@ from pathlib import Path
 
 import torch
 
-from resim.detection.config import DetectRecipe, DetectRun
+from resim.detection.config import DetectRecipe, DetectRun, TuneConfig
 from resim.detection.init import InitReport
 from resim.detection.left_out import set_aside
 from resim.detection.recipes import DETECT_RECIPES
 from resim.detection.records import DetectionData
 from resim.detection.samples import objects_to_learn
 from resim.training.processes import Processes
+
+_ADAMW_LR = 0.005  # above it a step changes weights of the usual size, 0.01 to 0.1, by more than a twentieth
 
 
 def opening_lines(
@@ -60,7 +62,7 @@ def opening_lines(
     told += _lr_warning(recipe) if report is not None else []
     if report is not None:
         told += report.lines()
-        if not report.loaded and detector.frozen_stages:
+        if not report.loaded and detector.frozen_stages and detector.freeze == "none":
             told.append("warning: --frozen-stages fixes stages that were never trained: set it to 0")
     told += [f"  {line}" for line in (*left_out, *data.repairs.lines())]
     if val is not None:
@@ -71,7 +73,7 @@ def opening_lines(
             told += [f"    {line}" for line in of_val]
     if val is None:
         told.append("no --val: it is not evaluated")
-    return told
+    return told + _optimizer_lines(tune)
 
 
 def _num_learnt(data: DetectionData, recipe: DetectRecipe) -> int:
@@ -91,3 +93,14 @@ def _lr_warning(recipe: DetectRecipe) -> list[str]:
         f"{tune.batch_size} the linear rule gives --lr {tune.lr * tune.batch_size / base.batch_size:g} (or --lr-batch "
         f"{base.batch_size})"
     ]
+
+
+def _optimizer_lines(tune: TuneConfig) -> list[str]:
+    """What optimises, where it is not SGD, and a learning rate that is SGD's."""
+    if tune.optimizer == "sgd":
+        return []
+    lr = tune.learning_rate(tune.warmup_steps)
+    lines = [f"AdamW: betas {tune.betas[0]:g} and {tune.betas[1]:g}, weight decay {tune.weight_decay:g}"]
+    if lr > _ADAMW_LR:
+        lines.append(f"warning: lr {lr:g} is high for AdamW, which moves every weight by about the lr: set --lr 0.001")
+    return lines

@@ -89,6 +89,20 @@ def quick() -> DetectRecipe:
     )
 
 
+def probe_frozen() -> DetectRecipe:
+    """Frozen-detector probe in minutes on a CPU: only FPN, RPN and heads are trained, on small images, by AdamW."""
+    base = quick()
+    return DetectRecipe(
+        name="probe-frozen",
+        detector=dataclasses.replace(base.detector, freeze="backbone", anchor_sizes=(8, 16, 32, 64, 128)),
+        images=ImagesConfig(min_sizes=(128, 144, 160), max_size=288, test_size=144),
+        tune=TuneConfig(
+            steps=300, batch_size=8, optimizer="adamw", lr=1e-3, weight_decay=0.05, drops=(240,), warmup_steps=30,
+            clip_norm=10.0,
+        ),
+    )  # fmt: skip
+
+
 def _longer(recipe: DetectRecipe) -> DetectRecipe:
     return dataclasses.replace(recipe, tune=dataclasses.replace(recipe.tune, steps=180_000, drops=(120_000, 160_000)))
 
@@ -113,4 +127,5 @@ DETECT_RECIPES: dict[str, Callable[[], DetectRecipe]] = {
     "cityscapes-fpn": cityscapes_fpn,
     "coco-keypoints-fpn-1x": coco_keypoints_fpn_1x,
     "quick": quick,
+    "probe-frozen": probe_frozen,
 }

@@ -29,7 +29,7 @@ class DetectorStepper:
     """A detector with what a step needs beside it."""
 
     model: GeneralizedRCNN
-    optimizer: torch.optim.SGD
+    optimizer: torch.optim.Optimizer
     called: nn.Module
     """The detector as it is called: in DistributedDataParallel, or itself."""
     processes: Processes
@@ -39,7 +39,7 @@ class DetectorStepper:
     clip_norm: float = 0.0
 
     def __call__(self, batch: DetectionBatch) -> dict[str, Tensor]:
-        """Forward and backward over this process's images, one step of SGD.
+        """Forward and backward over this process's images, one step of the optimiser.
 
         Torchvision's losses are means over the images and regions of a pass; passes are averaged by their images.
 
@@ -105,8 +105,12 @@ def make_detector_stepper(
         {"params": [p for p in trained if id(p) not in norms], "weight_decay": tune.weight_decay},
         {"params": [p for p in trained if id(p) in norms], "weight_decay": tune.norm_weight_decay},
     ]
-    optimizer = torch.optim.SGD(
-        [group for group in groups if group["params"]], lr=tune.lr, momentum=tune.momentum, fused=True
-    )
+    optimizer = _make_optimizer([group for group in groups if group["params"]], tune)
     called = in_parallel(placed, processes)
     return DetectorStepper(placed, optimizer, called, processes, images_per_pass, precision, tune.clip_norm)
+
+
+def _make_optimizer(groups: list[dict[str, Any]], tune: TuneConfig) -> torch.optim.Optimizer:
+    if tune.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=tune.lr, betas=tune.betas, fused=True)
+    return torch.optim.SGD(groups, lr=tune.lr, momentum=tune.momentum, fused=True)

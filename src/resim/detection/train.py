@@ -15,9 +15,10 @@ from torch import Tensor
 from resim.detection import bad_images
 from resim.detection.checkpoint import check_same_run, detector_state
 from resim.detection.config import DetectRecipe, DetectRun
-from resim.detection.detector import build_detector, freeze_stages
+from resim.detection.detector import build_detector
 from resim.detection.evaluate import kinds_of, lines, official_scores, read_scores, write_evaluation
-from resim.detection.init import InitReport, load_init, resolve
+from resim.detection.freeze import freeze_lines, freeze_parts
+from resim.detection.init import InitReport, leaves_open, load_init, resolve
 from resim.detection.left_out import left_out
 from resim.detection.messages import opening_lines
 from resim.detection.norms import recompute_statistics
@@ -84,7 +85,7 @@ def train_detector(
                 f"a batch of {recipe.tune.batch_size} cannot be shared among {processes.count} processes: "
                 "set --batch-size to a multiple"
             )
-        open_fields = recipe.detector.backbone == "auto" or not recipe.detector.fpn_width
+        open_fields = leaves_open(recipe.detector)
         resume = run_folder.goes_on(run.out, run.resume)
         has_state = resume and run.out is not None and (run.out / "checkpoints" / "last.pt").exists()
         # a run that goes on needs its weights no more, but they are compared where they still are
@@ -178,7 +179,7 @@ class _Tuning:
         workers = run.workers if run.workers >= 0 else min(processes.cores, 16)
 
         def take_step(batch: DetectionBatch, step: int) -> tuple[float, dict[str, Tensor]]:
-            """One batch, one step of SGD; the learning rate and the numbers of the step."""
+            """One batch, one step of the optimiser; the learning rate and the numbers of the step."""
             self._count_bad(batch)
             lr = tune.learning_rate(step)
             for group in self.stepper.optimizer.param_groups:
@@ -210,6 +211,8 @@ class _Tuning:
                 self.recipe, run, self.data, self.val, processes, self.stepper.precision, self.out, step,
                 None if state else report, self.not_learnt,
             ):  # fmt: skip
+                progress.say(line)
+            for line in freeze_lines(self.stepper.model, self.recipe.detector, None if state else report):
                 progress.say(line)
             if self.gone:
                 progress.say(
@@ -343,7 +346,7 @@ def _stepper(
         processes=processes, seed=recipe.tune.seed,
     )  # fmt: skip
     report = load_init(model, recipe.detector, weights)
-    freeze_stages(model, recipe.detector.frozen_stages)
+    freeze_parts(model, recipe.detector)
     stepper = make_detector_stepper(
         model, recipe.tune, processes, precision=precision, images_per_pass=run.images_per_pass
     )

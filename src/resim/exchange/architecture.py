@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -88,6 +89,31 @@ def check_complete(path: object, tensors: Mapping[str, Tensor], config: ModelCon
     told = [f"{len(names)} {what} ({shorten(names)})" for what, names in problems.items() if names]
     if told:
         raise UserError(f"{path}: is no whole {config.backbone}{_with_fpn(config)}: {'; '.join(told)}")
+
+
+def refuse_infinite(path: Path, tensors: Mapping[str, Tensor], names: Mapping[str, str] | None = None) -> None:
+    """Refuse weights with NaN, infinite numbers or variances below 0.
+
+    Args:
+        path: the file, to be named.
+        tensors: under our names.
+        names: our names to those of the file.
+
+    Raises:
+        UserError: which tensor, and how many of its numbers.
+    """
+    for name, value in tensors.items():
+        if not value.is_floating_point():
+            continue
+        shown = (names or {}).get(name, name)
+        wild = int((~value.isfinite()).sum())
+        if wild:
+            raise UserError(
+                f"{path}: {shown} has {wild} of {value.numel()} numbers that are NaN or infinite: the training "
+                "diverged or the file is damaged; take an earlier checkpoint"
+            )
+        if name.endswith("running_var") and value.min() < 0:
+            raise UserError(f"{path}: {shown} has variances below 0: the file is damaged")
 
 
 def add_counters(tensors: dict[str, Tensor], config: ModelConfig) -> list[str]:

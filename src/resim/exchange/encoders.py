@@ -66,7 +66,7 @@ def load_encoder(path: str | Path) -> LoadedEncoder:
     Raises:
         UserError: as `read_weights`.
     """
-    weights = read_weights(path)
+    weights = read_weights(path, check_finite=False)  # a run that diverged has pictures and a report all the same
     return LoadedEncoder(
         name=_short(weights.path) if Path(path).exists() else str(path),  # torchvision:NAME stays as it is
         kind=weights.kind,

@@ -1,41 +1,51 @@
-"""Files of weights, opened without running what is in them: PyTorch's, pickles of arrays, safetensors."""
+"""Files of weights, opened without running what is in them: PyTorch's, pickles of arrays, safetensors, their shards."""
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
-import warnings
-import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from resim.errors import UserError
-from resim.exchange.pickles import NUMPY, NumberArray, read_pickle
+from resim.exchange.inert import Named, NumberArray, PassedOver, SavedTensor, is_tensor
+from resim.exchange.modules import plain
+from resim.exchange.pickles import Reading, read_pickle
 from resim.exchange.sources import is_untrained, locate
+from resim.exchange.torch_files import LEGACY, read_torch, with_tensors
 
-_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the magic number that torch.save wrote before 1.6
 _NOT_WEIGHTS = {
     b"version https://git-lfs": "a Git LFS pointer: fetch the file itself with git lfs pull",
     b"<!DOCTYPE": "a web page, not the file itself: download it again",
     b"<html": "a web page, not the file itself: download it again",
     b"\x89HDF": "an HDF5 file: save the weights with torch.save or as safetensors",
+    b"\x1f\x8b": "compressed with gzip: unpack it first",
+    b"BZh": "compressed with bzip2: unpack it first",
+    b"\xfd7zXZ": "compressed with xz: unpack it first",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack it first",
+    b"\x93NUMPY": "a single array of NumPy's: save a state_dict",
 }
+_IN_FOLDERS = (
+    "checkpoints/last.pt", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)  # fmt: skip
+_INDEX = ".index.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """A file's content: plain data with tensors and `NumberArray`s in it."""
+    """A file's content: plain data with tensors and arrays in it."""
 
     path: Path
     """The file, found in the folder where a folder was named."""
     size: int
-    """Bytes of the file."""
+    """Bytes of the file, or of all its shards."""
     form: str
     """torch, pickle or safetensors."""
     data: Mapping[str, Any]
@@ -43,45 +53,23 @@ class Contents:
     """Of a safetensors file."""
     origin: str | None = None
     """Where the weights come from, where the name by which the file was called says so."""
+    passed_over: tuple[str, ...] = ()
+    """Classes and functions whose objects were not read."""
 
 
 def read_contents(path: str | Path) -> Contents:
-    """Open a file of weights, or the one in a run's folder or a hub folder, or torchvision's own (`torchvision:NAME`).
+    """Open a file of weights with all its shards, or the one in a run's or hub folder, or `torchvision:NAME`.
+
 
     Raises:
-        UserError: it cannot be read, is damaged, is no such file, or wants code to be run.
+        UserError: it cannot be read, is damaged, is no such file, or asks for commands to be run.
     """
     if is_untrained(path):
         raise UserError(f"{path}: is an untrained network, of which there is no file: name a file of weights")
     place, origin = locate(path)
     path = _file_of(place)
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(64)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    if not head:
-        raise UserError(f"{path}: is empty (0 bytes)")
-    for start, what in _NOT_WEIGHTS.items():
-        if head.lower().startswith(start.lower()):
-            raise UserError(f"{path}: is {what}")
-    form = _form(path, head)
-    metadata: dict[str, str] = {}
-    try:
-        if form == "safetensors":
-            data, metadata = _read_safetensors(path)
-        elif form == "pickle":
-            data = read_pickle(path.read_bytes())
-        else:
-            data = _read_torch(path, head)
-    except UserError:
-        raise
-    except Exception as error:  # a damaged file can raise anything
-        raise UserError(f"{path}: {_told(error, size)}") from None
-    if not isinstance(data, Mapping) or not all(isinstance(name, str) for name in data):
-        raise UserError(f"{path}: holds no named weights (a {type(data).__name__}); save a state_dict")
-    return Contents(path=path, size=size, form=form, data=data, metadata=metadata, origin=origin)
+    contents = _read_shards(path) if path.name.endswith(_INDEX) else _read_file(path)
+    return replace(contents, origin=origin)
 
 
 def tensors_in(contents: Contents, entries: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
@@ -95,16 +83,16 @@ def tensors_in(contents: Contents, entries: Mapping[str, Any]) -> tuple[dict[str
     tensors: dict[str, Tensor] = {}
     others: list[str] = []
     for name, value in entries.items():
-        if isinstance(value, NumberArray):
+        if not is_tensor(value):
+            others.append(name)
+            continue
+        if isinstance(value, PassedOver):
+            raise UserError(f"{contents.path}: {name}: is sparse, quantised or without content; dense weights are read")
+        if isinstance(value, (NumberArray, SavedTensor)):
             try:
                 value = value.tensor()
             except pickle.UnpicklingError as error:
                 raise UserError(f"{contents.path}: {name}: {error}") from None
-        if not isinstance(value, Tensor):
-            others.append(name)
-            continue
-        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-            raise UserError(f"{contents.path}: {name}: is sparse, quantised or without content; dense weights are read")
         if value.numel() * value.element_size() > contents.size:
             raise UserError(f"{contents.path}: {name}: claims {tuple(value.shape)} in a file of {contents.size} bytes")
         if value.is_floating_point() and value.element_size() < 4:
@@ -113,22 +101,91 @@ def tensors_in(contents: Contents, entries: Mapping[str, Any]) -> tuple[dict[str
     return tensors, others
 
 
+def _read_file(path: Path) -> Contents:
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(264)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if not head:
+        raise UserError(f"{path}: is empty (0 bytes)")
+    for start, what in _NOT_WEIGHTS.items():
+        if head.lower().startswith(start.lower()):
+            raise UserError(f"{path}: is {what}")
+    if head[257:262] == b"ustar":
+        raise UserError(f"{path}: is a tar archive: unpack it, and name a file of weights in it")
+    form = _form(path, head)
+    metadata: dict[str, str] = {}
+    reading = Reading()
+    try:
+        if form == "safetensors":
+            data, metadata = _read_safetensors(path)
+        elif form == "pickle":
+            data = read_pickle(path.read_bytes(), with_tensors(reading, path))
+        else:
+            data = read_torch(path.read_bytes(), path, reading)
+        data = plain(data)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file can raise anything
+        raise UserError(f"{path}: {_told(error, size)}") from None
+    if not isinstance(data, Mapping) or not all(isinstance(name, str) for name in data):
+        kind = "Tensor" if isinstance(data, SavedTensor) else type(data).__name__
+        kind = data.kind if isinstance(data, PassedOver) else data.full if isinstance(data, Named) else kind
+        raise UserError(f"{path}: holds no named weights (a {kind}); save a state_dict")
+    return Contents(
+        path=path, size=size, form=form, data=data, metadata=metadata, passed_over=tuple(reading.passed_over)
+    )
+
+
+def _read_shards(path: Path) -> Contents:
+    """The files that an index names, as one."""
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"{path}: is no JSON ({error})") from None
+    places = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise UserError(f"{path}: is no index of shards: it has no weight_map from names to files")
+    parts: list[Contents] = []
+    for name in dict.fromkeys(places.values()):
+        if Path(name).name != name or name.endswith(_INDEX):
+            raise UserError(f"{path}: names the shard {name!r}: shards lie in the index's own folder")
+        parts.append(_read_file(path.parent / name))
+    data: dict[str, Any] = {}
+    for name, file in places.items():
+        part = next(part for part in parts if part.path.name == file)
+        if name not in part.data:
+            raise UserError(f"{path}: says that {name} is in {file}, which has none of that name")
+        data[name] = part.data[name]
+    whole = replace(parts[0], path=path, size=sum(part.size for part in parts), data=data)
+    return replace(whole, passed_over=tuple(dict.fromkeys(kind for part in parts for kind in part.passed_over)))
+
+
 def _file_of(path: Path) -> Path:
     """The file in a run's folder or a hub folder."""
     if not path.is_dir():
         return path
-    for name in ("checkpoints/last.pt", "model.safetensors"):
+    for name in _IN_FOLDERS:
         if (path / name).is_file():
             return path / name
-    raise UserError(f"{path}: is a folder without checkpoints/last.pt or model.safetensors; name a file of weights")
+    if (path / ".metadata").is_file():
+        raise UserError(
+            f"{path}: is a distributed checkpoint: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
+            f"{path} FILE makes one file of it"
+        )
+    raise UserError(f"{path}: is a folder without {_IN_FOLDERS[0]} or {_IN_FOLDERS[1]}; name a file of weights")
 
 
 def _form(path: Path, head: bytes) -> str:
-    if head.startswith((b"PK\x03\x04", _LEGACY)):
+    if head.startswith((b"PK\x03\x04", LEGACY)):
         return "torch"
     if head[8:9] == b"{" or path.suffix == ".safetensors":
         return "safetensors"
-    if head[0] == 0x80 or path.suffix == ".pkl":
+    if head[0] == 0x80 or head[:1] in (b"(", b"}") or path.suffix == ".pkl":  # protocols 0 and 1 begin with a bracket
         return "pickle"
     if path.suffix == ".onnx":
         raise UserError(f"{path}: ONNX files are written, not read: name the checkpoint it was made from")
@@ -140,30 +197,12 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 
 
-def _read_torch(path: Path, head: bytes) -> Any:
-    if head.startswith(b"PK"):
-        with zipfile.ZipFile(path) as archive:
-            packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
-        if packed:  # torch.save never does it, and little can unpack to much
-            raise UserError(f"{path}: {packed[0]} in it is compressed, as torch.save does not do; save it anew")
-    allowed: list[Any] = [(stand_in, name) for name, stand_in in NUMPY.items()]
-    with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of how long it takes to check what will be refused
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
 def _told(error: Exception, size: int) -> str:
     """Why a file was not read, in a line."""
     text = str(error)
-    wanted = re.search(r"GLOBAL (\S+)|it asks for (\S+)", text)
-    if wanted:
-        name = wanted[1] or wanted[2]
-        return f"refused: it asks for {name} when it is read, and only tensors, arrays and plain data are read"
-    reason = re.search(r"(?:^|WeightsUnpickler error:\s*)(it [^\n]+)", text)
-    if isinstance(error, pickle.UnpicklingError) and reason:
-        return f"refused: {reason[1].strip()}, and only tensors, arrays and plain data are read"
-    text = text.partition("WeightsUnpickler error:")[2] or text
-    if isinstance(error, SafetensorError):
-        return f"damaged, or no safetensors file ({size} bytes; {text.splitlines()[0][:120]})"
+    if isinstance(error, pickle.UnpicklingError):
+        when = " when it is read" if re.match(r"it asks for \S+$", text) else ""
+        return f"refused: {text}{when}, and only tensors, arrays and plain data are read"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return f"damaged, or no file of weights ({size} bytes; {lines[0][:120] if lines else type(error).__name__})"
+    what = "safetensors file" if isinstance(error, SafetensorError) else "file of weights"
+    return f"damaged, or no {what} ({size} bytes; {lines[0][:120] if lines else type(error).__name__})"

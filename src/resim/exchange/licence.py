@@ -106,8 +106,8 @@ def licence_line(licence: str | None, source: str) -> str:
     if licence is None:
         return f"licence: unknown: taken from nowhere ({source}); --licence states that of your own weights"
     if licence.casefold().startswith("cc-by-nc-4.0"):
-        told = "CC-BY-NC 4.0 (as published): not for commercial use, and neither is what is made from it"
-        return f"licence: {told}; taken from {source}"
+        text = "CC-BY-NC 4.0 (as published): not for commercial use, and neither is what is made from it"
+        return f"licence: {text}; taken from {source}"
     return f"licence: {licence}; taken from {source}"
 
 

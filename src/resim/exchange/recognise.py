@@ -1,82 +1,243 @@
-"""Whose file is it? Forms of checkpoints, told from the names in them."""
+"""Which networks are in a file, which one is taken, and whose form of checkpoint it is."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
-from resim.exchange.names import from_detectron2, from_program, from_torchvision_detection
+from resim.exchange.inert import shape_of
+from resim.exchange.pyramids import find_pyramid
+from resim.exchange.schemes import SCHEMES, Scheme, is_counter, numbered
+from resim.exchange.states import State, find_states
 
-_MOMENTUM_COPY = re.compile(r"(^|[._])(encoder_k|k|key|ema|momentum|teacher|target)[._]")
-_QUERY = re.compile(r"(^|[._])(encoder_q|query|online|student)[._]")
-_BLOCK = re.compile(r"(layer[1-4]|res[2-5])\.\d+\.")
-_OURS = re.compile(r"backbone\..+|head\.[02]\.\w+|fpn\.(lateral|output)\d\..+|convs\.C\d\.\w+")
+_COPIES = frozenset("k key keys ema momentum teacher target mean avg averaged average swa shadow slow".split())  # noqa: SIM905
+_QUERIES = frozenset("q query online student".split())  # noqa: SIM905
+_OURS = re.compile(r"head\.[02]\.\w+|convs\.C\d\.\w+")
+
+FormName = Literal["published", "detectron2", "torchvision-detection", "mmdet", "resim", "caffe2", "resnet"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A ResNet in a file."""
+
+    state: State
+    prefix: str
+    """What stands before its names in its dictionary, without `module.` and the like."""
+    scheme: Scheme
+    label: str
+    """What stands before its names in the file, for people and for --prefix."""
+    is_whole: bool
+    """Whether it has a last stage."""
+
+    def ours(self) -> dict[str, str]:
+        """Its entries, as the file calls them, to our names below `backbone.`."""
+        named: dict[str, str] = {}
+        for bare, name in self.state.bare.items():
+            inner = bare.removeprefix(self.prefix)
+            if self.scheme.name == "detectron2" and bare.startswith("roi_heads.res5."):  # a C4 detector's fifth stage
+                inner = bare.removeprefix("roi_heads.")
+            elif not bare.startswith(self.prefix):
+                continue
+            ours = None if is_counter(bare) else self.scheme.ours(inner)
+            if ours is not None:
+                named[name] = ours
+        return named
 
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """A form of checkpoint and how its names become ours."""
+    """A form of checkpoint, and the entries of the network that was taken."""
 
-    name: Literal["published", "detectron2", "torchvision-detection", "resim", "resnet"]
-    prefix: str
-    """What stands before the ResNet's own names."""
-    rename: Callable[[str], str | None]
-    """Our name for an entry; None for what we have not."""
-    key_prefix: str | None = None
-    """Of a published checkpoint: what stands before the key encoder's names."""
+    name: FormName
+    network: Network
+    ours: Mapping[str, str]
+    """Entries of the file to our names: backbone, head, FPN."""
+    keys: Mapping[str, str] = field(default_factory=dict)
+    """Of a published checkpoint: entries of the key encoder to our names."""
+    queue: Mapping[str, str] = field(default_factory=dict)
+    """Of a published checkpoint: its queue and the position in it."""
+    others: tuple[str, ...] = ()
+    """What stands before the names of the file's other networks."""
+    notes: tuple[str, ...] = ()
 
-    def is_in_block(self, name: str) -> bool:
-        """Whether an entry belongs to a block of the ResNet, whatever it is there."""
-        bare = name.removeprefix(self.prefix).removeprefix("roi_heads.")
-        return name.startswith((self.prefix, "roi_heads.")) and _BLOCK.match(bare) is not None
-
-    def is_training_state(self, name: str) -> bool:
-        """Whether an entry belongs to pre-training beside the query encoder: the key encoder's, the queue."""
-        if self.key_prefix is None:
-            return False
-        bare = name.removeprefix("module.")
-        return bare in ("queue", "queue_ptr") or from_program(name, self.key_prefix) is not None
+    @property
+    def state(self) -> State:
+        """The dictionary that it is in."""
+        return self.network.state
 
 
-def recognise(names: Sequence[str]) -> Form:
-    """The form of a state_dict with these names.
+def recognise(data: Mapping[str, object], prefix: str | None = None) -> Form:
+    """The network to take from a file and its form.
+
+    Of several whole ones it is the one that gradients train (query, online, student), not a copy of it (key, teacher,
+    target, moving average); else the one with the shortest prefix.
+
+    Args:
+        data: what the file holds.
+        prefix: of the network to take, as `Network.label` gives it; the dots at its end may be left out.
 
     Raises:
-        ValueError: there is no ResNet in it.
+        ValueError: there is no ResNet, or none with this prefix; what there is.
     """
-    if any(re.search(r"(^|\.)res2\.0\.conv1\.weight$", name) for name in names):
-        prefix = next(name for name in names if name.endswith("res2.0.conv1.weight"))
-        norm = any(re.search(r"fpn_output\d\.(norm|1)\.", name) for name in names)
-        return Form(
-            name="detectron2",
-            prefix=prefix.removesuffix("res2.0.conv1.weight"),
-            rename=lambda name: from_detectron2(name, fpn_norm=norm),
-        )
-    found = [name.removesuffix("layer1.0.conv1.weight") for name in names if name.endswith("layer1.0.conv1.weight")]
-    if not found:
-        if any(re.fullmatch(r"(blobs|res2_0_branch2a_w|conv1_w)", name) for name in names):
-            raise ValueError("a Caffe2 (Detectron 1) ResNet, whose stride is in the 1 x 1 convolutions")
-        example = f" (its names are like {sorted(names)[0]!r})" if names else ""
-        raise ValueError(f"no ResNet{example}")
-    prefix = min(
-        found, key=lambda prefix: (not _QUERY.search(prefix), bool(_MOMENTUM_COPY.search(prefix)), len(prefix))
+    states = find_states(data)
+    networks = find_networks(states)
+    if not networks:
+        raise ValueError(f"no ResNet{_what_it_holds(data, states)}")
+    labels = [network.label for network in networks]
+    if prefix is None:
+        chosen = min(networks, key=_preference)
+    else:
+        name = prefix.strip(".").removeprefix("state_dict.")
+        wanted = [n for n in networks if name == n.label.strip(".")] or [
+            n for n in networks if name in (n.prefix.strip("."), n.label.partition(".")[2].strip("."))
+        ]
+        if not wanted:
+            raise ValueError(f"no ResNet below --prefix {prefix!r}; those in it are below {_quoted(labels)}")
+        chosen = wanted[0]
+    others = [n for n in networks if n is not chosen and n.is_whole]
+    return _form(chosen, [network for network in networks if network.state is chosen.state], others)
+
+
+def find_networks(states: Sequence[State]) -> list[Network]:
+    """Every ResNet in these dictionaries, by the name of the first convolution of its first block."""
+    found: list[Network] = []
+    for state in states:
+        for bare, name in state.bare.items():
+            for scheme in SCHEMES:
+                match = scheme.anchor.fullmatch(bare)
+                if match:
+                    found.append(_network(state, match["prefix"], scheme, name, bare))
+        found += _numbered_networks(state)
+    return found
+
+
+def _numbered_networks(state: State) -> list[Network]:
+    """Those whose parts have numbers, `backbone.4.0.conv1.weight`: four stages in a row."""
+    found: list[Network] = []
+    numbers: dict[str, dict[int, str]] = {}
+    for bare in state.bare:
+        match = re.fullmatch(r"((?:.+\.)?)(\d+)\.0\.conv1\.weight", bare)
+        if match:
+            numbers.setdefault(match[1], {})[int(match[2])] = bare
+    for prefix, stages in numbers.items():
+        first = min(stages)
+        if first > 0 and all(first + step in stages for step in range(4)):
+            scheme = numbered(state.bare, first, prefix)
+            found.append(_network(state, prefix, scheme, state.bare[stages[first]], stages[first]))
+    return found
+
+
+def _network(state: State, prefix: str, scheme: Scheme, name: str, bare: str) -> Network:
+    own = name.removesuffix(bare.removeprefix(prefix))
+    label = state.label(own if own != name else prefix)
+    return Network(
+        state=state, prefix=prefix, scheme=scheme, label=label, is_whole=f"{prefix}{scheme.last}" in state.bare
     )
-    if prefix in ("encoder_q.", "module.encoder_q."):
-        return Form(
-            name="published",
-            prefix=prefix,
-            rename=lambda name: from_program(name, prefix),
-            key_prefix=prefix.replace("encoder_q", "encoder_k"),
-        )
-    if prefix == "backbone.body.":
-        norm = any(re.search(r"layer_blocks\.\d\.1\.", name) for name in names)
-        return Form(
-            name="torchvision-detection",
-            prefix=prefix,
-            rename=lambda name: from_torchvision_detection(name, fpn_norm=norm),
-        )
-    if prefix == "backbone." and any(re.match(r"fpn\.lateral\d|head\.0\.weight|convs\.C", name) for name in names):
-        return Form(name="resim", prefix=prefix, rename=lambda name: name if _OURS.fullmatch(name) else None)
-    return Form(name="resnet", prefix=prefix, rename=lambda name: from_program(name, prefix))
+
+
+def words_of(prefix: str) -> set[str]:
+    """The words of a prefix: `module.encoderQ.` -> module, encoder, q."""
+    return set(re.findall(r"[a-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", prefix).lower().replace("_", " ")))
+
+
+def _preference(network: Network) -> tuple[bool, bool, bool, int]:
+    words = words_of(network.label)
+    return not network.is_whole, not words & _QUERIES, bool(words & _COPIES), len(network.prefix)
+
+
+def _form(chosen: Network, siblings: Sequence[Network], others: Sequence[Network]) -> Form:
+    ours = chosen.ours()
+    state = chosen.state
+    bare, prefix = state.bare, chosen.prefix
+    name = _form_name(chosen)
+    keys: dict[str, str] = {}
+    queue: dict[str, str] = {}
+    if name == "published":
+        key_prefix = "encoder_k."
+        for short, entry in bare.items():
+            if short in ("queue", "queue_ptr"):
+                queue[entry] = {"queue": "queue", "queue_ptr": "queue_position"}[short]
+        twin = next((network for network in siblings if network.prefix == key_prefix), None)
+        if twin is not None:
+            keys = twin.ours() | _head(state, f"{key_prefix}fc.", twin.ours())
+            keys |= find_pyramid(state, key_prefix, [], keys)[0]
+            others = [network for network in others if network is not twin]
+    rivals = [network.prefix for network in siblings if network is not chosen]
+    pyramid, notes = find_pyramid(state, prefix, rivals, ours)
+    heads = {"published": f"{prefix}fc.", "detectron2": f"{prefix}stem.fc.", "resim": "head."}
+    ours |= pyramid
+    if name in heads:
+        ours |= _head(state, heads[name], ours)
+    if name == "resim":
+        ours |= {entry: short for short, entry in bare.items() if re.fullmatch(r"convs\.C\d\.\w+", short)}
+    if name == "resnet" and any(re.match(r"neck\.(lateral|fpn)_convs", short) for short in bare):
+        name = "mmdet"
+    if name == "resnet" and (prefix.endswith("body.") or any("_blocks." in entry for entry in pyramid)):
+        name = "torchvision-detection"
+    labels = tuple(dict.fromkeys(network.label for network in others if network.label != chosen.label))
+    return Form(name=name, network=chosen, ours=ours, keys=keys, queue=queue, others=labels, notes=tuple(notes))
+
+
+def _form_name(network: Network) -> FormName:
+    if network.scheme.name == "detectron2":
+        return "detectron2"
+    if network.scheme.name == "caffe2":
+        return "caffe2"
+    if network.scheme.name != "torchvision":
+        return "resnet"
+    if network.prefix == "encoder_q.":
+        return "published"
+    parts = re.compile(r"fpn\.(lateral|output)\d\.|head\.0\.weight|convs\.C")
+    if network.prefix == "backbone." and any(parts.match(name) for name in network.state.bare):
+        return "resim"
+    return "resnet"
+
+
+def _head(state: State, prefix: str, ours: Mapping[str, str]) -> dict[str, str]:
+    """The entries of our global head, two convolutions' width apart; {} for another head, which is left over."""
+    entries = {short: name for short, name in state.bare.items() if short.startswith(prefix)}
+    places = {short.removeprefix(prefix): name for short, name in entries.items()}
+    if not places or not all(re.fullmatch(r"[02]\.(weight|bias)", place) for place in places):
+        return {}
+    top = max((shape_of(state.entries[name])[:1] for name, our in ours.items() if "layer4.0.conv" in our), default=())
+    first, last = (shape_of(state.entries[places[p]]) if p in places else None for p in ("0.weight", "2.weight"))
+    if first is not None and last is not None and top:
+        biases = all(f"{place}.bias" in places for place in "02")
+        if not biases or len(first) != 2 or len(last) != 2 or first != (*top, *top) or last[1:] != top:
+            return {}
+    return {name: f"head.{place}" for place, name in places.items()}
+
+
+def _what_it_holds(data: Mapping[str, object], states: Sequence[State]) -> str:
+    """What a file without a ResNet has: an example of its names, what they look like, the keys at its top."""
+    names = [name for state in states for name in state.entries]
+    if any(re.fullmatch(r"blobs|conv1_w", name) for name in (*names, *data)):
+        return "; it is a Caffe2 (Detectron 1) ResNet without the blobs of its blocks"
+    if not names:
+        return f", and no tensors at all (its keys are {_quoted(list(data))})" if data else ", it is empty"
+    example = f" (its names are like {min(names)!r})"
+    kind = next((kind for pattern, kind in _OTHER_NETWORKS if any(re.search(pattern, name) for name in names)), "")
+    looks = f", which looks like {kind}" if kind else ""
+    places = [state.label("") or "its top" for state in states[:4]]
+    return f"{example}{looks}; {len(names)} entries below {', '.join(places)}; keys at its top: {_quoted(list(data))}"
+
+
+_OTHER_NETWORKS = (
+    (r"blocks\.\d+\.attn\.|encoder\.layer\.\d+\.attention|encoder_layer_\d", "a vision transformer"),
+    (r"layers\.\d\.blocks\.\d+\.(attn|norm1)", "a Swin transformer"),
+    (r"stages\.\d\.(blocks\.)?\d+\.(dwconv|conv_dw|depthwise_conv|gamma)", "a ConvNeXt"),
+    (r"denseblock1", "a DenseNet"),
+    (r"layer0\.(conv1|0)", "a squeeze-and-excitation ResNet of an old form"),
+    (r"blocks\.\d+\.\d+\.conv_(pw|dw)|_blocks\.\d+\._depthwise", "an EfficientNet"),
+    (r"stages\.\d\.blocks\.\d+\.(conv1|norm1)", "a ResNet v2 or RegNet"),
+    (r"features\.\d+\.weight", "a VGG or AlexNet"),
+    (r"block\.\d\.\d|trunk_output\.block", "a RegNet"),
+)
+
+
+def _quoted(names: Sequence[str], at_most: int = 8) -> str:
+    shown = ", ".join(repr(name) for name in names[:at_most])
+    return shown + (f", ... {len(names)} in all" if len(names) > at_most else "")

@@ -166,13 +166,18 @@ def _unknown(word: str) -> str:
         hint = f"; did you mean {TORCHVISION}:{name}?"
     elif scheme == UNTRAINED:
         hint = ""
-    elif word in torchvision_names() or word.lower() == "imagenet":
+    elif word.lower() == "imagenet" or (_may_be_torchvisions(word) and word in torchvision_names()):
         hint = f"; did you mean {TORCHVISION}:{word if word.lower() != 'imagenet' else 'resnet50'}?"
     elif scheme in ("timm", "hf", "hub") or word.startswith("timm/"):
         hint = "; save the network's state_dict to a file first, and name the file"
     else:
         hint = ""
     return f"{word}: cannot be read (No such file or directory); possible are {NAMES}{hint}"
+
+
+def _may_be_torchvisions(word: str) -> bool:
+    """Whether it has the form of such a name: torchvision's models are slow to import."""
+    return bool(_BACKBONES.fullmatch(word) or _DETECTORS.fullmatch(word))
 
 
 def _nearest(name: str, known: list[str]) -> str:

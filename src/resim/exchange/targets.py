@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 Target = Literal["torchvision", "torchvision-detection", "detectron2", "timm", "safetensors", "hub", "onnx"]
+
+WHOLE: tuple[Target, ...] = ("torchvision-detection", "safetensors", "hub")
+"""Targets that take a whole detector; the others take its backbone, and its FPN where they have one."""
 FpnNorm = Literal["auto", "keep", "plain", "batchnorm"]
 
 ENDINGS: dict[Target, tuple[str, ...]] = {

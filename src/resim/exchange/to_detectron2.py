@@ -20,6 +20,7 @@ from resim.exchange.names import to_detectron2
 from resim.exchange.state_files import write_detectron2_file
 from resim.exchange.weights import Weights
 from resim.exchange.written import Check, Written
+from resim.model.backbone import CAFFE
 
 # Detectron2's settings for the ResNets of other shapes than ResNet-50
 _SETTINGS: dict[str, dict[str, int]] = {
@@ -33,6 +34,11 @@ _SETTINGS: dict[str, dict[str, int]] = {
     "resnext101_64x4d": {"DEPTH": 101, "NUM_GROUPS": 64, "WIDTH_PER_GROUP": 4},
     "wide_resnet50_2": {"WIDTH_PER_GROUP": 128},
     "wide_resnet101_2": {"DEPTH": 101, "WIDTH_PER_GROUP": 128},
+}
+_SETTINGS |= {
+    f"{name}{CAFFE}": settings | {"STRIDE_IN_1X1": True}
+    for name, settings in _SETTINGS.items()
+    if name not in ("resnet18", "resnet34")
 }
 
 

@@ -14,6 +14,7 @@ from resim.exchange.features import probe_images
 from resim.exchange.state_files import write_state
 from resim.exchange.weights import Weights
 from resim.exchange.written import Check, Written
+from resim.model.backbone import CAFFE
 
 _STAGES = {4: "C2", 8: "C3", 16: "C4", 32: "C5"}
 
@@ -21,6 +22,11 @@ _STAGES = {4: "C2", 8: "C3", 16: "C4", 32: "C5"}
 def write_timm(weights: Weights, folder: Path, name: str, metadata: Mapping[str, str]) -> Written:
     """The backbone under timm's names; verified in timm's own model where timm is installed."""
     backbone = weights.config.backbone.removeprefix("timm/")
+    if backbone.endswith(CAFFE):
+        raise UserError(
+            f"{weights.path}: {backbone} has its strides in the 1 x 1 convolutions, where timm has them in the 3 x 3: "
+            "use --to detectron2, safetensors, hub or onnx"
+        )
     prefix = "backbone.network." if weights.config.backbone.startswith("timm/") else "backbone."
     state = {key.removeprefix(prefix): value for key, value in weights.tensors.items() if key.startswith(prefix)}
     write_state(folder / name, state, metadata)

@@ -18,6 +18,7 @@ from resim.exchange.names import to_torchvision_detection
 from resim.exchange.state_files import read_state, write_state
 from resim.exchange.weights import Weights
 from resim.exchange.written import Check, Written
+from resim.model.backbone import CAFFE
 
 
 def write_torchvision(weights: Weights, folder: Path, name: str, metadata: Mapping[str, str]) -> Written:
@@ -113,6 +114,11 @@ def _torchvision_name(weights: Weights, target: str) -> str:
     if name.startswith("timm/"):
         raise UserError(
             f"{weights.path}: backbone {name} cannot go to {target}: use --to timm, safetensors, hub or onnx"
+        )
+    if name.endswith(CAFFE):
+        raise UserError(
+            f"{weights.path}: {name} has its strides in the 1 x 1 convolutions, where {target} has them in the 3 x 3: "
+            "use --to detectron2, safetensors, hub or onnx"
         )
     return name
 

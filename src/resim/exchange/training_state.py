@@ -13,13 +13,13 @@ from torch import Tensor
 
 import resim
 from resim.errors import UserError
+from resim.exchange.architecture import refuse_infinite
 from resim.exchange.files import Contents, read_contents, tensors_in
+from resim.exchange.inert import is_tensor
 from resim.exchange.licence import state_licence
-from resim.exchange.names import from_program
 from resim.exchange.queues import fit_queue
 from resim.exchange.recipe_of import recipe_of
-from resim.exchange.recognise import recognise
-from resim.exchange.weights import Weights, state_of, weights_in
+from resim.exchange.weights import Weights, form_in, weights_in
 from resim.model.resim import ReSim
 from resim.training.config import Recipe
 
@@ -46,12 +46,15 @@ class Imported:
     """Parameters of the query encoder whose momentum came from the file."""
 
 
-def import_state(path: str | Path, recipe: Recipe | None = None, *, licence: str | None = None) -> Imported:
+def import_state(
+    path: str | Path, recipe: Recipe | None = None, prefix: str | None = None, *, licence: str | None = None
+) -> Imported:
     """Make a checkpoint of ours of any file that `read_weights` reads.
 
     Args:
         path: the file.
         recipe: what will be trained; its backbone, head width and queue follow the file. None: what the file says.
+        prefix: of the network to take, where there are several.
         licence: of the weights, where the file proves none.
 
     Raises:
@@ -59,9 +62,11 @@ def import_state(path: str | Path, recipe: Recipe | None = None, *, licence: str
             backbone.
     """
     contents = read_contents(path)
-    weights = state_licence(weights_in(contents), licence)
-    found = _found(contents, weights)
-    return _imported(contents, weights, found, _fitted(recipe or recipe_of(weights), weights, found))
+    weights = state_licence(weights_in(contents, prefix), licence)
+    found = _found(contents, weights, prefix)
+    refuse_infinite(weights.path, found)
+    fitted = _fitted(recipe or recipe_of(weights), weights, found)
+    return _imported(contents, weights, found, fitted, prefix)
 
 
 def start_state(path: str | Path, recipe: Recipe) -> tuple[Imported, str]:
@@ -82,7 +87,8 @@ def start_state(path: str | Path, recipe: Recipe) -> tuple[Imported, str]:
     theirs, ours = weights.config.backbone, recipe.model.backbone
     if theirs != ours:
         raise UserError(f"{path}: holds a {theirs}, the recipe's backbone is {ours}: set --backbone {theirs}")
-    found = _found(contents, weights)
+    found = _found(contents, weights, None)
+    refuse_infinite(weights.path, found)
     head = found.get("query.head.2.weight")
     fits = head is not None and len(head) == recipe.model.dim
     queue, position, what = fit_queue(found.pop("queue", None), found.pop("queue_position", None), recipe.model, fits)
@@ -96,7 +102,9 @@ def start_state(path: str | Path, recipe: Recipe) -> tuple[Imported, str]:
     return imported, what
 
 
-def _imported(contents: Contents, weights: Weights, found: Mapping[str, Tensor], recipe: Recipe) -> Imported:
+def _imported(
+    contents: Contents, weights: Weights, found: Mapping[str, Tensor], recipe: Recipe, prefix: str | None = None
+) -> Imported:
     """The state of a recipe's model, filled with what was found under its names and in its shapes."""
     model = ReSim(recipe.model, seed=recipe.optim.seed)
     if any(value.dtype == torch.float64 for value in found.values()):
@@ -111,7 +119,7 @@ def _imported(contents: Contents, weights: Weights, found: Mapping[str, Tensor],
     state |= {name: state[name.replace("key.", "query.", 1)].clone() for name in keys}
     if "queue_position" in state:
         state["queue_position"] = state["queue_position"] % recipe.model.queue_size
-    momentum = _momentum(contents, weights)
+    momentum = _momentum(contents, weights, prefix)
     optimizer, kept = _optimizer_state(model, recipe, momentum)
     content = {
         "resim": resim.__version__,
@@ -141,7 +149,7 @@ def _imported(contents: Contents, weights: Weights, found: Mapping[str, Tensor],
     )
 
 
-def _found(contents: Contents, weights: Weights) -> dict[str, Tensor]:
+def _found(contents: Contents, weights: Weights, prefix: str | None) -> dict[str, Tensor]:
     """Everything in the file that a `ReSim` has, under its names and in its layout."""
     found = {f"query.{name}": value for name, value in weights.tensors.items()}
     if weights.recipe is not None and "model" in contents.data:
@@ -149,17 +157,15 @@ def _found(contents: Contents, weights: Weights) -> dict[str, Tensor]:
         return found | {name: value for name, value in state.items() if not name.startswith("query.")}
     if weights.recipe is not None:
         return found
-    state, _ = tensors_in(contents, state_of(contents))
-    form = recognise(list(state))
-    if form.key_prefix is None:
-        return found
+    form = form_in(contents, prefix)
+    wanted = {name: form.state.entries[name] for name in (*form.keys, *form.queue)}
+    state, _ = tensors_in(contents, wanted)
     for name, value in state.items():
-        ours = from_program(name, form.key_prefix)
-        if ours is not None:
-            found[f"key.{ours}"] = value
-        elif name.removeprefix("module.") == "queue" and value.dim() == 2:
+        if name in form.keys:
+            found[f"key.{form.keys[name]}"] = value
+        elif form.queue[name] == "queue" and value.dim() == 2:
             found["queue"] = value.T.contiguous()  # theirs is (dim, K)
-        elif name.removeprefix("module.") == "queue_ptr" and value.numel() == 1:
+        elif form.queue[name] == "queue_position" and value.numel() == 1:
             found["queue_position"] = value.reshape(()).long()
     return found
 
@@ -178,7 +184,7 @@ def _fitted(recipe: Recipe, weights: Weights, found: Mapping[str, Tensor]) -> Re
         raise UserError(f"{weights.path}: recipe {recipe.name} cannot take it: {error}") from None
 
 
-def _momentum(contents: Contents, weights: Weights) -> dict[str, Tensor]:
+def _momentum(contents: Contents, weights: Weights, prefix: str | None) -> dict[str, Tensor]:
     """Momentum of the query's parameters under our names, where the file has an optimiser of ours or a published one.
 
     A published optimiser counts parameters in the order of its state_dict, the query's first.
@@ -189,7 +195,7 @@ def _momentum(contents: Contents, weights: Weights) -> dict[str, Tensor]:
     if not isinstance(groups, list) or len(groups) != 1 or not isinstance(entries, Mapping):
         return {}
     order = groups[0].get("params") if isinstance(groups[0], Mapping) else None
-    names = _parameter_names(contents, weights)
+    names = _parameter_names(contents, weights, prefix)
     if not isinstance(order, list) or len(order) < len(names):
         return {}
     buffers = {
@@ -197,24 +203,24 @@ def _momentum(contents: Contents, weights: Weights) -> dict[str, Tensor]:
         for name, number in zip(names, order, strict=False)
         if isinstance(number, int)
         and isinstance(entries.get(number), Mapping)
-        and isinstance(entries[number].get("momentum_buffer"), Tensor)
+        and is_tensor(entries[number].get("momentum_buffer"))
     }
     tensors, _ = tensors_in(contents, buffers)
+    refuse_infinite(weights.path, tensors, {name: f"the momentum of {name}" for name in tensors})
     fits = {name for name, value in tensors.items() if value.shape == weights.tensors[name].shape}
     return tensors if len(fits) == len(tensors) else {}  # one that does not fit: the order is another
 
 
-def _parameter_names(contents: Contents, weights: Weights) -> list[str]:
+def _parameter_names(contents: Contents, weights: Weights, prefix: str | None) -> list[str]:
     """Our names of the query's parameters in the order in which the file's optimiser counts them."""
     if weights.recipe is not None:
         named = [name.removeprefix("query.") for name in contents.data.get("model", {}) if name.startswith("query.")]
     else:
-        state = state_of(contents)
-        form = recognise(list(state))
-        if form.key_prefix is None:
+        form = form_in(contents, prefix)
+        if form.name != "published":
             return []
-        theirs = [name for name in state if name.startswith(form.prefix)]
-        named = [form.rename(name) or "" for name in theirs if not name.endswith(_STATISTICS)]
+        theirs = [name for short, name in form.state.bare.items() if short.startswith(form.network.prefix)]
+        named = [form.ours.get(name, "") for name in theirs if not name.endswith(_STATISTICS)]
         if "" in named:  # a parameter that we have not: what follows it would be counted wrongly
             named = named[: named.index("")]
     return [name for name in named if name in weights.tensors and not name.endswith(_STATISTICS)]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +14,26 @@ from typing import Any
 from torch import Tensor
 
 from resim.errors import UserError
-from resim.exchange.architecture import add_counters, check_complete, encoder_shapes, infer_config, shorten
+from resim.exchange.architecture import (
+    add_counters,
+    check_complete,
+    encoder_shapes,
+    infer_config,
+    refuse_infinite,
+    shorten,
+)  # fmt: skip
+from resim.exchange.evidence import input_of, refuse_other_strides
 from resim.exchange.files import Contents, read_contents, tensors_in
+from resim.exchange.inputs import fold_input
 from resim.exchange.licence import licence_of_export, licence_of_file, licence_of_run
 from resim.exchange.recognise import Form, recognise
+from resim.exchange.schemes import with_statistics
+from resim.exchange.states import find_states
+from resim.model.backbone import CAFFE
 from resim.model.encoder import ModelConfig
 from resim.training.config import Recipe
 
-_WRAPPERS = ("state_dict", "model", "model_state", "model_state_dict", "network")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,39 +63,67 @@ class Weights:
     """Where the licence is taken from; without one, why it is unknown."""
     added: tuple[str, ...] = ()
     """Counters of batches that the file lacks and that stand at 0 in `tensors`."""
+    warnings: tuple[str, ...] = ()
+    """What was converted on the way, what the file does not say, and which of several networks was taken."""
+    passed_over: tuple[str, ...] = ()
+    """Classes whose objects in the file were not read."""
 
 
-def read_weights(path: str | Path) -> Weights:
+def read_weights(path: str | Path, *, check_finite: bool = True) -> Weights:
     """Read a file of weights, a run's or hub folder, or `torchvision:NAME`, and say what it is. No code in it is run.
 
     Our own checkpoints and safetensors files; the published ReSim and MoCo checkpoints; Detectron2's backbones and
-    detectors; torchvision's and timm's ResNets; torchvision's detectors; any checkpoint that holds a ResNet under
-    torchvision's names below some prefix (DenseCL, OpenSelfSup, ...).
+    detectors; torchvision's and timm's ResNets; torchvision's and MMDetection's detectors; any checkpoint that holds a
+    ResNet below some prefix, under the names of torchvision, Detectron2, Caffe2 or transformers, or by number.
+
+    What the `warnings` say is logged too, so that no program that reads weights is silent about it.
+
+    Args:
+        path: the file or folder.
+        check_finite: refuse our own weights too if they are not finite. (Those of others always are.)
 
     Raises:
         UserError: no such file, a damaged one, one that asks for code, a network of another kind, one that is not
-            whole or has an entry of another shape.
+            whole, has an entry of another shape or a value that is not finite.
     """
-    return weights_in(read_contents(path))
+    weights = weights_in(read_contents(path))
+    if check_finite:
+        refuse_infinite(weights.path, weights.tensors)
+    for text in weights.warnings:
+        _log.warning("%s: %s", weights.path, text)
+    return weights
 
 
-def weights_in(contents: Contents) -> Weights:
-    """The same of a file that is open already."""
+def weights_in(contents: Contents, prefix: str | None = None) -> Weights:
+    """The same of a file that is open already, and of the network below `prefix` where there are several."""
+    if is_own(contents):
+        if prefix is not None:
+            raise UserError(f"{contents.path}: is resim's own, which has one network: leave --prefix away")
+        return _own_safetensors(contents) if "resim" in contents.metadata else _own_checkpoint(contents)
+    return _foreign(contents, prefix)
+
+
+def is_own(contents: Contents) -> bool:
+    """Whether it is a checkpoint of pre-training or a safetensors file of ours."""
     detector = contents.data.get("kind") == "detect"  # ours are torchvision's, by name too
-    if "resim" in contents.data and isinstance(contents.data.get("model"), Mapping) and not detector:
-        return _own_checkpoint(contents)
-    if "resim" in contents.metadata:
-        return _own_safetensors(contents)
-    return _foreign(contents)
+    checkpoint = "resim" in contents.data and isinstance(contents.data.get("model"), Mapping) and not detector
+    return checkpoint or "resim" in contents.metadata
 
 
-def state_of(contents: Contents) -> Mapping[str, Any]:
-    """The state_dict in a file: under one of the usual keys, or the file itself."""
-    for key in _WRAPPERS:
-        inner = contents.data.get(key)
-        if isinstance(inner, Mapping) and inner and all(isinstance(name, str) for name in inner):
-            return inner
-    return contents.data
+def form_in(contents: Contents, prefix: str | None = None) -> Form:
+    """The network of a foreign file that is taken, and the file's form.
+
+    Raises:
+        UserError: there is none, and what there is.
+    """
+    try:
+        return recognise(contents.data, prefix)
+    except ValueError as error:
+        for state in find_states(contents.data)[:1]:
+            tensors_in(contents, state.entries)  # which says what is wrong with them
+        raise UserError(
+            f"{contents.path}: holds {error}; weights of a ResNet with torchvision's or Detectron2's names are read"
+        ) from None
 
 
 def _own_checkpoint(contents: Contents) -> Weights:
@@ -136,29 +179,43 @@ def _own_safetensors(contents: Contents) -> Weights:
     )
 
 
-def _foreign(contents: Contents) -> Weights:
+def _foreign(contents: Contents, prefix: str | None = None) -> Weights:
     path = contents.path
-    state, others = tensors_in(contents, state_of(contents))
+    form = form_in(contents, prefix)
+    refuse_other_strides(contents)
+    state, others = tensors_in(contents, form.state.entries)
+    named = {name: form.ours.get(name) for name in state}
+    tensors = {ours: state[name] for name, ours in named.items() if ours is not None}
+    if form.name == "caffe2":
+        tensors = with_statistics(tensors)
     try:
-        form = recognise(list(state))
-        named = {name: form.rename(name) for name in state}
-        tensors = {ours: state[name] for name, ours in named.items() if ours is not None}
         config = infer_config(tensors)
     except ValueError as error:
         raise UserError(
-            f"{path}: holds {error}; weights of a ResNet with torchvision's or Detectron2's names are read"
+            f"{path}: holds {error}{_others(form)}; weights of a ResNet with torchvision's or Detectron2's names are "
+            "read"
         ) from None
     unknown = set(_take_unknown(tensors, config))
+    training_state = form.keys.keys() | form.queue.keys()
     left_over = [
-        name for name, ours in named.items() if ours in unknown or (ours is None and not form.is_training_state(name))
+        name for name, ours in named.items() if ours in unknown or (ours is None and name not in training_state)
     ]
-    added = add_counters(tensors, config)
-    check_complete(path, tensors, config)
-    surplus = [name for name in left_over if (named[name] or "").startswith("backbone.") or form.is_in_block(name)]
+    surplus = [name for name in left_over if (named[name] or "").startswith("backbone.")]
     if surplus:  # a squeeze, an offset, a bias: without it the same weights compute something else
         raise UserError(
             f"{path}: is no plain {config.backbone}, which has no {shorten(surplus)}; another network is not read"
         )
+    added = add_counters(tensors, config)
+    check_complete(path, tensors, config)
+    refuse_infinite(path, tensors, {ours: name for name, ours in named.items() if ours is not None})
+    takes, warnings = input_of(contents, form, tensors)
+    if takes is not None:
+        tensors = fold_input(tensors, takes)
+        if takes.stride_in_1x1:
+            config = dataclasses.replace(config, backbone=f"{config.backbone}{CAFFE}")
+        warnings = [takes.conversion(config.backbone), *warnings]
+    if form.others:
+        warnings.append(_several(form))
     made_by = contents.metadata or contents.data.get("metadata")
     made_by = made_by if isinstance(made_by, Mapping) else {}
     licence, licence_source = licence_of_file(path, state, made_by, contents.data.get("__author__"))
@@ -174,7 +231,19 @@ def _foreign(contents: Contents) -> Weights:
         config=config,
         epoch=_count(contents.data.get("epoch")),
         added=tuple(added),
+        warnings=(*warnings, *form.notes),
+        passed_over=contents.passed_over,
     )
+
+
+def _several(form: Form) -> str:
+    taken = form.network.label or "the file's own names"
+    there = ", ".join(repr(label) for label in form.others[:6]) + (", ..." if len(form.others) > 6 else "")
+    return f"taken is the network below {taken!r}; there are others below {there} (resim import --prefix takes one)"
+
+
+def _others(form: Form) -> str:
+    return f" below {form.network.label!r} (others are below {', '.join(form.others)})" if form.others else ""
 
 
 def _kind(
@@ -184,9 +253,8 @@ def _kind(
     fpn, head = (any(name.startswith(part) for name in tensors) for part in ("fpn.", "head."))
     pyramid = f" with an FPN{' with BatchNorm' if config.fpn_norm else ''}" if fpn else ""
     if form.name == "published":
-        unknown_head = any(
-            name.startswith(form.prefix) and not name.startswith(f"{form.prefix}fc.") for name in left_over
-        )
+        own = {name: short for short, name in form.state.bare.items()}
+        unknown_head = any(re.match(r"encoder_q\.(?!fc\.)", own.get(name, name)) for name in left_over)
         program = (
             "ReSim-FPN"
             if fpn
@@ -200,14 +268,21 @@ def _kind(
         after = "" if epoch is None else f", epoch {epoch}"
         return f"published {program} checkpoint ({config.backbone}{pyramid}{after})"
     if form.name == "detectron2":
-        detector = any("roi_heads" in name or "proposal_generator" in name for name in left_over)
+        detector = any(re.search(r"roi_heads|proposal_generator|(^|\.)head\.", name) for name in left_over)
         return f"Detectron2 {'detector' if detector else 'backbone'} ({config.backbone}{pyramid})"
     if form.name == "torchvision-detection":
         return f"torchvision detector ({config.backbone}{pyramid})"
+    if form.name == "mmdet":
+        return f"MMDetection's detector ({config.backbone}{pyramid})"
+    if form.name == "caffe2":
+        return f"Caffe2 backbone ({config.backbone})"
     if form.name == "resim":
         return f"resim weights without their recipe ({config.backbone}{pyramid})"
-    below = f" below {form.prefix!r}" if form.prefix else ""
-    return f"ResNet with torchvision's names, as torchvision and timm save it ({config.backbone}{below})"
+    below = f" below {form.network.label!r}" if form.network.prefix else ""
+    names = {"numbered": "numbered parts (nn.Sequential)", "transformers": "the names of transformers"}.get(
+        form.network.scheme.name, "torchvision's names, as torchvision and timm save it"
+    )
+    return f"ResNet with {names} ({config.backbone}{pyramid}{below})"
 
 
 def _take_unknown(tensors: dict[str, Tensor], config: ModelConfig) -> list[str]:

@@ -12,22 +12,38 @@ from resim.errors import UserError
 from resim.model.fused import network as fused
 
 STAGES = ("C3", "C4", "C5")
+CAFFE = "_caffe"
+"""What the name of a ResNet ends in whose strides are in the 1 x 1 convolutions."""
+
 _RESNETS = re.compile(r"(wide_)?res(net|next)\d+\w*")
+
+
+def torchvision_resnet(name: str, **settings: Any) -> Any:
+    """torchvision's ResNet or ResNeXt of this name, without weights; `resnet50_caffe`: with its strides in the 1 x 1.
+
+    Source: He et al., arXiv 1512.03385, whose own Caffe models have them there; torchvision's have them in the 3 x 3.
+    """
+    import torchvision  # slow to import: with the first network
+
+    network: Any = torchvision.models.get_model(name.removesuffix(CAFFE), weights=None, **settings)
+    if name.endswith(CAFFE):
+        for stage in (network.layer2, network.layer3, network.layer4):
+            stage[0].conv1.stride, stage[0].conv2.stride = stage[0].conv2.stride, (1, 1)
+    return network
 
 
 class ResNet(nn.Module):
     """A torchvision ResNet or ResNeXt without its classifier; parameters keep torchvision's names.
 
-    Stride is in the 3 x 3 convolution (v1.5), residuals are not initialised to zero.
+    Stride is in the 3 x 3 convolution (v1.5), with `_caffe` in the 1 x 1 before it (v1); residuals are not initialised
+    to zero.
 
     Source: He et al., arXiv 1512.03385.
     """
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        import torchvision  # slow to import: with the first network
-
-        network: Any = torchvision.models.get_model(name, weights=None)
+        network = torchvision_resnet(name)
         self.conv1, self.bn1, self.relu, self.maxpool = (
             network.conv1,
             network.bn1,
@@ -83,7 +99,7 @@ class TimmBackbone(nn.Module):
 
 
 def build_backbone(name: str) -> ResNet | TimmBackbone:
-    """The backbone called `name`: a torchvision ResNet or ResNeXt (`resnet50`), or `timm/NAME`.
+    """The backbone called `name`: a torchvision ResNet or ResNeXt (`resnet50`, `resnet50_caffe`), or `timm/NAME`.
 
     Raises:
         UserError: no such backbone, or one without features at strides 8, 16, 32.
@@ -93,6 +109,7 @@ def build_backbone(name: str) -> ResNet | TimmBackbone:
     import torchvision
 
     known = [model for model in torchvision.models.list_models(torchvision.models) if _RESNETS.fullmatch(model)]
-    if name not in known:
+    caffe = name.endswith(CAFFE) and name.removesuffix(CAFFE) not in ("resnet18", "resnet34")  # which have no 1 x 1
+    if name not in known and not (caffe and name.removesuffix(CAFFE) in known):
         raise UserError(f"no backbone {name!r}: one of {', '.join(known)}, or timm/NAME for a timm network")
     return ResNet(name)

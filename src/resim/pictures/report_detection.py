@@ -54,7 +54,7 @@ def _scores(runs: Sequence[RunFiles]) -> list[Part]:
         names = list(dict.fromkeys(name for _, _, values in having for name in values))
         rows = []
         for run, line, values in having:
-            cells = (run.config.get("init", ""), line.get("step", ""), line.get("images", ""))
+            cells = (_start(run.config), line.get("step", ""), line.get("images", ""))
             rows.append((run.name, *map(str, cells), *(percent(values.get(name)) for name in names)))
         columns = ("run", "begins with", "step", "images", *(f"{name} %" for name in names))
         parts.append(Table(columns=columns, rows=tuple(rows), words=2, caption=f"{kind}: the last evaluation"))
@@ -83,6 +83,7 @@ def _comparison(found: Json) -> list[Part]:
         rows.append((start, *(_mean(kinds.get(kind, {}).get(name, [])) for kind, name in columns)))
     seeds = len(found.get("seeds") or ())
     over = f"mean and standard deviation over {seeds} seeds" if seeds > 1 else "one seed: its spread is not known"
+    over += f"; frozen: {found['frozen']}" if found.get("frozen") else ""
     parts: list[Part] = []
     if rows:
         heads = ("begins with", *(f"{kind} {name} %" for kind, name in columns))
@@ -96,6 +97,14 @@ def _comparison(found: Json) -> list[Part]:
         "These detectors are torchvision's: their scores are not directly comparable with published ones of Detectron2."
     )
     return [*parts, Text(text=note, note=True)] if parts else []
+
+
+def _start(config: Json) -> str:
+    """What a fine-tuning began with, and what of it stayed frozen."""
+    recipe = config.get("recipe")
+    detector = recipe.get("detector") if isinstance(recipe, dict) else None
+    freeze = detector.get("freeze", "none") if isinstance(detector, dict) else "none"
+    return str(config.get("init", "")) + (f" ({freeze} frozen)" if freeze != "none" else "")
 
 
 def _difference(one: Json) -> tuple[str, ...]:

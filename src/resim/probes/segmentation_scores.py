@@ -36,7 +36,8 @@ class Predicted:
 class Segmentation:
     """Agreement of predicted with true label maps on N test images.
 
-    Classes are averaged that occur in the true labels of the test images; in a bootstrap draw, of the images drawn.
+    Classes are averaged that occur in the true labels of the test images, in bootstrap draws too: a rare class that a
+    draw lacks keeps its value over all images, so that the average is always one over the same classes.
     """
 
     confusion: np.ndarray
@@ -98,18 +99,32 @@ class Segmentation:
 
     def _measured(self, sums: np.ndarray, measure: Measure) -> np.ndarray:
         """(B, 3, K) sums over images -> (B,)."""
-        both, true, predicted = np.moveaxis(sums.astype(np.float64), 1, 0)
-        if measure == "foreground_iou":
-            if self.background is None:
-                return np.full(len(sums), np.nan)
-            ground = self.background
-            union = true.sum(axis=1) - both[:, ground]
-            shared = true.sum(axis=1) - true[:, ground] - predicted[:, ground] + both[:, ground]
-            return _ratio(shared, union)
-        below = true + predicted - both if measure == "miou" else true
-        occurring = true > 0
-        shares = np.where(occurring, both, 0) / np.where(occurring, below, 1)
-        return _ratio(shares.sum(axis=1), occurring.sum(axis=1))
+        return measure_sums(sums, self.counts.sum(axis=0), measure, self.background)
+
+
+def measure_sums(sums: np.ndarray, total: np.ndarray, measure: Measure, background: int | None) -> np.ndarray:
+    """The measure of bootstrap draws.
+
+    Args:
+        sums: (B, 3, K), `Segmentation.counts` summed over the images of each draw.
+        total: (3, K), the sum over all images, whose classes are averaged.
+        measure: which.
+        background: position of the background; without one the foreground IoU is NaN.
+
+    Returns:
+        (B,).
+    """
+    both, true, predicted = np.moveaxis(sums.astype(np.float64), 1, 0)
+    if measure == "foreground_iou":
+        if background is None:
+            return np.full(len(sums), np.nan)
+        union = true.sum(axis=1) - both[:, background]
+        shared = true.sum(axis=1) - true[:, background] - predicted[:, background] + both[:, background]
+        return _ratio(shared, union)
+    shares = _class_shares(both, true, predicted, measure)
+    whole = _class_shares(*total.astype(np.float64), measure)
+    kept = np.where(np.isfinite(shares), shares, whole)[:, np.isfinite(whole)]
+    return kept.mean(axis=1) if kept.shape[1] else np.full(len(sums), np.nan)
 
 
 def difference(a: Segmentation, b: Segmentation, measure: Measure = "miou") -> tuple[float, float, float] | None:
@@ -134,6 +149,12 @@ def confusions(truth: Tensor, predicted: Tensor, num_classes: int) -> np.ndarray
     place = ((image * num_classes + truth.long()) * num_classes + predicted.long())[counted]
     counts = torch.bincount(place, minlength=len(truth) * num_classes**2)
     return counts.view(len(truth), num_classes, num_classes).cpu().numpy().astype(np.int32)
+
+
+def _class_shares(both: np.ndarray, true: np.ndarray, predicted: np.ndarray, measure: Measure) -> np.ndarray:
+    """IoU or accuracy of each class; NaN for one that does not occur in the true labels."""
+    below = true + predicted - both if measure == "miou" else true
+    return _ratio(both, np.where(true > 0, below, 0))
 
 
 def _plain(value: float) -> float | None:

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from resim.archive import check_archive
 from resim.errors import UserError
 
 
@@ -67,12 +68,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """What `save_checkpoint` wrote, on the CPU. No code in a file is ever run (`weights_only`).
 
     Raises:
-        UserError: no such file, a truncated one, or one that is no checkpoint of ours.
+        UserError: no such file, a truncated one, one whose bytes are not those that were written (by the checksums in
+            it), or one that is no checkpoint of ours.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    check_archive(io.BytesIO(data), path)
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file

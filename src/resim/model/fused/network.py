@@ -54,7 +54,11 @@ def _is_usual(module: nn.Module, network: nn.Module, group_size: int) -> bool:
     if isinstance(module, nn.MaxPool2d):
         plain = not module.ceil_mode and module.dilation == 1
         return (module.kernel_size, module.stride, module.padding) == POOLING and plain
-    return module is network or type(module) in _usual_types()
+    if module is network:
+        return True
+    own: Any = module
+    caffe = hasattr(module, "conv3") and own.conv1.stride != (1, 1)  # a bottleneck with its stride in the first 1 x 1
+    return type(module) in _usual_types() and not caffe
 
 
 @functools.cache

@@ -1,0 +1,150 @@
+"""The frozen probes of a study: every kept checkpoint of every run, and the untrained network of each seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from records import Row, append_rows, read_rows
+
+from resim.errors import UserError
+from resim.exchange.encoders import load_encoder
+from resim.model.encoder import Encoder
+from resim.model.resim import ReSim
+from resim.probes.config import ProbeConfig
+from resim.probes.correspondence import Correspondence
+from resim.probes.features import Network
+from resim.probes.label_maps import LabelMaps, load_label_maps
+from resim.probes.segmentation_labels import read_labelled_sets
+from resim.probes.segmentation_scores import MEASURES, Segmentation
+from resim.probes.suite import Path as ScorePath
+from resim.probes.suite import Score, probe_network
+from resim.training.checkpoints import load_checkpoint, write_atomically
+from resim.training.config import Recipe
+
+UNTRAINED = "untrained"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A network to probe."""
+
+    method: str
+    seed: int
+    pairs: int
+    encoder: Encoder
+    has_head: bool
+
+
+def read_labels(
+    train: Path, test: Path, size: int, *, most: int, classes: Sequence[str]
+) -> tuple[LabelMaps, LabelMaps]:
+    """Label maps of at most `most` images of each set, at `size` px.
+
+    Raises:
+        UserError: labels that cannot be read.
+    """
+    sets = read_labelled_sets(train, test)
+    return load_label_maps(*(part.sample(most, 0) for part in sets), size, only=classes)
+
+
+def probe_runs(runs: Sequence[Path], out: Path, labels: tuple[LabelMaps, LabelMaps], *, seed: int = 0) -> None:
+    """Probe what has no row yet in results.csv; the counts that bootstraps need go into counts/*.npz.
+
+    Args:
+        runs: folders of pre-trainings of one data set.
+        out: folder of results.csv.
+        labels: of the training and the test images.
+        seed: of the probes: cells, memories, views.
+    """
+    table = out / "results.csv"
+    done = {(row.method, row.seed, row.pairs) for row in read_rows(table) if row.probe != "detector"}
+    for run in runs:
+        for path in checkpoints_of(run):
+            try:
+                subjects = _subjects(path)
+            except UserError as error:
+                append_rows(table, [Row(method=run.name, seed=-1, pairs=-1, probe="read", status=str(error))])
+                continue
+            for subject in subjects:
+                key = subject.method, subject.seed, subject.pairs
+                if key not in done:
+                    done.add(key)
+                    append_rows(table, _probe(subject, out, labels, seed))
+                    print(f"probed {subject.method}, seed {subject.seed}, {subject.pairs} pairs", flush=True)
+
+
+def checkpoints_of(run: Path) -> list[Path]:
+    """The kept checkpoints of a run in their order, the last one at the end."""
+    folder = run / "checkpoints"
+    return [*sorted(folder.glob("epoch_*.pt")), *([folder / "last.pt"] if (folder / "last.pt").exists() else [])]
+
+
+def _subjects(path: Path) -> list[Subject]:
+    """The network of a checkpoint, and the untrained one that a run of ReSim-FPN began with."""
+    state, loaded = load_checkpoint(path), load_encoder(path)
+    recipe = Recipe.from_json(state["recipe"])
+    pairs = int(state["step"]) * recipe.optim.batch_size
+    trained = Subject(
+        method=recipe.name, seed=recipe.optim.seed, pairs=pairs, encoder=loaded.encoder, has_head=loaded.has_head
+    )
+    if not any(level.from_fpn for level in recipe.model.levels):
+        return [trained]
+    encoder = ReSim(recipe.model, seed=recipe.optim.seed).query.eval()
+    return [Subject(method=UNTRAINED, seed=recipe.optim.seed, pairs=0, encoder=encoder, has_head=True), trained]
+
+
+def _probe(subject: Subject, out: Path, labels: tuple[LabelMaps, LabelMaps], seed: int) -> list[Row]:
+    """Rows of all the probes of a network."""
+    name = f"{subject.method}-seed{subject.seed}-{subject.pairs}"
+    network = Network(name=name, encoder=subject.encoder, has_head=subject.has_head, precision="float32")
+    config = ProbeConfig(
+        probes=("correspondence", "health", "segmentation", "retrieval"),
+        image_size=labels[0].labels.shape[-1],
+        pairs=0,
+        seed=seed,
+    )
+    images = labels[0].images, labels[1].images
+    base: dict[str, Any] = {"method": subject.method, "seed": subject.seed, "pairs": subject.pairs}
+    try:
+        scores = probe_network(network, *images, config, labels=labels)
+    except UserError as error:
+        return [Row(**base, probe="all", status=str(error))]
+    _write_counts(out / "counts" / f"{name}.npz", scores)
+    return [row for path, score in scores.items() for row in _rows(base, path, score)]
+
+
+def _rows(base: Mapping[str, Any], path: ScorePath, score: Score) -> list[Row]:
+    about: dict[str, Any] = dict(base) | {"probe": "/".join(path[:-1]), "level": path[-1]}
+    value = score.value
+    if isinstance(value, Segmentation):
+        rows = []
+        for measure in MEASURES:
+            low, high = value.interval(measure)
+            rows.append(
+                Row(**about, measure=measure, value=value.value(measure), low=low, high=high,
+                    num_images=len(value.confusion))
+            )  # fmt: skip
+        return rows
+    if isinstance(value, Correspondence):
+        low, high = value.interval()
+        return [
+            Row(**about, measure="accuracy", value=value.accuracy, low=low, high=high, num_images=len(value.windows))
+        ]
+    found = value.to_json()
+    return [Row(**about, measure=name, value=one) for name, one in found.items() if isinstance(one, float)]
+
+
+def _write_counts(path: Path, scores: Mapping[ScorePath, Score]) -> None:
+    """Per-image counts by probe and level, from which differences are bootstrapped over images and seeds."""
+    arrays: dict[str, Any] = {}
+    for where, score in scores.items():
+        value = score.value
+        if isinstance(value, Segmentation):
+            arrays["/".join(where)] = value.counts.astype(np.int32)
+        elif isinstance(value, Correspondence):
+            arrays["/".join(where)] = np.stack([value.correct, value.windows], axis=1).astype(np.int32)
+    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))

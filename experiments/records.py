@@ -1,0 +1,104 @@
+"""Rows of a study's results.csv: one measured number each, with all that is needed to repeat it."""
+
+from __future__ import annotations
+
+import csv
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from resim.training.provenance import git_state
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One number, or a failure."""
+
+    method: str
+    """Of pre-training; `untrained` for none."""
+    seed: int
+    """Of pre-training."""
+    pairs: int
+    """View pairs seen so far."""
+    probe: str
+    level: str = ""
+    measure: str = ""
+    tune_seed: int | None = None
+    """Of fine-tuning."""
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    """95 % interval over test images."""
+    num_images: int | None = None
+    """Test images."""
+    status: str = "ok"
+    """`ok`, or the error's text."""
+
+
+_PROVENANCE = ("commit", "torch", "processor", "date")
+
+
+def append_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Add rows to a results.csv, which is made if need be."""
+    made_by = _provenance()
+    is_new = not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*(field.name for field in fields(Row)), *_PROVENANCE])
+        if is_new:
+            writer.writeheader()
+        for row in rows:
+            writer.writerow({name: "" if value is None else value for name, value in asdict(row).items()} | made_by)
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Every row, in the order in which it was measured."""
+    if not path.exists():
+        return
+    with path.open(newline="", encoding="utf-8") as file:
+        for line in csv.DictReader(file):
+            yield Row(
+                method=line["method"],
+                seed=int(line["seed"]),
+                pairs=int(line["pairs"]),
+                probe=line["probe"],
+                level=line["level"],
+                measure=line["measure"],
+                tune_seed=_number(int, line["tune_seed"]),
+                value=_number(float, line["value"]),
+                low=_number(float, line["low"]),
+                high=_number(float, line["high"]),
+                num_images=_number(int, line["num_images"]),
+                status=line["status"],
+            )
+
+
+def _number(kind: Callable[[str], T], text: str) -> T | None:
+    return kind(text) if text else None
+
+
+def _provenance() -> dict[str, str]:
+    state = git_state(Path(__file__).parent) or {"commit": "unknown", "changed": False}
+    changed = "+changes" if state["changed"] else ""
+    return {
+        "commit": f"{state['commit'][:10]}{changed}",
+        "torch": torch.__version__,
+        "processor": _processor(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo")
+    if lines.exists():
+        for line in lines.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

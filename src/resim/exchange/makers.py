@@ -1,0 +1,155 @@
+"""What a pickle may ask to be made, by the name of the maker: NumPy's arrays, PyTorch's tensors, Python's containers.
+
+Each maker is a function of this package that takes the plain data in the file. Everything else that a pickle asks for
+becomes a `PassedOver`.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from resim.exchange.inert import Named, NumberArray, NumberKind, PassedOver, SavedTensor, Storage
+
+Maker = Callable[..., Any]
+
+DTYPES: dict[str, torch.dtype] = {
+    "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64, "ComplexDoubleStorage": torch.complex128,
+    "QInt8Storage": torch.int8, "QUInt8Storage": torch.uint8, "QInt32Storage": torch.int32,  # as their bytes lie
+}  # fmt: skip
+"""Of PyTorch's typed storages."""
+
+
+def scalar_key(value: object) -> object:
+    """A key of a dictionary or a member of a set: plain values as they are, others by their kind."""
+    if value is None or isinstance(value, (str, bytes, int, float, bool)):
+        return value
+    if isinstance(value, tuple) and all(part is None or isinstance(part, (str, int, float)) for part in value):
+        return value
+    return PassedOver(type(value).__name__)
+
+
+def container(kind: Callable[..., Any]) -> Maker:
+    """A maker of a container of Python's, of a list or a mapping that the file holds."""
+
+    def make(*arguments: Any) -> Any:
+        first = arguments[0] if arguments else ()
+        if len(arguments) > 1 or not isinstance(first, (list, tuple, dict)):
+            return PassedOver("a container", arguments)
+        if kind in (dict, OrderedDict):
+            pairs = first.items() if isinstance(first, Mapping) else first
+            return kind((scalar_key(name), value) for name, value in pairs)
+        return kind(map(scalar_key, first)) if kind in (set, frozenset) else kind(first)
+
+    return make
+
+
+def _default_dict(*arguments: Any) -> dict[Any, Any]:
+    """`collections.defaultdict`: as a plain one; its items come after it."""
+    return dict(arguments[1]) if len(arguments) > 1 and isinstance(arguments[1], Mapping) else {}
+
+
+def _reconstruct(subtype: object, shape: object, code: object) -> NumberArray:
+    """`numpy.core.multiarray._reconstruct`: an empty array, whose content comes after it."""
+    if subtype != Named("numpy.ndarray"):
+        raise pickle.UnpicklingError("it holds an array of a class of its own")
+    return NumberArray()
+
+
+def _from_buffer(data: object, kind: object, shape: object, order: object, *_: object) -> NumberArray:
+    """`numpy.core.numeric._frombuffer`: how pickle protocol 5 writes an array."""
+    array = NumberArray()
+    array.fill(shape, kind, order == "F", data)
+    return array
+
+
+def _scalar(kind: object, data: object = b"") -> NumberArray:
+    """`numpy.core.multiarray.scalar`: a single number."""
+    array = NumberArray()
+    array.fill((), kind, False, data)
+    return array
+
+
+def _latin1(text: object, codec: object) -> bytes:
+    """`_codecs.encode`: how Python 3 writes bytes for protocol 2."""
+    if not isinstance(text, str) or codec not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"it encodes with {codec!r}")
+    return text.encode("latin1")
+
+
+def _bytes(*arguments: Any) -> bytes | bytearray:
+    first = arguments[0] if arguments else b""
+    if isinstance(first, str):  # bytearray, under protocol 2
+        first = first.encode("latin1")
+    if not isinstance(first, (bytes, bytearray)):
+        raise pickle.UnpicklingError("it makes bytes of what is none")
+    return bytearray(first)
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: object) -> SavedTensor:
+    """`torch._utils._rebuild_tensor` and `_rebuild_tensor_v2`."""
+    dtype = storage.dtype if isinstance(storage, Storage) else None
+    return _saved(storage, offset, shape, stride, dtype)
+
+
+def _tensor_v3(
+    storage: Any, offset: Any, shape: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: object
+) -> Any:
+    """`torch._utils._rebuild_tensor_v3`: of a storage of bytes."""
+    found = getattr(torch, dtype.full.rpartition(".")[2], None) if isinstance(dtype, Named) else None
+    return _saved(storage, offset, shape, stride, found if isinstance(found, torch.dtype) else None)
+
+
+def _saved(storage: Any, offset: Any, shape: Any, stride: Any, dtype: torch.dtype | None) -> SavedTensor:
+    whole = all(isinstance(sides, tuple) and all(type(side) is int for side in sides) for sides in (shape, stride))
+    if not isinstance(storage, Storage) or dtype is None or not whole or type(offset) is not int:
+        raise pickle.UnpicklingError("it holds a tensor without a storage, a shape and a kind of number")
+    return SavedTensor(storage, offset, shape, stride, dtype)
+
+
+def _typed(maker: Any, kind: Any, arguments: Any, *_: object) -> Any:
+    """`torch._tensor._rebuild_from_type_v2`: a tensor with attributes, or of a class of its own."""
+    known = MAKERS.get(maker.full) if isinstance(maker, Named) else None
+    return known(*arguments) if known is not None and isinstance(arguments, tuple) else PassedOver("a tensor")
+
+
+def _first(value: Any, *_: object) -> Any:
+    """A parameter is its tensor, a list with a type is a list."""
+    return value
+
+
+MAKERS: dict[str, Maker] = {
+    "_codecs.encode": _latin1,
+    **{f"{core}.{name}": _bytes for core in ("builtins", "__builtin__") for name in ("bytes", "bytearray")},
+    **{
+        f"{core}.{kind.__name__}": container(kind)
+        for core in ("builtins", "__builtin__")
+        for kind in (list, tuple, dict, set, frozenset)
+    },
+    "collections.OrderedDict": container(OrderedDict),
+    "collections.Counter": container(dict),
+    "collections.defaultdict": _default_dict,
+    "numpy.dtype": NumberKind,
+    **{f"numpy.{core}.multiarray._reconstruct": _reconstruct for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
+    **{f"numpy.{core}.numeric._frombuffer": _from_buffer for core in ("core", "_core")},
+    "torch.Size": container(tuple),
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor_v3,
+    "torch._utils._rebuild_parameter": _first,
+    "torch._utils._rebuild_parameter_with_state": _first,
+    "torch._tensor._rebuild_from_type_v2": _typed,
+    **{
+        f"torch.jit._pickle.{name}": _first
+        for name in ("build_intlist", "build_tensorlist", "build_doublelist", "build_boollist", "restore_type_tag")
+    },
+}
+"""Makers by the names that stand in pickles."""
