@@ -97,7 +97,7 @@ def test_the_verdict_leads_with_the_probes_and_ends_with_paths() -> None:
         assert "MoCo" not in pyramid
     assert "on scenes that were not trained on, n = 300 windows of 30 images" in lines[0]
     assert "foreground IoU, 64 labelled scenes, 30 others" in lines[1]
-    told = "backbone fixed, trained on 64 labelled scenes to find shapes (2 seeds), box AP50 in percent on 128 others"
+    told = "backbone frozen, trained on 64 labelled scenes to find shapes (2 seeds), box AP50 in percent on 128 others"
     assert f"{told}: untrained 15.0, ReSim 35.0, MoCo v2 30.0" in lines[3]
     assert "ReSim minus untrained +10.0 points (95 % interval +5.0 to +15.0)" in lines[3]
     assert "ReSim minus MoCo v2 +4.0 points (95 % interval +1.0 to +7.0)" in lines[3]

@@ -1,4 +1,4 @@
-"""The demo's detectors: small ones with the backbone fixed, trained from each network on a few labelled scenes.
+"""The demo's detectors: small ones with the backbone frozen, trained from each network on a few labelled scenes.
 
 All shapes are one class, and few scenes have labels: the regime in which pre-training is meant to help. The backbone is
 as the pre-training (or chance) left it; the FPN, its pre-trained parts among it, the RPN and the heads are trained.
@@ -18,35 +18,27 @@ from resim.demo.stages import Stages
 from resim.detection.coco import read_coco
 from resim.detection.compare import Comparison, Start, compare
 from resim.detection.config import DetectRecipe, DetectRun
-from resim.detection.recipes import quick as quick_detector
+from resim.detection.recipes import probe_frozen
 from resim.detection.records import DetectionData
 from resim.detection.train import train_detector
 from resim.pictures.comparison import draw_ap_curves, draw_comparison_sheet
 from resim.training.config import Recipe
 from resim.training.progress import Watch
 
-WHAT = "detectors with the backbone fixed"
-_ALL_STAGES = 5  # the stem and four stages
+WHAT = "detectors with the backbone frozen"
 
 
 def demo_detector(pretrained: Recipe, steps: int) -> DetectRecipe:
-    """A small detector for the demo's scenes, of the architecture that was pre-trained; objects from 8 px on."""
-    quick = quick_detector()
+    """The frozen-detector probe at the demo's size, for the architecture that was pre-trained; objects from 8 px on."""
+    base = probe_frozen()
     return dataclasses.replace(
-        quick,
+        base,
         name="demo",
         detector=dataclasses.replace(
-            quick.detector,
-            backbone=pretrained.model.backbone,
-            fpn_width=pretrained.model.fpn_width,
-            frozen_stages=_ALL_STAGES,
-            box_regions=32,
-            anchor_sizes=(8, 16, 32, 64, 128),
+            base.detector, backbone=pretrained.model.backbone, fpn_width=pretrained.model.fpn_width, box_regions=32
         ),
-        images=dataclasses.replace(quick.images, min_sizes=(112, 128, 144), max_size=192, test_size=128),
-        tune=dataclasses.replace(
-            quick.tune, steps=steps, lr=0.05, drops=(max(1, steps * 4 // 5),), warmup_steps=steps // 10, precise_bn=0
-        ),
+        images=dataclasses.replace(base.images, min_sizes=(112, 128, 144), max_size=192, test_size=128),
+        tune=dataclasses.replace(base.tune, steps=steps, drops=(max(1, steps * 4 // 5),), warmup_steps=steps // 10),
     )
 
 

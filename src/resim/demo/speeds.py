@@ -15,7 +15,8 @@ from resim.demo.images import DemoImages
 from resim.demo.plan import Speeds
 from resim.demo.probes import measure_network, read_sets
 from resim.detection.config import DetectRecipe
-from resim.detection.detector import build_detector, freeze_stages
+from resim.detection.detector import build_detector
+from resim.detection.freeze import freeze_parts
 from resim.detection.predict import detect
 from resim.detection.records import DetectionData
 from resim.detection.samples import ShapeOrder, TrainingSet, collate_samples, read_samples
@@ -103,7 +104,7 @@ def _detector_seconds(
     model = build_detector(
         config, recipe.images, num_classes=len(data.classes), num_keypoints=0, processes=processes, seed=tune.seed
     )
-    freeze_stages(model, config.frozen_stages)
+    freeze_parts(model, config)
     precision = choose_precision("auto", processes.device)
     stepper = make_detector_stepper(model, tune, processes, precision=precision)
     for group in stepper.optimizer.param_groups:
