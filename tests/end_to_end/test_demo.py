@@ -133,7 +133,7 @@ def test_without_labels_regions_alone_are_stated() -> None:
 def test_both_models_are_trained_alike() -> None:
     resim, moco = demo_recipes(512, 6144, seed=3)
     assert resim.optim == moco.optim
-    assert (resim.optim.epochs, resim.optim.seed) == (12, 3)
+    assert (resim.optim.epochs, resim.optim.seed, resim.optim.warmup_epochs) == (12, 3, 1.2)
     assert (moco.model.levels, moco.views.flip) == ((), "independent")
     assert resim.model.queue_size == moco.model.queue_size == 256
     small, _ = demo_recipes(40, 100, seed=0)
@@ -162,7 +162,12 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"minutes": 0}, "--minutes 0: must be above 0"), ({"pairs": 31}, "--pairs 31: must be at least one batch of 32")],
+    [
+        ({"minutes": 0}, "--minutes 0: must be above 0 and at most 1440"),
+        ({"minutes": float("inf")}, "--minutes inf: must be above 0 and at most 1440"),
+        ({"minutes": float("nan")}, "--minutes nan: must be above 0"),
+        ({"pairs": 31}, "--pairs 31: must be at least one batch of 32"),
+    ],
 )
 def test_an_option_that_cannot_be_is_named(options: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):

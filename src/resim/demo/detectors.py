@@ -55,7 +55,7 @@ def train_detectors(
 ) -> Comparison | None:
     """Train the small detector from each network, with as many seeds as the time left allows; None if it was stopped.
 
-    The first run's time tells how many seeds that are: all networks have the same.
+    The seconds of the first run decide how many seeds that are; every network has the same ones.
     """
     data, val = read_scenes(images)
     recipe = demo_detector(pretrained, plan.steps)

@@ -55,7 +55,7 @@ class Bounds:
     steps: tuple[int, int] = (60, 300)
     """Steps of a detector."""
     good_steps: int = 120
-    """From here on one more seed tells more than more steps."""
+    """From here on time goes to another seed rather than to more steps."""
     seeds: int = 3
     """Of the detectors, at most."""
 
@@ -65,7 +65,7 @@ class Plan:
     """What the demo does with its time."""
 
     minutes: float
-    """That were asked for."""
+    """For the whole demo."""
     used: float
     """Seconds of them that had passed when the plan was made."""
     epochs: int
@@ -164,7 +164,7 @@ def plan_rest(
     """The plan of what remains after pre-training, or after the probes too: detectors fill the time that is left.
 
     Args:
-        plan: that has been followed so far.
+        plan: under way.
         speeds: of this machine.
         used: seconds that have passed.
         probed: the probes are done.

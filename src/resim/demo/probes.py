@@ -77,7 +77,7 @@ def probe(
         out: folder of the demo, with the two runs in `resim` and `moco-v2`.
         images: what the demo works on.
         seed: of everything random.
-        watch: told of the networks done.
+        watch: called with the number of networks done, and of all.
         most: held-out images; 0: all.
 
     Returns:

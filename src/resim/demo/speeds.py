@@ -45,7 +45,7 @@ def measure_speeds(images: DemoImages, recipes: tuple[Recipe, Recipe], seed: int
         images: what the demo works on; without labels no detector is measured.
         recipes: of ReSim and MoCo v2.
         seed: of everything random.
-        watch: told of the parts done.
+        watch: called with the number of parts done, and of all.
     """
     with start_processes("auto") as processes:
         resim_pair, _ = _pair_seconds(images, recipes[0], processes)
