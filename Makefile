@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test test-fast check install clean
 
-demo: $(VENV)/.installed  ## pre-train for a few minutes and show what was learned: make demo [DATA=/my/photos]
-	$(BIN)/resim demo $(if $(DATA),--data "$(DATA)")
+demo: $(VENV)/.installed  ## pre-train and show what was learned, in ten minutes: make demo [MINUTES=5] [DATA=/my/photos]
+	$(BIN)/resim demo $(if $(MINUTES),--minutes "$(MINUTES)") $(if $(DATA),--data "$(DATA)")
 
 test: $(VENV)/.installed-test  ## run the test suite
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,8 +79,10 @@ class DemoOptions:
     """Your own folder of images; default: scenes that the package draws itself."""
     out: Path | None = None
     """Folder of the demo; default: runs/demo-DATE-TIME."""
-    pairs: int = 6144
-    """View pairs that each of the two models is trained on."""
+    minutes: float = 10.0
+    """Minutes for all of it: how much is pre-trained, probed and trained in them is planned by this machine's speed."""
+    pairs: int | None = None
+    """View pairs that each of the two models is pre-trained on; default: as many as the minutes allow."""
     seed: int = 0
     """Seed of everything random."""
 
@@ -193,14 +196,15 @@ def compare_verb(argv: Sequence[str]) -> None:
 
 
 def demo_verb(argv: Sequence[str]) -> None:
-    """The whole story in minutes: pre-train ReSim and MoCo v2, probe both, fine-tune detectors, report."""
+    """The whole story in ten minutes: pre-train ReSim and MoCo v2, probe both, train detectors, report."""
+    began = time.perf_counter()
     options = read_options(DemoOptions, argv, "demo", demo_verb.__doc__ or "")
     if options.data is not None and not options.data.exists():
         raise UserError(f"--data {options.data}: there is no such folder or file")
 
     from resim.demo.story import demo
 
-    demo(options.data, options.out, pairs=options.pairs, seed=options.seed)
+    demo(options.data, options.out, minutes=options.minutes, pairs=options.pairs, seed=options.seed, began=began)
 
 
 def probe_verb(argv: Sequence[str]) -> None:

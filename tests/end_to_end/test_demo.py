@@ -10,23 +10,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resim.demo import images as demo_images
-from resim.demo import story
+from resim import recipes
+from resim.demo.images import DemoImages, drawn_scenes
+from resim.demo.plan import DETECT, MOCO, PROBE, RESIM, Bounds
+from resim.demo.sizes import Sizes
 from resim.demo.story import demo, demo_recipes
 from resim.demo.verdict import verdict
 from resim.detection.coco import read_coco
 from resim.detection.compare import Comparison, Difference
 from resim.errors import UserError
 from resim.probes.correspondence import Correspondence
+from resim.probes.segmentation_scores import Segmentation
 from resim.probes.suite import Path as ScorePath
 from resim.probes.suite import Score
 from resim.training.checkpoints import load_checkpoint
 from resim.training.log import read_metrics
 
 NOISE = "within the noise: this run cannot tell them apart"
+SCENES = DemoImages(
+    train=Path("train.txt"), count=512, held_out=Path("held_out.txt"), labelled=Path("shapes.json"),
+    val=Path("val.json"), num_labelled=64, num_evaluated=128, words="512 scenes",
+)  # fmt: skip
+OWN = dataclasses.replace(SCENES, labelled=None, val=None, num_labelled=0, num_evaluated=0)
 
 
-def found(*correct: int) -> Score:
+def regions(*correct: int) -> Score:
     """So many of ten windows found again in each image."""
     value = Correspondence(
         correct=np.array(correct), windows=np.full(len(correct), 10), chance=0.02, median_error=12.0, radius=16.0
@@ -34,9 +42,29 @@ def found(*correct: int) -> Score:
     return Score(value=value, details={})
 
 
-def scores(random: Score, resim: Score, moco: Score) -> dict[str, dict[ScorePath, Score]]:
-    both = {"random": random, "resim": resim, "moco-v2": moco}
-    return {name: {("correspondence", "both", level): score for level in ("C4", "P4")} for name, score in both.items()}
+def pixels(*correct: int) -> Score:
+    """Of ten pixels of an object so many are answered right in each image, the others as background; and ten of that.
+
+    The foreground IoU is the share of the right ones.
+    """
+    confusion = np.array([[[10, 0], [10 - one, one]] for one in correct], dtype=np.int32)
+    return Score(value=Segmentation(confusion=confusion, classes=("background", "shape"), background=0), details={})
+
+
+def scores(random: tuple[int, ...], resim: tuple[int, ...], moco: tuple[int, ...]) -> dict[str, dict[ScorePath, Score]]:
+    """The same answers to all probes; MoCo v2 has no P4."""
+    results: dict[str, dict[ScorePath, Score]] = {}
+    for name, correct in {"random": random, "resim": resim, "moco-v2": moco}.items():
+        levels = ("C4",) if name == "moco-v2" else ("C4", "P4")
+        results[name] = {("correspondence", "both", level): regions(*correct) for level in levels}
+        results[name] |= {("segmentation", level): pixels(*correct) for level in levels}
+        results[name] |= {("retrieval", "100%", level): pixels(*correct) for level in levels}
+    return results
+
+
+def regions_alone(results: dict[str, dict[ScorePath, Score]]) -> dict[str, dict[ScorePath, Score]]:
+    """As of images without labels."""
+    return {name: {k: v for k, v in one.items() if k[0] == "correspondence"} for name, one in results.items()}
 
 
 def comparison(*, low: float, high: float) -> Comparison:
@@ -55,46 +83,57 @@ def comparison(*, low: float, high: float) -> Comparison:
     )
 
 
-def test_the_verdict_is_five_lines_with_numbers_and_paths() -> None:
-    best, middle, worst = found(*[8] * 30), found(*[5] * 30), found(*[1] * 30)
-    lines = verdict(scores(worst, best, middle), comparison(low=0.01, high=0.07), Path("out"), held_out_is_new=True)
-    assert [line[:2] for line in lines] == ["1.", "2.", "3.", "4.", "5."]
-    assert "ReSim is right for 80.0%, untrained for 10.0%: +70.0 points (95 % interval +70.0 to +70.0)" in lines[0]
+def test_the_verdict_leads_with_the_probes_and_ends_with_paths() -> None:
+    results = scores((1,) * 30, (8,) * 30, (5,) * 30)
+    lines = verdict(results, comparison(low=0.01, high=0.07), Path("out"), SCENES)
+    assert [line[:2] for line in lines] == ["1.", "2.", "3.", "4.", "5.", "6."]
+    for line, words in zip(lines, ("Where is this region", "Linear segmentation", "Dense retrieval"), strict=False):
+        assert words in line
+        backbone, pyramid = line.split("; on P4 of the FPN: ")
+        assert "untrained 10.0%, ReSim 80.0%, MoCo v2 50.0%" in backbone
+        assert "ReSim minus untrained +70.0 points (95 % interval +70.0 to +70.0)" in backbone
+        assert "ReSim minus MoCo v2 +30.0 points (95 % interval +30.0 to +30.0)" in backbone
+        assert "untrained 10.0%, ReSim 80.0%; ReSim minus untrained +70.0 points" in pyramid
+        assert "MoCo" not in pyramid
     assert "on scenes that were not trained on, n = 300 windows of 30 images" in lines[0]
-    assert "ReSim is right for 80.0%, MoCo v2 for 50.0%: +30.0 points (95 % interval +30.0 to +30.0)" in lines[1]
-    told = "64 labelled scenes to find shapes (2 seeds), box AP50 in percent on 128 others"
-    assert f"{told}: untrained 15.0, ReSim 35.0, MoCo v2 30.0" in lines[2]
-    assert "ReSim minus untrained +10.0 (95 % interval +5.0 to +15.0)" in lines[2]
-    assert "ReSim minus MoCo v2 +4.0 (95 % interval +1.0 to +7.0)" in lines[2]
-    assert "out/report.html" in lines[4]
-    assert not any(NOISE in line for line in lines)
+    assert "foreground IoU, 64 labelled scenes, 30 others" in lines[1]
+    told = "backbone frozen, trained on 64 labelled scenes to find shapes (2 seeds), box AP50 in percent on 128 others"
+    assert f"{told}: untrained 15.0, ReSim 35.0, MoCo v2 30.0" in lines[3]
+    assert "ReSim minus untrained +10.0 points (95 % interval +5.0 to +15.0)" in lines[3]
+    assert "ReSim minus MoCo v2 +4.0 points (95 % interval +1.0 to +7.0)" in lines[3]
+    assert "out/report.html" in lines[5]
+    assert not any(NOISE in line or " less " in line for line in lines)
 
 
 def test_the_verdict_of_one_seed_says_so() -> None:
-    some = scores(*[found(*[5] * 30)] * 3)
     one = dataclasses.replace(comparison(low=0.01, high=0.07), seeds=(0,))
-    assert "(one seed, the intervals are over images alone)" in verdict(some, one, Path("out"), held_out_is_new=True)[2]
+    lines = verdict(scores(*[(5,) * 30] * 3), one, Path("out"), SCENES)
+    assert "(one seed, the intervals are over images alone)" in lines[3]
 
 
 def test_the_verdict_says_what_is_within_the_noise() -> None:
-    one, other = found(*[2, 8] * 15), found(*[8, 1] * 15)  # 50 % and 45 %, image by image far apart
-    lines = verdict(scores(other, one, other), comparison(low=-0.02, high=0.09), Path("out"), held_out_is_new=False)
-    assert all(NOISE in line for line in lines[:2])
-    assert lines[2].count(NOISE) == 1  # of MoCo v2 alone
+    one, other = (2, 8) * 15, (8, 1) * 15  # 50 % and 45 %, image by image far apart
+    lines = verdict(scores(other, one, other), comparison(low=-0.02, high=0.09), Path("out"), SCENES)
+    assert [line.count(NOISE) for line in lines] == [3, 3, 3, 1, 0, 0]  # of the detectors MoCo v2 alone
+
+
+def test_a_loss_is_stated_as_a_loss() -> None:
+    lines = verdict(scores((8,) * 30, (1,) * 30, (8,) * 30), None, Path("out"), SCENES)
+    assert all(line.count("-70.0 points (95 % interval -70.0 to -70.0)") == 3 for line in lines[:3])
+    assert "There was no time for detectors" in lines[3]
+
+
+def test_without_labels_regions_alone_are_stated() -> None:
+    lines = verdict(regions_alone(scores((1,) * 30, (8,) * 30, (5,) * 30)), None, Path("out"), OWN)
+    assert len(lines) == 4
     assert "the training images, views drawn anew" in lines[0]
-
-
-def test_a_loss_is_told_as_a_loss() -> None:
-    best, worst = found(*[8] * 30), found(*[1] * 30)
-    lines = verdict(scores(best, worst, best), None, Path("out"), held_out_is_new=False)
-    assert all("-70.0 points (95 % interval -70.0 to -70.0)" in line for line in lines[:2])
-    assert "nothing was fine-tuned" in lines[2]
+    assert "No labels, so no detector was trained" in lines[1]
 
 
 def test_both_models_are_trained_alike() -> None:
     resim, moco = demo_recipes(512, 6144, seed=3)
     assert resim.optim == moco.optim
-    assert (resim.optim.epochs, resim.optim.seed) == (12, 3)
+    assert (resim.optim.epochs, resim.optim.seed, resim.optim.warmup_epochs) == (12, 3, 1.2)
     assert (moco.model.levels, moco.views.flip) == ((), "independent")
     assert resim.model.queue_size == moco.model.queue_size == 256
     small, _ = demo_recipes(40, 100, seed=0)
@@ -103,10 +142,9 @@ def test_both_models_are_trained_alike() -> None:
         demo_recipes(31, 100, seed=0)
 
 
-def test_the_labels_are_of_a_few_scenes_and_of_one_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, count in (("SCENES", 5), ("HELD_OUT", 3), ("LABELLED", 2)):
-        monkeypatch.setattr(demo_images, name, count)
-    images = demo_images.drawn_scenes(tmp_path, seed=0)
+def test_the_labels_are_of_a_few_scenes_and_of_one_class(tmp_path: Path) -> None:
+    images = drawn_scenes(tmp_path, seed=0, sizes=Sizes(scenes=5, held_out=3, labelled=2))
+    assert (images.num_labelled, images.num_evaluated) == (2, 3)
     for path, count in ((images.labelled, 2), (images.val, 3)):
         assert path is not None
         data, drawn = read_coco(path), read_coco(path.with_name("instances.json"))
@@ -122,31 +160,63 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"minutes": 0}, "--minutes 0: must be above 0 and at most 1440"),
+        ({"minutes": float("inf")}, "--minutes inf: must be above 0 and at most 1440"),
+        ({"minutes": float("nan")}, "--minutes nan: must be above 0"),
+        ({"pairs": 31}, "--pairs 31: must be at least one batch of 32"),
+    ],
+)
+def test_an_option_that_cannot_be_is_named(options: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        demo(None, tmp_path / "demo", **options)
+    assert not (tmp_path / "demo").exists()
+
+
+def tiny() -> Sizes:
+    """The smallest demo: one step of eight pairs at 64 px, two steps of each detector."""
+    quick = recipes.quick()
+    recipe = dataclasses.replace(
+        quick,
+        model=dataclasses.replace(quick.model, group_size=8, queue_size=8),
+        views=dataclasses.replace(quick.views, image_size=64),
+        optim=dataclasses.replace(quick.optim, batch_size=8),
+    )
+    bounds = Bounds(pairs=(8, 8), probe_images=(6, 6), steps=(2, 2), good_steps=2, seeds=1)
+    return Sizes(scenes=8, held_out=6, labelled=4, evaluated=4, recipe=recipe, bounds=bounds)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("own", [False, True])
-def test_the_demo(
-    own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name, count in (("SCENES", 32), ("HELD_OUT", 6), ("LABELLED", 8)):
-        monkeypatch.setattr(demo_images, name, count)
-    monkeypatch.setattr(story, "TUNE_STEPS", 2)
-    data = None
+def test_the_demo(own: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes, data = tiny(), None
     if own:
-        data = demo_images.drawn_scenes(tmp_path / "mine", 0).train.parent / "scenes" / "train"
+        data = drawn_scenes(tmp_path / "mine", 0, sizes).train.parent / "scenes" / "train"
     out = tmp_path / "demo"
-    demo(data, out, pairs=32, seed=0)
+    demo(data, out, minutes=60, seed=0, sizes=sizes)
     lines = capsys.readouterr().out.splitlines()
-    assert [line[:2] for line in lines[-5:]] == ["1.", "2.", "3.", "4.", "5."]
-    for line in lines[-5:-3]:
-        change, low, high = (float(number) for number in re.findall(r"[+-]\d+\.\d", line)[:3])
-        assert low <= change <= high
-        assert NOISE in line or low >= 0 or high <= 0
+    count = 4 if own else 6
+    assert [line[:2] for line in lines[-count:]] == [f"{number}." for number in range(1, count + 1)]
+    for line in lines[-count : -count + (1 if own else 3)]:
+        changes = re.findall(r"([+-]\d+\.\d) points \(95 % interval ([+-]\d+\.\d) to ([+-]\d+\.\d)(.*?)\)", line)
+        assert len(changes) == 3
+        for value, low, high, sure in changes:
+            assert float(low) <= float(value) <= float(high)
+            assert NOISE in sure or float(low) >= 0 or float(high) <= 0
+    text = "\n".join(lines)
+    for stage in (RESIM, MOCO, PROBE, *(() if own else (DETECT,))):
+        assert re.search(rf"^ *{stage} .* \d+\.\d *$", text, re.MULTILINE), stage  # in the plan's table
+        assert re.search(rf"^{stage} \.\.\. \(about .*; .* left\)$", text, re.MULTILINE), stage
+    assert re.search(r"it took \d+\.\d minutes, \d+\.\d were planned of 60$", text, re.MULTILINE)
     for name in ("resim", "moco-v2"):
         assert load_checkpoint(out / name / "checkpoints" / "last.pt")["step"] == 1
         assert len(read_metrics(out / name / "metrics.jsonl")) == 1
     stored = json.loads((out / "probe" / "probe.json").read_text())
     assert [network["name"] for network in stored["networks"]] == ["random", "resim", "moco-v2"]
     assert (out / "detectors" / "compare.json").exists() is not own
+    assert (out / "probe" / "probe_segmentation.png").exists() is not own
     page = (out / "report.html").read_text()
     assert len(page) < 5_000_000
     assert ("detections.png" in page or "Detection" in page) is not own

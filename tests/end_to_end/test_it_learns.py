@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from resim.demo.images import drawn_scenes
+from resim.demo.sizes import Sizes
 from resim.demo.story import demo_recipes, probe
 from resim.probes.suite import difference
 from resim.training.log import read_metrics
@@ -18,7 +19,7 @@ from resim.training.log import read_metrics
 
 @pytest.mark.slow
 def test_region_features_are_learned_and_better_than_those_of_moco_v2(tmp_path: Path) -> None:
-    images = drawn_scenes(tmp_path, seed=0)
+    images = drawn_scenes(tmp_path, seed=0, sizes=Sizes(held_out=128))
     for recipe in demo_recipes(images.count, pairs=3072, seed=0):
         file = tmp_path / f"{recipe.name}.json"
         file.write_text(json.dumps(recipe.to_json()))

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from resim.demo.sizes import Sizes
 from resim.views.folder import find_images
 from resim.views.scenes import write_scenes
-
-SCENES, HELD_OUT, LABELLED, MOST_IMAGES = 512, 128, 64, 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,33 +25,42 @@ class DemoImages:
     count: int
     held_out: Path
     """A list of the images that are measured on."""
-    labelled: Path | None
+    labelled: Path | None = None
     """COCO file of labelled scenes, some of those that are trained on; None: no labels."""
-    val: Path | None
+    val: Path | None = None
     """The same of the images that are measured on."""
-    told: str
-    """In words."""
+    num_labelled: int = 0
+    """Scenes with labels to learn from."""
+    num_evaluated: int = 0
+    """Held-out scenes that detectors are evaluated on."""
+    words: str
+    """What they are."""
 
 
-def drawn_scenes(out: Path, seed: int) -> DemoImages:
+def drawn_scenes(out: Path, seed: int, sizes: Sizes | None = None) -> DemoImages:
     """Scenes to train on and others to measure on, drawn into `out`; the first few with their labels."""
-    for name, count, scene_seed in (("train", SCENES, 2 * seed), ("held_out", HELD_OUT, 2 * seed + 1)):
+    sizes = sizes or Sizes()
+    for name, count, scene_seed in (("train", sizes.scenes, 2 * seed), ("held_out", sizes.held_out, 2 * seed + 1)):
         write_scenes(out / "scenes" / name, count, seed=scene_seed)
     train, held_out = (_listed(out / "scenes" / name, out / f"{name}.txt", 2**31) for name in ("train", "held_out"))
+    num_labelled = min(sizes.labelled, train[1])
     return DemoImages(
         train=train[0], count=train[1], held_out=held_out[0],
-        labelled=_shapes(out / "scenes" / "train", LABELLED), val=_shapes(out / "scenes" / "held_out", HELD_OUT),
-        told=f"{train[1]} scenes drawn by the package, {LABELLED} of them with labels, {held_out[1]} held out",
+        labelled=_shapes(out / "scenes" / "train", num_labelled),
+        val=_shapes(out / "scenes" / "held_out", held_out[1]),
+        num_labelled=num_labelled, num_evaluated=min(sizes.evaluated, held_out[1]),
+        words=f"{train[1]} scenes drawn by the package, {num_labelled} of them with labels, {held_out[1]} held out",
     )  # fmt: skip
 
 
-def own_images(data: Path, out: Path, seed: int) -> DemoImages:
+def own_images(data: Path, out: Path, seed: int, sizes: Sizes | None = None) -> DemoImages:
     """Some of a folder's images, and some of these to measure on."""
-    train, count, note = _listed(data, out / "train.txt", MOST_IMAGES, seed)
-    held_out, *_ = _listed(train, out / "held_out.txt", HELD_OUT, seed)
-    told = f"{count} images of {data}" + (", drawn at random" if count == MOST_IMAGES else "")
-    told += f" ({note})" if note else ""
-    return DemoImages(train=train, count=count, held_out=held_out, labelled=None, val=None, told=told)
+    sizes = sizes or Sizes()
+    train, count, note = _listed(data, out / "train.txt", sizes.most_images, seed)
+    held_out, *_ = _listed(train, out / "held_out.txt", sizes.held_out, seed)
+    words = f"{count} images of {data}" + (", drawn at random" if count == sizes.most_images else "")
+    words += f" ({note})" if note else ""
+    return DemoImages(train=train, count=count, held_out=held_out, words=words)
 
 
 def _shapes(folder: Path, count: int) -> Path:

@@ -1,4 +1,4 @@
-"""What the demo found, in five lines that say so where a difference is within the noise."""
+"""What the demo found, in a few lines that say so where a difference is within the noise: probes first."""
 
 from __future__ import annotations
 
@@ -8,67 +8,108 @@ from typing import Any
 
 import numpy as np
 
-from resim.demo.images import HELD_OUT, LABELLED
+from resim.demo.detectors import WHAT
+from resim.demo.images import DemoImages
+from resim.demo.probes import BACKBONE, NAMES, PYRAMID
 from resim.detection.compare import Comparison, Difference
+from resim.probes import segmentation_scores
+from resim.probes.segmentation_scores import Segmentation
 from resim.probes.suite import Path as ScorePath
 from resim.probes.suite import Score, difference
 
-NAMES = {"random": "untrained", "resim": "ReSim", "moco-v2": "MoCo v2"}
+Scores = Mapping[str, Mapping[ScorePath, Score]]
+
+_CORRESPONDENCE = ("correspondence", "both")
+_DENSE = (
+    (("segmentation",), "Linear segmentation: which pixels are objects, by one linear classifier of frozen features"),
+    (("retrieval", "100%"), "Dense retrieval: the same by the most similar cells of labelled scenes, nothing trained"),
+)
 
 
-def verdict(
-    scores: Mapping[str, Mapping[ScorePath, Score]], found: Comparison | None, out: Path, *, held_out_is_new: bool
-) -> list[str]:
-    """What was learned, in five lines for a person; they say so where a difference is within the noise."""
-    where = "scenes that were not trained on" if held_out_is_new else "the training images, views drawn anew"
-    some: Any = scores["resim"]["correspondence", "both", "P4"].value
+def verdict(scores: Scores, found: Comparison | None, out: Path, images: DemoImages) -> list[str]:
+    """What was learned, a numbered line each, for a person; they say so where a difference is within the noise."""
+    new = images.labelled is not None
+    where = "scenes that were not trained on" if new else "the training images, views drawn anew"
+    some: Any = scores["resim"][*_CORRESPONDENCE, PYRAMID].value
     windows = f"n = {some.windows.sum()} windows of {len(some.windows)} images"
-    about = f"(right within {some.radius:.0f} px, chance {some.chance:.1%}, on {where}, {windows})"
-    return [
-        f"1. Where is this region in the other view? On P4 {_compared(scores, 'P4', 'resim', 'random')} {about}",
-        f"2. The same on C4, the backbone alone: {_compared(scores, 'C4', 'resim', 'moco-v2')}",
-        f"3. {_tuned(found)}",
-        "4. One seed of pre-training, minutes of it, small images: other seeds or images can give another order.",
-        f"5. See {out / 'report.html'}; the backbone with its FPN is {out / 'resim' / 'checkpoints' / 'last.pt'}",
+    lines = [
+        f"Where is this region in the other view? {_compared(scores, _CORRESPONDENCE)} "
+        f"(right within {some.radius:.0f} px, chance {some.chance:.1%}, on {where}, {windows})"
     ]
+    for probe, words in _DENSE:
+        path = (*probe, BACKBONE)
+        if path in scores["resim"]:
+            about = f"foreground IoU, {images.num_labelled} labelled scenes, {_num_images(scores, path)} others"
+            lines.append(f"{words} ({about}). {_compared(scores, probe)}")
+    lines += [
+        _detected(found, images),
+        "One seed of pre-training, minutes of it, small images: other seeds or images can give another order.",
+        f"See {out / 'report.html'}; the backbone with its FPN is {out / 'resim' / 'checkpoints' / 'last.pt'}",
+    ]
+    return [f"{number}. {line}" for number, line in enumerate(lines, 1)]
 
 
-def _compared(scores: Mapping[str, Mapping[ScorePath, Score]], level: str, first: str, second: str) -> str:
-    a, b = (scores[name]["correspondence", "both", level] for name in (first, second))
-    change = difference(a, b)
-    assert change is not None
-    value, low, high = change
-    return (
-        f"{NAMES[first]} is right for {_share(a)}, {NAMES[second]} for {_share(b)}: "
-        f"{100 * value:+.1f} points{_sure(low, high)}"
+def _compared(scores: Scores, probe: ScorePath) -> str:
+    """All networks on the backbone's map, and those with an FPN on its."""
+    return f"On {BACKBONE}, the backbone: {_on(scores, probe, BACKBONE)}; on {PYRAMID} of the FPN: " + _on(
+        scores, probe, PYRAMID
     )
 
 
-def _share(score: Score) -> str:
+def _on(scores: Scores, probe: ScorePath, level: str) -> str:
+    path = (*probe, level)
+    having = [name for name in NAMES if path in scores[name]]
+    values = ", ".join(f"{NAMES[name]} {_share(scores[name][path]):.1%}" for name in having)
+    apart = [
+        f"ReSim minus {NAMES[name]} {_change(scores['resim'][path], scores[name][path])}"
+        for name in having
+        if name != "resim"
+    ]
+    return f"{values}; {', '.join(apart)}"
+
+
+def _share(score: Score) -> float:
     value: Any = score.value
-    return f"{value.accuracy:.1%}"
+    return value.value("foreground_iou") if isinstance(value, Segmentation) else value.accuracy
 
 
-def _tuned(found: Comparison | None) -> str:
+def _change(a: Score, b: Score) -> str:
+    if isinstance(a.value, Segmentation) and isinstance(b.value, Segmentation):
+        change = segmentation_scores.difference(a.value, b.value, "foreground_iou")
+    else:
+        change = difference(a, b)
+    assert change is not None
+    return points(*change)
+
+
+def _num_images(scores: Scores, path: ScorePath) -> int:
+    value = scores["resim"][path].value
+    assert isinstance(value, Segmentation)
+    return len(value.confusion)
+
+
+def _detected(found: Comparison | None, images: DemoImages) -> str:
+    if images.labelled is None:
+        return "No labels, so no detector was trained: resim detect train LABELS --init the checkpoint below does it."
     if found is None:
-        return "No labels, so nothing was fine-tuned: resim detect train LABELS --init the checkpoint below does it."
+        return "There was no time for detectors: a larger --minutes trains them."
     means = {name: float(np.mean(found.scores[name]["bbox"]["AP50"])) for name in found.names}
-    told = ", ".join(f"{NAMES[name]} {100 * value:.1f}" for name, value in means.items())
+    values = ", ".join(f"{NAMES[name]} {100 * value:.1f}" for name, value in means.items())
     pairs = {(one.first, one.second): one for one in found.differences}
     many = f"{len(found.seeds)} seeds" if len(found.seeds) > 1 else "one seed, the intervals are over images alone"
     return (
-        f"Detectors fine-tuned on {LABELLED} labelled scenes to find shapes ({many}), box AP50 in percent on "
-        f"{HELD_OUT} others: {told}. "
-        f"Box AP, ReSim minus untrained {_change(pairs['random', 'resim'], turned=True)}, "
-        f"ReSim minus MoCo v2 {_change(pairs['resim', 'moco-v2'])}"
+        f"{WHAT[0].upper()}{WHAT[1:]}, trained on {images.num_labelled} labelled scenes to find shapes ({many}), box "
+        f"AP50 in percent on {images.num_evaluated} others: {values}. "
+        f"Box AP, ReSim minus untrained {_box_change(pairs['random', 'resim'], turned=True)}, "
+        f"ReSim minus MoCo v2 {_box_change(pairs['resim', 'moco-v2'])}"
     )
 
 
-def _change(one: Difference, *, turned: bool = False) -> str:
-    value, low, high = (-one.value, -one.high, -one.low) if turned else (one.value, one.low, one.high)
-    return f"{100 * value:+.1f}{_sure(low, high)}"
+def _box_change(one: Difference, *, turned: bool = False) -> str:
+    return points(-one.value, -one.high, -one.low) if turned else points(one.value, one.low, one.high)
 
 
-def _sure(low: float, high: float) -> str:
+def points(value: float, low: float, high: float) -> str:
+    """A difference of shares in points, with its interval, and whether that leaves out zero."""
     sure = "" if low > 0 or high < 0 else ", within the noise: this run cannot tell them apart"
-    return f" (95 % interval {100 * low:+.1f} to {100 * high:+.1f}{sure})"
+    return f"{100 * value:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f}{sure})"

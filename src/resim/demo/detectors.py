@@ -1,0 +1,81 @@
+"""The demo's detectors: small ones with the backbone frozen, trained from each network on a few labelled scenes.
+
+All shapes are one class, and few scenes have labels: the regime in which pre-training is meant to help. The backbone is
+as the pre-training (or chance) left it; the FPN, its pre-trained parts among it, the RPN and the heads are trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+from resim.demo.images import DemoImages
+from resim.demo.plan import NETWORKS, Plan, seeds_that_fit
+from resim.demo.probes import NAMES
+from resim.demo.sizes import Sizes
+from resim.demo.stages import Stages
+from resim.detection.coco import read_coco
+from resim.detection.compare import Comparison, Start, compare
+from resim.detection.config import DetectRecipe, DetectRun
+from resim.detection.recipes import probe_frozen
+from resim.detection.records import DetectionData
+from resim.detection.train import train_detector
+from resim.pictures.comparison import draw_ap_curves, draw_comparison_sheet
+from resim.training.config import Recipe
+from resim.training.progress import Watch
+
+WHAT = "detectors with the backbone frozen"
+
+
+def demo_detector(pretrained: Recipe, steps: int) -> DetectRecipe:
+    """The frozen-detector probe at the demo's size, for the architecture that was pre-trained; objects from 8 px on."""
+    base = probe_frozen()
+    return dataclasses.replace(
+        base,
+        name="demo",
+        detector=dataclasses.replace(
+            base.detector, backbone=pretrained.model.backbone, fpn_width=pretrained.model.fpn_width, box_regions=32
+        ),
+        images=dataclasses.replace(base.images, min_sizes=(112, 128, 144), max_size=192, test_size=128),
+        tune=dataclasses.replace(base.tune, steps=steps, drops=(max(1, steps * 4 // 5),), warmup_steps=steps // 10),
+    )
+
+
+def read_scenes(images: DemoImages) -> tuple[DetectionData, DetectionData]:
+    """The labelled scenes to train on, and the held-out ones to evaluate on."""
+    assert images.labelled is not None
+    assert images.val is not None
+    val = read_coco(images.val)
+    return read_coco(images.labelled), dataclasses.replace(val, records=val.records[: images.num_evaluated])
+
+
+def train_detectors(
+    out: Path, images: DemoImages, pretrained: Recipe, plan: Plan, seed: int, story: Stages, watch: Watch, sizes: Sizes
+) -> Comparison | None:
+    """Train the small detector from each network, with as many seeds as the time left allows; None if it was stopped.
+
+    The seconds of the first run decide how many seeds that are; every network has the same ones.
+    """
+    data, val = read_scenes(images)
+    recipe = demo_detector(pretrained, plan.steps)
+    run = DetectRun(eval_every=max(1, plan.steps // 2), eval_images=8)
+    folder = out / "detectors"
+    starts = [Start(name=name, weights="random" if name == "random" else str(out / name)) for name in NAMES]
+    runs = NETWORKS * plan.seeds
+    began = time.perf_counter()
+    first = dataclasses.replace(recipe, tune=dataclasses.replace(recipe.tune, seed=seed))
+    settings = dataclasses.replace(run, out=folder / f"{starts[0].name}-seed{seed}")
+    ended = train_detector(
+        first, settings, data, val, init=starts[0].weights, show=False, watch=lambda done, of: watch(done, runs * of)
+    )
+    if not ended.finished:
+        return None
+    many = seeds_that_fit(plan, time.perf_counter() - began, story.left, sizes.bounds)
+    found = compare(
+        recipe, run, data, val, starts, [seed + number for number in range(many)], folder, show=False, watch=watch
+    )
+    if found is not None:
+        draw_ap_curves(found, folder / "curves.png", title=f"{WHAT}, {images.num_labelled} labelled scenes")
+        draw_comparison_sheet(found, val, folder / "detections.png")
+    return found

@@ -1,0 +1,29 @@
+"""How large the demo's data, networks and parts are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from resim import recipes
+from resim.demo.plan import Bounds
+from resim.training.config import Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How large the demo's data, networks and parts are. Smaller ones show less, in seconds."""
+
+    scenes: int = 512
+    """Scenes that are drawn to train on."""
+    held_out: int = 256
+    """Scenes that are drawn to measure on, or images of one's own that are."""
+    labelled: int = 64
+    """Scenes of those to train on whose labels are used."""
+    evaluated: int = 128
+    """Held-out scenes that detectors are evaluated on."""
+    most_images: int = 2048
+    """Of one's own, to train on."""
+    recipe: Recipe = field(default_factory=recipes.quick)
+    """Of ReSim's pre-training, without its length and queue."""
+    bounds: Bounds = field(default_factory=Bounds)
+    """Least and most of each part."""

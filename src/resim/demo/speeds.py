@@ -1,0 +1,120 @@
+"""How fast this machine does each part of the demo, by the first steps of each kind: some seconds in all."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from resim.bench import measure
+from resim.demo.detectors import demo_detector, read_scenes
+from resim.demo.images import DemoImages
+from resim.demo.plan import Speeds
+from resim.demo.probes import measure_network, read_sets
+from resim.detection.config import DetectRecipe
+from resim.detection.detector import build_detector
+from resim.detection.freeze import freeze_parts
+from resim.detection.predict import detect
+from resim.detection.records import DetectionData
+from resim.detection.samples import ShapeOrder, TrainingSet, collate_samples, read_samples
+from resim.detection.step import make_detector_stepper
+from resim.model.resim import ReSim
+from resim.probes.features import Network
+from resim.training.config import Recipe
+from resim.training.precision import choose_precision
+from resim.training.processes import Processes, start_processes
+from resim.training.progress import Watch
+from resim.training.step import make_stepper
+from resim.views.finish import Finisher
+from resim.views.folder import find_images
+from resim.views.loader import make_loader
+
+_SECONDS = 2.0  # of each measurement, and at least two turns
+_STEPS = 1000  # of the schedule of a detector that is measured
+_IMAGES = 8
+_REPORT_IMAGES = 60  # network and image probed in the time that the report takes
+
+
+def measure_speeds(images: DemoImages, recipes: tuple[Recipe, Recipe], seed: int, watch: Watch) -> Speeds:
+    """Take a few steps of each kind on the demo's images.
+
+    Args:
+        images: what the demo works on; without labels no detector is measured.
+        recipes: of ReSim and MoCo v2.
+        seed: of everything random.
+        watch: called with the number of parts done, and of all.
+    """
+    with start_processes("auto") as processes:
+        resim_pair, _ = _pair_seconds(images, recipes[0], processes)
+        watch(1, 4)
+        moco_pair, start = _pair_seconds(images, recipes[1], processes)
+        watch(2, 4)
+        probe_image = _probe_seconds(images, recipes[0], seed)
+        watch(3, 4)
+        step = detected = 0.0
+        if images.labelled is not None:
+            data, val = read_scenes(images)
+            step, detected = _detector_seconds(data, val, demo_detector(recipes[0], _STEPS), processes)
+        watch(4, 4)
+    return Speeds(
+        start=start, resim_pair=resim_pair, moco_pair=moco_pair, probe_image=probe_image, detector_step=step,
+        detected_image=detected, report=_REPORT_IMAGES * probe_image,
+    )  # fmt: skip
+
+
+def _pair_seconds(images: DemoImages, recipe: Recipe, processes: Processes) -> tuple[float, float]:
+    """Seconds of a view pair, and until the first step begins."""
+    began = time.perf_counter()
+    device = processes.device
+    paths = find_images([images.train])
+    source = measure.batches(paths, recipe, min(processes.cores, 16), pin_memory=device.type == "cuda")
+    finish = Finisher(recipe.views, device)
+    precision = choose_precision("auto", device)
+    stepper = make_stepper(recipe.model, recipe.optim, processes, precision=precision)
+    views = finish(next(source))
+    start = time.perf_counter() - began
+    stepper(*views, None)
+    seconds = _turn_seconds(lambda: stepper(*finish(next(source)), None), device)
+    return seconds / recipe.optim.batch_size, start
+
+
+def _turn_seconds(turn: Callable[[], object], device: torch.device, *, warmup: int = 0) -> float:
+    """Mean seconds of a turn: what is slow now and then counts."""
+    rates = measure.time_turns(turn, 1, _SECONDS, device, warmup=warmup).each
+    return sum(1 / rate for rate in rates) / len(rates)
+
+
+def _probe_seconds(images: DemoImages, recipe: Recipe, seed: int) -> float:
+    """Seconds of all probes of one network, for a held-out image; there are at least as many of these as labels."""
+    sets = read_sets(images, size=recipe.views.image_size, most=_IMAGES, most_labelled=_IMAGES, seed=seed)
+    network = Network(name="untrained", encoder=ReSim(recipe.model, seed=seed).query.eval())
+    began = time.perf_counter()
+    measure_network(network, sets, seed)
+    return (time.perf_counter() - began) / len(sets.held_out)
+
+
+def _detector_seconds(
+    data: DetectionData, val: DetectionData, recipe: DetectRecipe, processes: Processes
+) -> tuple[float, float]:
+    """Seconds of a step, and of detection in an image, by a detector that has just begun."""
+    config, tune = recipe.detector, recipe.tune
+    model = build_detector(
+        config, recipe.images, num_classes=len(data.classes), num_keypoints=0, processes=processes, seed=tune.seed
+    )
+    freeze_parts(model, config)
+    precision = choose_precision("auto", processes.device)
+    stepper = make_detector_stepper(model, tune, processes, precision=precision)
+    for group in stepper.optimizer.param_groups:
+        group["lr"] = 0.0  # the same step, whose losses cannot run away without a warm-up
+    lying = np.array([record.width >= record.height for record in data.records])
+    order = ShapeOrder(lying, tune.batch_size, seed=tune.seed, start_step=0, end_step=tune.steps)
+    dataset = TrainingSet(data, recipe.images, tune.seed)
+    batches = read_samples(make_loader(dataset, order, workers=0, join=collate_samples))
+    step = _turn_seconds(lambda: stepper(next(batches)), processes.device, warmup=1)
+    few = dataclasses.replace(val, records=val.records[:_IMAGES])
+    began = time.perf_counter()
+    detect(model, few, processes, precision=precision, batch=_IMAGES)
+    return step, (time.perf_counter() - began) / len(few)
