@@ -48,7 +48,8 @@ def read_labels(
         UserError: labels that cannot be read.
     """
     sets = read_labelled_sets(train, test)
-    return load_label_maps(*(part.sample(most, 0) for part in sets), size, only=classes)
+    first, second = (part.sample(most, 0) for part in sets)
+    return load_label_maps(first, second, size, only=classes)
 
 
 def probe_runs(runs: Sequence[Path], out: Path, labels: tuple[LabelMaps, LabelMaps], *, seed: int = 0) -> None:

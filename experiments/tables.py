@@ -107,7 +107,8 @@ def table(
                 for name in (first, second)
             ]  # fmt: skip
             if all(groups):
-                lines.append(f"* {level}: {first} minus {second} {difference(*groups, measure)}")
+                change = difference(groups[0], groups[1], measure)
+                lines.append(f"* {level}: {first} minus {second} {change}")
     return "\n".join(lines)
 
 

@@ -15,7 +15,7 @@ import torch
 from tiny_detectors import SIZES, randomise_norms, things, tiny, tiny_images, tiny_recipe, tiny_run
 from torch import Tensor, nn
 
-from resim.cli_compare import tell
+from resim.cli_compare import print_scores
 from resim.detection import train as room
 from resim.detection.checkpoint import load_detector
 from resim.detection.compare import Start, compare
@@ -516,7 +516,7 @@ def test_a_comparison_freezes_the_same_parts_in_all_runs(
         assert config["recipe"]["detector"]["frozen_fpn"] == ["lateral4", "lateral5", "output4"]
 
     capsys.readouterr()
-    tell(found, len(data))
+    print_scores(found, len(data))
     assert f"frozen in all runs: {found.frozen}; everything else was trained" in capsys.readouterr().out
     parts = detection(read_runs([tmp_path / "out", tmp_path / "out" / "random-seed0"]))
     tables = [part for part in parts if isinstance(part, Table)]

@@ -122,7 +122,7 @@ def measure_sums(sums: np.ndarray, total: np.ndarray, measure: Measure, backgrou
         shared = true.sum(axis=1) - true[:, background] - predicted[:, background] + both[:, background]
         return _ratio(shared, union)
     shares = _class_shares(both, true, predicted, measure)
-    whole = _class_shares(*total.astype(np.float64), measure)
+    whole = _class_shares(total[0], total[1], total[2], measure)
     kept = np.where(np.isfinite(shares), shares, whole)[:, np.isfinite(whole)]
     return kept.mean(axis=1) if kept.shape[1] else np.full(len(sums), np.nan)
 
