@@ -271,7 +271,15 @@ def test_help_explains_every_field(capsys: Captured, verb: str, kinds: list[type
     assert (VERBS[verb].__doc__ or "").split(":")[0].split(".")[0] in " ".join(told.replace("│", " ").split())
     for kind in kinds:
         for field in dataclasses.fields(kind):
-            if dataclasses.is_dataclass(field.type) or field.name in ("model", "views", "optim", "run", "config"):
+            if dataclasses.is_dataclass(field.type) or field.name in (
+                "model",
+                "views",
+                "optim",
+                "run",
+                "config",
+                "label_maps",
+                "dense",
+            ):
                 continue
             positional = field.name in ("sources", "words") or (verb == "scenes" and field.name == "out")
             metavars = {"sources": "DIR", "words": "NETWORK", "out": "PATH"}

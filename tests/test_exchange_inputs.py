@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from exchange_files import small, trained
+from needs import need
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -357,7 +358,7 @@ def test_dilated_stages_are_warned_of(tmp_path: Path, name: str) -> None:
     ],
 )  # fmt: skip
 def test_timms_networks_of_similar_names(tmp_path: Path, name: str, right: bool) -> None:
-    timm: Any = pytest.importorskip("timm")
+    timm: Any = need("timm", "timm's variants of ResNet are read rightly or refused", "timm")
     model = timm.create_model(name).eval()
     torch.save(model.state_dict(), tmp_path / "w.pth")
     if not right:

@@ -24,7 +24,7 @@ from resim.training.run_folder import hold
     [
         ("views", "flip", "both", "flip 'both': must be one of shared, independent, none"),
         ("views", "photometric_order", "jitter-blur", "photometric-order 'jitter-blur': must be one of"),
-        ("optim", "schedule", "linear", "schedule 'linear': must be one of cosine, constant"),
+        ("optim", "schedule", "linear", "schedule 'linear': must be one of cosine, cosine-per-step, constant"),
         ("model", "fpn_norm", "no", "fpn-norm 'no': must be true or false"),
         ("optim", "epochs", 1.5, "epochs 1.5: must be a whole number"),
         ("optim", "epochs", True, "epochs True: must be a whole number"),

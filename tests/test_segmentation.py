@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from needs import need
 from torch import Tensor
 
 from resim.probes.dense import (
@@ -94,7 +95,7 @@ def test_cells_are_sampled_per_image_by_seed_and_void_cells_never() -> None:
 
 @pytest.mark.parametrize("strength", [1.0, 1e-2])
 def test_the_fit_is_scikit_learns_with_balanced_classes(strength: float) -> None:
-    sklearn = pytest.importorskip("sklearn.linear_model")
+    sklearn = need("sklearn.linear_model", "the classifier is scikit-learn's", "test")
     rng = torch.Generator().manual_seed(0)
     labels = torch.tensor([0] * 200 + [1] * 60 + [2] * 10 + [3] * 30)
     centres = torch.randn(4, 6, generator=rng, dtype=torch.float64)
@@ -114,7 +115,7 @@ def test_the_fit_is_scikit_learns_with_balanced_classes(strength: float) -> None
 
 
 def test_the_classifier_of_cells_is_scikit_learns_on_standardised_cells() -> None:
-    sklearn = pytest.importorskip("sklearn.linear_model")
+    sklearn = need("sklearn.linear_model", "the classifier is scikit-learn's", "test")
     rng = torch.Generator().manual_seed(1)
     labels = torch.arange(240) % 3 * (torch.rand(240, generator=rng) < 0.7).long()  # class 0 is the most frequent
     centres = torch.randn(3, 5, generator=rng)
@@ -234,7 +235,7 @@ def test_one_image_or_no_label_cannot_be_fitted() -> None:
 
 
 def test_neighbours_are_scikit_learns() -> None:
-    neighbours = pytest.importorskip("sklearn.neighbors")
+    neighbours = need("sklearn.neighbors", "the neighbours are scikit-learn's", "test")
     rng = torch.Generator().manual_seed(0)
     keys = torch.nn.functional.normalize(torch.randn(200, 8, generator=rng, dtype=torch.float64), dim=1)
     queries = torch.nn.functional.normalize(torch.randn(50, 8, generator=rng, dtype=torch.float64), dim=1)

@@ -97,7 +97,7 @@ def test_a_line_with_more_or_less(tmp_path: Path, line: str, corners: list[float
         ("0 1.4 0.5 0.2 0.2", "outside", 1),
         ("0 30 40 40 20", "no-shares", 1),  # px
         ("0 0.3 0.5 0 0.25", "zero-area", 1),
-        ("0 0.3 0.5 -0.2 0.25", "zero-area", 1),
+        ("0 0.3 0.5 -0.2 0.25", "corners-reversed", 2),
         ("0 0.3 nan 0.4 0.25", "not-finite", 1),
         ("0 0.3 0.5 0.4", "not-finite", 1),
         ("0 0.3 0.5 0.4 wide", "not-finite", 1),

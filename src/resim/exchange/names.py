@@ -84,23 +84,6 @@ def from_torchvision_detection(name: str, *, fpn_norm: bool) -> str | None:
     return f"backbone.{name.removeprefix('backbone.body.')}" if name.startswith("backbone.body.") else None
 
 
-def from_program(name: str, prefix: str) -> str | None:
-    """Our name for one of a program that keeps torchvision's ResNet below `prefix`, as the published ReSim does.
-
-    `encoder_q.fpn_lateral5.0.weight` -> `fpn.lateral5.0.weight`, `encoder_q.fc.2.bias` -> `head.2.bias`.
-    """
-    if not name.startswith(prefix):
-        return None
-    name = name.removeprefix(prefix)
-    fpn = re.fullmatch(r"fpn_(lateral|output)(\d)\.(.+)", name)
-    if fpn:
-        return f"fpn.{fpn[1]}{fpn[2]}.{fpn[3]}"
-    head = re.fullmatch(r"fc\.([02]\.\w+)", name)
-    if head:
-        return f"head.{head[1]}"
-    return f"backbone.{name}" if re.match(r"(conv1|bn1|layer[1-4]\.\d+)\.", name) else None
-
-
 def _place(is_norm: bool, fpn_norm: bool) -> str:
     """Where an entry stands in our FPN: a convolution and its norm are `0` and `1` of a sequence."""
     return "1." if is_norm else "0." if fpn_norm else ""

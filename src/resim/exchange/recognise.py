@@ -39,6 +39,8 @@ class Network:
             inner = bare.removeprefix(self.prefix)
             if self.scheme.name == "detectron2" and bare.startswith("roi_heads.res5."):  # a C4 detector's fifth stage
                 inner = bare.removeprefix("roi_heads.")
+            elif self.prefix == "backbone.body." and bare.startswith("roi_heads.box_head.layer4."):  # ours on C4
+                inner = bare.removeprefix("roi_heads.box_head.")
             elif not bare.startswith(self.prefix):
                 continue
             ours = None if is_counter(bare) else self.scheme.ours(inner)
