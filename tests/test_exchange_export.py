@@ -381,14 +381,23 @@ def test_a_writer_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: py
     assert {path.name for path in tmp_path.iterdir()} == {"last.pt", "w.pth"}
 
 
-def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (
+            float("nan"),
+            r"last\.pt: backbone\.layer1\.0\.conv1\.weight has 36864 of 36864 numbers that are NaN or infinite",
+        ),
+        (3e38, r"last\.pt: gives features that are not finite \(C2, C3, C4, C5, P3, P4\)"),
+    ],
+    ids=["weights", "features"],
+)
+def test_weights_that_are_not_finite_are_not_written(tmp_path: Path, value: float, told: str) -> None:
     model = trained(SMALL)
     with torch.no_grad():
-        model.query.backbone.get_parameter("layer1.0.conv1.weight").fill_(float("nan"))
+        model.query.backbone.get_parameter("layer1.0.conv1.weight").fill_(value)
     own_checkpoint(tmp_path / "last.pt", SMALL, model)
-    with pytest.raises(
-        UserError, match=r"last.pt: backbone.layer1.0.conv1.weight has 36864 of 36864 numbers that are NaN"
-    ):
+    with pytest.raises(UserError, match=told):
         export(tmp_path / "last.pt", "torchvision", tmp_path / "w.pth")
     assert {path.name for path in tmp_path.iterdir()} == {"last.pt"}
 

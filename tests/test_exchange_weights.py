@@ -19,12 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from resim.errors import UserError
-from resim.exchange.names import (
-    from_detectron2,
-    from_torchvision_detection,
-    to_detectron2,
-    to_torchvision_detection,
-)
+from resim.exchange.names import to_detectron2, to_torchvision_detection
+from resim.exchange.recognise import recognise
 from resim.exchange.weights import read_weights
 from resim.model.encoder import Encoder
 from resim.model.resim import ReSim
@@ -239,26 +235,26 @@ def test_a_timm_backbone_of_our_own_keeps_its_names(tmp_path: Path) -> None:
 
 
 def test_every_name_goes_to_the_other_programs_and_back(model: ReSim) -> None:
-    norm = model.config.fpn_norm
-    for name in part(model.query.state_dict(), "backbone.", "fpn."):
-        theirs = to_detectron2(name)
-        assert theirs is not None
-        for prefix in ("", "backbone.", "roi_heads." if theirs.startswith("res5") else "backbone.bottom_up."):
-            if not (prefix == "backbone.bottom_up." and name.startswith("fpn.")):
-                assert from_detectron2(prefix + theirs, fpn_norm=norm) == name
-        torchvision_name = to_torchvision_detection(name)
-        assert torchvision_name is not None
-        assert from_torchvision_detection(torchvision_name, fpn_norm=norm) == name
+    own = part(model.query.state_dict(), "backbone.", "fpn.")
+    others = {
+        name: torch.zeros(1) for name in ("roi_heads.box_head.fc1.weight", "res6.0.conv1.weight", "fpn_top.weight")
+    }
+    for body, top, pyramid in (
+        ("", "", ""),
+        ("backbone.", "backbone.", "backbone."),
+        ("backbone.bottom_up.", "backbone.bottom_up.", "backbone."),
+        ("backbone.", "roi_heads.", "backbone."),
+    ):
+        file = {}
+        for name in own:
+            prefix = pyramid if name.startswith("fpn.") else top if name.startswith("backbone.layer4.") else body
+            file[f"{prefix}{to_detectron2(name)}"] = name
+        assert recognise({theirs: own[name] for theirs, name in file.items()} | others).ours == file
+    file = {str(to_torchvision_detection(name)): name for name in own}
+    assert recognise({theirs: own[name] for theirs, name in file.items()} | others).ours == file
     for name in ("head.0.weight", "convs.C4.weight"):
         assert to_detectron2(name) is None
         assert to_torchvision_detection(name) is None
-    for name in (
-        "stem.conv2.weight",
-        "roi_heads.box_head.fc1.weight",
-        "res6.0.conv1.weight",
-        "backbone.fpn_top.weight",
-    ):
-        assert from_detectron2(name, fpn_norm=norm) is None
 
 
 def test_detectron2_finds_every_entry_that_resim_has_by_its_end(golden_data: Path) -> None:
