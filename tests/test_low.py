@@ -29,26 +29,42 @@ def followed(
     return averages, values
 
 
-def expected(momentum: float = 0.99) -> list[Tensor]:
-    averages = [average.detach() for average in parameters(1)]
-    get_ema_multi_avg_fn(momentum)(averages, [value.detach() for value in parameters(2)], 0)
-    return averages
+def is_average(averages: list[Tensor], momentum: float = 0.99) -> bool:
+    """Whether they are the moving averages but for float32's roundings.
+
+    Four at most lie on the way: of the share, of the difference, of their product and of the sum, the first three of
+    a size of the difference. Where a processor fuses product and sum, one falls away.
+    """
+    unit = torch.finfo(torch.float32).eps / 2
+    for average, before, value in zip(averages, parameters(1), parameters(2), strict=True):
+        exact = momentum * before.detach().double() + (1 - momentum) * value.detach().double()
+        bound = unit * (3 * (value - before).detach().double().abs() + exact.abs()) * (1 + 4 * unit)
+        if not bool(((average.detach().double() - exact).abs() <= bound).all()):
+            return False
+    return True
 
 
 @pytest.mark.parametrize("momentum", [0, 0.3, 0.5, 0.7, 0.999, 1])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_it_is_the_moving_average_to_the_last_bit(autocast: bool, momentum: float) -> None:
+def test_it_is_the_moving_average(autocast: bool, momentum: float) -> None:
     averages, values = followed(autocast=autocast, momentum=momentum)
-    assert all(torch.equal(average, other) for average, other in zip(averages, expected(momentum), strict=True))
+    assert is_average(averages, momentum)
     assert momentum or all(torch.equal(average, value) for average, value in zip(averages, values, strict=True))
+    assert momentum < 1 or all(torch.equal(one, other) for one, other in zip(averages, parameters(1), strict=True))
+
+
+def test_without_autocast_it_is_pytorchs_own_to_the_last_bit() -> None:
+    averages, _ = followed(autocast=False, momentum=0.7)
+    theirs = [average.detach() for average in parameters(1)]
+    get_ema_multi_avg_fn(0.7)(theirs, [value.detach() for value in parameters(2)], 0)
+    assert all(torch.equal(average, other) for average, other in zip(averages, theirs, strict=True))
 
 
 def test_other_layouts_and_dtypes_follow_too() -> None:
     averages = parameters(1)
     averages[4] = nn.Parameter(averages[4].detach().contiguous())
     averages[3] = nn.Parameter(averages[3].detach().t().contiguous().t())
-    found, _ = followed(autocast=True, averages=averages)
-    assert all(torch.equal(average, other) for average, other in zip(found, expected(), strict=True))
+    assert is_average(followed(autocast=True, averages=averages)[0])
     strided = [torch.arange(20.0)[::2], torch.arange(20.0, 40.0)[::2]]
     with torch.autocast("cpu", torch.bfloat16):
         follow([strided[0]], [strided[1]], 0.75)
@@ -90,4 +106,4 @@ def test_a_graph_sees_that_the_weights_moved() -> None:
 def test_where_nothing_is_made(autocast: bool, copies: bool) -> None:
     averages, values = followed(autocast=autocast, copies=copies)
     assert not any(weight in module._kept for weight in (*averages, *values))
-    assert all(torch.equal(average, other) for average, other in zip(averages, expected(), strict=True))
+    assert is_average(averages)

@@ -33,7 +33,7 @@ def forget(weights: Iterable[Tensor]) -> None:
 
 @torch.no_grad()
 def follow(averages: Sequence[Tensor], values: Sequence[Tensor], momentum: float, *, copies: bool = True) -> None:
-    """averages = momentum * averages + (1 - momentum) * values, in place; the same as `torch.lerp` to the last bit.
+    """averages = momentum * averages + (1 - momentum) * values, in place; `torch.lerp` but for a rounding at most.
 
     Args:
         averages: those of a key encoder.
