@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from resim.demo.plan import DETECT, MOCO, PROBE, REPORT, RESIM, Speeds, make_plan, plan_rest, seeds_that_fit
+from resim.demo.plan import (
+    DETECT,
+    MOCO,
+    PROBE,
+    REPORT,
+    RESIM,
+    Speeds,
+    make_plan,
+    plan_rest,
+    scenes_that_fit,
+    seeds_that_fit,
+)
 
 ORDINARY = Speeds(
     start=2, resim_pair=0.02, moco_pair=0.015, probe_image=0.05, detector_step=0.4, detected_image=0.02, report=10
@@ -13,6 +24,15 @@ SLOW = ORDINARY.scaled(20)
 FAST = Speeds(
     start=1, resim_pair=0.0005, moco_pair=0.0004, probe_image=0.002, detector_step=0.03, detected_image=0.002, report=3
 )
+
+
+def test_scenes_take_a_small_share_of_the_minutes() -> None:
+    assert scenes_that_fit(10, 0.05, (512, 256)) == (512, 256)  # 38.4 s of the 48 s that drawing may take
+    # 4 minutes: 19.2 s of 38.4 are half of all
+    assert scenes_that_fit(4, 0.05, (512, 256)) == (256, 128)
+    assert scenes_that_fit(4, 0.06, (512, 256)) == (192, 106)  # 0.4167 of all: 213 and 106
+    assert scenes_that_fit(4, 1.0, (512, 256)) == (128, 64)
+    assert scenes_that_fit(4, 1.0, (8, 6)) == (8, 6)  # never more than there may be
 
 
 def test_an_ordinary_machine_fills_its_minutes() -> None:

@@ -16,6 +16,7 @@ NETWORKS = 3  # untrained, ReSim, MoCo v2
 EVALUATIONS = 2  # of a detector: at half of its steps, and at the end
 DRAW, MEASURE, RESIM, MOCO = "draw the scenes", "measure this machine", "pre-train ReSim", "pre-train MoCo v2"
 PROBE, DETECT, REPORT = "probe", "train detectors", "write the report"
+_DRAWING = 0.08  # at most this share of the minutes
 _PRETRAINING, _PROBES = 0.5, 0.2  # at most these shares of the time left, where there are detectors
 _MOST_OVER = 0.1  # share of the minutes by which detectors that were promised may overrun them
 
@@ -86,6 +87,24 @@ class Plan:
     def total(self) -> float:
         """Seconds from the start of the demo to its end."""
         return self.used + sum(self.seconds.values())
+
+
+def scenes_that_fit(
+    minutes: float, seconds: float, most: tuple[int, int], least: tuple[int, int] = (128, 64)
+) -> tuple[int, int]:
+    """Scenes to train on, in steps of 32, and scenes to hold out: as many as fit, in the proportion of the most.
+
+    Args:
+        minutes: for the whole demo.
+        seconds: that one scene takes.
+        most: of either kind.
+        least: of either kind, where the most are not fewer.
+    """
+    share = _DRAWING * 60 * minutes / (seconds * sum(most))
+    if share >= 1:
+        return most
+    train, held_out = math.floor(share * most[0] / 32) * 32, math.floor(share * most[1])
+    return min(most[0], max(least[0], train)), min(most[1], max(least[1], held_out))
 
 
 def make_plan(

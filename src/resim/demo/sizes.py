@@ -14,9 +14,9 @@ class Sizes:
     """How large the demo's data, networks and parts are. Smaller ones show less, in seconds."""
 
     scenes: int = 512
-    """Scenes that are drawn to train on."""
+    """Scenes that are drawn to train on, at most."""
     held_out: int = 256
-    """Scenes that are drawn to measure on, or images of one's own that are."""
+    """Scenes that are drawn to measure on, at most, or images of one's own that are measured on."""
     labelled: int = 64
     """Scenes of those to train on whose labels are used."""
     evaluated: int = 128

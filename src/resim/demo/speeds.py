@@ -31,8 +31,11 @@ from resim.training.step import make_stepper
 from resim.views.finish import Finisher
 from resim.views.folder import find_images
 from resim.views.loader import make_loader
+from resim.views.scenes import draw_scene
 
-_SECONDS = 2.0  # of each measurement, and at least two turns
+_SECONDS = 2.0  # of each measurement, and at least two turns, the first of which does not count
+_SCENES = 6
+_WRITING = 1.3  # seconds of drawing a scene and writing it with its masks, over those of drawing it
 _STEPS = 1000  # of the schedule of a detector that is measured
 _IMAGES = 8
 _REPORT_IMAGES = 60  # network and image probed in the time that the report takes
@@ -65,6 +68,14 @@ def measure_speeds(images: DemoImages, recipes: tuple[Recipe, Recipe], seed: int
     )  # fmt: skip
 
 
+def scene_seconds(seed: int) -> float:
+    """Seconds in which a scene is drawn and written."""
+    began = time.perf_counter()
+    for index in range(_SCENES):
+        draw_scene(seed, index)
+    return _WRITING * (time.perf_counter() - began) / _SCENES
+
+
 def _pair_seconds(images: DemoImages, recipe: Recipe, processes: Processes) -> tuple[float, float]:
     """Seconds of a view pair, and until the first step begins."""
     began = time.perf_counter()
@@ -74,16 +85,15 @@ def _pair_seconds(images: DemoImages, recipe: Recipe, processes: Processes) -> t
     finish = Finisher(recipe.views, device)
     precision = choose_precision("auto", device)
     stepper = make_stepper(recipe.model, recipe.optim, processes, precision=precision)
-    views = finish(next(source))
+    finish(next(source))
     start = time.perf_counter() - began
-    stepper(*views, None)
     seconds = _turn_seconds(lambda: stepper(*finish(next(source)), None), device)
     return seconds / recipe.optim.batch_size, start
 
 
-def _turn_seconds(turn: Callable[[], object], device: torch.device, *, warmup: int = 0) -> float:
-    """Mean seconds of a turn: what is slow now and then counts."""
-    rates = measure.time_turns(turn, 1, _SECONDS, device, warmup=warmup).each
+def _turn_seconds(turn: Callable[[], object], device: torch.device) -> float:
+    """Mean seconds of a turn, after the first: what is slow now and then counts."""
+    rates = measure.time_turns(turn, 1, _SECONDS, device, warmup=0).each[1:]
     return sum(1 / rate for rate in rates) / len(rates)
 
 
@@ -113,7 +123,7 @@ def _detector_seconds(
     order = ShapeOrder(lying, tune.batch_size, seed=tune.seed, start_step=0, end_step=tune.steps)
     dataset = TrainingSet(data, recipe.images, tune.seed)
     batches = read_samples(make_loader(dataset, order, workers=0, join=collate_samples))
-    step = _turn_seconds(lambda: stepper(next(batches)), processes.device, warmup=1)
+    step = _turn_seconds(lambda: stepper(next(batches)), processes.device)
     few = dataclasses.replace(val, records=val.records[:_IMAGES])
     began = time.perf_counter()
     detect(model, few, processes, precision=precision, batch=_IMAGES)

@@ -17,10 +17,23 @@ from rich.table import Table
 from resim import recipes
 from resim.demo.detectors import train_detectors
 from resim.demo.images import DemoImages, drawn_scenes, own_images
-from resim.demo.plan import DETECT, DRAW, MEASURE, MOCO, PROBE, REPORT, RESIM, Plan, Speeds, make_plan, plan_rest
+from resim.demo.plan import (
+    DETECT,
+    DRAW,
+    MEASURE,
+    MOCO,
+    PROBE,
+    REPORT,
+    RESIM,
+    Plan,
+    Speeds,
+    make_plan,
+    plan_rest,
+    scenes_that_fit,
+)
 from resim.demo.probes import probe
 from resim.demo.sizes import Sizes
-from resim.demo.speeds import measure_speeds
+from resim.demo.speeds import measure_speeds, scene_seconds
 from resim.demo.stages import Stages
 from resim.demo.verdict import verdict
 from resim.detection.compare import Comparison
@@ -75,7 +88,9 @@ def demo(
     with Stages(names, 60 * minutes, began, console) as story:
         if data is None:
             with story.stage(DRAW):
-                images = drawn_scenes(out, seed, sizes)
+                most = sizes.scenes, sizes.held_out
+                scenes, held_out = scenes_that_fit(minutes, scene_seconds(2 * seed), most)
+                images = drawn_scenes(out, seed, dataclasses.replace(sizes, scenes=scenes, held_out=held_out))
         else:
             images = own_images(data, out, seed, sizes)
         epoch_pairs = images.count // batch * batch
