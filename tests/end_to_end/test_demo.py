@@ -207,7 +207,7 @@ def test_the_demo(own: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str])
             assert NOISE in sure or float(low) >= 0 or float(high) <= 0
     text = "\n".join(lines)
     for stage in (RESIM, MOCO, PROBE, *(() if own else (DETECT,))):
-        assert re.search(rf"^ *{stage} .* \d+\.\d *$", text, re.MULTILINE), stage  # in the plan's table
+        assert re.search(rf"^ *{stage} +\d+\.\d", text, re.MULTILINE), stage  # in the plan's table
         assert re.search(rf"^{stage} \.\.\. \(about .*; .* left\)$", text, re.MULTILINE), stage
     assert re.search(r"it took \d+\.\d minutes, \d+\.\d were planned of 60$", text, re.MULTILINE)
     for name in ("resim", "moco-v2"):

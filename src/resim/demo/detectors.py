@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from resim.demo.images import DemoImages
-from resim.demo.plan import NETWORKS, Plan, seeds_that_fit
+from resim.demo.plan import EVALUATIONS, NETWORKS, Plan, seeds_that_fit
 from resim.demo.probes import NAMES
 from resim.demo.sizes import Sizes
 from resim.demo.stages import Stages
@@ -59,7 +59,7 @@ def train_detectors(
     """
     data, val = read_scenes(images)
     recipe = demo_detector(pretrained, plan.steps)
-    run = DetectRun(eval_every=max(1, plan.steps // 2), eval_images=8)
+    run = DetectRun(eval_every=plan.steps // EVALUATIONS, eval_images=8)
     folder = out / "detectors"
     starts = [Start(name=name, weights="random" if name == "random" else str(out / name)) for name in NAMES]
     runs = NETWORKS * plan.seeds

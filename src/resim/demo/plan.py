@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 NETWORKS = 3  # untrained, ReSim, MoCo v2
 EVALUATIONS = 2  # of a detector: at half of its steps, and at the end
+_SCORING = 1.5  # seconds of an evaluation with its scores, intervals and pictures, over those of detection alone
 DRAW, MEASURE, RESIM, MOCO = "draw the scenes", "measure this machine", "pre-train ReSim", "pre-train MoCo v2"
 PROBE, DETECT, REPORT = "probe", "train detectors", "write the report"
 _DRAWING = 0.08  # at most this share of the minutes
@@ -54,7 +55,7 @@ class Bounds:
     probe_images: tuple[int, int] = (64, 256)
     """Held-out images of the probes."""
     steps: tuple[int, int] = (60, 300)
-    """Steps of a detector."""
+    """Steps of a detector, even numbers."""
     good_steps: int = 120
     """From here on time goes to another seed rather than to more steps."""
     seeds: int = 3
@@ -233,7 +234,7 @@ def _probes(images: int, speeds: Speeds) -> float:
 
 def _detectors(steps: int, seeds: int, speeds: Speeds, images: int) -> float:
     """Seconds of one detector for each network and seed."""
-    evaluations = EVALUATIONS * images * speeds.detected_image
+    evaluations = _SCORING * EVALUATIONS * images * speeds.detected_image
     return NETWORKS * seeds * (speeds.start + steps * speeds.detector_step + evaluations)
 
 
@@ -242,7 +243,7 @@ def _steps_and_seeds(left: float, speeds: Speeds, images: int, bounds: Bounds) -
     steps = 0
     for seeds in range(bounds.seeds, 0, -1):
         room = left / (NETWORKS * seeds) - _detectors(0, 1, speeds, images) / NETWORKS
-        steps = _within(room / speeds.detector_step, bounds.steps)
+        steps = _within(room / speeds.detector_step, bounds.steps) // EVALUATIONS * EVALUATIONS  # none is left over
         if seeds == 1 or (steps >= bounds.good_steps and _detectors(steps, seeds, speeds, images) <= left):
             return steps, seeds
     return steps, 1

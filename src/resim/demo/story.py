@@ -8,6 +8,7 @@ shows it all. How much of each is planned by this machine's speed.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from pathlib import Path
 
@@ -123,7 +124,7 @@ def _follow(
     before = story.used
     for name, recipe in zip((RESIM, MOCO), recipe_pair, strict=True):
         with story.stage(name) as watch:
-            run = RunConfig(out=out / recipe.name, keep_every=0, picture_every=max(1, plan.epochs // 4))
+            run = RunConfig(out=out / recipe.name, keep_every=0, picture_every=math.ceil(plan.epochs / 4))
             if not pretrain(recipe, run, [images.train], show=False, watch=watch).finished:
                 return None
     # others may have come or gone on this machine: what is left goes at the speed of what was done
@@ -162,12 +163,12 @@ def show_plan(plan: Plan, images: DemoImages, console: Console) -> None:
     }
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("stage", no_wrap=True)
-    table.add_column("how much", no_wrap=True)
-    table.add_column("minutes", justify="right")
-    table.add_row("until now", "", f"{plan.used / 60:.1f}")
+    table.add_column("minutes", justify="right", no_wrap=True)
+    table.add_column("how much")
+    table.add_row("until now", f"{plan.used / 60:.1f}", "")
     for name, seconds in plan.seconds.items():
-        table.add_row(name, amounts[name], f"{seconds / 60:.1f}")
-    table.add_row("all of it", f"for --minutes {plan.minutes:g}", f"{plan.total / 60:.1f}")
+        table.add_row(name, f"{seconds / 60:.1f}", amounts[name])
+    table.add_row("all of it", f"{plan.total / 60:.1f}", f"of the {plan.minutes:g} that it may take")
     console.print(table)
     for line in plan.notes:
         console.print(line)
