@@ -180,12 +180,12 @@ def tiny() -> Sizes:
     quick = recipes.quick()
     recipe = dataclasses.replace(
         quick,
-        model=dataclasses.replace(quick.model, group_size=8, queue_size=8),
+        model=dataclasses.replace(quick.model, group_size=8, queue_size=8, fpn_width=32),
         views=dataclasses.replace(quick.views, image_size=64),
         optim=dataclasses.replace(quick.optim, batch_size=8),
     )
     bounds = Bounds(pairs=(8, 8), probe_images=(6, 6), steps=(2, 2), good_steps=2, seeds=1)
-    return Sizes(scenes=8, held_out=6, labelled=4, evaluated=4, recipe=recipe, bounds=bounds)
+    return Sizes(scenes=8, held_out=6, labelled=4, evaluated=4, measured=0, recipe=recipe, bounds=bounds)
 
 
 @pytest.mark.slow

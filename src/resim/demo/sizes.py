@@ -23,6 +23,8 @@ class Sizes:
     """Held-out scenes that detectors are evaluated on."""
     most_images: int = 2048
     """Of one's own, to train on."""
+    measured: float = 2.0
+    """Seconds over which each speed is measured, two turns at least."""
     recipe: Recipe = field(default_factory=recipes.quick)
     """Of ReSim's pre-training, without its length and queue."""
     bounds: Bounds = field(default_factory=Bounds)

@@ -33,7 +33,6 @@ from resim.views.folder import find_images
 from resim.views.loader import make_loader
 from resim.views.scenes import draw_scene
 
-_SECONDS = 2.0  # of each measurement, and at least two turns, the first of which does not count
 _SCENES = 6
 _WRITING = 1.3  # seconds of drawing a scene and writing it with its masks, over those of drawing it
 _STEPS = 1000  # of the schedule of a detector that is measured
@@ -41,7 +40,9 @@ _IMAGES = 8
 _REPORT_IMAGES = 60  # network and image probed in the time that the report takes
 
 
-def measure_speeds(images: DemoImages, recipes: tuple[Recipe, Recipe], seed: int, watch: Watch) -> Speeds:
+def measure_speeds(
+    images: DemoImages, recipes: tuple[Recipe, Recipe], seed: int, watch: Watch, seconds: float
+) -> Speeds:
     """Take a few steps of each kind on the demo's images.
 
     Args:
@@ -49,18 +50,19 @@ def measure_speeds(images: DemoImages, recipes: tuple[Recipe, Recipe], seed: int
         recipes: of ReSim and MoCo v2.
         seed: of everything random.
         watch: called with the number of parts done, and of all.
+        seconds: over which each is measured; two turns at least, the first of which does not count.
     """
     with start_processes("auto") as processes:
-        resim_pair, _ = _pair_seconds(images, recipes[0], processes)
+        resim_pair, _ = _pair_seconds(images, recipes[0], processes, seconds)
         watch(1, 4)
-        moco_pair, start = _pair_seconds(images, recipes[1], processes)
+        moco_pair, start = _pair_seconds(images, recipes[1], processes, seconds)
         watch(2, 4)
         probe_image = _probe_seconds(images, recipes[0], seed)
         watch(3, 4)
         step = detected = 0.0
         if images.labelled is not None:
             data, val = read_scenes(images)
-            step, detected = _detector_seconds(data, val, demo_detector(recipes[0], _STEPS), processes)
+            step, detected = _detector_seconds(data, val, demo_detector(recipes[0], _STEPS), processes, seconds)
         watch(4, 4)
     return Speeds(
         start=start, resim_pair=resim_pair, moco_pair=moco_pair, probe_image=probe_image, detector_step=step,
@@ -76,7 +78,7 @@ def scene_seconds(seed: int) -> float:
     return _WRITING * (time.perf_counter() - began) / _SCENES
 
 
-def _pair_seconds(images: DemoImages, recipe: Recipe, processes: Processes) -> tuple[float, float]:
+def _pair_seconds(images: DemoImages, recipe: Recipe, processes: Processes, seconds: float) -> tuple[float, float]:
     """Seconds of a view pair, and until the first step begins."""
     began = time.perf_counter()
     device = processes.device
@@ -87,13 +89,13 @@ def _pair_seconds(images: DemoImages, recipe: Recipe, processes: Processes) -> t
     stepper = make_stepper(recipe.model, recipe.optim, processes, precision=precision)
     finish(next(source))
     start = time.perf_counter() - began
-    seconds = _turn_seconds(lambda: stepper(*finish(next(source)), None), device)
-    return seconds / recipe.optim.batch_size, start
+    turn = _turn_seconds(lambda: stepper(*finish(next(source)), None), device, seconds)
+    return turn / recipe.optim.batch_size, start
 
 
-def _turn_seconds(turn: Callable[[], object], device: torch.device) -> float:
+def _turn_seconds(turn: Callable[[], object], device: torch.device, seconds: float) -> float:
     """Mean seconds of a turn, after the first: what is slow now and then counts."""
-    rates = measure.time_turns(turn, 1, _SECONDS, device, warmup=0).each[1:]
+    rates = measure.time_turns(turn, 1, seconds, device, warmup=0).each[1:]
     return sum(1 / rate for rate in rates) / len(rates)
 
 
@@ -107,7 +109,7 @@ def _probe_seconds(images: DemoImages, recipe: Recipe, seed: int) -> float:
 
 
 def _detector_seconds(
-    data: DetectionData, val: DetectionData, recipe: DetectRecipe, processes: Processes
+    data: DetectionData, val: DetectionData, recipe: DetectRecipe, processes: Processes, seconds: float
 ) -> tuple[float, float]:
     """Seconds of a step, and of detection in an image, by a detector that has just begun."""
     config, tune = recipe.detector, recipe.tune
@@ -123,7 +125,7 @@ def _detector_seconds(
     order = ShapeOrder(lying, tune.batch_size, seed=tune.seed, start_step=0, end_step=tune.steps)
     dataset = TrainingSet(data, recipe.images, tune.seed)
     batches = read_samples(make_loader(dataset, order, workers=0, join=collate_samples))
-    step = _turn_seconds(lambda: stepper(next(batches)), processes.device)
+    step = _turn_seconds(lambda: stepper(next(batches)), processes.device, seconds)
     few = dataclasses.replace(val, records=val.records[:_IMAGES])
     began = time.perf_counter()
     detect(model, few, processes, precision=precision, batch=_IMAGES)

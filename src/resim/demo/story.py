@@ -97,7 +97,7 @@ def demo(
         epoch_pairs = images.count // batch * batch
         made = demo_recipes(images.count, epoch_pairs, seed, sizes.recipe)
         with story.stage(MEASURE) as watch:
-            speeds = measure_speeds(images, made, seed, watch)
+            speeds = measure_speeds(images, made, seed, watch, sizes.measured)
         plan = make_plan(
             minutes, speeds, epoch_pairs=epoch_pairs, used=story.used, pairs=pairs, labels=images.num_evaluated,
             bounds=sizes.bounds,
