@@ -16,7 +16,9 @@ from resim.views.crops import ViewsConfig
 P4 = Level(name="P4", window=48, step=16, negatives="all")
 P3 = Level(name="P3", window=32, step=16, negatives="group")
 C4 = Level(name="C4", window=48, step=16, negatives="all", closed=True)
+FPN_WIDTH = 128
 LEVELS = {"moco-v2": (), "resim-c4": (C4,), "resim-fpn": (P4, P3)}
+ORDER = ("untrained", *LEVELS)  # of the tables
 
 ADAMW = OptimConfig(
     optimizer="adamw", lr=1e-3, weight_decay=0.05, betas=(0.9, 0.95), decay_norms=False, clip_norm=10.0,
@@ -69,7 +71,7 @@ def make_recipe(method: str, size: Size, *, images: int, pairs: int, seed: int) 
         model=ModelConfig(
             backbone=size.backbone,
             levels=LEVELS[name],
-            fpn_width=128,
+            fpn_width=FPN_WIDTH,
             queue_size=min(size.largest_queue, 2 ** (images.bit_length() - 1)),
             key_momentum=0.99,
             group_size=32,

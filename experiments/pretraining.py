@@ -11,7 +11,7 @@ from resim.training.config import RunConfig
 from resim.training.pretrain import pretrain
 from resim.views.folder import find_images
 
-CHECKPOINTS = 8  # kept of each run, for the curves over the number of pairs
+CHECKPOINTS = 5  # kept of each run, for the curves over the number of pairs
 
 
 def pretrain_one(images: list[Path], out: Path, method: str, size: str, pairs: int, seed: int) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from records import Row, append_rows, read_rows
+from records import UNTRAINED, Row, append_rows, read_rows, write_counts
 
 from resim.errors import UserError
 from resim.exchange.encoders import load_encoder
@@ -22,10 +22,8 @@ from resim.probes.segmentation_labels import read_labelled_sets
 from resim.probes.segmentation_scores import MEASURES, Segmentation
 from resim.probes.suite import Path as ScorePath
 from resim.probes.suite import Score, probe_network
-from resim.training.checkpoints import load_checkpoint, write_atomically
+from resim.training.checkpoints import load_checkpoint
 from resim.training.config import Recipe
-
-UNTRAINED = "untrained"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +60,7 @@ def probe_runs(runs: Sequence[Path], out: Path, labels: tuple[LabelMaps, LabelMa
         seed: of the probes: cells, memories, views.
     """
     table = out / "results.csv"
-    done = {(row.method, row.seed, row.pairs) for row in read_rows(table) if row.probe != "detector"}
+    done = {(row.method, row.seed, row.pairs) for row in read_rows(table) if not row.probe.startswith("detector/")}
     for run in runs:
         for path in checkpoints_of(run):
             try:
@@ -114,7 +112,7 @@ def _probe(subject: Subject, out: Path, labels: tuple[LabelMaps, LabelMaps], see
         scores = probe_network(network, *images, config, labels=labels)
     except UserError as error:
         return [Row(**base, probe="all", status=str(error))]
-    _write_counts(out / "counts" / f"{name}.npz", scores)
+    write_counts(out, name, _counts(scores))
     return [row for path, score in scores.items() for row in _rows(base, path, score)]
 
 
@@ -139,13 +137,13 @@ def _rows(base: Mapping[str, Any], path: ScorePath, score: Score) -> list[Row]:
     return [Row(**about, measure=name, value=one) for name, one in found.items() if isinstance(one, float)]
 
 
-def _write_counts(path: Path, scores: Mapping[ScorePath, Score]) -> None:
+def _counts(scores: Mapping[ScorePath, Score]) -> dict[str, np.ndarray]:
     """Per-image counts by probe and level, from which differences are bootstrapped over images and seeds."""
-    arrays: dict[str, Any] = {}
+    arrays: dict[str, np.ndarray] = {}
     for where, score in scores.items():
         value = score.value
         if isinstance(value, Segmentation):
             arrays["/".join(where)] = value.counts.astype(np.int32)
         elif isinstance(value, Correspondence):
             arrays["/".join(where)] = np.stack([value.correct, value.windows], axis=1).astype(np.int32)
-    write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
+    return arrays

@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
+from resim.training.checkpoints import write_atomically
 from resim.training.provenance import git_state
 
 T = TypeVar("T")
+UNTRAINED = "untrained"  # the method of networks that are not pre-trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +81,28 @@ def read_rows(path: Path) -> Iterator[Row]:
                 num_images=_number(int, line["num_images"]),
                 status=line["status"],
             )
+
+
+def write_counts(out: Path, network: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Add arrays, by probe and level, to a network's file in counts/: what differences are bootstrapped from.
+
+    Args:
+        out: folder of the study.
+        network: METHOD-seedSEED-PAIRS.
+        arrays: per-image counts, or values under draws of the images.
+    """
+    path = out / "counts" / f"{network}.npz"
+    merged: dict[str, Any] = read_counts(path) | dict(arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: np.savez_compressed(file, **merged))
+
+
+def read_counts(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a network's file; empty where there is none."""
+    if not path.exists():
+        return {}
+    with np.load(path) as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
 def _number(kind: Callable[[str], T], text: str) -> T | None:

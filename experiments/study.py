@@ -1,60 +1,101 @@
-"""One command for a study: pre-train, probe, tabulate. What is done already is not done again.
+"""One command for a study: pre-train, probe, train detectors. What is done already is not done again.
 
-    python experiments/study.py IMAGES --labels TRAIN --test-labels VAL --out FOLDER --pairs 50000 --seeds 0 1
+    python experiments/study.py IMAGES --labels TRAIN --test-labels VAL --out FOLDER --pairs 50000 --seeds 0 1 2
 
-Ctrl+C or SIGTERM stops it at a step; the same command goes on there.
+Ctrl+C or SIGTERM stops it at a step; the same command goes on there. experiments/tables.py shows what was found.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
+from detecting import REGIMES, Labels, detect_one, read_detector_labels
 from methods import LEVELS, SIZES
 from pretraining import pretrain_one
 from probing import probe_runs, read_labels
-from records import Row, append_rows
+from records import Row, append_rows, read_rows
 
 from resim.errors import UserError
+from resim.probes.label_maps import LabelMaps
 
 
 def main() -> None:
     """Read the command line and run what is not done."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("images", type=Path, nargs="+", help="folders of images without labels")
-    parser.add_argument(
-        "--labels", type=Path, required=True, help="labelled images to learn from, as resim probe's DATA"
-    )
-    parser.add_argument("--test-labels", type=Path, required=True, help="labelled images to test on")
-    parser.add_argument("--classes", nargs="*", default=[], help="classes to keep beside the background; none: all")
-    parser.add_argument("--most", type=int, default=500, help="labelled images of each set at the most")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the study")
-    parser.add_argument(
-        "--methods", nargs="+", default=list(LEVELS), help="-sgd behind a name: the published optimiser"
-    )
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--size", choices=SIZES, default="cpu")
-    parser.add_argument("--pairs", type=int, default=50_000, help="view pairs of each run")
-    options = parser.parse_args()
-    labels = None
+    options = _parser().parse_args()
+    size = SIZES[options.size]
+
+    @cache
+    def label_maps() -> tuple[LabelMaps, LabelMaps]:
+        return read_labels(
+            options.labels, options.test_labels, size.image_size, most=options.most, classes=options.classes
+        )
+
+    @cache
+    def detector_labels() -> Labels:
+        return read_detector_labels(
+            options.detect, options.test_detect, options.detect_images, options.test_detect_images,
+            classes=options.classes, merge=options.merge, most=options.most_detect,
+        )  # fmt: skip
+
+    if options.detect:
+        detector_labels()  # labels that cannot be read are reported before hours of pre-training
     for seed in options.seeds:
-        for method in options.methods:
+        runs = {method: options.out / f"{method}-seed{seed}" for method in options.methods}
+        for method, run in list(runs.items()):
             try:
                 finished = pretrain_one(options.images, options.out, method, options.size, options.pairs, seed)
             except UserError as error:  # a run that fails is a result too
-                row = Row(method=method, seed=seed, pairs=0, probe="pre-training", status=str(error))
-                append_rows(options.out / "results.csv", [row])
+                _note_failure(options.out, method, seed, str(error))
+                del runs[method]
                 continue
             if not finished:
                 return
-            labels = labels or read_labels(
-                options.labels,
-                options.test_labels,
-                SIZES[options.size].image_size,
-                most=options.most,
-                classes=options.classes,
-            )
-            probe_runs([options.out / f"{method}-seed{seed}"], options.out, labels)
+            probe_runs([run], options.out, label_maps())
+        if options.detect and not _detect(runs, options, seed, detector_labels):
+            return
+
+
+def _detect(runs: dict[str, Path], options: argparse.Namespace, seed: int, labels: Callable[[], Labels]) -> bool:
+    """The detectors of a seed, regime by regime; whether all are finished."""
+    return all(
+        detect_one(
+            runs, options.out, labels(), SIZES[options.size], name, steps=options.detect_steps, seed=seed
+        )
+        for name in options.regimes
+    )  # fmt: skip
+
+
+def _note_failure(out: Path, method: str, seed: int, error: str) -> None:
+    row = Row(method=method, seed=seed, pairs=0, probe="pre-training", status=error)
+    if row not in list(read_rows(out / "results.csv")):
+        append_rows(out / "results.csv", [row])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("images", type=Path, nargs="+", help="folders of images without labels")
+    add("--labels", type=Path, required=True, help="images with masks to learn from, as resim probe's DATA")
+    add("--test-labels", type=Path, required=True, help="images with masks to test on")
+    add("--classes", nargs="*", default=[], help="classes to keep (beside the background); none named: all")
+    add("--most", type=int, default=500, help="images with masks of each set at the most")
+    add("--detect", type=Path, help="images with boxes, as resim detect train's DATA; left out: no detectors")
+    add("--test-detect", type=Path, help="images with boxes to test on")
+    add("--detect-images", type=Path, help="folder of the images of --detect, where they are not beside it")
+    add("--test-detect-images", type=Path, help="likewise")
+    add("--merge", default="", help="detect all classes as one of this name")
+    add("--most-detect", type=int, default=0, help="images with boxes of each set at the most; 0: all")
+    add("--detect-steps", type=int, default=300, help="training steps of each detector, of 8 images")
+    add("--regimes", nargs="+", choices=REGIMES, default=["frozen", "frozen+fpn", "tuned-10%", "tuned-100%"])
+    add("--out", type=Path, required=True, help="folder of the study")
+    add("--methods", nargs="+", default=list(LEVELS), help="-sgd behind a name: the published optimiser")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add("--size", choices=SIZES, default="cpu")
+    add("--pairs", type=int, default=50_000, help="view pairs of each run")
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """A study's tables and pictures, from results.csv and the per-image counts: nothing is measured here.
 
-A difference between two methods is that of their means over seeds. Its interval of 95 % is a bootstrap over images and
-seeds: each of 2,000 draws takes images with replacement, the same for both methods, and seeds with replacement, the
-same where both methods have the same seeds. With two seeds it is as coarse as two seeds are.
+A difference between two methods is the mean over the seeds that both have. Its interval of 95 % is over images (a
+bootstrap, the same draws for both methods) and, by Student's t, over seeds: see `paired_interval` in
+`resim.detection.bootstrap`. With two seeds it is very wide; from three on it says something.
 """
 
 from __future__ import annotations
@@ -17,32 +17,43 @@ from typing import Literal
 
 import numpy as np
 from matplotlib.figure import Figure
-from probing import UNTRAINED
-from records import Row, read_rows
+from methods import ORDER
+from records import Row, read_counts, read_rows
 
+from resim.detection.bootstrap import paired_interval
 from resim.probes.segmentation_scores import Measure, measure_sums
 
-DRAWS = 2000
-Kind = Measure | Literal["accuracy"]
-MAIN: tuple[tuple[str, Kind], ...] = (
+DRAWS = 300  # of the images; as many as `detecting.REPLICATES`
+Kind = Measure | Literal["accuracy", "AP"]
+Key = tuple[str, int, str, str]
+"""Method, seed, probe, level."""
+PROBES: tuple[tuple[str, Kind], ...] = (
     ("correspondence/both", "accuracy"),
     ("segmentation", "miou"),
     ("segmentation", "foreground_iou"),
     ("retrieval/100%", "miou"),
 )
+CURVES = PROBES
+_MAIN_LEVELS = ("P4", "C4")  # of a curve: the first that the method has
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of one method minus that of another, in points of a percent."""
+    """The mean of one method minus that of another over `num_seeds` seeds, in points of a percent."""
 
     value: float
     low: float
     high: float
+    num_seeds: int
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return self.low > 0 or self.high < 0
 
     def __str__(self) -> str:
-        sure = "" if self.low > 0 or self.high < 0 else ", within noise"
-        return f"{self.value:+.1f} ({self.low:+.1f} to {self.high:+.1f}{sure})"
+        noise = "" if self.is_sure else ", within noise"
+        return f"{self.value:+.1f} ({self.low:+.1f} to {self.high:+.1f}{noise})"
 
 
 def final_rows(rows: Sequence[Row]) -> list[Row]:
@@ -53,103 +64,121 @@ def final_rows(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.status == "ok" and row.pairs == ends[row.method, row.seed]]
 
 
-def difference(a: Sequence[np.ndarray], b: Sequence[np.ndarray], measure: Kind) -> Difference:
-    """The mean over the networks of `a` minus that of `b`.
+def difference(a: Mapping[int, np.ndarray], b: Mapping[int, np.ndarray], measure: Kind) -> Difference | None:
+    """The mean over seeds of `a` minus that of `b`; None where they have no seed in common.
 
     Args:
-        a: per-image counts of each seed's network, of the same images: (N, 2) right and asked for "accuracy", else
-            (N, 3, K) as `Segmentation.counts`.
+        a: by seed, counts of the same N images: (N, 2) right and asked for "accuracy", (N, 3, K) as
+            `Segmentation.counts` for its measures; for "AP" the AP itself and after it under draws of the images.
         b: the same of the other method.
-        measure: "accuracy", or a measure of `Segmentation` with the background in place 0.
+        measure: "accuracy", "AP", or a measure of `Segmentation` with the background in place 0.
     """
-    rng = np.random.default_rng(0)
-    images = len(a[0])
-    weights = rng.multinomial(images, np.full(images, 1 / images), size=DRAWS).astype(np.float64)
-    weights[0] = 1.0  # the first draw is the sample itself
-    values_a, values_b = (np.stack([_measure(counts, weights, measure) for counts in group]) for group in (a, b))
-    chosen_a = rng.integers(len(a), size=(DRAWS, len(a)))
-    chosen_b = chosen_a if len(a) == len(b) else rng.integers(len(b), size=(DRAWS, len(b)))
-    at = np.arange(DRAWS)[:, None]
-    drawn = values_a[chosen_a, at].mean(axis=1) - values_b[chosen_b, at].mean(axis=1)
-    low, high = np.percentile(drawn[1:], [2.5, 97.5])
-    value = values_a[:, 0].mean() - values_b[:, 0].mean()
-    return Difference(100 * float(value), 100 * float(low), 100 * float(high))
+    seeds = sorted(set(a) & set(b))
+    if not seeds:
+        return None
+    first, second = (np.stack([_under_draws(group[seed], measure) for seed in seeds]) for group in (a, b))
+    low, high = paired_interval(first[:, 1:], second[:, 1:], seed=0)
+    value = float((first[:, 0] - second[:, 0]).mean())
+    return Difference(100 * value, 100 * low, 100 * high, len(seeds))
 
 
-def _measure(counts: np.ndarray, weights: np.ndarray, measure: Kind) -> np.ndarray:
-    """(DRAWS,) of one network under image weights (DRAWS, N)."""
-    sums = (weights @ counts.reshape(len(counts), -1)).reshape(len(weights), *counts.shape[1:])
+def _under_draws(counts: np.ndarray, measure: Kind) -> np.ndarray:
+    """(1 + DRAWS,) of one network: the measure over all images, then under draws of the images."""
+    if measure == "AP":
+        return counts
+    images = len(counts)
+    weights = np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), size=DRAWS).astype(np.float64)
+    weights = np.concatenate([np.ones((1, images)), weights])
+    sums = (weights @ counts.reshape(images, -1)).reshape(len(weights), *counts.shape[1:])
     if measure == "accuracy":
         return sums[:, 0] / np.maximum(sums[:, 1], 1)
     return measure_sums(sums, counts.sum(axis=0), measure, background=0)
 
 
-def table(
-    rows: Sequence[Row], counts: Mapping[tuple[str, int, str, str], np.ndarray], probe: str, measure: Kind
-) -> str:
+def table(rows: Sequence[Row], counts: Mapping[Key, np.ndarray], probe: str, measure: Kind) -> str:
     """A Markdown table of one probe: a line a method, a column a level; below it the paired differences."""
     chosen = [row for row in final_rows(rows) if row.probe == probe and row.measure == measure]
-    methods, levels = (sorted({getattr(row, name) for row in chosen}) for name in ("method", "level"))
-    lines = ["| method | " + " | ".join(levels) + " |", "| --- |" + " --- |" * len(levels)]
+    levels = sorted({row.level for row in chosen})
+    methods = sorted({row.method for row in chosen}, key=_place)
+    lines = ["| method | " + " | ".join(levels) + " |", "| --- |" + " ---: |" * len(levels)]
     for method in methods:
         cells = []
         for level in levels:
-            values = [100 * row.value for row in chosen if (row.method, row.level) == (method, level) and row.value]
-            cells.append(_mean(values))
+            values = [row.value for row in chosen if (row.method, row.level) == (method, level)]
+            cells.append(_mean([100 * value for value in values if value is not None]))
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    lines.append("")
-    for a, b in itertools.combinations(methods, 2):
-        first, second = (b, a) if a == UNTRAINED or (a == "moco-v2" and b != UNTRAINED) else (a, b)
+    changes = []
+    for b, a in itertools.combinations(methods, 2):
+        cells = []
         for level in levels:
-            groups = [
-                [array for (method, _, where, at), array in sorted(counts.items(), key=lambda item: item[0][:2])
-                 if (method, where, at) == (name, probe, level)]
-                for name in (first, second)
-            ]  # fmt: skip
-            if all(groups):
-                change = difference(groups[0], groups[1], measure)
-                lines.append(f"* {level}: {first} minus {second} {change}")
-    return "\n".join(lines)
+            first, second = (_by_seed(counts, method, probe, level) for method in (a, b))
+            change = difference(first, second, measure)
+            cells.append("" if change is None else str(change))
+        if any(cells):
+            changes.append(f"| {a} minus {b} | " + " | ".join(cells) + " |")
+    return "\n".join(lines + changes)
+
+
+def _by_seed(counts: Mapping[Key, np.ndarray], method: str, probe: str, level: str) -> dict[int, np.ndarray]:
+    return {key[1]: array for key, array in counts.items() if (key[0], *key[2:]) == (method, probe, level)}
+
+
+def _place(method: str) -> tuple[int, str]:
+    """Untrained networks first, then the methods in their order, each before its variants."""
+    name = next((name for name in reversed(ORDER) if method.startswith(name)), "")
+    return (ORDER.index(name) if name else len(ORDER)), method
 
 
 def _mean(values: Sequence[float]) -> str:
     if not values:
         return ""
     spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{spread} (n = {len(values)})"
+    return f"{np.mean(values):.1f}{spread}"
 
 
-def read_counts(folder: Path, rows: Sequence[Row]) -> dict[tuple[str, int, str, str], np.ndarray]:
-    """Per-image counts of the networks at their ends, by method, seed, probe and level."""
+def read_final_counts(folder: Path, rows: Sequence[Row]) -> dict[Key, np.ndarray]:
+    """Counts of the networks at their ends."""
     found = {}
     for method, seed, pairs in sorted({(row.method, row.seed, row.pairs) for row in final_rows(rows)}):
-        path = folder / f"{method}-seed{seed}-{pairs}.npz"
-        if path.exists():
-            with np.load(path) as arrays:
-                for name in arrays.files:
-                    probe, _, level = name.rpartition("/")
-                    found[method, seed, probe, level] = arrays[name]
+        for name, array in read_counts(folder / f"{method}-seed{seed}-{pairs}.npz").items():
+            probe, _, level = name.rpartition("/")
+            found[method, seed, probe, level] = array
     return found
 
 
+def origin(rows: Sequence[Row]) -> str:
+    """What the numbers come from: networks, pairs, images."""
+    ends = final_rows(rows)
+    seeds = defaultdict(set)
+    for row in ends:
+        seeds[row.method].add(row.seed)
+    parts = [f"{name} {len(seeds[name])}" for name in sorted(seeds, key=_place)]
+    pairs = sorted({row.pairs for row in ends if row.pairs})
+    failed = [row for row in rows if row.status != "ok"]
+    text = f"Seeds: {', '.join(parts)}. View pairs: {', '.join(f'{number:,}' for number in pairs)}."
+    return text + "".join(f"\nFailed: {row.method}, seed {row.seed}, {row.probe}: {row.status}" for row in failed)
+
+
 def draw_learning_curves(rows: Sequence[Row], out: Path) -> None:
-    """Each main measure against view pairs, a line a method: the mean over seeds, single seeds as points."""
-    figure = Figure(figsize=(5 * len(MAIN), 4), dpi=100, layout="constrained")
-    for axes, (probe, measure) in zip(figure.subplots(1, len(MAIN)), MAIN, strict=True):
-        chosen = [row for row in rows if (row.probe, row.measure) == (probe, measure) and row.status == "ok"]
-        level = "P4" if any(row.level == "P4" for row in chosen) else "C4"
-        for method in sorted({row.method for row in chosen}):
-            at = "C4" if not any((row.method, row.level) == (method, level) for row in chosen) else level
+    """Each probe against view pairs, a line a method: the mean over seeds, single seeds as points."""
+    figure = Figure(figsize=(4.2 * len(CURVES), 3.8), dpi=100, layout="constrained")
+    for axes, (probe, measure) in zip(figure.subplots(1, len(CURVES)), CURVES, strict=True):
+        chosen = [row for row in rows if (row.probe, row.measure, row.status) == (probe, measure, "ok")]
+        untrained = [row for row in chosen if row.pairs == 0]
+        for number, method in enumerate(sorted({row.method for row in chosen if row.pairs}, key=_place)):
+            own = [row for row in chosen if row.method == method]
+            level = next((name for name in _MAIN_LEVELS if any(row.level == name for row in own)), own[0].level)
             points: dict[int, list[float]] = defaultdict(list)
-            for row in chosen:
-                if (row.method, row.level) == (method, at) and row.value is not None:
+            for row in [*untrained, *own]:
+                if row.level == level and row.value is not None:
                     points[row.pairs].append(100 * row.value)
             x = sorted(points)
-            (line,) = axes.plot(x, [np.mean(points[one]) for one in x], marker="o", label=f"{method}, {at}")
+            axes.plot(x, [np.mean(points[one]) for one in x], color=f"C{number}", label=f"{method}, {level}")
             for one in x:
-                axes.plot([one] * len(points[one]), points[one], ".", color=line.get_color(), alpha=0.5)
+                axes.plot([one] * len(points[one]), points[one], ".", color=f"C{number}", alpha=0.5)
         axes.set_xlabel("view pairs")
-        axes.set_title(f"{probe}, {measure}, %")
+        axes.set_title(f"{probe}, {measure.replace('_', ' ')}, %", fontsize=10)
+        axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     figure.savefig(out)
 
@@ -160,9 +189,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="folder with results.csv and counts/")
     folder = parser.parse_args().folder
     rows = list(read_rows(folder / "results.csv"))
-    counts = read_counts(folder / "counts", rows)
-    for probe, measure in MAIN:
-        print(f"### {probe}, {measure}, percent\n\n{table(rows, counts, probe, measure)}\n")
+    counts = read_final_counts(folder / "counts", rows)
+    detectors: list[tuple[str, Kind]] = [
+        (probe, "AP") for probe in dict.fromkeys(row.probe for row in rows) if probe.startswith("detector/")
+    ]
+    print(origin(rows) + "\n")
+    for probe, measure in [*PROBES, *detectors]:
+        print(f"### {probe}, {measure.replace('_', ' ')}, percent\n\n{table(rows, counts, probe, measure)}\n")
     draw_learning_curves(rows, folder / "curves.png")
 
 
