@@ -17,6 +17,7 @@ P4 = Level(name="P4", window=48, step=16, negatives="all")
 P3 = Level(name="P3", window=32, step=16, negatives="group")
 C4 = Level(name="C4", window=48, step=16, negatives="all", closed=True)
 FPN_WIDTH = 128
+GROUP = 32  # images that share BatchNorm's statistics
 LEVELS = {"moco-v2": (), "resim-c4": (C4,), "resim-fpn": (P4, P3)}
 ORDER = ("untrained", *LEVELS)  # of the tables
 
@@ -74,7 +75,7 @@ def make_recipe(method: str, size: Size, *, images: int, pairs: int, seed: int) 
             fpn_width=FPN_WIDTH,
             queue_size=min(size.largest_queue, 2 ** (images.bit_length() - 1)),
             key_momentum=0.99,
-            group_size=32,
+            group_size=GROUP,
         ),
         views=ViewsConfig(image_size=size.image_size, blur_sigma=size.blur_sigma),
         optim=optim,
