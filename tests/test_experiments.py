@@ -19,9 +19,10 @@ from resim.errors import UserError
 from resim.views.scenes import CLASSES, write_scenes
 
 
-def row(method: str, seed: int, pairs: int, value: float, **changed: str) -> Row:
-    about = {"probe": "segmentation", "level": "C4", "measure": "miou"} | changed
-    return Row(method=method, seed=seed, pairs=pairs, value=value, **about)
+def row(
+    method: str, seed: int, pairs: int, value: float, *, probe: str = "segmentation", measure: str = "miou"
+) -> Row:  # fmt: skip
+    return Row(method=method, seed=seed, pairs=pairs, value=value, probe=probe, level="C4", measure=measure)
 
 
 def test_a_row_is_read_as_it_was_written(tmp_path: Path) -> None:
