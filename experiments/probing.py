@@ -50,7 +50,9 @@ def read_labels(
     return load_label_maps(first, second, size, only=classes)
 
 
-def probe_runs(runs: Sequence[Path], out: Path, labels: tuple[LabelMaps, LabelMaps], *, seed: int = 0) -> None:
+def probe_runs(
+    runs: Sequence[Path], out: Path, labels: tuple[LabelMaps, LabelMaps], *, seed: int = 0, only_last: bool = False
+) -> None:
     """Probe what has no row yet in results.csv; the counts that bootstraps need go into counts/*.npz.
 
     Args:
@@ -58,11 +60,12 @@ def probe_runs(runs: Sequence[Path], out: Path, labels: tuple[LabelMaps, LabelMa
         out: folder of results.csv.
         labels: of the training and the test images.
         seed: of the probes: cells, memories, views.
+        only_last: leave out the checkpoints before the last.
     """
     table = out / "results.csv"
     done = {(row.method, row.seed, row.pairs) for row in read_rows(table) if not row.probe.startswith("detector/")}
     for run in runs:
-        for path in checkpoints_of(run):
+        for path in checkpoints_of(run)[-1 if only_last else 0 :]:
             try:
                 subjects = _subjects(path)
             except UserError as error:

@@ -53,7 +53,8 @@ def main() -> None:
                 continue
             if not finished:
                 return
-            probe_runs([run], options.out, label_maps())
+            curves = seed == options.seeds[0]  # of one seed: each checkpoint takes as long as the last
+            probe_runs([run], options.out, label_maps(), only_last=not curves)
         if options.detect and not _detect(runs, options, seed, detector_labels):
             return
 
