@@ -22,6 +22,7 @@ from resim.detection.read import read_detection
 from resim.detection.recipes import probe_frozen, quick
 from resim.detection.records import DetectionData, Record, subset
 from resim.detection.results import read_results
+from resim.detection.split import hold_out
 from resim.errors import UserError
 
 REPLICATES = 300  # draws of the test images for an interval of AP
@@ -55,14 +56,14 @@ class Labels:
 
 
 def read_detector_labels(
-    train: Path, test: Path, images: Path | None, test_images: Path | None, *, classes: Sequence[str], merge: str,
+    train: Path, test: Path | None, images: Path | None, test_images: Path | None, *, classes: Sequence[str], merge: str,
     most: int,
 ) -> Labels:  # fmt: skip
     """At most `most` labelled images of each set.
 
     Args:
         train: whatever `resim detect train` reads.
-        test: likewise.
+        test: likewise; None: a fifth of `train` is held out.
         images: folder of the images of `train`, where they are not beside it.
         test_images: likewise.
         classes: to keep; empty: all.
@@ -72,11 +73,11 @@ def read_detector_labels(
     Raises:
         UserError: labels that cannot be read, a class that is not there.
     """
-    sets = []
-    for path, folder in ((train, images), (test, test_images)):
-        data = choose_classes(read_detection(path, images=folder), classes, merge)
-        sets.append(subset(data, most / len(data)) if 0 < most < len(data) else data)
-    return Labels(train=sets[0], test=sets[1])
+    whole = read_detection(train, images=images)
+    first, second = hold_out(whole, 0.2, 0) if test is None else (whole, read_detection(test, images=test_images))
+    chosen = [choose_classes(data, classes, merge) for data in (first, second)]
+    first, second = (subset(data, most / len(data)) if 0 < most < len(data) else data for data in chosen)
+    return Labels(train=first, test=second)
 
 
 def choose_classes(data: DetectionData, classes: Sequence[str], merge: str = "") -> DetectionData:

@@ -38,9 +38,9 @@ class Subject:
 
 
 def read_labels(
-    train: Path, test: Path, size: int, *, most: int, classes: Sequence[str]
+    train: Path, test: Path | None, size: int, *, most: int, classes: Sequence[str]
 ) -> tuple[LabelMaps, LabelMaps]:
-    """Label maps of at most `most` images of each set, at `size` px.
+    """Label maps of at most `most` images of each set, at `size` px; without `test` a fifth of `train` is held out.
 
     Raises:
         UserError: labels that cannot be read.

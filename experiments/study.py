@@ -1,6 +1,6 @@
 """One command for a study: pre-train, probe, train detectors. What is done already is not done again.
 
-    python experiments/study.py IMAGES --labels TRAIN --test-labels VAL --out FOLDER --pairs 50000 --seeds 0 1 2
+    python experiments/study.py IMAGES --labels MASKS --detect BOXES --out FOLDER --pairs 50000 --seeds 0 1 2
 
 Ctrl+C or SIGTERM stops it at a step; the same command goes on there. experiments/tables.py shows what was found.
 """
@@ -80,11 +80,11 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("images", type=Path, nargs="+", help="folders of images without labels")
     add("--labels", type=Path, required=True, help="images with masks to learn from, as resim probe's DATA")
-    add("--test-labels", type=Path, required=True, help="images with masks to test on")
+    add("--test-labels", type=Path, help="images with masks to test on; left out: a fifth of --labels")
     add("--classes", nargs="*", default=[], help="classes to keep (beside the background); none named: all")
     add("--most", type=int, default=500, help="images with masks of each set at the most")
     add("--detect", type=Path, help="images with boxes, as resim detect train's DATA; left out: no detectors")
-    add("--test-detect", type=Path, help="images with boxes to test on")
+    add("--test-detect", type=Path, help="images with boxes to test on; left out: a fifth of --detect")
     add("--detect-images", type=Path, help="folder of the images of --detect, where they are not beside it")
     add("--test-detect-images", type=Path, help="likewise")
     add("--merge", default="", help="detect all classes as one of this name")
