@@ -56,9 +56,15 @@ class Labels:
 
 
 def read_detector_labels(
-    train: Path, test: Path | None, images: Path | None, test_images: Path | None, *, classes: Sequence[str], merge: str,
+    train: Path,
+    test: Path | None,
+    images: Path | None,
+    test_images: Path | None,
+    *,
+    classes: Sequence[str],
+    merge: str,
     most: int,
-) -> Labels:  # fmt: skip
+) -> Labels:
     """At most `most` labelled images of each set.
 
     Args:
