@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from resim.exchange.inert import shape_of
+from resim.exchange.inert import is_same_tensor, shape_of
 from resim.exchange.pyramids import find_pyramid
 from resim.exchange.schemes import SCHEMES, Scheme, is_counter, numbered
 from resim.exchange.states import State, find_states
@@ -97,10 +97,17 @@ def recognise(data: Mapping[str, object], prefix: str | None = None) -> Form:
             n for n in networks if name in (n.prefix.strip("."), n.label.partition(".")[2].strip("."))
         ]
         if not wanted:
-            raise ValueError(f"no ResNet below --prefix {prefix!r}; those in it are below {_quoted(labels)}")
+            there = ", ".join(repr(label) if label else "its top" for label in labels)
+            raise ValueError(f"no ResNet below --prefix {prefix!r}; those in it are below {there}")
         chosen = wanted[0]
-    others = [n for n in networks if n is not chosen and n.is_whole]
+    others = [n for n in networks if n is not chosen and n.is_whole and not _is_same(n, chosen)]
     return _form(chosen, [network for network in networks if network.state is chosen.state], others)
+
+
+def _is_same(network: Network, other: Network) -> bool:
+    """Whether two names stand for one network, as an attribute and a part of an `nn.Sequential` may."""
+    one, two = ({ours: n.state.entries[name] for name, ours in n.ours().items()} for n in (network, other))
+    return one.keys() == two.keys() and all(is_same_tensor(one[name], two[name]) for name in one)
 
 
 def find_networks(states: Sequence[State]) -> list[Network]:
@@ -221,22 +228,34 @@ def _what_it_holds(data: Mapping[str, object], states: Sequence[State]) -> str:
     if not names:
         return f", and no tensors at all (its keys are {_quoted(list(data))})" if data else ", it is empty"
     example = f" (its names are like {min(names)!r})"
-    kind = next((kind for pattern, kind in _OTHER_NETWORKS if any(re.search(pattern, name) for name in names)), "")
+    where = [state.label("") for state in states]
+    kind = next((kind for pattern, kind in _OTHERS if any(re.search(pattern, name) for name in names)), "")
+    if all(name in _MOMENTS for name in names):
+        kind = "the state of an optimizer without its network"
     looks = f", which looks like {kind}" if kind else ""
-    places = [state.label("") or "its top" for state in states[:4]]
-    return f"{example}{looks}; {len(names)} entries below {', '.join(places)}; keys at its top: {_quoted(list(data))}"
+    places = ", ".join(place or "its top" for place in where[:4]) + (", ..." if len(where) > 4 else "")
+    entries = "1 entry" if len(names) == 1 else f"{len(names)} entries"
+    return f"{example}{looks}; {entries} below {places}; keys at its top: {_quoted(list(data))}"
 
 
-_OTHER_NETWORKS = (
-    (r"blocks\.\d+\.attn\.|encoder\.layer\.\d+\.attention|encoder_layer_\d", "a vision transformer"),
+_MOMENTS = frozenset({"momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "step"})
+_OTHERS = (
+    (r"_?flat_param", "FSDP's flat parameters: save a full state_dict (StateDictType.FULL_STATE_DICT)"),
+    (
+        r"conv\d\.(weight_(orig|g|v|bar)$|parametrizations\.weight)",
+        "a network with parametrised weights (pruning, weight norm, spectral norm): remove that before it is saved",
+    ),
+    (r"layer1\.0\.conv1\.0\.weight", "a ResNet for video"),
     (r"layers\.\d\.blocks\.\d+\.(attn|norm1)", "a Swin transformer"),
+    (r"blocks\.\d+\.attn\.|encoder\.layer\.\d+\.attention|encoder_layer_\d", "a vision transformer"),
     (r"stages\.\d\.(blocks\.)?\d+\.(dwconv|conv_dw|depthwise_conv|gamma)", "a ConvNeXt"),
     (r"denseblock1", "a DenseNet"),
     (r"layer0\.(conv1|0)", "a squeeze-and-excitation ResNet of an old form"),
-    (r"blocks\.\d+\.\d+\.conv_(pw|dw)|_blocks\.\d+\._depthwise", "an EfficientNet"),
+    (r"blocks\.\d+\.\d+\.conv_(pw|dw)|_blocks\.\d+\._depthwise", "an EfficientNet or MobileNet"),
     (r"stages\.\d\.blocks\.\d+\.(conv1|norm1)", "a ResNet v2 or RegNet"),
-    (r"features\.\d+\.weight", "a VGG or AlexNet"),
-    (r"block\.\d\.\d|trunk_output\.block", "a RegNet"),
+    (r"trunk_output\.block", "a RegNet"),
+    (r"block\.\d\.\d\.weight", "a MobileNet or EfficientNet"),
+    (r"features\.\d+\.weight", "a VGG, an AlexNet or a SqueezeNet"),
 )
 
 
