@@ -111,3 +111,39 @@ def test_nothing_at_all(tmp_path: Path) -> None:
     assert "looked for COCO" in refusal(tmp_path)
     put(tmp_path / "annotations.xml", "no xml")
     assert "looked for COCO" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("data.zip", "data.zip is an archive: unpack it"),
+        ("boxes.csv", "boxes.csv is a table, which is not read: export COCO"),
+        ("export.ndjson", "export.ndjson is a JSON object a line"),
+        ("train.tfrecord", "a file of TFRecord or Parquet"),
+    ],
+)
+def test_files_of_other_forms_are_named_alone_and_in_their_folder(tmp_path: Path, name: str, what: str) -> None:
+    picture(tmp_path / "a.jpg")
+    file = put(tmp_path / name, "x")
+    assert what in refusal(file)
+    assert what in refusal(tmp_path)
+
+
+def test_supervisely_s_form_is_recognised(tmp_path: Path) -> None:
+    picture(tmp_path / "ds" / "img" / "a.jpg")
+    put(tmp_path / "ds" / "ann" / "a.jpg.json", {"size": {}, "objects": []})
+    put(tmp_path / "meta.json", {"classes": []})
+    for folder in (tmp_path, tmp_path / "ds"):
+        assert "this is Supervisely's own form" in refusal(folder)
+
+
+def test_detectron2_s_list_is_no_list_of_images(tmp_path: Path) -> None:
+    file = put(tmp_path / "d2.json", [{"file_name": "a.jpg", "image_id": 1, "annotations": []}])
+    assert "a list of Detectron2's: convert its data set by convert_to_coco_json" in refusal(file)
+
+
+def test_json_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes('{"images": ["\u00e4"]}'.encode("cp1252"))
+    assert refusal(tmp_path / "a.json").endswith(
+        "not written in UTF-8, as JSON must be (byte 13 is 0xe4): save it as UTF-8"
+    )

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from xml.etree import ElementTree
 
-from resim.detection.coco_file import other_format
+from resim.detection.coco_file import EXPORT, other_format
 
 _TRAIN, _VAL = ("train", "training"), ("valid", "val", "validation", "test")
 _SNIFFED = 64  # JSON files of a folder that are opened at most
@@ -30,7 +30,9 @@ def recognise_folder(folder: Path) -> str:
             "dataset_type=fo.types.COCODetectionDataset), then type resim detect train DIR"
         )
     if (folder / "annotations.xml").is_file():
-        return _cvat_xml(folder / "annotations.xml")
+        return recognise_file(folder / "annotations.xml")
+    if is_supervisely(folder):
+        return f"this is Supervisely's own form (ann and img): {EXPORT}"
     below = sorted(folder.glob("*.json"))[:_SNIFFED]
     kinds = [_recognise_json(file) for file in below]
     if kinds and all(kinds) and len(set(kinds)) == 1:
@@ -39,7 +41,27 @@ def recognise_folder(folder: Path) -> str:
     splits = sorted(name[len("instances_") : -len(".json")] for name in names if name.startswith("instances_"))
     if splits:
         return f"there is {', '.join(f'instances_{split}.json' for split in splits)}: {_by_split(folder, splits)}"
-    return ""
+    return "" if names else next(filter(None, map(recognise_file, sorted(folder.iterdir()))), "")
+
+
+def is_supervisely(folder: Path) -> bool:
+    """Whether a folder is a project or a data set of Supervisely's: JSON files in `ann` beside images in `img`."""
+    inside = [folder, *(entry for entry in folder.iterdir() if entry.is_dir())]
+    return any((part / "img").is_dir() and any((part / "ann").glob("*.json")) for part in inside)
+
+
+def recognise_file(file: Path) -> str:
+    """What a file without JSON or YAML is, and what to do with it; empty where it is not recognised."""
+    ending = file.suffix.lower()
+    if ending in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"):
+        return f"{file.name} is an archive: unpack it, then type resim detect train DIR"
+    if ending == ".csv":
+        return f"{file.name} is a table, which is not read: {EXPORT}"
+    if ending in (".ndjson", ".jsonl"):
+        return f"{file.name} is a JSON object a line, which is not read: {EXPORT}"
+    if ending in (".record", ".tfrecord", ".parquet"):
+        return f"{file.name} is a file of TFRecord or Parquet, which is not read: {EXPORT}"
+    return _cvat_xml(file) if ending == ".xml" else ""
 
 
 def _recognise_json(file: Path) -> str:
