@@ -123,7 +123,7 @@ def test_large_images_are_made_smaller_and_upright_and_small_ones_stay(tmp_path:
 def test_files_that_are_no_images_are_left_out_and_listed(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "text.jpg").write_text("no picture\n")
-    with pytest.raises(UserError, match=r"none of 1 images can be read, for example .*text.jpg \(Unidentified"):
+    with pytest.raises(UserError, match=r"none of 1 image can be read, for example .*text.jpg \(Unidentified"):
         pack(find_images(tmp_path / "in"), tmp_path / "out", PackConfig())
     assert [path.name for path in tmp_path.iterdir()] == ["in"]  # nothing half-written
     Image.new("RGB", (9, 9)).save(tmp_path / "in" / "good.png")

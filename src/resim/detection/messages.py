@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from resim.counts import counted
 from resim.detection.config import DetectRecipe, DetectRun, TuneConfig
 from resim.detection.init import InitReport
 from resim.detection.left_out import set_aside
@@ -53,9 +54,10 @@ def opening_lines(
     passes = f" in {-(-each // size)} passes of {size}, BatchNorm and losses by pass" if size < each else ""
     objects = _num_learnt(data, recipe)
     told = [
-        f"{recipe.name}: {kind} on {detector.backbone}-{detector.neck}, {len(data)} images with {objects} "
-        f"objects of {len(data.classes)} classes, {tune.steps} steps",
-        f"a step is {tune.batch_size} images, {each} on each of {processes.count} x {device}{passes}; "
+        f"{recipe.name}: {kind} on {detector.backbone}-{detector.neck}, {counted(len(data), 'image')} "
+        f"with {counted(objects, 'object')} of {counted(len(data.classes), 'class', 'classes')}, "
+        f"{counted(tune.steps, 'step')}",
+        f"a step is {counted(tune.batch_size, 'image')}, {each} on each of {processes.count} x {device}{passes}; "
         f"lr {tune.learning_rate(tune.warmup_steps):g}; {precision}; the run's folder is {out}"
         + (f"; resumed after step {step}" if step else "")
         + (", the last one: nothing is left to do" if step == tune.steps else ""),
