@@ -136,7 +136,7 @@ def test_detectron2_s_dilation_is_in_its_config_yaml(tmp_path: Path) -> None:
 def test_modules_between_the_stages_are_warned_of(tmp_path: Path) -> None:
     state = backbone() | {"bam1.gate.weight": torch.zeros(3), "bam2.gate.weight": torch.zeros(3)}
     weights = read_weights(saved(tmp_path, state | {"fc.weight": torch.zeros(3, 512)}))
-    said = "it has bam1, bam2 between its stages, which a plain ResNet lacks: its features will differ"
+    said = "it has bam1, bam2 too, which a plain ResNet lacks: if they stand between its stages, its features differ"
     assert weights.warnings == (said,)
 
 

@@ -33,7 +33,7 @@ def read_coco(
 ) -> DetectionData:
     """A COCO file of any classes: boxes, polygons or RLE, crowd regions, keypoints. An info block is not needed.
 
-    What tools write otherwise than COCO is read where its meaning is certain, and noted (`repair.NOTES`). Labels go by
+    What tools write otherwise than COCO is read where its meaning is certain, and noted (`faults.NOTES`). Labels go by
     the category ids in ascending order, so that two files with the same categories agree. Boxes become
     (x, y, x + width, y + height); keypoints stay COCO's.
 

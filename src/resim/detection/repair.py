@@ -23,7 +23,7 @@ EXAMPLES = 20  # problems of a kind that are kept; the others are counted
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One fault: its kind (a key of `KINDS` or `NOTES`), where it is and what was found there."""
+    """One fault: its kind (a key of `faults.KINDS` or `NOTES`), where it is and what was found there."""
 
     kind: str
     file: str

@@ -78,10 +78,11 @@ def _is_fcn(short: str, shape: tuple[int, ...]) -> bool:
 
 
 def more_parts(form: Form) -> list[str]:
-    """A warning of modules between the stages, which a plain ResNet lacks."""
+    """A warning of modules that by their names may stand between the stages."""
     prefix = form.network.prefix
     own = [short.removeprefix(prefix) for short in form.state.bare if short.startswith(prefix)]
     found = dict.fromkeys(match[1] for match in map(_BETWEEN.match, own) if match)
     if not found:
         return []
-    return [f"it has {', '.join(found)} between its stages, which a plain ResNet lacks: its features will differ"]
+    names = ", ".join(found)
+    return [f"it has {names} too, which a plain ResNet lacks: if they stand between its stages, its features differ"]
