@@ -12,7 +12,9 @@ import pytest
 from detection_data import H, W, picture, rectangle, thing, write_coco, write_voc, xml_object
 from PIL import Image
 
+from resim.counts import counted
 from resim.detection.coco import read_coco
+from resim.detection.faults import KINDS, NOTES, what_it_is
 from resim.detection.records import DetectionData
 from resim.detection.voc import read_voc
 from resim.errors import UserError
@@ -312,3 +314,11 @@ def test_voc_files_that_are_missing_or_broken(tmp_path: Path) -> None:
     data = read_voc(tmp_path)
     assert kept(data) == ["a"]
     assert data.repairs.counts == {"missing-image": 1, "missing-annotation": 2, "listed-twice": 1}
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *NOTES])
+def test_one_fault_is_said_in_the_singular(kind: str) -> None:
+    (one, _), (many, done) = what_it_is(kind, 1), what_it_is(kind, 2)
+    assert (many, done) == (KINDS | NOTES)[kind]
+    assert one != many
+    assert counted(1, "image") + counted(2, "box", "boxes") == "1 image2 boxes"

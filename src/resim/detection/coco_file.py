@@ -81,6 +81,8 @@ def other_format(content: Any, *, known_only: bool = False) -> str:
             return f"{name}: {EXPORT}"
     if known_only:
         return ""
+    if "images" in content:
+        return f"an object whose images are not a list but of type {type(content['images']).__name__}"
     keys = ", ".join(map(str, list(content)[:5])) or "nothing"
     return f"an object without a list of images (at its top: {keys}): a COCO file has images, annotations, categories"
 

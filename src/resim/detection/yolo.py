@@ -17,7 +17,7 @@ from resim.detection.objects import Annotated, make_record
 from resim.detection.records import DetectionData, Record
 from resim.detection.repair import Repairs, finite, nothing_left, sound_size
 from resim.detection.yolo_files import YoloSet, open_yolo, split_images
-from resim.detection.yolo_labels import begins_as_labels, find_label_files
+from resim.detection.yolo_labels import begins_as_labels, files_in, find_label_files
 from resim.errors import UserError
 from resim.views.text import decode_text
 from resim.views.walk import ending_of
@@ -109,18 +109,13 @@ def _id(data: YoloSet, image: str) -> str:
 def _without_image(images: Sequence[str], used: set[str]) -> list[str]:
     """Label files in the folders of those that are used for which no folder of the images has a picture."""
     folders = [sorted({os.path.dirname(file) for file in files}) for files in (images, used)]  # noqa: PTH120
-    pictures, texts = ([file for folder in each for file in _files(folder)] for each in folders)
+    pictures, texts = ([file for folder in each for file in files_in(folder)] for each in folders)
     stems = {os.path.splitext(name)[0] for _, name in pictures if ending_of(name) != ".txt"}  # noqa: PTH122
     return [
         path
         for path, name in texts
         if ending_of(name) == ".txt" and path not in used and name[:-4] not in stems and begins_as_labels(path)
     ]
-
-
-def _files(folder: str) -> list[tuple[str, str]]:
-    with os.scandir(folder) as entries:
-        return sorted((entry.path, entry.name) for entry in entries if entry.is_file())
 
 
 def _shapes(data: YoloSet, file: str, image_id: str, repairs: Repairs) -> list[_Shape]:

@@ -43,13 +43,18 @@ def begins_as_labels(path: str | Path) -> bool:
 
 def has_labels_beside(folder: Path) -> bool:
     """Whether label files lie beside the images of a folder, which has no XML files."""
-    with os.scandir(folder) as entries:
-        names = {entry.name for entry in entries if entry.is_file()}
+    names = {name for _, name in files_in(str(folder))}
     if any(ending_of(name) == ".xml" for name in names):
         return False
     stems = {_stem(name) for name in names if ending_of(name) in EXTENSIONS}
     texts = sorted(name for name in names if ending_of(name) == ".txt" and _stem(name) in stems)
     return any(begins_as_labels(folder / name) for name in texts[:_OPENED])
+
+
+def files_in(folder: str) -> list[tuple[str, str]]:
+    """Path and name of each file in a folder; a link to itself is none."""
+    with os.scandir(folder) as entries:
+        return sorted((entry.path, entry.name) for entry in entries if os.path.isfile(entry.path))  # noqa: PTH113
 
 
 def _stem(name: str) -> str:
