@@ -248,7 +248,7 @@ def test_an_empty_voc_list(tmp_path: Path) -> None:
         ),
         ("{", "not a JSON file"),
         ('{"images": [], "categories": []}', "no categories and no annotations"),
-        ('{"images": 5}', "an object without a list of images"),
+        ('{"images": 5}', "an object whose images are not a list but of type int"),
         ('{"images": [], "annotations": 5}', "its annotations are not a list but of type int"),
         (
             '{"images": [{"id": 1}], "annotations": [], "categories": [{"id": 1}]}',

@@ -384,7 +384,7 @@ def test_faults_of_both_data_sets_are_listed(
     train_detector(tiny_recipe(steps=1), tiny_run(tmp_path / "run"), data, read_coco(path))
     told = " ".join(capsys.readouterr().out.split())
     line = f"1 image file not found, image skipped with 2 annotations: {path}"
-    assert f"in {path}, which is evaluated on: {line}" in told
+    assert f"in {path}, the validation data: {line}" in told
 
 
 def test_a_share_of_the_images(data: DetectionData, tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def opening_lines(
         aside = set_aside(val, masks=detector.masks, keypoints=detector.keypoints)
         of_val = [*aside, *val.repairs.lines()]
         if of_val:
-            told.append(f"  in {val.source}, which is evaluated on:")
+            told.append(f"  in {val.source}, the validation data:")
             told += [f"    {line}" for line in of_val]
     if val is None:
         told.append("no --val: it is not evaluated (--val-fraction 0.2 holds a fifth of the images out for it)")
