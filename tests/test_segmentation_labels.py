@@ -179,7 +179,7 @@ def test_what_is_left_out_is_counted_with_the_reason(tmp_path: Path) -> None:
     one, _ = load(labelled, labelled)
     assert len(one) == 2
     assert [Path(one.images.name(i)).name for i in range(2)] == ["a.jpg", "b.jpg"]
-    assert one.notes[2].startswith("2 images are left out, their label map cannot be used: ")
+    assert one.notes[2].startswith("left out: 2 images whose label map cannot be used: ")
     assert "c.jpg: the label map is 4 x 2, the image 5 x 2" in one.notes[2]
 
 
@@ -235,7 +235,7 @@ def test_vocs_lists_and_names(tmp_path: Path) -> None:
     for place in (root, root / "VOCdevkit", root / "VOCdevkit" / "VOC2012"):
         train, test = read_labelled_sets(place)
         assert ([Path(path).stem for path in train.images], len(test)) == (["a", "name with space"], 1)
-        assert train.notes == ("1 listed images lack their picture or their mask and are left out: c",)
+        assert train.notes == ("left out: 1 listed image without picture or mask: c",)
     one, two = load(train, test)
     assert len(one.classes) == 21
     assert [one.classes[k] for k in (0, 8, 12)] == ["background", "cat", "dog"]

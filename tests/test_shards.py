@@ -282,7 +282,7 @@ def test_a_tar_that_is_none_compressed_or_cut_off_is_told(packed: Path, tmp_path
 def test_the_command_packs_and_tells(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "deep" / "out"
     assert main(["pack", str(images), str(out), "--workers", "0", "--seed", "4"]) == 0
-    assert f"40 images in 1 shards: {out}" in capsys.readouterr().out
+    assert f"40 images in 1 shard: {out}" in capsys.readouterr().out
     assert len(find_images(out)) == COUNT
     assert main(["pack", str(images), str(out), "--workers", "0"]) == 2
     assert "is not empty; name a folder that is not there yet" in capsys.readouterr().err

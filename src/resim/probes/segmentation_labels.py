@@ -63,7 +63,8 @@ def read_labelled_sets(
     order = np.random.default_rng([10, seed]).permutation(len(whole))
     held_out = max(1, round(test_share * len(whole)))
     if held_out >= len(whole):
-        raise UserError(f"{data}: {len(whole)} labelled images are too few to hold some out: name others with --test")
+        few = counted(len(whole), "labelled image")
+        raise UserError(f"{data}: {few} cannot be split into two parts: name others with --test")
     rest, chosen = whole.take(np.sort(order[held_out:])), whole.take(np.sort(order[:held_out]))
     return rest, replace(chosen, notes=())
 
