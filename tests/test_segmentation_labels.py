@@ -308,7 +308,7 @@ def test_crowds_and_boxes_without_a_mask_are_void_where_no_object_covers_them(tm
     assert paint_record(record)[0].tolist() == [1, -1, 0, 0, -1, -1, 0, 0]
     assert paint_record(record)[1].tolist() == [-1, -1, 0, 0, 0, 0, 0, 0]
     assert f"{path}: no mask for 1 object: pixels of such boxes that no mask covers are void" in labelled.notes
-    assert f"{path}: 1 crowd regions: their pixels that no object covers are void" in labelled.notes
+    assert f"{path}: 1 crowd region: their pixels that no object covers are void" in labelled.notes
     one, _ = load(labelled, labelled, size=8)
     assert (one.classes, one.background) == (("background", "cat", "dog"), 0)
     assert not one.labels[1].any()  # an image without an object is background
