@@ -172,8 +172,8 @@ def test_how_long_all_of_it_takes_and_what_limits() -> None:
     )
     told = forecast(seconds=8.0, steps=4, left=1800, waiting=0.4, workers=4, now=now)
     assert told.endswith(
-        "the loader limits (40% of the time is spent waiting for images; 4 loader processes): more --workers, or ask "
-        "resim bench"
+        "the loader limits (40% of the time is spent waiting for images; 4 loader processes): raise --workers, or "
+        "measure by resim bench"
     )
 
 

@@ -307,7 +307,7 @@ def test_evaluations_that_cannot_work(capsys: Captured, coco: Path, finished: Pa
         ((finished, *val, "--eval-images", "0"), "--eval-images 0: must be at least 1"),
         ((finished, *val, "--workers", "-1"), "--workers -1: must be at least 0"),
         ((finished,), "Missing from resim detect eval"),
-        ((finished, *val, "--device", "cuda"), "--device cuda: no GPU is to be seen"),
+        ((finished, *val, "--device", "cuda"), "--device cuda: no GPU is available"),
     ):
         if "cuda" in words and torch.cuda.is_available():
             continue

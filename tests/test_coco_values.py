@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from resim.detection.coco_values import as_flag, as_id, as_keypoints, as_numbers, as_segmentation
+from resim.detection.coco_values import as_flag, as_id, as_keypoints, as_numbers, as_rle, as_segmentation
 
 NAN = float("nan")
 
@@ -105,3 +105,8 @@ def test_polygons_in_cocos_form_stay_as_they_are() -> None:
 )
 def test_keypoints(value: Any, expected: list[float] | None) -> None:
     assert as_keypoints(value, 2)[0] == expected
+
+
+@pytest.mark.parametrize("counts", ["X1f0h0", "b'X1f0h0'", 'b"X1f0h0"'])
+def test_rle_whose_bytes_were_written_by_str(counts: str) -> None:
+    assert as_rle({"size": [64, 96], "counts": counts}, 96, 64) == {"size": [64, 96], "counts": "X1f0h0"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -316,7 +317,7 @@ def test_a_truncated_file_is_bad(tmp_path: Path, kind: str) -> None:
 def test_an_empty_file_a_text_and_a_missing_file_are_bad(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.jpg").write_text("this is no picture\n")
-    assert_bad(tmp_path / "empty.jpg", "UnidentifiedImageError: cannot identify image file")
+    assert_bad(tmp_path / "empty.jpg", r"an empty file \(0 bytes\)")
     assert_bad(tmp_path / "text.jpg", "UnidentifiedImageError: cannot identify image file")
     assert_bad(tmp_path / "missing.jpg", "FileNotFoundError: ")
 
@@ -342,3 +343,20 @@ def test_a_large_image_below_twice_the_limit_is_opened_without_a_warning(
     Image.fromarray(color_image()).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", W * H - 1)
     assert np.array_equal(decoded(tmp_path / "a.png"), color_image())
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"", "an empty file (0 bytes)"),
+        (b"\0\0\0\x18ftypheic" + bytes(20), "HEIC, which is not read: save it as JPEG or PNG"),
+        (b"%PDF-1.7", "a PDF: save its pages as images"),
+        (b"\n <!DOCTYPE html>", "a web page, not the image itself: download it again"),
+        (b"version https://git-lfs.github.com", "a Git LFS pointer: fetch the image itself with git lfs pull"),
+        (b"II+\0" + bytes(20), "a BigTIFF: save it as a TIFF of less than 4 GB, or as PNG"),
+    ],
+)
+def test_what_is_no_image_is_named(tmp_path: Path, content: bytes, what: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(BadImageError, match=f"^{re.escape(what)}$"):
+        Photo(str(tmp_path / "a.jpg"))

@@ -135,8 +135,8 @@ def test_a_run_goes_on_once_the_bad_image_is_taken_out(
         path.write_text(json.dumps(content))
     train_detector(RECIPE, tiny_run(tmp_path / "run", resume=True), read_coco(path, check_images=False), None)
     told = " ".join(capsys.readouterr().out.split())
-    assert "1 images that could not be decoded are gone: the run goes on as if they were there" in told
-    assert "1 files could not be decoded (replaced in training, left out of evaluations): see" in told
+    assert "gone: 1 image that could not be decoded; the run goes on as if there were no change" in told
+    assert "1 file could not be decoded (replaced in training, left out of evaluations): see" in told
     assert numbers(tmp_path / "run") == numbers(runs / "whole")
     one, other = (
         load_checkpoint(out / "checkpoints" / "last.pt")["model"] for out in (runs / "whole", tmp_path / "run")
@@ -184,7 +184,7 @@ def test_bad_images_have_no_results_and_their_objects_do_not_count(tmp_path: Pat
     assert results == detect(model, without(data, bad), ONE)
     part, note = scored_part(data, bad, 0.1)
     assert [record.image_id for record in part.records] == [1, 2, 4]
-    assert note.startswith("1 of 4 images cannot be decoded: they and their 2 objects do not count, for example ")
+    assert note.startswith("not counted: 1 of 4 images, which cannot be decoded, and 2 objects there, for example ")
     with pytest.raises(UserError, match=r"3.png: cannot be decoded"):
         detect(model, data, ONE)
 
@@ -214,7 +214,7 @@ def test_an_evaluation_in_training_leaves_bad_images_out_and_goes_on_without_the
     recipe, out = tiny_recipe(steps=4), tmp_path / "run"
     train_detector(recipe, tiny_run(out, eval_every=2, stop_after=2), data, val)
     told = " ".join(capsys.readouterr().out.split())
-    assert "after step 2: 1 of 3 images cannot be decoded: they and their 2 objects do not count" in told
+    assert "after step 2: not counted: 1 of 3 images, which cannot be decoded, and 2 objects there" in told
     line = json.loads((out / "scores.jsonl").read_text())
     assert line["images"] == 2
     assert "2.png\t" in (out / "bad_files.txt").read_text()

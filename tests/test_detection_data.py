@@ -135,7 +135,7 @@ def test_a_name_with_a_folder_is_not_found_in_another(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("1.png", "train/1.png"))
     (tmp_path / "photos" / "val").mkdir(parents=True)
     (tmp_path / "images" / "1.png").rename(tmp_path / "photos" / "val" / "1.png")
-    with pytest.raises(UserError, match="1 image files not found"):
+    with pytest.raises(UserError, match="1 image file not found"):
         read_coco(path, tmp_path / "photos")
     (tmp_path / "photos" / "val").rename(tmp_path / "photos" / "train")
     for folder in (tmp_path / "photos", tmp_path / "photos" / "train"):
@@ -210,7 +210,7 @@ def test_own_classes_in_vocs_layout(tmp_path: Path) -> None:
     write_voc(tmp_path, "2007", {"trainval": ["a"]}, {"a": [xml_object("screw", (1, 1, 9, 9))]})
     data = read_detection(tmp_path, classes=["nail", "screw"])
     assert data.records[0].labels.tolist() == [2]
-    with pytest.raises(UserError, match="no object of 20 classes in its 1 images; it has screw: name them"):
+    with pytest.raises(UserError, match="no object of 20 classes in its 1 image; it has screw: name them"):
         read_detection(tmp_path)
 
 
@@ -292,7 +292,7 @@ def test_polygons_that_are_none_are_left_out_and_said(tmp_path: Path) -> None:
 def test_an_empty_cityscapes_split_is_an_error(tmp_path: Path) -> None:
     nothing = polygons([("road", corners(0, 0, 9, 9))])
     write_cityscapes(tmp_path, {"ulm_000000_000019": nothing})
-    with pytest.raises(UserError, match="no object in its 1 images"):
+    with pytest.raises(UserError, match="no object in its 1 image"):
         read_cityscapes(tmp_path, "val")
     with pytest.raises(UserError, match=r"gtFine/train: there is no such folder; Cityscapes has"):
         read_cityscapes(tmp_path, "train")
@@ -306,7 +306,7 @@ def test_cityscapes_files_that_are_missing_are_named(tmp_path: Path) -> None:
     data = read_cityscapes(tmp_path, "val")
     assert [record.image_id for record in data.records] == names[2:]
     assert data.repairs.counts == {"missing-image": 1, "missing-annotation": 1}
-    with pytest.raises(UserError, match=f"1 image files not found.*{names[0]}"):
+    with pytest.raises(UserError, match=f"1 image file not found.*{names[0]}"):
         read_cityscapes(tmp_path, "val", strict=True)
 
 

@@ -210,7 +210,7 @@ def test_two_files_under_one_id_are_left_out_with_their_annotations(tmp_path: Pa
     data = read_coco(rewrite(path, **content))
     assert [record.image_id for record in data.records] == [3]
     (line,) = data.repairs.lines()
-    assert line.startswith("1 image ids that stand for several files")
+    assert line.startswith("1 image id that stands for several files")
     assert line.endswith(f"files skipped with 2 annotations: {path}, image 1 (1.png and 2.png)")
 
 
@@ -385,7 +385,7 @@ def test_a_few_crowd_regions_are_said_without_a_guess_at_the_tool(tmp_path: Path
     many = [thing(n, 1, 3, BOX) for n in range(1, 12)]
     data = read(tmp_path, *many, thing(20, 2, 3, BOX, iscrowd=1, segmentation=CROWD))
     assert left_out(data, tiny_recipe())[0] == (
-        "left out: 1 of 12 objects, in 1 images: crowd regions (iscrowd 1); --crowd-as-objects takes them as objects"
+        "left out: 1 of 12 objects, in 1 image: crowd regions (iscrowd 1); --crowd-as-objects takes them as objects"
     )
 
 
@@ -395,7 +395,7 @@ def test_nothing_to_learn_from_says_all_reasons(tmp_path: Path) -> None:
     with pytest.raises(UserError) as raised:
         usable(data, tiny_recipe())
     assert "none of its 2 images has an object to learn from; left out: 2 of 2 objects" in str(raised.value)
-    assert "1 annotations of unknown categories, dropped" in str(raised.value)
+    assert "1 annotation of an unknown category, dropped" in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
@@ -404,12 +404,12 @@ def test_an_empty_split_says_all_reasons(tmp_path: Path) -> None:
     with pytest.raises(UserError) as raised:
         read_coco(path)
     assert "no annotated object in its 2 images; 2 annotations of unknown categories" in str(raised.value)
-    assert "1 annotations of images that are not listed" in str(raised.value)
+    assert "1 annotation of an image that is not listed" in str(raised.value)
 
 
 def test_masks_that_are_all_faulty_are_the_reason_for_none(tmp_path: Path) -> None:
     data = read(tmp_path, thing(1, 1, 3, BOX, segmentation=[[1, 1, 5, 5]]))
-    with pytest.raises(UserError, match=r"has no masks: leave --masks out; 1 polygons with fewer than three points"):
+    with pytest.raises(UserError, match=r"has no masks: leave --masks out; 1 polygon with fewer than three points"):
         check_tasks(tiny(masks=True), data)
 
 
@@ -439,7 +439,7 @@ def test_a_share_and_difficult_objects_are_said(tmp_path: Path) -> None:
     data = read_voc(write_voc(tmp_path, "2007", {"trainval": ["a", "b"]}, objects), "2007 trainval")
     assert set_aside(data) == ["set aside: 1 of 2 objects: marked difficult"]
     lines = left_out(data, tiny_recipe(images=tiny_images(difficult=False)))
-    assert lines[0] == "left out: 1 of 2 objects, in 1 images: marked difficult"
+    assert lines[0] == "left out: 1 of 2 objects, in 1 image: marked difficult"
     assert left_out(data, tiny_recipe(fraction=0.5))[0] == "left out: 1 of 2 images, by --fraction 0.5"
 
 
@@ -453,9 +453,9 @@ def test_objects_without_a_mask_or_keypoints_are_set_aside_and_said(tmp_path: Pa
         categories=[category],
     )
     assert set_aside(data, masks=True)[0] == "set aside in the scores of masks: 1 of 2 objects: no mask"
-    assert set_aside(data, keypoints=True)[0] == "set aside in the scores of keypoints: 1 objects: no labelled keypoint"
+    assert set_aside(data, keypoints=True)[0] == "set aside in the scores of keypoints: 1 object: no labelled keypoint"
     lines = left_out(data, tiny_recipe(tiny(keypoints=True)))
-    assert lines == ["1 of 2 objects have no labelled keypoint: of them boxes alone are learnt"]
+    assert lines == ["no labelled keypoint: 1 of 2 objects, whose boxes alone are learnt"]
 
 
 def test_crowd_as_objects_is_of_coco_files(tmp_path: Path) -> None:
@@ -570,9 +570,7 @@ def test_results_of_images_that_were_left_out_say_why(tmp_path: Path) -> None:
     path = write_coco(tmp_path, [thing(1, 1, 3, BOX), thing(2, 2, 3, BOX)])
     results = truth_as_results(read_coco(path))
     (tmp_path / "images" / "2.png").unlink()
-    with pytest.raises(
-        UserError, match=r"1 of 2 detections have a image_id .*; 1 image files not found, images skipped"
-    ):
+    with pytest.raises(UserError, match=r"1 of 2 detections have a image_id .*; 1 image file not found, image skipped"):
         check_results(read_coco(path), results, "bbox")
 
 
@@ -582,3 +580,22 @@ def test_problems_are_counted_and_only_the_first_are_kept(tmp_path: Path) -> Non
     assert len(data.repairs.problems) < 100
     assert data.repairs.lines()[0].endswith("; and 97 more")
     assert np.unique(data.records[0].areas).tolist() == [800]
+
+
+@pytest.mark.parametrize(
+    ("box", "read"),
+    [((90, 10, 99, 30), True), ((10, 60, 30, 90), False), ((10, 10, 30, 30), False)],
+)
+def test_exchanged_width_and_height(tmp_path: Path, box: tuple[float, ...], read: bool) -> None:
+    """Images of 100 x 80 px, annotated as 80 x 100: a box at x = 99 fits the file alone, one at y = 90 the other."""
+    path = write_coco(tmp_path, [thing(1, 1, 3, box), thing(2, 2, 3, (0, 0, 9, 9))])
+    content = json.loads(path.read_text())
+    rewrite(path, images=[image | {"width": H, "height": W} for image in content["images"]])
+    if not read:
+        with pytest.raises(UserError, match=r"2 image files of another size .*exchanged there, for no EXIF"):
+            read_coco(path)
+        return
+    data = read_coco(path)
+    assert [(record.width, record.height) for record in data.records] == [(W, H)] * 2
+    assert data.records[0].boxes.tolist() == [[90, 10, 99, 30]]
+    assert data.repairs.counts == {"size-exchanged": 2}

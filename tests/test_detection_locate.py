@@ -162,7 +162,7 @@ def test_coco_takes_near_misses_and_says_so(tmp_path: Path) -> None:
     data = read_coco(path)
     assert [Path(record.image).name for record in data.records] == ["1.png", "2.png"]
     assert data.repairs.lines() == [
-        "1 file names that are not quite those of the files, the only file that fits is taken: "
+        "1 file name that is not quite that of the file, the only file that fits is taken: "
         f'{path}, image 1 ("C:\\set\\1.png" is "images/1.png")'
     ]
     with pytest.raises(UserError, match="not quite"):

@@ -152,7 +152,7 @@ def test_a_folder_of_images(detector: Path, images: Path, tmp_path: Path, capsys
     with Image.open(out / "one.jpg") as picture:
         assert picture.size[0] == 480  # enlarged, so that its tags can be read
     told = capsys.readouterr().out
-    assert "1 images could not be decoded and were passed over, the first is" in told
+    assert "passed over: 1 image that cannot be decoded, the first is" in told
     assert str(images / "broken.jpg") in told
     assert told.splitlines()[-1] == "12 detections with a score of 0 or more, in all of 3 images"
 

@@ -95,7 +95,7 @@ def test_labels_with_keypoints_follow_too(tmp_path: Path) -> None:
     ("classes", "numbers"), [(("cat",), (3,)), (("cat", "horse"), (3, 7)), (("cat", "hot dog"), (3, 7))]
 )
 def test_classes_that_a_detector_has_not(tmp_path: Path, classes: tuple[str, ...], numbers: tuple[int, ...]) -> None:
-    with pytest.raises(UserError, match=r"has classes that mine has not: dog \(1 objects\); that has cat"):
+    with pytest.raises(UserError, match=r"has classes that mine lacks: dog \(1 object\); that has cat"):
         with_classes_of(things(tmp_path, 1), classes, numbers, "mine")
 
 

@@ -111,3 +111,80 @@ def test_nothing_at_all(tmp_path: Path) -> None:
     assert "looked for COCO" in refusal(tmp_path)
     put(tmp_path / "annotations.xml", "no xml")
     assert "looked for COCO" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("data.zip", "data.zip is an archive: unpack it"),
+        ("boxes.csv", "boxes.csv is a table, which is not read: export COCO"),
+        ("export.ndjson", "export.ndjson is a JSON object a line"),
+        ("train.tfrecord", "a file of TFRecord or Parquet"),
+    ],
+)
+def test_files_of_other_forms_are_named_alone_and_in_their_folder(tmp_path: Path, name: str, what: str) -> None:
+    picture(tmp_path / "a.jpg")
+    file = put(tmp_path / name, "x")
+    assert what in refusal(file)
+    assert what in refusal(tmp_path)
+
+
+def test_supervisely_s_form_is_recognised(tmp_path: Path) -> None:
+    picture(tmp_path / "ds" / "img" / "a.jpg")
+    put(tmp_path / "ds" / "ann" / "a.jpg.json", {"size": {}, "objects": []})
+    put(tmp_path / "meta.json", {"classes": []})
+    for folder in (tmp_path, tmp_path / "ds"):
+        assert "this is Supervisely's own form" in refusal(folder)
+
+
+def test_detectron2_s_list_is_no_list_of_images(tmp_path: Path) -> None:
+    file = put(tmp_path / "d2.json", [{"file_name": "a.jpg", "image_id": 1, "annotations": []}])
+    assert "a list of Detectron2's: convert its data set by convert_to_coco_json" in refusal(file)
+
+
+def test_json_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes('{"images": ["\u00e4"]}'.encode("cp1252"))
+    assert refusal(tmp_path / "a.json").endswith(
+        "not written in UTF-8, as JSON must be (byte 13 is 0xe4): save it as UTF-8"
+    )
+
+
+def test_files_in_the_folders_of_splits_are_named(tmp_path: Path) -> None:
+    put(tmp_path / "train" / "_annotations.createml.json", [{"image": "a.jpg", "annotations": []}])
+    assert "_annotations.createml.json is a CreateML file" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "maker"), [("label_2", "KITTI"), ("labelTxt", "DOTA")])
+def test_folders_of_labels_are_known_by_name(tmp_path: Path, name: str, maker: str) -> None:
+    put(tmp_path / name / "a.txt", "Car 0 0 0 1 1 9 9")
+    assert f"this is {maker}'s own form ({name})" in refusal(tmp_path)
+
+
+def test_json_files_with_the_names_of_splits(tmp_path: Path) -> None:
+    for name in ("train.json", "val.json", "classes.json"):
+        put(tmp_path / name, {"images": []})
+    told = "there is classes.json, train.json, val.json: "
+    assert refusal(tmp_path).endswith(f"{told}type resim detect train {tmp_path} --split train --val val")
+    assert "no split 'dev'; there is" in refusal(tmp_path, "dev")
+    (tmp_path / "train.json").rename(tmp_path / "a.json")
+    (tmp_path / "val.json").rename(tmp_path / "b.json")
+    assert refusal(tmp_path).endswith("there is a.json, b.json, classes.json: name a split, or one of them")
+
+
+def test_xml_in_annotations_of_each_split(tmp_path: Path) -> None:
+    picture(tmp_path / "train" / "images" / "a.jpg")
+    put(tmp_path / "train" / "Annotations" / "a.xml", f"<annotation>{xml_object('dog', (1, 1, 9, 9))}</annotation>")
+    assert f"type resim detect train {tmp_path} --split train --classes" in refusal(tmp_path)
+    assert len(read_detection(tmp_path, "train")) == 1
+
+
+def test_a_link_to_itself_is_no_image(tmp_path: Path) -> None:
+    write_coco(tmp_path, [OBJECT, thing(2, 2, 3, (0, 0, 9, 9))])
+    image = next((tmp_path / "images").glob("2.*"))
+    image.unlink()
+    image.symlink_to(image)
+    (tmp_path / "loop.txt").symlink_to(tmp_path / "loop.txt")
+    data = read_detection(tmp_path)
+    assert data.repairs.counts == {"missing-image": 1}
+    put(tmp_path / "other.json", {"images": {"1": {}}})
+    assert refusal(tmp_path / "other.json").endswith("an object whose images are not a list but of type dict")

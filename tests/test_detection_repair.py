@@ -12,7 +12,9 @@ import pytest
 from detection_data import H, W, picture, rectangle, thing, write_coco, write_voc, xml_object
 from PIL import Image
 
+from resim.counts import counted
 from resim.detection.coco import read_coco
+from resim.detection.faults import KINDS, NOTES, what_it_is
 from resim.detection.records import DetectionData
 from resim.detection.voc import read_voc
 from resim.errors import UserError
@@ -26,9 +28,9 @@ def box(x: Any, y: Any, width: Any, height: Any) -> dict[str, Any]:
 
 # kind, what is wrong in annotation 99 of image 2, a part of the line, annotation ids of image 2 that remain
 FAULTS = [
-    ("overhang", box(90, 70, 30, 20), "reach outside their image, clipped.*box 90, 70, 120, 90 of 100 x 80", [99]),
-    ("outside", box(200, 10, 30, 20), "boxes wholly outside their image, dropped", []),
-    ("zero-area", box(10, 10, 0, 20), "boxes of zero area, dropped.*box 10, 10, 10, 30", []),
+    ("overhang", box(90, 70, 30, 20), "1 box that reaches outside its image, clipped.*90, 70, 120, 90 of 100 x", [99]),
+    ("outside", box(200, 10, 30, 20), "1 box wholly outside its image, dropped", []),
+    ("zero-area", box(10, 10, 0, 20), "1 box of zero area, dropped.*box 10, 10, 10, 30", []),
     ("corners-reversed", box(10, 10, 20, -5), "reverse order, put in order.*box 10, 10, 30, 5", [99]),
     ("no-box", box(float("nan"), 10, 5, 5), r"without a bbox of four numbers.*\[nan, 10, 5, 5\], not finite", []),
     ("no-box", box(1, 10, float("inf"), 5), "without a bbox of four numbers.*inf", []),
@@ -40,10 +42,10 @@ FAULTS = [
     ("area", {"area": float("nan")}, "worked out.*area nan", [99]),
     ("area", {"area": 0}, "worked out.*area 0", [99]),
     ("odd-flag", {"iscrowd": "perhaps"}, "neither yes nor no.*iscrowd 'perhaps'", [99]),
-    ("empty-mask", {"segmentation": {"size": [H, W], "counts": [8000]}}, "masks without a pixel", [99]),
+    ("empty-mask", {"segmentation": {"size": [H, W], "counts": [8000]}}, "1 mask without a pixel", [99]),
     ("empty-mask", {"segmentation": [rectangle(5, 5, 5, 9)]}, "without a pixel.*from 5, 5 to 5, 9 of 100 x 80", [99]),
     ("empty-mask", {"segmentation": [rectangle(100, 5, 120, 9)]}, "without a pixel", [99]),
-    ("unknown-category", {"category_id": 55}, "unknown categories, dropped.*category id 55", []),
+    ("unknown-category", {"category_id": 55}, "1 annotation of an unknown category, dropped.*category id 55", []),
     ("short-polygon", {"segmentation": [[1, 1, 5, 5]]}, "fewer than three points.*a box stays.*2 points", [99]),
     ("bad-mask", {"segmentation": [[1, 1, 5, 5, float("nan"), 7]]}, "finite x, y pairs", [99]),
     ("bad-mask", {"segmentation": [[1, 1, 5, 5, 7, 7, 8]]}, "finite x, y pairs", [99]),
@@ -122,7 +124,7 @@ def test_annotations_of_images_that_are_not_listed(tmp_path: Path) -> None:
 def test_strict_names_the_first_kind_with_its_count_and_the_others(tmp_path: Path) -> None:
     many = [thing(number, 1, 55, (0, 0, 5, 5)) for number in range(10, 15)]
     path = write_coco(tmp_path, [SOUND, *many, thing(20, 2, 3, (0, 0, 5, 0), segmentation=[])])
-    expected = "^5 annotations of unknown categories .*annotation 10 .*; and 2 more; also 1 boxes of zero area$"
+    expected = "^5 annotations of unknown categories .*annotation 10 .*; and 2 more; also 1 box of zero area$"
     with pytest.raises(UserError, match=expected):
         read_coco(path, strict=True)
     assert [line.split()[0] for line in read_coco(path).repairs.lines()] == ["5", "1"]
@@ -147,9 +149,9 @@ def test_a_missing_image_file_is_skipped(tmp_path: Path) -> None:
     (tmp_path / "images" / "2.png").unlink()
     data = read_coco(path)
     assert kept(data) == [1]
-    lost = "images skipped with 1 annotations"
-    assert data.repairs.lines() == [f'1 image files not found, {lost}: {path}, image 2 ("2.png")']
-    with pytest.raises(UserError, match="1 image files not found"):
+    lost = "image skipped with 1 annotation"
+    assert data.repairs.lines() == [f'1 image file not found, {lost}: {path}, image 2 ("2.png")']
+    with pytest.raises(UserError, match="1 image file not found"):
         read_coco(path, strict=True)
 
 
@@ -242,11 +244,11 @@ def test_an_empty_voc_list(tmp_path: Path) -> None:
     [
         (
             '{"images": [{"id": 1, "file_name": 5}], "annotations": [], "categories": [{"id": 1}]}',
-            "no image that can be used.*1 image entries without .* file_name.*entry 0: '5' for file_name",
+            "no image that can be used.*1 image entry without .* file_name.*entry 0: '5' for file_name",
         ),
         ("{", "not a JSON file"),
         ('{"images": [], "categories": []}', "no categories and no annotations"),
-        ('{"images": 5}', "an object without a list of images"),
+        ('{"images": 5}', "an object whose images are not a list but of type int"),
         ('{"images": [], "annotations": 5}', "its annotations are not a list but of type int"),
         (
             '{"images": [{"id": 1}], "annotations": [], "categories": [{"id": 1}]}',
@@ -254,7 +256,7 @@ def test_an_empty_voc_list(tmp_path: Path) -> None:
         ),
         (
             '{"images": [], "annotations": [3], "categories": [{"id": 1}]}',
-            "1 entries that are no objects.*entry 0 of annotations is 3",
+            "1 entry that is no object.*entry 0 of annotations is 3",
         ),
         ('{"images": [], "annotations": [], "categories": [{"name": "a"}]}', "no categories with an id"),
         (
@@ -286,7 +288,7 @@ def test_a_coco_file_that_is_not_there(tmp_path: Path) -> None:
         (xml_object("dog", (50, 50, 40, 70)), "corners-reversed", 2),
         (xml_object("dog", ("nan", 50, 40, 70)), "not-finite", 1),
         (xml_object("dog", ("", 50, 40, 70)), "not-finite", 1),
-        ("<object><name>dog</name></object>", "not-finite", 1),
+        ("<object><name>dog</name></object>", "no-box", 1),
         (xml_object("unicorn", (50, 50, 60, 70)), "unknown-category", 1),
     ],
 )
@@ -312,3 +314,11 @@ def test_voc_files_that_are_missing_or_broken(tmp_path: Path) -> None:
     data = read_voc(tmp_path)
     assert kept(data) == ["a"]
     assert data.repairs.counts == {"missing-image": 1, "missing-annotation": 2, "listed-twice": 1}
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *NOTES])
+def test_one_fault_is_said_in_the_singular(kind: str) -> None:
+    (one, _), (many, done) = what_it_is(kind, 1), what_it_is(kind, 2)
+    assert (many, done) == (KINDS | NOTES)[kind]
+    assert one != many
+    assert counted(1, "image") + counted(2, "box", "boxes") == "1 image2 boxes"

@@ -66,7 +66,7 @@ def test_the_parts_know_where_they_are_from(ten: DetectionData) -> None:
     objects = sum(image != 10 for image in ids(val))
     assert split_line(val) == (
         f"held out to evaluate on: 3 of 10 images with {objects} objects, drawn at random by --val-fraction 0.3 and "
-        "seed 4; they are never trained on; no object of cat is among them"
+        "seed 4; never trained on; no object of cat is among them"
     )
 
 
@@ -116,7 +116,7 @@ def test_shares_that_leave_nothing(ten: DetectionData, fraction: float) -> None:
 
 
 def test_one_image_cannot_be_split(ten: DetectionData) -> None:
-    with pytest.raises(UserError, match=r"has 1 image\(s\), two are needed"):
+    with pytest.raises(UserError, match="has 1 image, two are needed"):
         hold_out(dataclasses.replace(ten, records=ten.records[:1]), 0.5, 0)
 
 
@@ -161,6 +161,28 @@ def test_a_run_keeps_its_split(capsys: Captured, coco: Path, tmp_path: Path) -> 
     assert [line["images"] for line in scores] == [2]
     found = json.loads((out / "results.json").read_text())
     assert {result["image_id"] for result in found} <= set(ids(val))
+    capsys.readouterr()
+    # the run's own data are scored where it was not trained, unless all are named
+    score = [
+        "detect",
+        "eval",
+        str(out),
+        str(coco),
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+        "--out",
+        str(tmp_path / "eval"),
+    ]
+    for words, number in ([], 2), (["--all-images"], 6):
+        assert main([*score, *words]) == 0
+        told = capsys.readouterr().out
+        assert ("scored: held out to evaluate on: 2 of 6 images" in told) == (number == 2)
+        assert json.loads((tmp_path / "eval" / "scores.jsonl").read_text().splitlines()[-1])["images"] == number
+    other = write_things(tmp_path / "other", 5)
+    assert main([*score[:3], str(other), *score[4:]]) == 0
+    assert "held out" not in capsys.readouterr().out
 
 
 def test_a_comparison_has_one_split_for_all_its_runs(capsys: Captured, coco: Path, tmp_path: Path) -> None:
@@ -206,6 +228,8 @@ def test_a_run_with_a_validation_file_cannot_take_a_split(capsys: Captured, tmp_
     out = tmp_path / "run"
     words: list[Any] = [coco, "--val", str(coco), *TINY, "--out", out]
     assert main(["detect", "train", *map(str, words), "--stop-after", "1"]) == 0
+    assert main(["detect", "eval", str(out), str(coco), "--device", "cpu", "--workers", "0"]) == 0
+    assert "warning: the detector was trained on these very images" in capsys.readouterr().out
     told = refusal(capsys, "detect train", coco, "--val-fraction", "0.5", *TINY, "--out", out, "--resume")
     assert f"--val-fraction 0.5: the run in {out} holds no share out: leave the option out" in told
     assert things(tmp_path / "few", 2).held_out is None

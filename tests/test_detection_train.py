@@ -383,8 +383,8 @@ def test_faults_of_both_data_sets_are_listed(
     next((tmp_path / "val" / "images").iterdir()).unlink()
     train_detector(tiny_recipe(steps=1), tiny_run(tmp_path / "run"), data, read_coco(path))
     told = " ".join(capsys.readouterr().out.split())
-    line = f"1 image files not found, images skipped with 2 annotations: {path}"
-    assert f"in {path}, which is evaluated on: {line}" in told
+    line = f"1 image file not found, image skipped with 2 annotations: {path}"
+    assert f"in {path}, the validation data: {line}" in told
 
 
 def test_a_share_of_the_images(data: DetectionData, tmp_path: Path) -> None:
@@ -429,7 +429,7 @@ def test_what_cannot_work_leaves_nothing(data: DetectionData, tmp_path: Path) ->
     for recipe, train_on, val, more, told in (
         (tiny_recipe(tiny(masks=True)), boxes, None, {}, "has no masks: leave --masks out"),
         (tiny_recipe(tiny(keypoints=True)), data, None, {}, "has no keypoints: leave --keypoints out"),
-        (RECIPE, data, others, {}, "has classes that .* has not: horse"),
+        (RECIPE, data, others, {}, "has classes that .* lacks: horse"),
         (RECIPE, none, None, {}, "none of its 0 images has an object to learn from"),
         (RECIPE, data, None, {"init": tmp_path / "gone.pt"}, "gone.pt"),
         (RECIPE, data, None, {"resume": True}, "--resume: .* holds no run"),

@@ -131,7 +131,7 @@ def test_a_full_memory_is_told_with_a_remedy(data: DetectionData, monkeypatch: p
     for passes, told in (
         (0, "4 images a pass: set --images-per-pass 2"),
         (3, "3 images a pass: set .*-pass 1"),
-        (1, "1 images a pass: set smaller --min-sizes"),
+        (1, "1 image a pass: set smaller --min-sizes"),
     ):
         with pytest.raises(UserError, match=f"the GPU's memory is full with {told}"):
             stepper_of(tiny(), passes=passes)(batch_of(data))

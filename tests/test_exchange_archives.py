@@ -162,7 +162,7 @@ def test_members_that_claim_each_other(tmp_path: Path) -> None:
         ("w.zip", "is a zip archive of files (inner.pth), not a file of torch.save: unpack it"),
         ("w.pth.gz", "is compressed with gzip: unpack it first"),
         ("w.tar", "is a tar archive: unpack it, and name a file of weights in it"),
-        ("w.npy", "is a single array of NumPy's: save a state_dict"),
+        ("w.npy", "is a file of NumPy's (.npy): save a state_dict"),
     ],
 )
 def test_archives_of_other_kinds(tmp_path: Path, name: str, told: str) -> None:

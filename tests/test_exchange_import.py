@@ -308,8 +308,8 @@ def test_prefix_takes_another_of_several_networks(capsys: Captured, tmp_path: Pa
     path, out = str(tmp_path / "dino.pth"), str(tmp_path / "start.pt")
     told = run(capsys, "import", path)
     assert told.startswith(
-        "warning: taken is the network below 'student.module.backbone.'; there are others below 'teacher.backbone.' "
-        "(resim import --prefix takes one)"
+        "warning: the network below 'student.module.backbone.' is read; there are others below 'teacher.backbone.' "
+        "(resim import FILE --prefix PREFIX --out start.pt writes another one to a file that every verb reads)"
     )
     for words in ([], ["--prefix", "student.module.backbone"], ["--prefix", "teacher.backbone."]):
         run(capsys, "import", path, "--out", out, *words)
@@ -321,7 +321,7 @@ def test_prefix_takes_another_of_several_networks(capsys: Captured, tmp_path: Pa
     assert "no ResNet below --prefix 'online.'; those in it are below 'student.module.backbone.', 'teacher.b" in error
     assert error.count("\n") == 1
     assert main(["import", out, "--prefix", "teacher."]) == 2
-    assert "is resim's own, which has one network: leave --prefix away" in capsys.readouterr().err
+    assert "is resim's own, which has one network: leave --prefix out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place", ["query", "key", "queue"])

@@ -150,7 +150,7 @@ def test_the_commands_say_where_a_licence_is_taken_from(capsys: Captured, tmp_pa
     torch.save(RESNET.state_dict(), tmp_path / "resnet.pth")
     words = ("import", str(tmp_path / "resnet.pth"), "--recipe", "quick", "--out", str(tmp_path / "start.pt"))
     (line,) = run(capsys, *words)
-    assert line.startswith("licence: unknown: taken from nowhere (nothing in the file states or proves one)")
+    assert line.startswith("licence: unknown, nothing in the file states or proves one; --licence")
     (line,) = run(capsys, *words, "--licence", "BSD-3-Clause")
     assert line == "licence: BSD-3-Clause; taken from the user's --licence"
     (line,) = run(capsys, "import", str(tmp_path / "start.pt"))
@@ -159,9 +159,7 @@ def test_the_commands_say_where_a_licence_is_taken_from(capsys: Captured, tmp_pa
     own_checkpoint(tmp_path / "last.pt", SMALL)
     out = str(tmp_path / "out.safetensors")
     (line,) = run(capsys, "export", str(tmp_path / "last.pt"), "--to", "safetensors", "--out", out)
-    assert line.startswith(
-        "licence: unknown: taken from nowhere (a run of resim has the licence that its owner states)"
-    )
+    assert line.startswith("licence: unknown, a run of resim has the licence that its owner states; --licence")
     assert "| licence taken from | nowhere: a run of resim" in (tmp_path / "out.md").read_text()
     (line,) = run(capsys, "export", str(tmp_path / "last.pt"), "--to", "safetensors", "--out", out, "--licence", "MIT")
     assert line == "licence: MIT; taken from the user's --licence"

@@ -155,7 +155,8 @@ def test_the_trained_network_comes_before_its_copy(tmp_path: Path, taken: str, o
     weights = read(tmp_path, {"state_dict": first | last})
     assert_is(weights, backbone(1))
     assert weights.warnings == (
-        f"taken is the network below {taken!r}; there are others below {other!r} (resim import --prefix takes one)",
+        f"the network below {taken!r} is read; there are others below {other!r} (resim import FILE --prefix PREFIX "
+        "--out start.pt writes another one to a file that every verb reads)",
     )
 
 
@@ -294,9 +295,9 @@ def test_the_pyramid_of_another_network_is_not_taken(tmp_path: Path) -> None:
 OTHERS: dict[str, tuple[Any, str]] = {
     "transformer": ({"state_dict": {"blocks.0.attn.qkv.weight": torch.zeros(3)}}, "looks like a vision transformer"),
     "keys": ({"net": {"a.weight": torch.zeros(1)}, "epoch": 3}, "keys at its top: 'net', 'epoch'"),
-    "place": ({"net": {"a.weight": torch.zeros(1)}}, "1 entries below net."),
+    "place": ({"net": {"a.weight": torch.zeros(1)}}, "1 entry below net."),
     "no tensors": ({"epoch": 3, "lr": 0.1}, "no tensors at all (its keys are 'epoch', 'lr')"),
-    "cut": (OrderedDict((n, v) for n, v in backbone().items() if n[:6] != "layer4"), "a ResNet of 2-2-2-0 blocks"),
+    "cut": (OrderedDict((n, v) for n, v in backbone().items() if n[:6] != "layer4"), "without its last stage (layer4)"),
 }  # fmt: skip
 
 

@@ -290,7 +290,7 @@ def test_detectron2_finds_every_entry_that_resim_has_by_its_end(golden_data: Pat
 Fault = tuple[str, str]
 FAULTS: list[Fault] = [
     ("one missing", "1 missing (backbone.layer3.1.bn1.running_var)"),
-    ("stage missing", "a ResNet of 2-2-2-0 blocks, which is none of torchvision's"),
+    ("stage missing", "a ResNet without its last stage (layer4), perhaps of a resnet18; a whole one is needed"),
     ("one shape off", "1 of another shape (backbone.layer2.0.conv1.weight (128, 64, 3, 4) for (128, 64, 3, 3))"),
     (
         "level missing",

@@ -299,3 +299,24 @@ def test_the_fingerprint_notices_a_changed_name_a_missing_file_and_another_order
     assert len(set(prints)) == 4
     # names are told apart where they end: "ab" + "c" is not "a" + "bc"
     assert PathList(["ab", "c"]).fingerprint() != PathList(["a", "bc"]).fingerprint()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_a_list_in_the_encodings_of_windows(tmp_path: Path, encoding: str) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "list.txt").write_bytes("a.jpg\r\nb.jpg\r\n".encode(encoding))
+    assert [Path(path).name for path in find_images(tmp_path / "list.txt")] == ["a.jpg", "b.jpg"]
+
+
+def test_a_list_with_names_in_the_other_form_of_unicode(tmp_path: Path) -> None:
+    touch(tmp_path, "\u00fc.jpg", "o\u0308.jpg")
+    (tmp_path / "list.txt").write_text("u\u0308.jpg\n\u00f6.jpg\n", encoding="utf-8")
+    assert len(find_images(tmp_path / "list.txt")) == 2
+
+
+def test_a_name_of_a_list_that_is_not_there_has_a_nearest(tmp_path: Path) -> None:
+    touch(tmp_path, "photo_1.jpg")
+    (tmp_path / "list.txt").write_text("C:\\mine\\Photo_1.jpg\n")
+    assert refusal([tmp_path / "list.txt"]).endswith(
+        'line 1: C:\\mine\\Photo_1.jpg: there is no such file; the nearest in its folder is "photo_1.jpg"'
+    )

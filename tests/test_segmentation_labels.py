@@ -173,13 +173,13 @@ def test_what_is_left_out_is_counted_with_the_reason(tmp_path: Path) -> None:
     (root / "segmentation" / "d.png").write_bytes(b"no image")
     labelled = read_labelled(root)
     assert labelled.notes == (
-        "1 images have no label map and are left out: alone.jpg",
-        "1 label maps belong to no image and are left out: stray.png",
+        "left out: 1 image without a label map: alone.jpg",
+        "left out: 1 label map without an image: stray.png",
     )
     one, _ = load(labelled, labelled)
     assert len(one) == 2
     assert [Path(one.images.name(i)).name for i in range(2)] == ["a.jpg", "b.jpg"]
-    assert one.notes[2].startswith("2 images are left out, their label map cannot be used: ")
+    assert one.notes[2].startswith("left out: 2 images whose label map cannot be used: ")
     assert "c.jpg: the label map is 4 x 2, the image 5 x 2" in one.notes[2]
 
 
@@ -210,7 +210,7 @@ def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
         read_labelled_sets(
             root / "images", root / "images", labels=root / "segmentation", test_labels=root / "segmentation"
         )
-    with pytest.raises(UserError, match="too few to hold some out"):
+    with pytest.raises(UserError, match="cannot be split into two parts"):
         read_labelled_sets(pair(tmp_path / "one", ["a"]))
 
 
@@ -235,7 +235,7 @@ def test_vocs_lists_and_names(tmp_path: Path) -> None:
     for place in (root, root / "VOCdevkit", root / "VOCdevkit" / "VOC2012"):
         train, test = read_labelled_sets(place)
         assert ([Path(path).stem for path in train.images], len(test)) == (["a", "name with space"], 1)
-        assert train.notes == ("1 listed images lack their picture or their mask and are left out: c",)
+        assert train.notes == ("left out: 1 listed image without picture or mask: c",)
     one, two = load(train, test)
     assert len(one.classes) == 21
     assert [one.classes[k] for k in (0, 8, 12)] == ["background", "cat", "dog"]
@@ -307,8 +307,8 @@ def test_crowds_and_boxes_without_a_mask_are_void_where_no_object_covers_them(tm
     record: Any = labelled.labels[0]
     assert paint_record(record)[0].tolist() == [1, -1, 0, 0, -1, -1, 0, 0]
     assert paint_record(record)[1].tolist() == [-1, -1, 0, 0, 0, 0, 0, 0]
-    assert f"{path}: 1 objects have no mask: the pixels of their boxes that no mask covers are void" in labelled.notes
-    assert f"{path}: 1 crowd regions: their pixels that no object covers are void" in labelled.notes
+    assert f"{path}: no mask for 1 object: pixels of such boxes that no mask covers are void" in labelled.notes
+    assert f"{path}: 1 crowd region: their pixels that no object covers are void" in labelled.notes
     one, _ = load(labelled, labelled, size=8)
     assert (one.classes, one.background) == (("background", "cat", "dog"), 0)
     assert not one.labels[1].any()  # an image without an object is background

@@ -123,7 +123,7 @@ def test_large_images_are_made_smaller_and_upright_and_small_ones_stay(tmp_path:
 def test_files_that_are_no_images_are_left_out_and_listed(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "text.jpg").write_text("no picture\n")
-    with pytest.raises(UserError, match=r"none of 1 images can be read, for example .*text.jpg \(Unidentified"):
+    with pytest.raises(UserError, match=r"none of 1 image can be read, for example .*text.jpg \(Unidentified"):
         pack(find_images(tmp_path / "in"), tmp_path / "out", PackConfig())
     assert [path.name for path in tmp_path.iterdir()] == ["in"]  # nothing half-written
     Image.new("RGB", (9, 9)).save(tmp_path / "in" / "good.png")
@@ -282,7 +282,7 @@ def test_a_tar_that_is_none_compressed_or_cut_off_is_told(packed: Path, tmp_path
 def test_the_command_packs_and_tells(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "deep" / "out"
     assert main(["pack", str(images), str(out), "--workers", "0", "--seed", "4"]) == 0
-    assert f"40 images in 1 shards: {out}" in capsys.readouterr().out
+    assert f"40 images in 1 shard: {out}" in capsys.readouterr().out
     assert len(find_images(out)) == COUNT
     assert main(["pack", str(images), str(out), "--workers", "0"]) == 2
     assert "is not empty; name a folder that is not there yet" in capsys.readouterr().err

@@ -188,3 +188,42 @@ def test_an_unknown_list_names_those_there_and_the_option(tmp_path: Path) -> Non
     year(tmp_path, b"a\n", "a")
     with pytest.raises(UserError, match=r"trainval\.txt: there is no such list; there is train: name one with --split"):
         read_voc(tmp_path)
+
+
+def test_a_list_that_is_utf_8_by_chance_is_read_by_the_names_that_are_there(tmp_path: Path) -> None:
+    listing = "\u732b\n".encode("gb18030")  # a cat; its bytes are an accented e in UTF-8
+    assert listing.decode() == "\u00e8\n"
+    assert images(year(tmp_path, listing, "\u732b")) == ["\u732b.jpg"]
+
+
+def test_names_in_a_namespace_are_read(tmp_path: Path) -> None:
+    root = year(tmp_path, b"a\n", "a")
+    (root / "Annotations" / "a.xml").write_text(f'<annotation xmlns="http://x.org">{DOG}</annotation>')
+    assert read_voc(root, "train").records[0].boxes.tolist() == [[10, 20, 50, 60]]
+
+
+def test_an_object_without_a_box_is_said_to_have_none(tmp_path: Path) -> None:
+    root = year(tmp_path, b"a\n", "a")
+    annotate(root, "a", DOG + "<object><name>dog</name><polygon><x1>3</x1></polygon></object>")
+    (line,) = read_voc(root, "train").repairs.lines()
+    assert line.startswith("1 annotation without a bbox of four numbers")
+    assert line.endswith("annotation 2 (no bndbox)")
+
+
+def test_exchanged_width_and_height_are_put_right_where_boxes_prove_it(tmp_path: Path) -> None:
+    size = "<size><width>80</width><height>100</height></size>"  # the file is 100 x 80
+    root = year(tmp_path, b"a\nb\n", "a", "b")
+    annotate(root, "a", size + xml_object("dog", (11, 21, 95, 60)))  # wider than 80
+    annotate(root, "b", size + DOG)
+    data = read_voc(root, "train")
+    assert [record.boxes.tolist() for record in data.records] == [[[10, 20, 95, 60]], [[10, 20, 50, 60]]]
+    (line,) = data.repairs.lines()
+    assert line.startswith(
+        "2 images whose annotation exchanges width and height, the file's are taken, which boxes fit"
+    )
+    annotate(root, "a", size + xml_object("dog", (11, 21, 50, 95)))  # higher than 80: of an image that was turned
+    with pytest.raises(UserError, match=r"2 image files of another size .* images skipped with 2 annotations"):
+        read_voc(root, "train")
+    annotate(root, "a", size + DOG)  # which it was cannot be known
+    with pytest.raises(UserError, match="2 image files of another size"):
+        read_voc(root, "train")

@@ -239,7 +239,7 @@ def test_coco_with_yolos_labels_beside_it_is_coco(tmp_path: Path) -> None:
 def test_predict_takes_the_images_of_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write(tmp_path, {"train/a": BOX, "val/b": BOX}, NAMES + "train: images/train\nval: images/val\n")
     assert _pictures([root / "data.yaml"]) == [str(root / "images" / "val" / "b.jpg")]
-    assert "1 images of val" in capsys.readouterr().out
+    assert "1 image of val" in capsys.readouterr().out
 
 
 # -- faults
@@ -267,7 +267,7 @@ def test_a_faulty_description_is_named(tmp_path: Path, yaml: str, message: str) 
 
 def test_no_label_at_all_says_where_they_are_looked_for(tmp_path: Path) -> None:
     write(tmp_path, {"a": None})
-    with pytest.raises(UserError, match="none of its 1 images has a label file: labels/NAME"):
+    with pytest.raises(UserError, match="there is no label file for its 1 image: labels/NAME"):
         read_yolo(tmp_path)
 
 
@@ -283,3 +283,73 @@ def test_the_truth_scores_1(tmp_path: Path) -> None:
     data = read_yolo(write(tmp_path, {"a": BOX, "b": None}))
     results = [detection("images/a.jpg", 0, tuple(CORNERS), 0.9)]
     assert coco_scores(data, results)["bbox"].values["AP"] == pytest.approx(1.0)
+
+
+# -- label files under another name, or in another place
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("images/a.jpg", "labels/A.txt"),
+        ("images/a.jpg", "Labels/a.txt"),
+        ("images/a.jpg", "labels/a.jpg.txt"),
+        ("images/\u00fc.jpg", "labels/u\u0308.txt"),
+        ("images/train/a.jpg", "LABELS/Train/a.TXT"),
+    ],
+)
+def test_a_label_file_of_nearly_the_image_s_name(tmp_path: Path, image: str, label: str) -> None:
+    picture(tmp_path / image)
+    (tmp_path / label).parent.mkdir(parents=True)
+    (tmp_path / label).write_text(BOX)
+    (tmp_path / "data.yaml").write_text(NAMES + "train: images\n")
+    data = read_yolo(tmp_path)
+    assert data.records[0].boxes == pytest.approx(np.array([CORNERS]), abs=1e-9)
+    (line,) = data.repairs.lines()
+    assert line.startswith("1 file name that is not quite that of the file, the only file that fits is taken")
+    assert f'{label}" has the objects of "{Path(image).name}"' in line
+
+
+def test_a_label_file_of_another_image_is_not_taken(tmp_path: Path) -> None:
+    for name in ("a", "A", "b"):
+        picture(tmp_path / "images" / f"{name}.jpg")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "A.txt").write_text(BOX)
+    (tmp_path / "data.yaml").write_text(NAMES + "train: images\n")
+    data = read_yolo(tmp_path)
+    assert {record.image_id: len(record) for record in data.records} == {
+        "images/A.jpg": 1, "images/a.jpg": 0, "images/b.jpg": 0,
+    }  # fmt: skip
+    assert data.repairs.counts == {}
+
+
+@pytest.mark.parametrize("listing", ["classes.txt", "obj.names", "_darknet.labels"])
+def test_labels_beside_the_images(tmp_path: Path, listing: str) -> None:
+    """As LabelImg and Darknet keep them."""
+    write(tmp_path, {"a": BOX, "b": None}, None, images_in=".", labels_in=".")
+    (tmp_path / listing).write_text("cat\ndog\n")
+    assert is_data_set(tmp_path)
+    data = read_detection(tmp_path)
+    assert data.classes == ("cat", "dog")
+    assert {record.image_id: len(record) for record in data.records} == {"a.jpg": 1, "b.jpg": 0}
+
+
+def test_labels_beside_the_images_of_each_split(tmp_path: Path) -> None:
+    """As Roboflow writes Darknet's form."""
+    for part, stem in (("train", "a"), ("valid", "b")):
+        write(tmp_path, {stem: BOX}, None, images_in=part, labels_in=part)
+        (tmp_path / part / "_darknet.labels").write_text("cat\n")
+    assert names(read_detection(tmp_path, "train")) == ["train/a.jpg"]
+    assert names(read_detection(tmp_path, "val")) == ["valid/b.jpg"]
+
+
+def test_captions_beside_images_are_no_labels(tmp_path: Path) -> None:
+    write(tmp_path, {"a": "a photo of 2 cats and 1 dog\n"}, None, images_in=".", labels_in=".")
+    with pytest.raises(UserError, match="no detection data set"):
+        read_detection(tmp_path)
+
+
+def test_names_of_classes_are_as_they_are_written(tmp_path: Path) -> None:
+    """YAML takes no and yes for False and True."""
+    data = read_yolo(write(tmp_path, {"a": BOX}, "names: [no, yes, 1.0]\ntrain: images\n"))
+    assert data.classes == ("no", "yes", "1.0")

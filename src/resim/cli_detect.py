@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import tyro
 
 from resim.cli_options import named_or_stored, nearest, read_options
 from resim.cli_split import check_val_options, with_held_out
+from resim.counts import counted
 from resim.detection.config import DetectorConfig, DetectRecipe, DetectRun, ImagesConfig, TuneConfig
 from resim.detection.recipes import DETECT_RECIPES
 from resim.errors import UserError
@@ -81,6 +83,9 @@ class EvalOptions:
     """Names of the classes, for VOC's layout with others than VOC's twenty, or for YOLO files without names."""
     crowd_as_objects: bool = False
     """Take crowd regions (iscrowd 1) of COCO files as objects; CVAT, RectLabel and SAM's tools mark brush masks so."""
+    all_images: bool = False
+    """Score all images of DATA. Without it, a run with --val-fraction is scored on the part of its own data that it
+    held out."""
     strict: bool = False
     """Stop at faults of the annotations instead of repairing and listing them."""
     out: Path | None = None
@@ -175,6 +180,7 @@ def _eval(argv: Sequence[str]) -> None:
     from resim.detection.predict import detect
     from resim.detection.prepare import with_classes_of
     from resim.detection.results import check_masks, kinds_in, read_results, with_ids_of
+    from resim.detection.split import part_to_score
     from resim.training.processes import start_processes
     from resim.training.run_folder import BadFiles
 
@@ -183,6 +189,12 @@ def _eval(argv: Sequence[str]) -> None:
         if options.model.suffix != ".json":
             detector = load_detector(options.model, processes.device)
             data = with_classes_of(data, detector.classes, detector.category_ids, detector.source)
+            if not options.all_images:
+                repairs = data.repairs
+                data, note = part_to_score(data, options.model, detector.recipe)
+                data = dataclasses.replace(data, repairs=repairs)
+                if processes.first and note:
+                    print(note)
         for line in data.repairs.lines() if processes.first else ():
             print(line)
         if detector is None:
@@ -191,7 +203,7 @@ def _eval(argv: Sequence[str]) -> None:
             kinds = kinds_in(results)
             if processes.first:
                 seen = len({str(result.get("image_id")) for result in results})
-                print(f"{len(results)} detections in {seen} of {len(data)} images")
+                print(f"{counted(len(results), 'detection')} in {seen} of {counted(len(data), 'image')}")
         else:
             kinds, source, step = kinds_of(detector.recipe.detector), detector.source, detector.step
             bad: dict[str, str] = {}

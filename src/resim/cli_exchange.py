@@ -139,7 +139,9 @@ def _print_import(imported: Imported, *, verbose: bool) -> None:
         print(f"origin: {weights.origin}")
     print(licence_line(weights.licence, weights.licence_source))
     if weights.passed_over:
-        print(f"passed over, as it is no plain data: {', '.join(weights.passed_over)}")
+        kinds = weights.passed_over if verbose else weights.passed_over[:6]
+        more = f", ... {len(weights.passed_over)} kinds in all" if len(kinds) < len(weights.passed_over) else ""
+        print(f"passed over, as it is no plain data: {', '.join(kinds)}{more}")
     show = _list if verbose else _summarise
     show("loaded", imported.loaded)
     show("key encoder copied from the query", imported.copied)

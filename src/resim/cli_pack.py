@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.progress import Progress
 
+from resim.counts import counted
 from resim.errors import UserError
 from resim.views.folder import find_images
 
@@ -69,5 +70,5 @@ def run(options: PackOptions) -> None:
 
 
 def _told(packed: Packed, out: Path) -> str:
-    text = f"{packed.images} images in {packed.shards} shards: {out}"
+    text = f"{counted(packed.images, 'image')} in {counted(packed.shards, 'shard')}: {out}"
     return text + (f"; {len(packed.bad)} cannot be read: see {out / 'bad_files.txt'}" if packed.bad else "")

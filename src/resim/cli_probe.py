@@ -151,7 +151,7 @@ def _device(asked: Literal["auto", "cpu", "cuda"]) -> torch.device:
     import torch
 
     if asked == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no GPU is to be seen; use --device cpu, or look at the output of nvidia-smi")
+        raise UserError("--device cuda: no GPU is available: use --device cpu, or check the output of nvidia-smi")
     return torch.device("cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu")
 
 

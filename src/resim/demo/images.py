@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from resim.counts import counted
 from resim.demo.sizes import Sizes
 from resim.views.folder import find_images
 from resim.views.scenes import write_scenes
@@ -58,7 +59,7 @@ def own_images(data: Path, out: Path, seed: int, sizes: Sizes | None = None) -> 
     sizes = sizes or Sizes()
     train, count, note = _listed(data, out / "train.txt", sizes.most_images, seed)
     held_out, *_ = _listed(train, out / "held_out.txt", sizes.held_out, seed)
-    words = f"{count} images of {data}" + (", drawn at random" if count == sizes.most_images else "")
+    words = f"{counted(count, 'image')} of {data}" + (", drawn at random" if count == sizes.most_images else "")
     words += f" ({note})" if note else ""
     return DemoImages(train=train, count=count, held_out=held_out, words=words)
 

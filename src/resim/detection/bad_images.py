@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from resim.counts import counted
 from resim.detection.records import DetectionData, Record
 from resim.errors import UserError
 from resim.training.checkpoints import write_atomically
@@ -81,10 +82,11 @@ def scored_part(data: DetectionData, bad: Mapping[str, str], max_share: float) -
             f"{max_share:g}, {example}"
         )
     if not part.records:
-        raise UserError(f"{data.source}: none of its {len(data)} images can be decoded, {example}")
+        raise UserError(f"{data.source}: none of its {counted(len(data), 'image')} can be decoded, {example}")
     objects = data.num_objects - part.num_objects
     return part, (
-        f"{len(bad)} of {len(data)} images cannot be decoded: they and their {objects} objects do not count, {example}"
+        f"not counted: {len(bad)} of {counted(len(data), 'image')}, which cannot be decoded, and "
+        f"{counted(objects, 'object')} there, {example}"
     )
 
 

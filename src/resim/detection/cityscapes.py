@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from resim.counts import counted
 from resim.detection.objects import Annotated, make_record
 from resim.detection.records import DetectionData, Record
 from resim.detection.repair import Repairs, finite, nothing_left, sound_size
@@ -75,7 +76,9 @@ def read_cityscapes(
     if not records:
         raise nothing_left(source, repairs, "no image that can be used")
     if not any(len(record) for record in records):
-        raise nothing_left(source, repairs, f"no object in its {len(records)} images (the test split has none)")
+        raise nothing_left(
+            source, repairs, f"no object in its {counted(len(records), 'image')} (the test split has none)"
+        )
     return DetectionData(
         records=records,
         classes=tuple(CLASSES),

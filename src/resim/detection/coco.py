@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from resim.detection.coco_annotations import Corners, check_pixels, read_annotation
+from resim.counts import counted
+from resim.detection.coco_annotations import Corners, check_pixels, corners_of, read_annotation
 from resim.detection.coco_categories import read_categories
 from resim.detection.coco_entries import annotations_by_image, read_images
 from resim.detection.coco_file import load_coco
 from resim.detection.coco_values import as_id
+from resim.detection.exchanged import Exchanged
 from resim.detection.locate import locate_files
 from resim.detection.objects import make_record
 from resim.detection.records import DetectionData
@@ -31,7 +33,7 @@ def read_coco(
 ) -> DetectionData:
     """A COCO file of any classes: boxes, polygons or RLE, crowd regions, keypoints. An info block is not needed.
 
-    What tools write otherwise than COCO is read where its meaning is certain, and noted (`repair.NOTES`). Labels go by
+    What tools write otherwise than COCO is read where its meaning is certain, and noted (`faults.NOTES`). Labels go by
     the category ids in ascending order, so that two files with the same categories agree. Boxes become
     (x, y, x + width, y + height); keypoints stay COCO's.
 
@@ -61,6 +63,7 @@ def read_coco(
     corners = Corners()
 
     records = []
+    exchanged = Exchanged()
     for image_id, image in listed.items():
         if not image:
             continue
@@ -81,14 +84,18 @@ def read_coco(
             check=check_images,
             repairs=repairs,
             num_objects=len(own),
+            doubt=lambda size, note, detail, image_id=image_id, own=own: exchanged.add(
+                image_id, size, corners_of(own), note, detail, len(own)
+            ),
         )
         if size is None:
             continue
+        noted = exchanged.repairs_of(image_id, repairs)
         objects = []
         for entry in own:
-            label = categories.label_of(entry, repairs, path)
+            label = categories.label_of(entry, noted, path)
             if label is not None:
-                note = partial(repairs.add, file=str(path), image_id=image_id, annotation_id=entry["id"])
+                note = partial(noted.add, file=str(path), image_id=image_id, annotation_id=entry["id"])
                 corners.add(entry, size, note)
                 num_keypoints = len(categories.keypoint_names)
                 objects.append(read_annotation(entry, label, size, num_keypoints, crowd_as_objects, note))
@@ -102,9 +109,10 @@ def read_coco(
                 height=size[1],
                 with_masks=with_masks,
                 num_keypoints=len(categories.keypoint_names),
-                repairs=repairs,
+                repairs=noted,
             )
         )
+    records = exchanged.settle(records, repairs)
     corners.note_them()
     if any("neg_category_ids" in image for image in content["images"][:1]):
         repairs.add("lvis", file=str(path), detail="its images have neg_category_ids")
@@ -117,7 +125,7 @@ def read_coco(
         none = (
             "" if annotations else ": it lists no annotations, like image_info_test-dev2017.json; name one with labels"
         )
-        raise nothing_left(str(path), repairs, f"no annotated object in its {len(records)} images{none}")
+        raise nothing_left(str(path), repairs, f"no annotated object in its {counted(len(records), 'image')}{none}")
     return DetectionData(
         records=tuple(records),
         classes=categories.names,

@@ -116,6 +116,12 @@ def check_pixels(annotations: Sequence[dict[str, Any]], path: Path) -> None:
         )
 
 
+def corners_of(annotations: Sequence[dict[str, Any]]) -> list[list[float]]:
+    """(x0, y0, x1, y1) of the annotations that have a bbox of numbers."""
+    boxes = (as_numbers(entry.get("bbox"), 4) for entry in annotations)
+    return [[box[0], box[1], box[0] + box[2], box[1] + box[3]] for box in boxes if box is not None]
+
+
 @dataclass
 class Corners:
     """Whether the boxes of a file are corners (x0, y0, x1, y1), where COCO has x, y, width, height."""

@@ -28,6 +28,9 @@ def load_coco(path: Path, repairs: Repairs) -> dict[str, list[dict[str, Any]]]:
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): name a COCO JSON file") from None
+    except UnicodeDecodeError as error:
+        where = f"byte {error.start} is {error.object[error.start]:#04x}"
+        raise UserError(f"{path}: is not written in UTF-8, as JSON must be ({where}): save it as UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a JSON file ({error})") from None
     other = other_format(content)
@@ -78,6 +81,8 @@ def other_format(content: Any, *, known_only: bool = False) -> str:
             return f"{name}: {EXPORT}"
     if known_only:
         return ""
+    if "images" in content:
+        return f"an object whose images are not a list but of type {type(content['images']).__name__}"
     keys = ", ".join(map(str, list(content)[:5])) or "nothing"
     return f"an object without a list of images (at its top: {keys}): a COCO file has images, annotations, categories"
 
@@ -111,6 +116,9 @@ def _format_of_list(content: list[Any], *, known_only: bool) -> str:
         "the list of annotations alone: put it under `annotations`, beside `images` and `categories`": (
             "image_id" in first and ("category_id" in first or "bbox" in first)
         ),
+        "a list of Detectron2's: convert its data set by convert_to_coco_json(NAME, FILE) of "
+        "detectron2.data.datasets.coco, then type resim detect train FILE": "annotations" in first
+        and "file_name" in first,
         "the list of images alone: put it under `images`, beside `annotations` and `categories`": "file_name" in first,
         f"a CreateML file: {EXPORT}": "annotations" in first and ("image" in first or "imagefilename" in first),
         f"a Label Studio file: {EXPORT}": "data" in first

@@ -5,6 +5,8 @@ Each function gives the value in COCO's own form, or None where it cannot be wor
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
 import math
 import re
@@ -106,6 +108,9 @@ def as_rle(value: dict[str, Any], width: int, height: int) -> dict[str, Any]:
     if numbers is not None and all(number.is_integer() for number in numbers):
         size = [int(number) for number in numbers]
     counts = value.get("counts")
+    if isinstance(counts, str) and re.fullmatch(r"b'.*'|b\".*\"", counts, re.DOTALL):  # bytes, as str() writes them
+        with contextlib.suppress(ValueError, SyntaxError):
+            counts = ast.literal_eval(counts).decode("ascii")
     if isinstance(counts, str) and ("," in counts or " " in counts.strip()):  # neither is a letter of compressed RLE
         counts = as_list(counts)
     if isinstance(counts, list):

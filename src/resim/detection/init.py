@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
+from resim.counts import counted
 from resim.detection.config import DetectorConfig
 from resim.detection.detector import FPN_WIDTH
 from resim.detection.fpn_parts import FPN_PARTS, RESIM_FPN, fixed_among, fpn_place
@@ -40,7 +41,8 @@ class InitReport:
 
     def lines(self) -> list[str]:
         """For a person."""
-        counts = f"{len(self.loaded)} entries loaded, {len(self.new)} new, {len(self.left_over)} left over"
+        loaded = counted(len(self.loaded), "entry", "entries")
+        counts = f"{loaded} loaded, {len(self.new)} new, {len(self.left_over)} left over"
         parts = [f"weights from {self.source}: {counts}"]
         parts += [f"  {name}: {', '.join(_short(entries))}" for name, entries in self._lists() if entries]
         return parts + [f"  {note}" for note in self.notes]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from resim.counts import counted
 from resim.detection.config import DetectRecipe
 from resim.detection.records import DetectionData, Record, subset
 from resim.detection.samples import SMALLEST, clipped
@@ -45,14 +46,15 @@ def left_out(data: DetectionData, recipe: DetectRecipe) -> list[str]:
     for reason, number in objects.items():
         if number:
             why = _crowd(data) + crowd_hint(data, number) if reason == "crowd" else _TEXT[reason]
-            lines.append(f"left out: {number} of {total} objects, in {images[reason]} images: {why}")
+            among = f"{number} of {counted(total, 'object')}, in {counted(images[reason], 'image')}"
+            lines.append(f"left out: {among}: {why}")
     background = "learnt from as background (--empty)" if recipe.images.empty else "left out"
     remedy = "" if recipe.images.empty else " (--empty learns from them as background)"
     for number, what in ((without_object, "no object in them"), (nothing_left, "all of their objects are left out")):
         if number:
-            lines.append(f"{background}: {number} of {len(data)} images: {what}{remedy}")
+            lines.append(f"{background}: {number} of {counted(len(data), 'image')}: {what}{remedy}")
     if unlabelled:
-        lines.append(f"{unlabelled} of {learnt} objects have no labelled keypoint: of them boxes alone are learnt")
+        lines.append(f"no labelled keypoint: {unlabelled} of {counted(learnt, 'object')}, whose boxes alone are learnt")
     return lines
 
 
@@ -65,16 +67,17 @@ def set_aside(data: DetectionData, *, masks: bool = False, keypoints: bool = Fal
         keypoints: whether keypoints are scored.
     """
     crowd = sum(int(record.crowd.sum()) for record in data.records)
+    total = counted(data.num_objects, "object")
     difficult = sum(int((record.difficult & ~record.crowd).sum()) for record in data.records)
     lines = []
     if crowd:
-        lines.append(f"set aside: {crowd} of {data.num_objects} objects: {_crowd(data)}{crowd_hint(data, crowd)}")
+        lines.append(f"set aside: {crowd} of {total}: {_crowd(data)}{crowd_hint(data, crowd)}")
     if difficult and data.kind == "voc":
-        lines.append(f"set aside: {difficult} of {data.num_objects} objects: {_TEXT['difficult']}")
+        lines.append(f"set aside: {difficult} of {total}: {_TEXT['difficult']}")
     if masks and data.has_masks:
         bare = sum(int((~record.has_mask & ~record.crowd).sum()) for record in data.records)
         if bare:
-            lines.append(f"set aside in the scores of masks: {bare} of {data.num_objects} objects: {_TEXT['mask']}")
+            lines.append(f"set aside in the scores of masks: {bare} of {total}: {_TEXT['mask']}")
     if keypoints and data.has_keypoints:
         bare = sum(
             int((~(r.keypoints[..., 2] > 0).any(axis=1) & ~r.crowd & np.isin(r.labels, data.keypoint_labels)).sum())
@@ -82,7 +85,7 @@ def set_aside(data: DetectionData, *, masks: bool = False, keypoints: bool = Fal
             if r.keypoints is not None
         )
         if bare:
-            lines.append(f"set aside in the scores of keypoints: {bare} objects: no labelled keypoint")
+            lines.append(f"set aside in the scores of keypoints: {counted(bare, 'object')}: no labelled keypoint")
     return lines
 
 

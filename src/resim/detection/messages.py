@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from resim.counts import counted
 from resim.detection.config import DetectRecipe, DetectRun, TuneConfig
 from resim.detection.init import InitReport
 from resim.detection.left_out import set_aside
@@ -53,9 +54,10 @@ def opening_lines(
     passes = f" in {-(-each // size)} passes of {size}, BatchNorm and losses by pass" if size < each else ""
     objects = _num_learnt(data, recipe)
     told = [
-        f"{recipe.name}: {kind} on {detector.backbone}-{detector.neck}, {len(data)} images with {objects} "
-        f"objects of {len(data.classes)} classes, {tune.steps} steps",
-        f"a step is {tune.batch_size} images, {each} on each of {processes.count} x {device}{passes}; "
+        f"{recipe.name}: {kind} on {detector.backbone}-{detector.neck}, {counted(len(data), 'image')} "
+        f"with {counted(objects, 'object')} of {counted(len(data.classes), 'class', 'classes')}, "
+        f"{counted(tune.steps, 'step')}",
+        f"a step is {counted(tune.batch_size, 'image')}, {each} on each of {processes.count} x {device}{passes}; "
         f"lr {tune.learning_rate(tune.warmup_steps):g}; {precision}; the run's folder is {out}"
         + (f"; resumed after step {step}" if step else "")
         + (", the last one: nothing is left to do" if step == tune.steps else ""),
@@ -72,7 +74,7 @@ def opening_lines(
         aside = set_aside(val, masks=detector.masks, keypoints=detector.keypoints)
         of_val = [*aside, *val.repairs.lines()]
         if of_val:
-            told.append(f"  in {val.source}, which is evaluated on:")
+            told.append(f"  in {val.source}, the validation data:")
             told += [f"    {line}" for line in of_val]
     if val is None:
         told.append("no --val: it is not evaluated (--val-fraction 0.2 holds a fifth of the images out for it)")

@@ -17,6 +17,7 @@ from pycocotools import mask as rle
 from rich.progress import track
 from torch import Tensor, nn
 
+from resim.counts import counted
 from resim.detection.checkpoint import load_detector
 from resim.detection.records import DetectionData
 from resim.detection.samples import DetectionBatch, Sample, TestSet, collate_samples, read_samples
@@ -198,7 +199,7 @@ def predict_images(
         text = "".join(f"{line}\n" for line in passed_over)
         write_atomically(out / "bad_files.txt", lambda file: file.write(os.fsencode(text)))
         first = passed_over[0].replace("\t", ": ", 1)
-        line = f"{len(passed_over)} images could not be decoded and were passed over, the first is {first}"
+        line = f"passed over: {counted(len(passed_over), 'image')} that cannot be decoded, the first is {first}"
         print(f"{line}; see {out / 'bad_files.txt'}")
     if scores:
         print(summary(scores, threshold, least=detector.recipe.detector.score_threshold))
@@ -216,7 +217,7 @@ def _pictures(sources: Sequence[str | Path]) -> list[str | Path]:
         data = open_yolo(path, ("",))  # the names of its classes are not needed
         split = next((name for name in ("val", "test", "train") if data.splits.get(name)), "val")
         images, odd = split_images(data, split)
-        print(f"{path}: {len(images)} images of {split}" + (f", {len(odd)} are not as it says" if odd else ""))
+        print(f"{path}: {counted(len(images), 'image')} of {split}" + (f", {len(odd)} not as it says" if odd else ""))
         found += images
     return found
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from resim.counts import counted
 from resim.detection.config import DetectorConfig, DetectRecipe
 from resim.detection.left_out import left_out
 from resim.detection.records import DetectionData, subset
@@ -30,7 +31,7 @@ def usable(data: DetectionData, recipe: DetectRecipe) -> DetectionData:
         kept = tuple(r for r in data.records if objects_to_learn(r, difficult=difficult, masks=masks).any())
         data = dataclasses.replace(data, records=kept)
     if not data.records:
-        what = f"{data.source}: none of its {len(whole)} images has an object to learn from"
+        what = f"{data.source}: none of its {counted(len(whole), 'image')} has an object to learn from"
         raise UserError("; ".join([what, *left_out(whole, recipe), *data.repairs.reasons()]))
     return data
 
@@ -72,16 +73,17 @@ def with_classes_of(
     objects = np.bincount(np.concatenate([r.labels for r in data.records]), minlength=len(data.classes) + 1)
     strange = [label for label, place in enumerate(matched, start=1) if not place]
     if any(objects[label] for label in strange):
-        named = [f"{data.classes[label - 1]} ({objects[label]} objects)" for label in strange if objects[label]]
+        counts = {label: int(objects[label]) for label in strange if objects[label]}
+        named = [f"{data.classes[label - 1]} ({counted(count, 'object')})" for label, count in counts.items()]
         raise UserError(
-            f"{data.source}: has classes that {source} has not: {', '.join(named[:5])}; that has {_first(classes)}: "
+            f"{data.source}: has classes that {source} lacks: {', '.join(named[:5])}; that has {_first(classes)}: "
             "leave them out of the file, or train on them too"
         )
     if strange and data.kind == "voc" and "unknown-category" in data.repairs.counts:
         # VOC's files list no classes: it was read under VOC's twenty, and objects of others are gone
         named = _first([data.classes[label - 1] for label in strange])
         raise UserError(
-            f"{data.source}: was read under classes that {source} has not: {named}; name its own: --classes "
+            f"{data.source}: was read under classes that {source} lacks: {named}; name its own: --classes "
             f"{' '.join(classes)}"
         )
     if strange:

@@ -1,4 +1,4 @@
-"""A detection data set by its path: which of the layouts it has is seen, not asked."""
+"""A detection data set by its path, whose layout is recognised."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from resim.detection.cityscapes import read_cityscapes
 from resim.detection.coco import read_coco
-from resim.detection.recognise import recognise_folder
+from resim.detection.recognise import is_supervisely, recognise_file, recognise_folder
 from resim.detection.records import DetectionData
 from resim.detection.voc import read_voc, xml_folder, years
 from resim.detection.yolo import read_yolo
@@ -101,6 +101,9 @@ def _is_coco(path: Path, split: str | None) -> bool:
 def _coco_file(path: Path, split: str | None) -> Path:
     """The JSON file that is meant."""
     if path.is_file():
+        what = recognise_file(path)
+        if what:
+            raise UserError(f"{path}: {what}")
         if path.suffix.lower() != ".json":
             raise UserError(f"{path}: not a .json file; a data set is a COCO JSON file, YOLO's data.yaml, or a folder")
         if split is not None:
@@ -109,11 +112,11 @@ def _coco_file(path: Path, split: str | None) -> Path:
     folders = [folder for folder in (path / "annotations", path) if folder.is_dir()]
     if split is None:
         found = sorted(file for folder in folders for file in folder.glob("*.json"))
-        if len(found) == 1:
+        if len(found) == 1 and not is_supervisely(path):
             return found[0]
         if found:
             told = recognise_folder(path) or f"{found[0].name}, ...: name a split, or one of them"
-            raise UserError(f"{path}: {len(found)} JSON files: {told}")
+            raise UserError(f"{path}: {told if len(found) == 1 else f'{len(found)} JSON files: {told}'}")
     else:
         names = [f"instances_{split}.json", f"{split}.json", f"objects_{split}.json", f"person_keypoints_{split}.json"]
         usual = [folder / name for folder in folders for name in names]

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from xml.etree import ElementTree
 
-from resim.detection.coco_file import other_format
+from resim.detection.coco_file import EXPORT, other_format
 
 _TRAIN, _VAL = ("train", "training"), ("valid", "val", "validation", "test")
+_LABEL_FOLDERS = {"label_2": "KITTI", "labelTxt": "DOTA"}
 _SNIFFED = 64  # JSON files of a folder that are opened at most
 
 
@@ -20,7 +21,11 @@ def recognise_folder(folder: Path) -> str:
         if parts:
             there = ", ".join(f"{part}/{name}" for part in parts)
             return f"this is an export of {maker} in COCO's form, {there}: {_by_split(folder, parts)}"
-    xml_parts = [part for part in (*_TRAIN, *_VAL) if any((folder / part).glob("*.xml"))]
+    xml_parts = [
+        part
+        for part in (*_TRAIN, *_VAL)
+        if any((folder / part).glob("*.xml")) or any((folder / part / "Annotations").glob("*.xml"))
+    ]
     if xml_parts:
         command = f"{_by_split(folder, xml_parts)} --classes NAME NAME ..."
         return f"this is an export of Roboflow or LabelImg in VOC's form, {', '.join(xml_parts)}: {command}"
@@ -30,7 +35,12 @@ def recognise_folder(folder: Path) -> str:
             "dataset_type=fo.types.COCODetectionDataset), then type resim detect train DIR"
         )
     if (folder / "annotations.xml").is_file():
-        return _cvat_xml(folder / "annotations.xml")
+        return recognise_file(folder / "annotations.xml")
+    for name, maker in _LABEL_FOLDERS.items():
+        if (folder / name).is_dir():
+            return f"this is {maker}'s own form ({name}): {EXPORT}"
+    if is_supervisely(folder):
+        return f"this is Supervisely's own form (ann and img): {EXPORT}"
     below = sorted(folder.glob("*.json"))[:_SNIFFED]
     kinds = [_recognise_json(file) for file in below]
     if kinds and all(kinds) and len(set(kinds)) == 1:
@@ -39,7 +49,36 @@ def recognise_folder(folder: Path) -> str:
     splits = sorted(name[len("instances_") : -len(".json")] for name in names if name.startswith("instances_"))
     if splits:
         return f"there is {', '.join(f'instances_{split}.json' for split in splits)}: {_by_split(folder, splits)}"
-    return ""
+    if names:
+        shown = ", ".join(sorted(names)[:8]) + (f", ... {len(names)} in all" if len(names) > 8 else "")
+        usual = [stem for stem in (name.removesuffix(".json") for name in sorted(names)) if stem in (*_TRAIN, *_VAL)]
+        command = _by_split(folder, usual) if usual and usual[0] != "test" else "name a split, or one of them"
+        return f"there is {shown}: {command}"
+    parts = [folder / part for part in (*_TRAIN, *_VAL) if (folder / part).is_dir()]
+    files = [file for place in (folder, *parts) for file in sorted(place.iterdir())]
+    return next(filter(None, map(recognise_file, files)), "")
+
+
+def is_supervisely(folder: Path) -> bool:
+    """Whether a folder is a project or a data set of Supervisely's: JSON files in `ann` beside images in `img`."""
+    inside = [folder, *(entry for entry in folder.iterdir() if entry.is_dir())]
+    return any((part / "img").is_dir() and any((part / "ann").glob("*.json")) for part in inside)
+
+
+def recognise_file(file: Path) -> str:
+    """What a file without JSON or YAML is, and what to do with it; empty where it is not recognised."""
+    ending = file.suffix.lower()
+    if ending in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"):
+        return f"{file.name} is an archive: unpack it, then type resim detect train DIR"
+    if file.name.endswith(".createml.json"):
+        return f"{file.name} is a CreateML file: {EXPORT}"
+    if ending == ".csv":
+        return f"{file.name} is a table, which is not read: {EXPORT}"
+    if ending in (".ndjson", ".jsonl"):
+        return f"{file.name} is a JSON object a line, which is not read: {EXPORT}"
+    if ending in (".record", ".tfrecord", ".parquet"):
+        return f"{file.name} is a file of TFRecord or Parquet, which is not read: {EXPORT}"
+    return _cvat_xml(file) if ending == ".xml" else ""
 
 
 def _recognise_json(file: Path) -> str:

@@ -5,12 +5,14 @@ By default faulty annotations are repaired or left out and listed; strict readin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from PIL import Image
 
+from resim.counts import counted
+from resim.detection.faults import KINDS, NOTES, what_it_is
 from resim.errors import UserError
 from resim.views.decode import BadImageError, Photo
 
@@ -18,75 +20,10 @@ OVERHANG = 1.0  # pixels that a box may stick out of its image: COCO's own do, b
 
 EXAMPLES = 20  # problems of a kind that are kept; the others are counted
 
-# faults, by kind: (what is wrong, what is done about it)
-KINDS: dict[str, tuple[str, str]] = {
-    "missing-image": ("image files not found", "images skipped"),
-    "other-name": ("file names that are not quite those of the files", "the only file that fits is taken"),
-    "unreadable-image": ("image files that cannot be decoded", "images skipped"),
-    "image-size": ("image files of another size than their annotation says", "images skipped"),
-    "missing-annotation": ("images without a readable annotation file", "images skipped"),
-    "bad-image": ("image entries without a usable id or file_name", "images skipped"),
-    "one-id": ("image ids that stand for several files, so that an annotation may be of any of them", "files skipped"),
-    "listed-twice": ("images listed twice", "kept once"),
-    "bad-entry": ("entries that are no objects or have no id", "left out"),
-    "unknown-image": ("annotations of images that are not listed", "dropped"),
-    "image-id": ("annotations whose image_id is written otherwise than the image's id", "matched as numbers"),
-    "image-by-name": ("annotations whose image_id is the name of an image file", "matched by it"),
-    "unknown-category": ("annotations of unknown categories", "dropped"),
-    "category-by-name": ("annotations whose category_id is the name of a category", "matched by it"),
-    "only-category": ("annotations without a category_id", "taken as the only category's"),
-    "no-categories": ("missing list of categories", "made from the annotations"),
-    "text-category": ("categories whose id is text", "numbered, which results files then say"),
-    "category-twice": ("categories listed twice", "kept once"),
-    "same-name": ("categories with the name of another", "taken as one class, with the lower id"),
-    "category-keypoints": ("lists of keypoints that are no list or differ between classes", "no keypoints are read"),
-    "box-form": ("bboxes in another form than a list of numbers", "read"),
-    "box-from-mask": ("annotations without a usable bbox", "it is taken from the mask"),
-    "no-box": ("annotations without a bbox of four numbers, and without a mask to take it from", "dropped"),
-    "not-finite": ("annotations with missing, NaN or infinite numbers", "dropped"),
-    "no-shares": ("YOLO lines whose numbers are no shares of the image, 0 to 1", "dropped"),
-    "keypoints-left-out": ("objects with keypoints, which are not read from YOLO files", "their boxes are read"),
-    "corners-reversed": ("boxes with their corners in reverse order", "put in order"),
-    "zero-area": ("boxes of zero area", "dropped"),
-    "outside": ("boxes wholly outside their image", "dropped"),
-    "overhang": ("boxes that reach outside their image", "clipped"),
-    "area": ("annotations without a usable area", "it is worked out from the mask, or else the box"),
-    "mask-form": ("segmentations in another form than COCO's", "read"),
-    "short-polygon": ("polygons with fewer than three points", "polygon dropped, a box stays"),
-    "bad-mask": ("masks that do not fit their image or are not COCO segmentations", "mask dropped, a box stays"),
-    "empty-mask": ("masks without a pixel", "mask dropped, a box stays"),
-    "keypoint-form": ("keypoints in another form than x, y, visibility", "read"),
-    "bad-keypoints": ("keypoints that are not three numbers for each name of the category", "taken as not labelled"),
-    "odd-flag": ("flags that are neither yes nor no", "taken as no"),
-}
-
-# what is said, but is no fault that strict reading would stop at
-NOTES: dict[str, tuple[str, str]] = {
-    "crowd-as-objects": ("crowd regions (iscrowd 1)", "taken as objects, as --crowd-as-objects says"),
-    "no-bbox": ("annotations that give no bbox", "it is taken from the mask"),
-    "no-area": ("annotations that give no area", "it is worked out from the mask, or else the box"),
-    "ignore": ("annotations marked `ignore` and not iscrowd", "taken as objects, as COCO's evaluation does"),
-    "unnamed-keypoints": ("annotations with keypoints of a category that names none", "keypoints passed over"),
-    "no-name": ("categories without a name", "called by their id"),
-    "parent-category": ("category that is the parent of the others and of no annotation (Roboflow)", "left out"),
-    "file-name": ("image entries without a file_name", "named by another key"),
-    "file-twice": ("image files listed under several ids", "each stays an image with its own annotations alone"),
-    "corners": (
-        "boxes that reach outside their image as COCO's x, y, width, height, while all boxes of the file fit as "
-        "corners x0, y0, x1, y1",
-        "clipped: were they written as corners?",
-    ),
-    "lvis": ("LVIS file", "scored by COCO's evaluation, which is not LVIS's: its unlisted classes are not set aside"),
-    "class-ids": ("classes with another category id than where the detector was trained", "matched by name"),
-    "class-case": ("classes in other letters than where the detector was trained", "matched all the same"),
-    "class-by-id": ("classes that have a name on one side alone", "matched by id"),
-    "unused-class": ("classes without an object that the detector does not know", "left out"),
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One fault: its kind (a key of `KINDS` or `NOTES`), where it is and what was found there."""
+    """One fault: its kind (a key of `faults.KINDS` or `NOTES`), where it is and what was found there."""
 
     kind: str
     file: str
@@ -166,7 +103,7 @@ class Repairs:
             return
         first, *others = faults
         line = self._line(first, examples=3, strict=True)
-        also = ", ".join(f"{self.counts[kind]} {KINDS[kind][0]}" for kind in others)
+        also = ", ".join(f"{self.counts[kind]} {what_it_is(kind, self.counts[kind])[0]}" for kind in others)
         raise UserError(f"{line}{'; also ' if also else ''}{also}")
 
     def _faults(self) -> list[str]:
@@ -174,8 +111,8 @@ class Repairs:
 
     def _line(self, kind: str, examples: int, strict: bool = False) -> str:
         count = self.counts[kind]
-        wrong, done = KINDS.get(kind) or NOTES[kind]
-        lost = f" with {self.lost[kind]} annotations" if self.lost[kind] else ""
+        wrong, done = what_it_is(kind, count)
+        lost = f" with {counted(self.lost[kind], 'annotation')}" if self.lost[kind] else ""
         shown = [str(problem) for problem in self.problems if problem.kind == kind][:examples]
         more = f"; and {count - len(shown)} more" if count > len(shown) else ""
         return f"{count} {wrong}{' (strict)' if strict else f', {done}{lost}'}: {'; '.join(shown)}{more}"
@@ -195,6 +132,7 @@ def sound_size(
     check: bool,
     repairs: Repairs,
     num_objects: int = 0,
+    doubt: Callable[..., None] | None = None,
 ) -> tuple[int, int] | None:
     """Width and height of an image file, if it can be opened and agrees with its annotation; otherwise None.
 
@@ -206,32 +144,36 @@ def sound_size(
         check: open the file also where its size is said (0.1 ms an image).
         repairs: where a fault is noted.
         num_objects: annotations of the image, which are lost with it.
+        doubt: takes (size, note, detail) of an image whose annotation exchanges width and height, in place of a fault.
     """
-    note = partial(repairs.add, file=file, image_id=image_id, num_objects=num_objects)
+    note = partial(repairs.add, file=file, image_id=image_id)
     if said is not None and not check:
         return said
     try:
         photo = Photo(path)
     except BadImageError as error:
-        note("unreadable-image", detail=f"{path}: {error}")
+        note("unreadable-image", detail=f"{path}: {error}", num_objects=num_objects)
         return None
     photo.close()
     size = photo.width, photo.height
     if said is not None and said != size:
-        why = _why_turned(path) if said == size[::-1] else ""
-        detail = f"{path} is {size[0]} x {size[1]}, the annotation says {said[0]} x {said[1]}{why}"
-        note("image-size", detail=detail)
+        detail = f"{path} is {size[0]} x {size[1]}, the annotation says {said[0]} x {said[1]}"
+        if said == size[::-1] and _is_turned(path):
+            detail += ": it is turned by its EXIF orientation"
+        elif said == size[::-1]:
+            detail += ": width and height are exchanged there, for no EXIF orientation turns the file"
+            if doubt is not None:
+                doubt(size, note, detail)
+                return size
+        note("image-size", detail=detail, num_objects=num_objects)
         return None
     return size
 
 
-def _why_turned(path: str) -> str:
-    """Why width and height of an image, which can be opened, are the other way round in its annotation."""
+def _is_turned(path: str) -> bool:
+    """Whether the EXIF orientation of an image, which can be opened, exchanges its width and height."""
     with Image.open(path) as image:
-        is_turned = image.getexif().get(0x0112) in (5, 6, 7, 8)
-    if is_turned:
-        return ": it is turned by its EXIF orientation"
-    return ": width and height are exchanged there, for no EXIF orientation turns the file"
+        return image.getexif().get(0x0112) in (5, 6, 7, 8)
 
 
 def finite(values: object, count: int | None = None) -> list[float] | None:

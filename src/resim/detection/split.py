@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,6 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from resim.counts import counted
+from resim.detection.config import DetectRecipe
+from resim.detection.prepare import fingerprint, usable
 from resim.detection.records import DetectionData, HeldOut
 from resim.detection.repair import Repairs
 from resim.errors import UserError
@@ -38,7 +42,7 @@ def hold_out(data: DetectionData, fraction: float, seed: int) -> tuple[Detection
         pictures.setdefault(_picture(record.image), []).append(index)
     if len(pictures) < 2:
         raise UserError(
-            f"--val-fraction {fraction:g}: {data.source} has {len(pictures)} image(s), two are needed at least"
+            f"--val-fraction {fraction:g}: {data.source} has {counted(len(pictures), 'image')}, two are needed at least"
         )
     groups = list(pictures.values())
     wanted = max(1, round(fraction * len(data)))
@@ -62,6 +66,41 @@ def hold_out_again(data: DetectionData, stored: Mapping[str, Any]) -> tuple[Dete
     """
     ids = tuple(stored["val_images"])
     return _parts(data, HeldOut(fraction=stored["val_fraction"], seed=stored["seed"], image_ids=ids))
+
+
+def part_to_score(data: DetectionData, model: Path, recipe: DetectRecipe) -> tuple[DetectionData, str]:
+    """What of some data says how good a detector is, and a line about it: of its run's own data the part held out.
+
+    Args:
+        data: to score, under the classes of the detector.
+        model: the run's folder, or a checkpoint of it.
+        recipe: of the run.
+
+    Returns:
+        The part that the run held out of these data, else all of them; empty where there is nothing to say.
+    """
+    folder = model if model.is_dir() else model.parent.parent
+    noted = _noted_data(folder)
+    split = recorded_split([folder])
+    if split is not None:
+        held_out = hold_out_again(data, split)[1]
+        if held_out.records and fingerprint(held_out) == noted.get("val_hash"):
+            rest = counted(len(data) - len(held_out), "image")
+            return held_out, f"scored: {split_line(held_out)} (--all-images scores the {rest} of the training too)"
+    with contextlib.suppress(UserError):  # nothing to learn from: other data
+        if fingerprint(usable(data, recipe)) == noted.get("hash"):
+            return (
+                data,
+                "warning: the detector was trained on these very images: no measure of how good it is on others",
+            )
+    return data, ""
+
+
+def _noted_data(folder: Path) -> dict[str, Any]:
+    """What the config.json of a run says of its data; {} where there is none."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return dict(json.loads((folder / "config.json").read_text(encoding="utf-8"))["data"])
+    return {}
 
 
 def recorded_split(folders: Iterable[Path]) -> dict[str, Any] | None:
@@ -91,9 +130,9 @@ def split_line(val: DetectionData) -> str:
     empty = [name for label, name in enumerate(val.classes, start=1) if not (labels == label).any()]
     shown = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
     return (
-        f"held out to evaluate on: {len(val)} of {split.images} images with {val.num_objects} objects, drawn at random "
-        f"by --val-fraction {split.fraction:g} and seed {split.seed}; they are never trained on"
-        + (f"; no object of {shown} is among them" if empty else "")
+        f"held out to evaluate on: {len(val)} of {split.images} images with "
+        f"{counted(val.num_objects, 'object')}, drawn at random by --val-fraction {split.fraction:g} and "
+        f"seed {split.seed}; never trained on" + (f"; no object of {shown} is among them" if empty else "")
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
+from resim.counts import counted
 from resim.detection.config import TuneConfig
 from resim.detection.draws import set_draws
 from resim.detection.samples import DetectionBatch
@@ -65,7 +66,7 @@ class DetectorStepper:
         except torch.OutOfMemoryError:
             size = len(parts[0])
             remedy = f"set --images-per-pass {size // 2}" if size > 1 else "set smaller --min-sizes and --max-size"
-            raise UserError(f"the GPU's memory is full with {size} images a pass: {remedy}") from None
+            raise UserError(f"the GPU's memory is full with {counted(size, 'image')} a pass: {remedy}") from None
         if self.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.step()

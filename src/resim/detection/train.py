@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from resim.counts import counted
 from resim.detection import bad_images
 from resim.detection.checkpoint import check_same_run, detector_state
 from resim.detection.config import DetectRecipe, DetectRun
@@ -218,7 +219,8 @@ class _Tuning:
                 progress.say(line)
             if self.gone:
                 progress.say(
-                    f"{self.gone} images that could not be decoded are gone: the run goes on as if they were there"
+                    f"gone: {counted(self.gone, 'image')} that could not be decoded; the run goes on as if there were "
+                    "no change"
                 )
             if state and not state["evaluated"] and self._is_due(step):
                 self._evaluate(step, progress, workers)  # it was stopped between a checkpoint and its evaluation
@@ -321,7 +323,7 @@ class _Tuning:
         if self.bad_files.found:
             count, listed = len(self.bad_files.found), self.out / "bad_files.txt"
             what = "replaced in training, left out of evaluations"
-            progress.say(f"{count} files could not be decoded ({what}): see {listed}")
+            progress.say(f"{counted(count, 'file')} could not be decoded ({what}): see {listed}")
         if step < end:
             progress.say(f"stopped after step {step} of {end}, saved; go on with --out {self.out} --resume")
             return

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
+from resim.counts import counted
+from resim.detection.exchanged import Exchanged
 from resim.detection.locate import FileIndex, spelling
 from resim.detection.objects import Annotated, make_record
 from resim.detection.records import DetectionData, Record
@@ -58,24 +60,28 @@ def read_voc(
     repairs = Repairs()
     records: dict[str, Record] = {}
     unknown: set[str] = set()
+    exchanged = Exchanged()
     for part in split.split("+"):
         folder, listed = _listed(root, part.strip(), split)
         for image_id in listed:
             if image_id in records:
                 repairs.add("listed-twice", file=str(folder.root), image_id=image_id, detail=part.strip())
                 continue
-            record = _record(folder, image_id, names, check_images, repairs, unknown)
+            record = _record(folder, image_id, names, check_images, repairs, unknown, exchanged)
             if record is not None:
                 records[image_id] = record
+    kept = tuple(exchanged.settle(list(records.values()), repairs))
     repairs.stop_if(strict)
     source = f"{root} ({split})"
-    if not records:
+    if not kept:
         raise nothing_left(source, repairs, "no image that can be used")
-    if not any(len(record) for record in records.values()):
+    if not any(len(record) for record in kept):
         found = f"; it has {', '.join(sorted(unknown)[:20])}: name them with --classes" if unknown else ""
-        raise nothing_left(source, repairs, f"no object of {len(names)} classes in its {len(records)} images{found}")
+        raise nothing_left(
+            source, repairs, f"no object of {len(names)} classes in its {counted(len(kept), 'image')}{found}"
+        )
     return DetectionData(
-        records=tuple(records.values()),
+        records=kept,
         classes=names,
         category_ids=tuple(range(1, len(names) + 1)),
         kind="voc",
@@ -190,7 +196,13 @@ def _listed(root: Path, part: str, split: str) -> tuple[VocFolder, list[str]]:
 
 
 def _record(
-    folder: VocFolder, image_id: str, classes: tuple[str, ...], check: bool, repairs: Repairs, unknown: set[str]
+    folder: VocFolder,
+    image_id: str,
+    classes: tuple[str, ...],
+    check: bool,
+    repairs: Repairs,
+    unknown: set[str],
+    exchanged: Exchanged,
 ) -> Record | None:
     path = folder.xml.get(image_id) or folder.xml.get(folder.spelled.get(spelling(image_id), ""))
     if path is None:
@@ -217,12 +229,17 @@ def _record(
         image_id=image_id,
         check=check,
         repairs=repairs,
+        num_objects=len(tree.findall("object")),
+        doubt=lambda size, note, detail: exchanged.add(
+            image_id, size, _corners(tree), note, detail, len(tree.findall("object"))
+        ),
     )
     if size is None:
         return None
+    noted = exchanged.repairs_of(image_id, repairs)
     objects = []
     for number, thing in enumerate(tree.findall("object"), start=1):
-        note = functools.partial(repairs.add, file=str(path), image_id=image_id, annotation_id=number)
+        note = functools.partial(noted.add, file=str(path), image_id=image_id, annotation_id=number)
         name = (thing.findtext("name") or "").strip()
         if name not in classes:
             unknown.add(name)
@@ -241,6 +258,7 @@ def _record(
                 annotation_id=number,
                 label=classes.index(name) + 1,
                 box=corners if box is None else [box[0] - 1, box[1] - 1, box[2], box[3]],
+                box_fault="no bndbox" if thing.find("bndbox") is None else "",
                 difficult=bool(difficult),
             )
         )
@@ -252,5 +270,12 @@ def _record(
         width=size[0],
         height=size[1],
         with_masks=False,
-        repairs=repairs,
+        repairs=noted,
     )
+
+
+def _corners(tree: ElementTree.Element) -> list[list[float]]:
+    """(xmin, ymin, xmax, ymax) of the objects, where they are numbers."""
+    named = ("xmin", "ymin", "xmax", "ymax")
+    boxes = (finite([thing.findtext(f"bndbox/{corner}") for corner in named]) for thing in tree.findall("object"))
+    return [box for box in boxes if box is not None]

@@ -64,7 +64,7 @@ def parse_xml(data: bytes) -> ElementTree.Element:
         ElementTree.ParseError: it is no XML.
     """
     try:
-        return ElementTree.fromstring(data)
+        return _bare(ElementTree.fromstring(data))
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # a ValueError: an encoding of several bytes
         first = error
     declared = _DECLARED.search(data)
@@ -73,12 +73,20 @@ def parse_xml(data: bytes) -> ElementTree.Element:
         try:
             text = decode_text(data) if encoding is None else data.decode(encoding)
             text.encode()  # no bytes that were kept as surrogates
-            return ElementTree.fromstring(_DECLARATION.sub("", text.lstrip("\ufeff\0 \r\n\t")))
+            return _bare(ElementTree.fromstring(_DECLARATION.sub("", text.lstrip("\ufeff\0 \r\n\t"))))
         except (ElementTree.ParseError, ValueError, LookupError):
             continue
     if isinstance(first, ElementTree.ParseError):
         raise first
     raise ElementTree.ParseError(str(first))
+
+
+def _bare(tree: ElementTree.Element) -> ElementTree.Element:
+    """The tree without the namespace that some tools put before every name."""
+    for element in tree.iter():
+        if isinstance(element.tag, str):
+            element.tag = element.tag.rpartition("}")[2]
+    return tree
 
 
 def read_flag(text: str | None) -> bool | None:

@@ -12,10 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from resim.counts import counted
 from resim.detection.objects import Annotated, make_record
 from resim.detection.records import DetectionData, Record
 from resim.detection.repair import Repairs, finite, nothing_left, sound_size
-from resim.detection.yolo_files import YoloSet, label_file, open_yolo, split_images
+from resim.detection.yolo_files import YoloSet, open_yolo, split_images
+from resim.detection.yolo_labels import begins_as_labels, files_in, find_label_files
 from resim.errors import UserError
 from resim.views.text import decode_text
 from resim.views.walk import ending_of
@@ -65,11 +67,16 @@ def read_yolo(
         kind = "missing-image" if place.path is None else "other-name"
         image_id = split if place.path is None else _id(data, place.path)
         repairs.add(kind, file=str(data.file), image_id=image_id, detail=place.fault or place.note)
-    label_files = {image: label_file(image) for image in images}
+    places = find_label_files(images)
+    for image, place in places.items():
+        if place.note:
+            repairs.add("other-name", file=str(data.file), image_id=_id(data, image), detail=place.note)
+    label_files = {image: place.path for image, place in places.items()}
     used = {file for file in label_files.values() if file is not None}
     if images and not used:
         raise UserError(
-            f"{source}: none of its {len(images)} images has a label file: labels/NAME.txt belongs to images/NAME.jpg"
+            f"{source}: there is no label file for its {counted(len(images), 'image')}: labels/NAME.txt belongs to "
+            "images/NAME.jpg"
         )
     for file in _without_image(images, used):
         repairs.add("unknown-image", file=file, image_id=Path(file).stem, detail="no image of this name")
@@ -84,7 +91,7 @@ def read_yolo(
     if not kept:
         raise nothing_left(source, repairs, "no image that can be used")
     if not any(len(record) for record in kept):
-        raise nothing_left(source, repairs, f"no object in its {len(kept)} images")
+        raise nothing_left(source, repairs, f"no object in its {counted(len(kept), 'image')}")
     return DetectionData(
         records=kept,
         classes=tuple(data.names.values()),
@@ -102,24 +109,13 @@ def _id(data: YoloSet, image: str) -> str:
 def _without_image(images: Sequence[str], used: set[str]) -> list[str]:
     """Label files in the folders of those that are used for which no folder of the images has a picture."""
     folders = [sorted({os.path.dirname(file) for file in files}) for files in (images, used)]  # noqa: PTH120
-    pictures, texts = ([file for folder in each for file in _files(folder)] for each in folders)
+    pictures, texts = ([file for folder in each for file in files_in(folder)] for each in folders)
     stems = {os.path.splitext(name)[0] for _, name in pictures if ending_of(name) != ".txt"}  # noqa: PTH122
     return [
         path
         for path, name in texts
-        if ending_of(name) == ".txt" and path not in used and name[:-4] not in stems and _has_shapes(path)
+        if ending_of(name) == ".txt" and path not in used and name[:-4] not in stems and begins_as_labels(path)
     ]
-
-
-def _files(folder: str) -> list[tuple[str, str]]:
-    with os.scandir(folder) as entries:
-        return sorted((entry.path, entry.name) for entry in entries if entry.is_file())
-
-
-def _has_shapes(path: str) -> bool:
-    """Whether a text file begins as a label file does."""
-    words = decode_text(Path(path).read_bytes()[:4096]).split("\n", 1)[0].replace(",", " ").split()
-    return len(words) >= 5 and finite(words) is not None
 
 
 def _shapes(data: YoloSet, file: str, image_id: str, repairs: Repairs) -> list[_Shape]:

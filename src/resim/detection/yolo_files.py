@@ -1,4 +1,4 @@
-"""Where a YOLO data set's images and labels are: data.yaml, Darknet's obj.data, or folders `images` and `labels`."""
+"""Where a YOLO data set's images and labels are: data.yaml, Darknet's obj.data, or folders alone."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import Any
 import yaml
 
 from resim.detection.locate import Located, locate_files
+from resim.detection.yolo_labels import has_labels_beside
 from resim.errors import UserError
 from resim.views.folder import find_images
 from resim.views.text import decode_text
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
 _NAMES = ("classes.txt", "obj.names", "names.txt", "predefined_classes.txt", "labels/classes.txt", "data/obj.names")
+_NAMES += ("_darknet.labels",)  # Roboflow's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +41,13 @@ class YoloSet:
 
 
 def is_yolo(path: Path) -> bool:
-    """Whether a path is a YOLO data set: its YAML or .data file, or a folder that has one, or `images` and `labels`."""
+    """Whether a path is a YOLO data set: its YAML or .data file, or a folder that has one, or has labels.
+
+    These lie in `labels` beside `images`, or beside the images themselves.
+    """
     if path.is_file():
         return path.suffix.lower() in (".yaml", ".yml", ".data")
-    return path.is_dir() and (_description(path) is not None or _is_plain(path))
+    return path.is_dir() and (_description(path) is not None or _is_plain(path) or bool(_flat_parts(path)))
 
 
 def open_yolo(path: Path, classes: tuple[str, ...] | None = None) -> YoloSet:
@@ -57,7 +62,7 @@ def open_yolo(path: Path, classes: tuple[str, ...] | None = None) -> YoloSet:
     """
     file = path if path.is_file() else _description(path)
     if file is None:
-        found = _plain(path)
+        found = _plain(path) if _is_plain(path) else _flat(path)
     elif file.suffix.lower() == ".data":
         found = _from_data(file)
     else:
@@ -96,27 +101,12 @@ def split_images(data: YoloSet, split: str) -> tuple[list[str], list[Located]]:
     return list(images), odd
 
 
-def label_file(image: str) -> str | None:
-    """The text file of an image's objects, or None.
-
-    It lies in `labels` in place of the path's last `images`, else beside the image, else in a folder `labels` in or
-    beside that of the image.
-    """
-    folder, name = os.path.split(image)
-    stem = os.path.splitext(name)[0]  # noqa: PTH122 - strings: a hundred thousand Path objects are slow
-    parts = folder.split(os.sep)  # noqa: PTH206
-    places = [folder, os.path.join(folder, "labels"), os.path.join(os.path.dirname(folder), "labels")]  # noqa: PTH118, PTH120
-    if "images" in parts:
-        at = len(parts) - 1 - parts[::-1].index("images")
-        places.insert(0, os.sep.join([*parts[:at], "labels", *parts[at + 1 :]]))  # noqa: PTH118
-    paths = (os.path.join(place, f"{stem}.txt") for place in places)  # noqa: PTH118
-    return next((path for path in paths if os.path.isfile(path)), None)  # noqa: PTH113
-
-
 def names_its_classes(folder: Path) -> bool:
     """Whether a folder is a YOLO data set with the names of its classes."""
-    has_names = any((folder / name).is_file() for name in _NAMES)
-    return _description(folder) is not None or (_is_plain(folder) and has_names)
+    if _description(folder) is not None:
+        return True
+    parts = [] if _is_plain(folder) else _flat_parts(folder)
+    return bool(_is_plain(folder) or parts) and _names_file(folder, *parts) is not None
 
 
 def _description(folder: Path) -> Path | None:
@@ -142,12 +132,35 @@ def _is_plain(folder: Path) -> bool:
 
 def _plain(folder: Path) -> YoloSet:
     """`images` and `labels`, each perhaps with a folder a split; the classes are listed in a file of names."""
-    listing = next((folder / name for name in _NAMES if (folder / name).is_file()), None)
+    listing = _names_file(folder)
     names = {} if listing is None else _name_list(listing)
     words = {word: key for key, many in SPLITS.items() for word in many}
     parts = sorted(entry.name for entry in (folder / "images").iterdir() if entry.is_dir() and entry.name in words)
     splits = {words[part]: [f"images/{part}"] for part in parts} or {"train": ["images"]}
     return YoloSet(root=folder, file=folder, names=names, splits=splits)
+
+
+def _flat_parts(folder: Path) -> list[Path]:
+    """The folder, if label files lie beside the images in it, or those of its splits that are such folders."""
+    if has_labels_beside(folder):
+        return [folder]
+    words = [word for many in SPLITS.values() for word in many]
+    return [folder / word for word in words if (folder / word).is_dir() and has_labels_beside(folder / word)]
+
+
+def _flat(folder: Path) -> YoloSet:
+    """Label files beside the images, as LabelImg and Darknet keep them, in a folder or in one a split."""
+    parts = _flat_parts(folder)
+    listing = _names_file(folder, *parts)
+    words = {word: key for key, many in SPLITS.items() for word in many}
+    splits = {"train": ["."]} if parts == [folder] else {words[part.name]: [part.name] for part in parts}
+    names = {} if listing is None else _name_list(listing)
+    return YoloSet(root=folder, file=folder, names=names, splits=splits)
+
+
+def _names_file(*folders: Path) -> Path | None:
+    """The file of the names of the classes in one of some folders."""
+    return next((folder / name for folder in folders for name in _NAMES if (folder / name).is_file()), None)
 
 
 def _name_list(path: Path) -> dict[int, str]:
@@ -169,7 +182,10 @@ def _from_data(file: Path) -> YoloSet:
 
 def _from_yaml(file: Path) -> YoloSet:
     try:
-        content: Any = yaml.safe_load(decode_text(file.read_bytes()))
+        text = decode_text(file.read_bytes())
+        content: Any = yaml.safe_load(text)
+        if isinstance(content, dict) and content.get("names"):  # a class called `no` is no False
+            content["names"] = yaml.load(text, Loader=yaml.BaseLoader)["names"]
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from None
     except yaml.YAMLError as error:

@@ -26,6 +26,9 @@ _RESNETS: dict[tuple[tuple[int, ...], bool], tuple[str, ...]] = {
 }
 
 
+_RUNNING = ("running_mean", "running_var", "num_batches_tracked")
+
+
 @functools.lru_cache(maxsize=16)
 def encoder_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Every entry of an `Encoder`'s state_dict with its shape; nothing is allocated."""
@@ -85,6 +88,12 @@ def check_complete(path: object, tensors: Mapping[str, Tensor], config: ModelCon
         for name in shapes
         if name in tensors and not tensors[name].is_floating_point() and not name.endswith(".num_batches_tracked")
     ]
+    running = [name for name in missing if name.endswith(_RUNNING)]
+    if missing and len(running) == len(missing) == sum(name.endswith(_RUNNING) for name in shapes):
+        raise UserError(
+            f"{path}: is no {config.backbone} with BatchNorm: its norms keep no running statistics, as GroupNorm and "
+            "LayerNorm; another network is not read"
+        )
     problems = {"missing": missing, "of another shape": wrong, "not of real numbers": no_reals}
     told = [f"{len(names)} {what} ({shorten(names)})" for what, names in problems.items() if names]
     if told:
@@ -150,6 +159,9 @@ def _resnet_name(tensors: Mapping[str, Tensor]) -> str:
     )
     bottleneck = any(name.startswith("backbone.layer") and ".conv3." in name for name in tensors)
     candidates = _RESNETS.get((blocks, bottleneck), ())
+    whole = [known[0] for (counts, deep), known in _RESNETS.items() if counts[:3] == blocks[:3] and deep == bottleneck]
+    if whole and not blocks[3]:
+        raise ValueError(f"a ResNet without its last stage (layer4), perhaps of a {whole[0]}; a whole one is needed")
     if not candidates:
         raise ValueError(f"a ResNet of {'-'.join(map(str, blocks))} blocks, which is none of torchvision's")
 

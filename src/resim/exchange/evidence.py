@@ -6,19 +6,14 @@ one. Other evidence does: buffers, a config in the file or in its folder, a prog
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from resim.errors import UserError
 from resim.exchange.files import Contents, tensors_in
-from resim.exchange.inert import PassedOver
 from resim.exchange.inputs import (
     BGR_STD,
     CAFFE_MEAN,
@@ -29,11 +24,11 @@ from resim.exchange.inputs import (
     seems_unnormalised,
 )
 from resim.exchange.recognise import Form
+from resim.exchange.settings import LIST, config_text, json_of, settings_in, text_beside
+from resim.exchange.strides import dilation, more_parts
+from resim.views.photometric import MEAN, STD
 
-_OTHER_STRIDES = re.compile(r"\w*res(?:net|next)\d*(?:blur|aa)\d+\w*", re.IGNORECASE)
-_ARCHITECTURE = ("architecture", "arch", "model", "model_name", "backbone", "name")
 _CONVERTED = re.compile(r"moco|resim|torchvision", re.IGNORECASE)
-_LIST = r"['\"]?\s*[=:]\s*[\[(]([^\])]*)[\])]"
 
 
 def input_of(contents: Contents, form: Form, tensors: Mapping[str, Tensor]) -> tuple[InputForm | None, list[str]]:
@@ -44,7 +39,7 @@ def input_of(contents: Contents, form: Form, tensors: Mapping[str, Tensor]) -> t
     bottleneck = "backbone.layer1.0.conv3.weight" in tensors
     if form.name == "caffe2":
         return _caffe2(tensors), []
-    found = _from_meta(contents) or _from_config_json(contents)
+    found = _from_meta(contents) or _from_config_json(contents) or _from_settings(contents)
     if form.name == "detectron2":
         found, warnings = _detectron2(contents, form, tensors)
     else:
@@ -52,27 +47,8 @@ def input_of(contents: Contents, form: Form, tensors: Mapping[str, Tensor]) -> t
         warnings = _unstated(contents, tensors) if silent else []
     if found is not None and not bottleneck:
         found = dataclasses.replace(found, stride_in_1x1=False)
-    warnings += _dilation(contents, form)
+    warnings += dilation(contents, form) + more_parts(form)
     return (None if found is not None and found.is_ours and not found.stride_in_1x1 else found), warnings
-
-
-def refuse_other_strides(contents: Contents) -> None:
-    """Refuse timm's networks that blur or average where a plain ResNet strides: same names and shapes, other features.
-
-    Raises:
-        UserError: the config.json in the file's folder, the file's own arguments or its name say that it is one.
-    """
-    config = _json_of(contents.path.parent / "config.json")
-    sources = [("config.json", config), ("its metadata", contents.metadata), ("the file", contents.data)]
-    sources += [(f"the file's {name!r}", part) for name, part in _settings(contents)]
-    stated = [(where, str(value)) for where, part in sources for value in _texts(part, _ARCHITECTURE)]
-    for where, text in [*stated, *([] if stated else [("its name", contents.path.name)])]:
-        match = _OTHER_STRIDES.search(text)
-        if match:
-            raise UserError(
-                f"{contents.path}: is a {match[0]} ({where} says so), which blurs or averages where it strides: the "
-                "same weights give other features in a plain ResNet; --backbone timm/NAME trains such a network"
-            )
 
 
 def _detectron2(contents: Contents, form: Form, tensors: Mapping[str, Tensor]) -> tuple[InputForm | None, list[str]]:
@@ -125,10 +101,7 @@ def _from_buffers(contents: Contents, form: Form) -> InputForm | None:
 
 def _from_yaml(contents: Contents) -> InputForm | None:
     """The config.yaml that Detectron2 writes into the folder of a run."""
-    try:
-        text = (contents.path.parent / "config.yaml").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
+    text = text_beside(contents, "config.yaml")
     order, stride = (re.search(rf"^\s*{key}:\s*['\"]?(\w+)", text, re.MULTILINE) for key in ("FORMAT", "STRIDE_IN_1X1"))
     mean, std = (_yaml_list(text, key) for key in ("PIXEL_MEAN", "PIXEL_STD"))
     found = form_of_numbers(mean, std, order and order[1], "config.yaml in its folder")
@@ -144,10 +117,8 @@ def _yaml_list(text: str, key: str) -> list[float]:
 
 def _from_meta(contents: Contents) -> InputForm | None:
     """The config that MMDetection and its kin keep as text in a file."""
-    meta = contents.data.get("meta")
-    texts = [value for value in meta.values() if isinstance(value, str)] if isinstance(meta, Mapping) else []
-    text = next((value for value in texts if re.search(r"\bmean" + _LIST, value)), "")
-    mean, std = (re.search(rf"\b{name}{_LIST}", text) for name in ("mean", "std"))
+    text = config_text(contents)
+    mean, std = (re.search(rf"\b{name}{LIST}", text) for name in ("mean", "std"))
     if mean is None or std is None:
         return None
     switch = re.search(r"\b(?:bgr_)?to_rgb['\"]?\s*[=:]\s*(True|False)", text)
@@ -159,17 +130,43 @@ def _from_meta(contents: Contents) -> InputForm | None:
 
 def _from_config_json(contents: Contents) -> InputForm | None:
     """timm's mean and deviation, in config.json, from 0 to 1."""
-    config = _json_of(contents.path.parent / "config.json")
+    config = json_of(contents.path.parent / "config.json")
+    if "model_type" in config:
+        return _from_transformers(contents, config)
     own = config.get("pretrained_cfg")
     own = own if isinstance(own, Mapping) else config
-    mean, std = (own.get(name) for name in ("mean", "std"))
-    if "architecture" not in config or not isinstance(mean, list) or not isinstance(std, list):
+    return _scaled(own.get("mean"), own.get("std"), "config.json in its folder") if "architecture" in config else None
+
+
+def _from_transformers(contents: Contents, config: Mapping[str, Any]) -> InputForm | None:
+    """What transformers keeps beside its weights: preprocessor_config.json, and where a bottleneck strides."""
+    images = json_of(contents.path.parent / "preprocessor_config.json")
+    stated = _scaled(images.get("image_mean"), images.get("image_std"), "preprocessor_config.json in its folder")
+    if config.get("downsample_in_bottleneck") is not True:
+        return stated
+    found = stated or _scaled(MEAN, STD, "")
+    evidence = f"{stated.evidence} and config.json" if stated else "config.json in its folder"
+    return found and dataclasses.replace(found, stride_in_1x1=True, evidence=evidence)
+
+
+def _from_settings(contents: Contents) -> InputForm | None:
+    """The mean and deviation, from 0 to 1, among the arguments that timm's train.py keeps in its checkpoints."""
+    for name, part in settings_in(contents):
+        found = _scaled(part.get("mean"), part.get("std"), f"the file's {name!r}")
+        if found is not None:
+            return found
+    return None
+
+
+def _scaled(mean: object, std: object, evidence: str) -> InputForm | None:
+    """The input form of a mean and a deviation from 0 to 1; None for anything else."""
+    if not isinstance(mean, (list, tuple)) or not isinstance(std, (list, tuple)):
         return None
-    numbers = [*mean, *std]
-    if not all(isinstance(value, (int, float)) for value in numbers):
+    numbers = [value for value in (*mean, *std) if isinstance(value, (int, float)) and 0 <= value <= 1]
+    if len(numbers) != len(mean) + len(std):
         return None
     scaled = [255.0 * value for value in numbers]
-    return form_of_numbers(scaled[: len(mean)], scaled[len(mean) :], "RGB", "config.json in its folder")
+    return form_of_numbers(scaled[: len(mean)], scaled[len(mean) :], "RGB", evidence)
 
 
 def _unstated(contents: Contents, tensors: Mapping[str, Tensor]) -> list[str]:
@@ -184,34 +181,3 @@ def _unstated(contents: Contents, tensors: Mapping[str, Tensor]) -> list[str]:
             "says more: it is read as taking normalised RGB with strides in the 3 x 3"
         ]
     return []
-
-
-def _dilation(contents: Contents, form: Form) -> list[str]:
-    for name, part in _settings(contents):
-        if any(part.get(key) is True for key in ("dilation", "dc5")):
-            return [f"its {name} say that its last stage is dilated; it is read with strides, and C5 will differ"]
-    segmenter = re.compile(r"(classifier\.\d\.convs|decode_head|aux_classifier)\.")
-    if any(segmenter.match(short) for short in form.state.bare):
-        return ["it is of a segmentation network, whose last stages are usually dilated; it is read with strides"]
-    return []
-
-
-def _settings(contents: Contents) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Arguments and settings in a file, of whatever class they were."""
-    for name in ("args", "opt", "hyper_parameters", "hparams", "cfg", "config"):
-        part = contents.data.get(name)
-        if isinstance(part, PassedOver):
-            yield name, part.entries()
-        elif isinstance(part, Mapping):
-            yield name, {key: value for key, value in part.items() if isinstance(key, str)}
-
-
-def _texts(part: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
-    return [value for name in names if isinstance(value := part.get(name), str)]
-
-
-def _json_of(path: Path) -> Mapping[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        config = json.loads(path.read_text(encoding="utf-8"))
-        return config if isinstance(config, dict) else {}
-    return {}

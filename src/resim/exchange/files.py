@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +30,8 @@ _NOT_WEIGHTS = {
     b"BZh": "compressed with bzip2: unpack it first",
     b"\xfd7zXZ": "compressed with xz: unpack it first",
     b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack it first",
-    b"\x93NUMPY": "a single array of NumPy's: save a state_dict",
+    b"\x93NUMPY": "a file of NumPy's (.npy): save a state_dict",
+    b"\x08\x08\x12\x07pytorch": "an ONNX file, which is written and never read: name the checkpoint it was made from",
 }
 _IN_FOLDERS = (
     "checkpoints/last.pt", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
@@ -59,7 +61,6 @@ class Contents:
 
 def read_contents(path: str | Path) -> Contents:
     """Open a file of weights with all its shards, or the one in a run's or hub folder, or `torchvision:NAME`.
-
 
     Raises:
         UserError: it cannot be read, is damaged, is no such file, or asks for commands to be run.
@@ -111,7 +112,7 @@ def _read_file(path: Path) -> Contents:
     if not head:
         raise UserError(f"{path}: is empty (0 bytes)")
     for start, what in _NOT_WEIGHTS.items():
-        if head.lower().startswith(start.lower()):
+        if head.lstrip().lower().startswith(start.lower()):
             raise UserError(f"{path}: is {what}")
     if head[257:262] == b"ustar":
         raise UserError(f"{path}: is a tar archive: unpack it, and name a file of weights in it")
@@ -125,7 +126,7 @@ def _read_file(path: Path) -> Contents:
             data = read_pickle(path.read_bytes(), with_tensors(reading, path))
         else:
             data = read_torch(path.read_bytes(), path, reading)
-        data = plain(data)
+        data = _with_text_keys(plain(data))
     except UserError:
         raise
     except Exception as error:  # a damaged file can raise anything
@@ -137,6 +138,19 @@ def _read_file(path: Path) -> Contents:
     return Contents(
         path=path, size=size, form=form, data=data, metadata=metadata, passed_over=tuple(reading.passed_over)
     )
+
+
+def _with_text_keys(data: Any) -> Any:
+    """The same with names as text, which a pickle of Python 2 keeps as bytes; a value that is such a dictionary too."""
+    if not isinstance(data, dict):
+        return data
+    names = [name.decode("ascii") if isinstance(name, bytes) and name.isascii() else name for name in data]
+    values = [_with_text_keys(value) if _has_bytes(value) else value for value in data.values()]
+    return dict(zip(names, values, strict=True)) if len({*names}) == len(names) else data
+
+
+def _has_bytes(value: object) -> bool:
+    return isinstance(value, dict) and any(isinstance(name, bytes) for name in value)
 
 
 def _read_shards(path: Path) -> Contents:
@@ -189,6 +203,8 @@ def _form(path: Path, head: bytes) -> str:
         return "pickle"
     if path.suffix == ".onnx":
         raise UserError(f"{path}: ONNX files are written, not read: name the checkpoint it was made from")
+    if head.isascii() and all(letter.isprintable() or letter.isspace() for letter in head.decode()):
+        raise UserError(f"{path}: is a text, not a file of weights; it begins with {head.decode().strip()[:60]!r}")
     return "torch"
 
 
@@ -203,6 +219,8 @@ def _told(error: Exception, size: int) -> str:
     if isinstance(error, pickle.UnpicklingError):
         when = " when it is read" if re.match(r"it asks for \S+$", text) else ""
         return f"refused: {text}{when}, and only tensors, arrays and plain data are read"
+    if isinstance(error, zipfile.BadZipFile):
+        text = "a zip archive that is cut off: download or copy the file again"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     what = "safetensors file" if isinstance(error, SafetensorError) else "file of weights"
     return f"damaged, or no {what} ({size} bytes; {lines[0][:120] if lines else type(error).__name__})"

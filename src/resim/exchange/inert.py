@@ -165,6 +165,14 @@ def is_tensor(value: object) -> bool:
     return isinstance(value, (Tensor, SavedTensor)) or (isinstance(value, NumberArray) and value.is_number)
 
 
+def is_same_tensor(one: object, other: object) -> bool:
+    """Whether two entries of a file are the same numbers in the same memory."""
+    if isinstance(one, SavedTensor) and isinstance(other, SavedTensor):
+        same = one.storage is other.storage and one.offset == other.offset
+        return same and (one.shape, one.stride, one.dtype) == (other.shape, other.stride, other.dtype)
+    return one is other
+
+
 def shape_of(value: object) -> tuple[int, ...]:
     """The shape of a tensor or an array; () for one of another kind."""
     return tuple(value.shape) if isinstance(value, (Tensor, SavedTensor, NumberArray)) else ()

@@ -104,7 +104,7 @@ def state_licence(weights: Weights, licence: str | None) -> Weights:
 def licence_line(licence: str | None, source: str) -> str:
     """For a person: the licence, and where it is taken from."""
     if licence is None:
-        return f"licence: unknown: taken from nowhere ({source}); --licence states that of your own weights"
+        return f"licence: unknown, {source}; --licence states that of your own weights"
     if licence.casefold().startswith("cc-by-nc-4.0"):
         text = "CC-BY-NC 4.0 (as published): not for commercial use, and neither is what is made from it"
         return f"licence: {text}; taken from {source}"

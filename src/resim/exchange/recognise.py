@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from resim.exchange.inert import shape_of
+from resim.exchange.inert import is_same_tensor, shape_of
+from resim.exchange.others import what_it_holds
 from resim.exchange.pyramids import find_pyramid
 from resim.exchange.schemes import SCHEMES, Scheme, is_counter, numbered
 from resim.exchange.states import State, find_states
@@ -87,7 +88,7 @@ def recognise(data: Mapping[str, object], prefix: str | None = None) -> Form:
     states = find_states(data)
     networks = find_networks(states)
     if not networks:
-        raise ValueError(f"no ResNet{_what_it_holds(data, states)}")
+        raise ValueError(f"no ResNet{what_it_holds(data, states)}")
     labels = [network.label for network in networks]
     if prefix is None:
         chosen = min(networks, key=_preference)
@@ -97,10 +98,17 @@ def recognise(data: Mapping[str, object], prefix: str | None = None) -> Form:
             n for n in networks if name in (n.prefix.strip("."), n.label.partition(".")[2].strip("."))
         ]
         if not wanted:
-            raise ValueError(f"no ResNet below --prefix {prefix!r}; those in it are below {_quoted(labels)}")
+            there = ", ".join(repr(label) if label else "its top" for label in labels)
+            raise ValueError(f"no ResNet below --prefix {prefix!r}; those in it are below {there}")
         chosen = wanted[0]
-    others = [n for n in networks if n is not chosen and n.is_whole]
+    others = [n for n in networks if n is not chosen and n.is_whole and not _is_same(n, chosen)]
     return _form(chosen, [network for network in networks if network.state is chosen.state], others)
+
+
+def _is_same(network: Network, other: Network) -> bool:
+    """Whether two names stand for one network, as an attribute and a part of an `nn.Sequential` may."""
+    one, two = ({ours: n.state.entries[name] for name, ours in n.ours().items()} for n in (network, other))
+    return one.keys() == two.keys() and all(is_same_tensor(one[name], two[name]) for name in one)
 
 
 def find_networks(states: Sequence[State]) -> list[Network]:
@@ -211,35 +219,3 @@ def _head(state: State, prefix: str, ours: Mapping[str, str]) -> dict[str, str]:
         if not biases or len(first) != 2 or len(last) != 2 or first != (*top, *top) or last[1:] != top:
             return {}
     return {name: f"head.{place}" for place, name in places.items()}
-
-
-def _what_it_holds(data: Mapping[str, object], states: Sequence[State]) -> str:
-    """What a file without a ResNet has: an example of its names, what they look like, the keys at its top."""
-    names = [name for state in states for name in state.entries]
-    if any(re.fullmatch(r"blobs|conv1_w", name) for name in (*names, *data)):
-        return "; it is a Caffe2 (Detectron 1) ResNet without the blobs of its blocks"
-    if not names:
-        return f", and no tensors at all (its keys are {_quoted(list(data))})" if data else ", it is empty"
-    example = f" (its names are like {min(names)!r})"
-    kind = next((kind for pattern, kind in _OTHER_NETWORKS if any(re.search(pattern, name) for name in names)), "")
-    looks = f", which looks like {kind}" if kind else ""
-    places = [state.label("") or "its top" for state in states[:4]]
-    return f"{example}{looks}; {len(names)} entries below {', '.join(places)}; keys at its top: {_quoted(list(data))}"
-
-
-_OTHER_NETWORKS = (
-    (r"blocks\.\d+\.attn\.|encoder\.layer\.\d+\.attention|encoder_layer_\d", "a vision transformer"),
-    (r"layers\.\d\.blocks\.\d+\.(attn|norm1)", "a Swin transformer"),
-    (r"stages\.\d\.(blocks\.)?\d+\.(dwconv|conv_dw|depthwise_conv|gamma)", "a ConvNeXt"),
-    (r"denseblock1", "a DenseNet"),
-    (r"layer0\.(conv1|0)", "a squeeze-and-excitation ResNet of an old form"),
-    (r"blocks\.\d+\.\d+\.conv_(pw|dw)|_blocks\.\d+\._depthwise", "an EfficientNet"),
-    (r"stages\.\d\.blocks\.\d+\.(conv1|norm1)", "a ResNet v2 or RegNet"),
-    (r"features\.\d+\.weight", "a VGG or AlexNet"),
-    (r"block\.\d\.\d|trunk_output\.block", "a RegNet"),
-)
-
-
-def _quoted(names: Sequence[str], at_most: int = 8) -> str:
-    shown = ", ".join(repr(name) for name in names[:at_most])
-    return shown + (f", ... {len(names)} in all" if len(names) > at_most else "")

@@ -70,7 +70,7 @@ def _read_zip(data: bytes, path: Path, reading: Reading, depth: int) -> Any:
             if entry.compress_type != zipfile.ZIP_STORED and not entry.filename.startswith(code)
         ]
         if packed:  # torch.save never does it, and little can unpack to much
-            raise UserError(f"{path}: {packed[0]} in it is compressed, as torch.save does not do; save it anew")
+            raise UserError(f"{path}: {packed[0]} in it is compressed, as torch.save does not do; save it again")
         check_archive(io.BytesIO(data), path)
         if not has_checksums(entries):
             for entry in entries:

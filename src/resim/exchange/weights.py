@@ -22,13 +22,14 @@ from resim.exchange.architecture import (
     refuse_infinite,
     shorten,
 )  # fmt: skip
-from resim.exchange.evidence import input_of, refuse_other_strides
+from resim.exchange.evidence import input_of
 from resim.exchange.files import Contents, read_contents, tensors_in
 from resim.exchange.inputs import fold_input
 from resim.exchange.licence import licence_of_export, licence_of_file, licence_of_run
 from resim.exchange.recognise import Form, recognise
 from resim.exchange.schemes import with_statistics
 from resim.exchange.states import find_states
+from resim.exchange.strides import refuse_other_strides
 from resim.model.backbone import CAFFE
 from resim.model.encoder import ModelConfig
 from resim.training.config import Recipe
@@ -98,7 +99,7 @@ def weights_in(contents: Contents, prefix: str | None = None) -> Weights:
     """The same of a file that is open already, and of the network below `prefix` where there are several."""
     if is_own(contents):
         if prefix is not None:
-            raise UserError(f"{contents.path}: is resim's own, which has one network: leave --prefix away")
+            raise UserError(f"{contents.path}: is resim's own, which has one network: leave --prefix out")
         return _own_safetensors(contents) if "resim" in contents.metadata else _own_checkpoint(contents)
     return _foreign(contents, prefix)
 
@@ -237,9 +238,14 @@ def _foreign(contents: Contents, prefix: str | None = None) -> Weights:
 
 
 def _several(form: Form) -> str:
-    taken = form.network.label or "the file's own names"
-    there = ", ".join(repr(label) for label in form.others[:6]) + (", ..." if len(form.others) > 6 else "")
-    return f"taken is the network below {taken!r}; there are others below {there} (resim import --prefix takes one)"
+    taken = f"below {form.network.label!r}" if form.network.label else "at the top of the file"
+    there = ", ".join(repr(label) if label else "its top" for label in form.others[:6]) + (
+        ", ..." if len(form.others) > 6 else ""
+    )
+    return (
+        f"the network {taken} is read; there are others below {there} (resim import FILE --prefix PREFIX --out "
+        "start.pt writes another one to a file that every verb reads)"
+    )
 
 
 def _others(form: Form) -> str:

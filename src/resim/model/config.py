@@ -27,7 +27,7 @@ class ModelConfig:
     fpn_norm: bool = False
     """BatchNorm after each FPN convolution, which then has no bias."""
     conv_width: int = 128
-    """Channels of the convolution through which a C level is seen."""
+    """Output channels of the convolution on a C level's map."""
     dim: int = 128
     """Width of the global vector."""
     queue_size: int = 65536

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from resim.counts import counted
 from resim.errors import UserError
 from resim.pictures.drawing import printable
 from resim.pictures.windows import LevelWindows, PairPicture, draw_pairs
@@ -122,6 +123,6 @@ def preview(paths: Sequence[str], views: ViewsConfig, levels: Sequence[Level], *
     order = np.random.default_rng([4, seed]).permutation(len(paths))[:count]
     samples = [sample for i in order if (sample := dataset[(0, int(i))])[3] >= 0]
     if not samples:
-        raise UserError(f"none of {len(order)} images can be decoded, for example {paths[int(order[0])]}")
+        raise UserError(f"none of {counted(len(order), 'image')} can be decoded, for example {paths[int(order[0])]}")
     batch = collate(samples)
     return draw_pairs(batch_pictures(batch, batch.views(views), levels, paths, len(batch)))

@@ -25,7 +25,7 @@ class LinearConfig:
     """SGD of the published linear probe; every default is MoCo's."""
 
     epochs: int = 100
-    """Times that every image is seen."""
+    """Passes over the images."""
     lr: float = 30.0
     """Learning rate at the start, for the batch size as it is."""
     steps: tuple[int, ...] = (60, 80)

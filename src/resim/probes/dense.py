@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from resim.counts import counted
 from resim.errors import UserError
 from resim.probes.features import Network, plain_draw, read_views, to_images
 from resim.probes.label_maps import VOID
@@ -95,7 +96,7 @@ def dense_maps(
             told(what, len(indices), len(images))
     if not kept:
         reason = f"{bad[0].path}: {bad[0].reason}"
-        raise UserError(f"{images.source}: none of {len(images)} images can be decoded ({reason})")
+        raise UserError(f"{images.source}: none of {counted(len(images), 'image')} can be decoded ({reason})")
     cut = {level: values[: len(kept)] for level, values in maps.items()}
     return DenseMaps(maps=cut, kept=np.array(kept, dtype=np.int64), bad=tuple(bad))
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from resim.counts import counted
 from resim.errors import UserError
 from resim.model.encoder import Encoder
 from resim.probes.labels import ProbeImages
@@ -144,7 +145,7 @@ def pooled_features(
             told(len(indices))
     if not kept:
         raise UserError(
-            f"{images.source}: none of {len(images)} images can be decoded ({bad[0].path}: {bad[0].reason})"
+            f"{images.source}: none of {counted(len(images), 'image')} can be decoded ({bad[0].path}: {bad[0].reason})"
         )
     return Features(
         vectors={name: torch.cat(parts) for name, parts in rows.items()},

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from resim.counts import counted
 from resim.detection.masks import to_rle
 from resim.detection.records import Record
 from resim.errors import UserError
@@ -168,8 +169,8 @@ def _read_all(images: LabelledImages, size: int, void: Sequence[int], progress: 
             if progress is not None and (index + 1) % 32 == 0:
                 progress(32)
     if not kept:
-        raise UserError(f"{images.source}: none of {len(bad)} label maps can be used ({bad[0]})")
-    notes = (f"{len(bad)} images are left out, their label map cannot be used: {bad[0]}",) if bad else ()
+        raise UserError(f"{images.source}: none of {counted(len(bad), 'label map')} can be used ({bad[0]})")
+    notes = (f"left out: {counted(len(bad), 'image')} whose label map cannot be used: {bad[0]}",) if bad else ()
     return kept, np.stack(maps), notes
 
 

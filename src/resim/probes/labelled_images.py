@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from resim.counts import counted
 from resim.detection.records import Record
 from resim.probes.label_files import Colour
 
@@ -37,7 +38,7 @@ class LabelledImages:
         return len(self.images)
 
     def __str__(self) -> str:
-        return f"{len(self)} images ({self.kind}) of {self.source}"
+        return f"{counted(len(self), 'image')} ({self.kind}) of {self.source}"
 
     def take(self, indices: Sequence[int] | np.ndarray) -> LabelledImages:
         """Some of the images, in the order given."""
@@ -55,9 +56,16 @@ class LabelledImages:
         return self.take(np.sort(np.random.default_rng([9, seed]).permutation(len(self))[:most]))
 
 
-def left_out(names: Sequence[str], what: str) -> tuple[str, ...]:
-    """The note that counts images or label maps left out, with the first few names; none if there are none."""
+def left_out(names: Sequence[str], what: str, many: str) -> tuple[str, ...]:
+    """The note that counts images or label maps left out, with the first few names; none if there are none.
+
+    Args:
+        names: of the files.
+        what: one of them, such as "image without a label map".
+        many: several of them.
+    """
     if not names:
         return ()
     shown = ", ".join(Path(name).name for name in names[:_EXAMPLES])
-    return (f"{len(names)} {what}: {shown}{', ...' if len(names) > _EXAMPLES else ''}",)
+    count = counted(len(names), what, many)
+    return (f"left out: {count}: {shown}{', ...' if len(names) > _EXAMPLES else ''}",)

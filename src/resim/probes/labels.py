@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
+from resim.counts import counted
 from resim.errors import UserError
 from resim.probes.shards import TarImage, find_shards, read_shards
 from resim.views.decode import BadImageError, Photo
@@ -83,7 +84,7 @@ class ProbeImages:
     def __str__(self) -> str:
         if self.labels is None:
             return f"{len(self)} unlabelled images of {self.source}"
-        return f"{len(self)} images of {len(self.classes)} classes ({self.kind}) of {self.source}"
+        return f"{counted(len(self), 'image')} of {len(self.classes)} classes ({self.kind}) of {self.source}"
 
 
 def read_sets(
@@ -108,7 +109,9 @@ def read_sets(
         return train, train
     held_out = stratified(train.labels, test_share, seed)
     if not held_out.any() or held_out.all():
-        raise UserError(f"{data}: {len(train)} images are too few to hold some out: name others with --test")
+        raise UserError(
+            f"{data}: {counted(len(train), 'image')} cannot be split into two parts: name others with --test"
+        )
     return train.take(np.flatnonzero(~held_out)), train.take(np.flatnonzero(held_out))
 
 

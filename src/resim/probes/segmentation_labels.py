@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from resim.counts import counted
 from resim.detection.coco import read_coco
 from resim.errors import UserError
 from resim.probes.label_files import label_files, pair_files, read_names
@@ -62,7 +63,8 @@ def read_labelled_sets(
     order = np.random.default_rng([10, seed]).permutation(len(whole))
     held_out = max(1, round(test_share * len(whole)))
     if held_out >= len(whole):
-        raise UserError(f"{data}: {len(whole)} labelled images are too few to hold some out: name others with --test")
+        few = counted(len(whole), "labelled image")
+        raise UserError(f"{data}: {few} cannot be split into two parts: name others with --test")
     rest, chosen = whole.take(np.sort(order[held_out:])), whole.take(np.sort(order[:held_out]))
     return rest, replace(chosen, notes=())
 
@@ -179,8 +181,8 @@ def _read_pair(images: Path, labels: Path, *, source: str) -> LabelledImages:
         raise UserError(f"{images}: holds no images beside the label maps of {labels}")
     pairs = pair_files(paths, root, labels)
     names, colours = read_names((labels, labels.parent, root.parent))
-    notes = left_out(pairs.without_label, "images have no label map and are left out")
-    notes += left_out(pairs.without_image, "label maps belong to no image and are left out")
+    notes = left_out(pairs.without_label, "image without a label map", "images without a label map")
+    notes += left_out(pairs.without_image, "label map without an image", "label maps without an image")
     return LabelledImages(
         source=source, kind="label maps", images=pairs.images, labels=pairs.labels, names=names, colours=colours,
         notes=notes,
@@ -195,9 +197,11 @@ def _read_coco(path: Path, images: Path | None) -> LabelledImages:
     crowds = sum(int(record.crowd.sum()) for record in data.records)
     notes = list(data.repairs.lines())
     if boxes:
-        notes.append(f"{path}: {boxes} objects have no mask: the pixels of their boxes that no mask covers are void")
+        notes.append(
+            f"{path}: no mask for {counted(boxes, 'object')}: pixels of such boxes that no mask covers are void"
+        )
     if crowds:
-        notes.append(f"{path}: {crowds} crowd regions: their pixels that no object covers are void")
+        notes.append(f"{path}: {counted(crowds, 'crowd region')}: their pixels that no object covers are void")
     return LabelledImages(
         source=str(path),
         kind="COCO masks",

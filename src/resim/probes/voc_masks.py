@@ -66,7 +66,7 @@ def read_voc_masks(root: Path, part: str, labels: Path | None) -> LabelledImages
         labels=tuple(images.values()),
         names=names or dict(enumerate(("background", *CLASSES))),
         colours=colours or voc_colours(),
-        notes=left_out(missing, "listed images lack their picture or their mask and are left out"),
+        notes=left_out(missing, "listed image without picture or mask", "listed images without picture or mask"),
     )
 
 

@@ -26,7 +26,7 @@ class OptimConfig:
     """The optimisation over a number of epochs. Source: Xiao et al., ICCV 2021, section 4.1; He et al., 1911.05722."""
 
     epochs: int = 200
-    """Times that every image is seen."""
+    """Passes over the images."""
     batch_size: int = 256
     """Images a step, over all processes; an incomplete last batch is dropped. --lr is not rescaled with it: the linear
     rule is lr times the new batch over the recipe's."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from resim.counts import counted
+
 _MOST_WAITING = 0.03  # share of the time, as `resim bench` has it
 
 
@@ -22,7 +24,8 @@ def forecast(*, seconds: float, steps: int, left: int, waiting: float, workers: 
     until = time.strftime("%a %d %b %Y %H:%M", time.localtime(now + rest))
     share = f"{waiting:.0%} of the time is spent waiting for images"
     if waiting > _MOST_WAITING:
-        limit = f"the loader limits ({share}; {workers} loader processes): more --workers, or ask resim bench"
+        loaders = counted(workers, "loader process", "loader processes")
+        limit = f"the loader limits ({share}; {loaders}): raise --workers, or measure by resim bench"
     else:
         limit = f"the step limits ({share})"
     return f"all of it takes about {long(rest)}, until {until}; {limit}"

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from resim.counts import counted
 from resim.errors import UserError
 from resim.model.resim import ReSim
 from resim.pictures.curves import draw_curves
@@ -214,7 +215,8 @@ def _steps_per_epoch(recipe: Recipe, paths: PathList, processes: Processes, comm
         fits = images // group * group
         remedy = f"--batch-size {fits}" if fits else f"--batch-size {images} --group-size {images}"
         others = f"; {paths.passed}" if paths.passed else ""
-        told = f"{images} images are fewer than one batch of {batch}: set {remedy}, or add images{others}"
+        few = "1 image is" if images == 1 else f"{images} images are"
+        told = f"{few} fewer than one batch of {batch}: set {remedy}, or add images{others}"
         raise UserError(told + _fitted(recipe, images, fits or images, min(group, images), command))
     if batch % (processes.count * group):
         raise UserError(
@@ -279,7 +281,7 @@ def _greet(
     levels = ", ".join(level.name for level in model.levels) or "no regions"
     progress.say(
         f"{recipe.name}: {model.backbone}, {levels}, {recipe.views.image_size} px, {data['images']} images, "
-        f"{optim.epochs} epochs of {steps} steps of {optim.batch_size}"
+        f"{counted(optim.epochs, 'epoch')} of {counted(steps, 'step')} of {optim.batch_size}"
     )
     how = tell_precision(precision, processes.device)
     where = f"on {processes.count} x {device}, {how}, {workers} loader processes; the run's folder is {out}"

@@ -92,7 +92,7 @@ def start_processes(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator
         UserError: a GPU was asked for and there is none.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no GPU is to be seen; use --device cpu, or look at the output of nvidia-smi")
+        raise UserError("--device cuda: no GPU is available: use --device cpu, or check the output of nvidia-smi")
     kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_count = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

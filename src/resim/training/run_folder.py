@@ -131,7 +131,7 @@ def _remedy(out: Path, changed: list[str]) -> str:
     longer = next((change.split() for change in changed if change.startswith("--epochs ")), None)
     if longer and int(longer[3]) > int(longer[1]):
         more = f"--start-from {out} --start-epoch {longer[1]} --epochs {longer[3]}"
-        return f"; the schedule hangs on the epochs: to train longer begin a run with {more} and another --out"
+        return f"; the schedule depends on the epochs: to train longer begin a run with {more} and another --out"
     return f"; leave these options out to go on in {out}, or name another --out"
 
 

@@ -11,6 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from resim.views.foreign import what_it_is
 from resim.views.shards import open_bytes
 from resim.views.tones import Samples, dark_fault, gray_8_bits, samples_of, tiff_fault
 
@@ -44,7 +45,7 @@ class Photo:
         except Exception as error:  # decoders raise what they like; one file must not stop a run
             if image is not None:
                 image.close()
-            fault = tiff_fault(path) if isinstance(error, UnidentifiedImageError) else ""
+            fault = (tiff_fault(path) or what_it_is(path)) if isinstance(error, UnidentifiedImageError) else ""
             raise BadImageError(fault or f"{type(error).__name__}: {error}") from None
         self._image, self._samples = image, samples
         self._name = path if isinstance(path, str) else "an image of an archive"

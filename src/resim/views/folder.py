@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import os
+import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import numpy as np
 
 from resim.errors import UserError
 from resim.views.shards import is_shard, list_shard, member_path, split_member_path
+from resim.views.text import decode_text
 from resim.views.walk import PassedOver, ending_of, walk_files
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"})
@@ -145,13 +149,31 @@ def _add_shard(found: dict[str, str], shards: dict[str, int], tar: str) -> None:
 
 def _listed(path: str) -> Iterator[tuple[str, bool]]:
     folder = os.path.dirname(path)  # noqa: PTH120
-    with Path(path).open(encoding="utf-8-sig", errors="surrogateescape") as lines:
-        for number, line in enumerate(lines, start=1):
-            name = line.rstrip("\n\r")
-            if not name.strip() or name.startswith("#"):
-                continue
-            image = os.path.join(folder, os.path.expanduser(name))  # noqa: PTH111, PTH118
-            in_tar = split_member_path(image)
-            if not os.path.isfile(image if in_tar is None else in_tar[0]):  # noqa: PTH113
-                raise UserError(f"{path}, line {number}: {name}: there is no such file")
-            yield image, os.path.islink(image)  # noqa: PTH114
+    text = decode_text(Path(path).read_bytes())
+    lines = re.split(r"\r\n|\r|\n", text)  # not splitlines, which splits at letters that a name may have
+    for number, name in enumerate(lines, start=1):
+        if not name.strip() or name.startswith("#"):
+            continue
+        written = os.path.join(folder, os.path.expanduser(name))  # noqa: PTH111, PTH118
+        forms = (unicodedata.normalize(form, written) for form in ("NFC", "NFD"))  # one name, in two forms of Unicode
+        image = next((form for form in (written, *forms) if _is_there(form)), None)
+        if image is None:
+            raise UserError(f"{path}, line {number}: {name}: there is no such file{_nearest(written)}")
+        yield image, os.path.islink(image)  # noqa: PTH114
+
+
+def _is_there(image: str) -> bool:
+    in_tar = split_member_path(image)
+    return os.path.isfile(image if in_tar is None else in_tar[0])  # noqa: PTH113
+
+
+def _nearest(image: str) -> str:
+    """The image in a path's folder whose name is most like the path's, for a message; empty where none is."""
+    folder, name = os.path.split(image)
+    name = name.rpartition("\\")[2]  # a path of Windows
+    try:
+        there = {entry.lower(): entry for entry in sorted(os.listdir(folder)) if _is_image(entry)}  # noqa: PTH208
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(name.lower(), there, n=1, cutoff=0.75)
+    return f'; the nearest in its folder is "{there[near[0]]}"' if near else ""

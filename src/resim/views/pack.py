@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from resim.counts import counted
 from resim.errors import UserError
 from resim.views.decode import BadImageError, Photo
 from resim.views.loader import BadFile
@@ -167,7 +168,9 @@ def _write(paths: Sequence[str], folder: Path, config: PackConfig, progress: Cal
     if shard is not None:
         index[shard.path.name] = shard.close()
     if not images:
-        raise UserError(f"none of {len(paths)} images can be read, for example {bad[0].path} ({bad[0].reason})")
+        raise UserError(
+            f"none of {counted(len(paths), 'image')} can be read, for example {bad[0].path} ({bad[0].reason})"
+        )
     (folder / INDEX).write_text(json.dumps({"images": images, "shards": index}), encoding="utf-8")
     if bad:
         listed = "".join(f"{file.path}\t{file.reason}\n" for file in bad)

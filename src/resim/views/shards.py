@@ -129,7 +129,7 @@ def list_shard(tar: str, wanted: Callable[[str], bool]) -> list[Member]:
     for member in members:
         _check_name(tar, member.name)
         if not 0 <= member.offset <= member.offset + member.size <= size:
-            raise UserError(f"{tar}: is cut off within {member.name!r}: copy it anew")
+            raise UserError(f"{tar}: is cut off within {member.name!r}: copy it again")
     return [m for m in members if wanted(m.name) and not PurePosixPath(m.name).name.startswith(".")]
 
 
@@ -145,9 +145,9 @@ def _is_file(tar: str, entry: tarfile.TarInfo) -> bool:
 def _check_name(tar: str, name: str) -> None:
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:", name):
-        raise UserError(f"{tar}: {name!r} leads out of the archive: not read; pack it anew with plain names")
+        raise UserError(f"{tar}: {name!r} leads out of the archive: not read; pack it again with plain names")
     if any(ord(letter) < 32 for letter in name):
-        raise UserError(f"{tar}: {name!r} has control characters in it: not read; pack it anew with plain names")
+        raise UserError(f"{tar}: {name!r} has control characters in it: not read; pack it again with plain names")
 
 
 def _indexed(tar: Path) -> list[Member] | None:

@@ -19,8 +19,9 @@ NATIONAL = ("gb18030", "shift_jis", "euc_kr", "cp1252", "latin-1")
 def decode_text(data: bytes, is_right: Callable[[str], bool] | None = None) -> str:
     """The text of a file: by its byte order mark, as UTF-16 where every other byte is 0, or as UTF-8.
 
-    A text that is none of these is read in the first national encoding that `is_right` agrees to, else with its bytes
-    kept as surrogates, as Python has them in the names of files.
+    A text that is none of these, or UTF-8 by chance so that `is_right` does not agree, is read in the first national
+    encoding that `is_right` agrees to, else with the bytes that are not UTF-8 kept as surrogates, as Python has them in
+    the names of files.
 
     Args:
         data: of the file.
@@ -28,7 +29,9 @@ def decode_text(data: bytes, is_right: Callable[[str], bool] | None = None) -> s
     """
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), None) or _utf_16(data) or "utf-8"
     try:
-        return data.decode(encoding)
+        text = data.decode(encoding)
+        if encoding != "utf-8" or text.isascii() or is_right is None or is_right(text):
+            return text
     except UnicodeDecodeError:
         if encoding != "utf-8":
             return data.decode(encoding, "replace")

@@ -1,0 +1,145 @@
+"""The kinds of faults of labelled data, and what is said of each."""
+
+from __future__ import annotations
+
+KINDS: dict[str, tuple[str, str]] = {
+    "missing-image": ("image files not found", "images skipped"),
+    "other-name": ("file names that are not quite those of the files", "the only file that fits is taken"),
+    "unreadable-image": ("image files that cannot be decoded", "images skipped"),
+    "size-exchanged": ("images whose annotation exchanges width and height", "the file's are taken, which boxes fit"),
+    "image-size": ("image files of another size than their annotation says", "images skipped"),
+    "missing-annotation": ("images without a readable annotation file", "images skipped"),
+    "bad-image": ("image entries without a usable id or file_name", "images skipped"),
+    "one-id": ("image ids that stand for several files, so that an annotation may be of any of them", "files skipped"),
+    "listed-twice": ("images listed twice", "kept once"),
+    "bad-entry": ("entries that are no objects or have no id", "left out"),
+    "unknown-image": ("annotations of images that are not listed", "dropped"),
+    "image-id": ("annotations whose image_id is written otherwise than the image's id", "matched as numbers"),
+    "image-by-name": ("annotations whose image_id is the name of an image file", "matched by it"),
+    "unknown-category": ("annotations of unknown categories", "dropped"),
+    "category-by-name": ("annotations whose category_id is the name of a category", "matched by it"),
+    "only-category": ("annotations without a category_id", "taken as the only category's"),
+    "no-categories": ("files without a list of categories", "it is made from the annotations"),
+    "text-category": ("categories whose id is text", "numbered, which results files then say"),
+    "category-twice": ("categories listed twice", "kept once"),
+    "same-name": ("categories with the name of another", "taken as one class, with the lower id"),
+    "category-keypoints": ("lists of keypoints that are no list or differ between classes", "no keypoints are read"),
+    "box-form": ("bboxes in another form than a list of numbers", "read"),
+    "box-from-mask": ("annotations without a usable bbox", "it is taken from the mask"),
+    "no-box": ("annotations without a bbox of four numbers, and without a mask to take it from", "dropped"),
+    "not-finite": ("annotations with missing, NaN or infinite numbers", "dropped"),
+    "no-shares": ("YOLO lines whose numbers are no shares of the image, 0 to 1", "dropped"),
+    "keypoints-left-out": ("objects with keypoints, which are not read from YOLO files", "their boxes are read"),
+    "corners-reversed": ("boxes with their corners in reverse order", "put in order"),
+    "zero-area": ("boxes of zero area", "dropped"),
+    "outside": ("boxes wholly outside their image", "dropped"),
+    "overhang": ("boxes that reach outside their image", "clipped"),
+    "area": ("annotations without a usable area", "it is worked out from the mask, or else the box"),
+    "mask-form": ("segmentations in another form than COCO's", "read"),
+    "short-polygon": ("polygons with fewer than three points", "polygon dropped, a box stays"),
+    "bad-mask": ("masks that do not fit their image or are not COCO segmentations", "mask dropped, a box stays"),
+    "empty-mask": ("masks without a pixel", "mask dropped, a box stays"),
+    "keypoint-form": ("objects with keypoints in another form than x, y, visibility", "read"),
+    "bad-keypoints": (
+        "objects with keypoints that are not three numbers for each name of the category",
+        "taken as not labelled",
+    ),
+    "odd-flag": ("flags that are neither yes nor no", "taken as no"),
+}
+"""Faults, by kind: what is wrong, and what is done about it."""
+
+NOTES: dict[str, tuple[str, str]] = {
+    "crowd-as-objects": ("crowd regions (iscrowd 1)", "taken as objects, as --crowd-as-objects says"),
+    "no-bbox": ("annotations that give no bbox", "it is taken from the mask"),
+    "no-area": ("annotations that give no area", "it is worked out from the mask, or else the box"),
+    "ignore": ("annotations marked `ignore` and not iscrowd", "taken as objects, as COCO's evaluation does"),
+    "unnamed-keypoints": ("annotations with keypoints of a category that names none", "keypoints passed over"),
+    "no-name": ("categories without a name", "called by their id"),
+    "parent-category": ("categories that are the parent of the others and of no annotation (Roboflow)", "left out"),
+    "file-name": ("image entries without a file_name", "named by another key"),
+    "file-twice": ("image files listed under several ids", "each stays an image with its own annotations alone"),
+    "corners": (
+        "boxes that reach outside their image as COCO's x, y, width, height, while all boxes of the file fit as "
+        "corners x0, y0, x1, y1",
+        "clipped: were they written as corners?",
+    ),
+    "lvis": ("LVIS files", "scored by COCO's evaluation, which is not LVIS's: its unlisted classes are not set aside"),
+    "class-ids": ("classes with another category id than where the detector was trained", "matched by name"),
+    "class-case": ("classes in other letters than where the detector was trained", "matched all the same"),
+    "class-by-id": ("classes that have a name on one side alone", "matched by id"),
+    "unused-class": ("classes without an object that the detector does not know", "left out"),
+}
+"""What is said, but is no fault that strict reading would stop at."""
+
+_ONE = {
+    "missing-image": "image file not found",
+    "other-name": "file name that is not quite that of the file",
+    "unreadable-image": "image file that cannot be decoded",
+    "size-exchanged": "image whose annotation exchanges width and height",
+    "image-size": "image file of another size than its annotation says",
+    "missing-annotation": "image without a readable annotation file",
+    "bad-image": "image entry without a usable id or file_name",
+    "one-id": "image id that stands for several files, so that an annotation may be of any of them",
+    "listed-twice": "image listed twice",
+    "bad-entry": "entry that is no object or has no id",
+    "unknown-image": "annotation of an image that is not listed",
+    "image-id": "annotation whose image_id is written otherwise than the image's id",
+    "image-by-name": "annotation whose image_id is the name of an image file",
+    "unknown-category": "annotation of an unknown category",
+    "category-by-name": "annotation whose category_id is the name of a category",
+    "only-category": "annotation without a category_id",
+    "no-categories": "file without a list of categories",
+    "text-category": "category whose id is text",
+    "category-twice": "category listed twice",
+    "same-name": "category with the name of another",
+    "category-keypoints": "list of keypoints that is no list or differs between classes",
+    "box-form": "bbox in another form than a list of numbers",
+    "box-from-mask": "annotation without a usable bbox",
+    "no-box": "annotation without a bbox of four numbers, and without a mask to take it from",
+    "not-finite": "annotation with missing, NaN or infinite numbers",
+    "no-shares": "YOLO line whose numbers are no shares of the image, 0 to 1",
+    "keypoints-left-out": "object with keypoints, which are not read from YOLO files",
+    "corners-reversed": "box with its corners in reverse order",
+    "zero-area": "box of zero area",
+    "outside": "box wholly outside its image",
+    "overhang": "box that reaches outside its image",
+    "area": "annotation without a usable area",
+    "mask-form": "segmentation in another form than COCO's",
+    "short-polygon": "polygon with fewer than three points",
+    "bad-mask": "mask that does not fit its image or is no COCO segmentation",
+    "empty-mask": "mask without a pixel",
+    "keypoint-form": "object with keypoints in another form than x, y, visibility",
+    "bad-keypoints": "object with keypoints that are not three numbers for each name of the category",
+    "odd-flag": "flag that is neither yes nor no",
+    "crowd-as-objects": "crowd region (iscrowd 1)",
+    "no-bbox": "annotation that gives no bbox",
+    "no-area": "annotation that gives no area",
+    "ignore": "annotation marked `ignore` and not iscrowd",
+    "unnamed-keypoints": "annotation with keypoints of a category that names none",
+    "no-name": "category without a name",
+    "parent-category": "category that is the parent of the others and of no annotation (Roboflow)",
+    "file-name": "image entry without a file_name",
+    "file-twice": "image file listed under several ids",
+    "corners": (
+        "box that reaches outside its image as COCO's x, y, width, height, while all boxes of the file fit "
+        "as corners x0, y0, x1, y1"
+    ),
+    "lvis": "LVIS file",
+    "class-ids": "class with another category id than where the detector was trained",
+    "class-case": "class in other letters than where the detector was trained",
+    "class-by-id": "class that has a name on one side alone",
+    "unused-class": "class without an object that the detector does not know",
+}
+_DONE_ONCE = {
+    "images skipped": "image skipped",
+    "their boxes are read": "its box is read",
+    "called by their id": "called by its id",
+    "taken as objects, as COCO's evaluation does": "taken as an object, as COCO's evaluation does",
+    "taken as objects, as --crowd-as-objects says": "taken as an object, as --crowd-as-objects says",
+}
+
+
+def what_it_is(kind: str, count: int) -> tuple[str, str]:
+    """What is wrong, and what is done about it, for so many faults of a kind."""
+    wrong, done = KINDS.get(kind) or NOTES[kind]
+    return (_ONE[kind], _DONE_ONCE.get(done, done)) if count == 1 else (wrong, done)

@@ -1,0 +1,52 @@
+"""What a file holds in which there is no ResNet, for a message."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from resim.exchange.states import State
+
+
+def what_it_holds(data: Mapping[str, object], states: Sequence[State]) -> str:
+    """What a file without a ResNet has: an example of its names, what they look like, the keys at its top."""
+    names = [name for state in states for name in state.entries]
+    if any(re.fullmatch(r"blobs|conv1_w", name) for name in (*names, *data)):
+        return "; it is a Caffe2 (Detectron 1) ResNet without the blobs of its blocks"
+    if not names:
+        return f", and no tensors at all (its keys are {_quoted(list(data))})" if data else ", it is empty"
+    example = f" (its names are like {min(names)!r})"
+    where = [state.label("") for state in states]
+    kind = next((kind for pattern, kind in _OTHERS if any(re.search(pattern, name) for name in names)), "")
+    if all(name in _MOMENTS for name in names):
+        kind = "the state of an optimizer without its network"
+    looks = f", which looks like {kind}" if kind else ""
+    places = ", ".join(place or "its top" for place in where[:4]) + (", ..." if len(where) > 4 else "")
+    entries = "1 entry" if len(names) == 1 else f"{len(names)} entries"
+    return f"{example}{looks}; {entries} below {places}; keys at its top: {_quoted(list(data))}"
+
+
+_MOMENTS = frozenset({"momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "step"})
+_OTHERS = (
+    (r"_?flat_param", "FSDP's flat parameters: save a full state_dict (StateDictType.FULL_STATE_DICT)"),
+    (
+        r"conv\d\.(weight_(orig|g|v|bar)$|parametrizations\.weight)",
+        "a network with parametrised weights (pruning, weight norm, spectral norm): remove that before it is saved",
+    ),
+    (r"layer1\.0\.conv1\.0\.weight", "a ResNet for video"),
+    (r"layers\.\d\.blocks\.\d+\.(attn|norm1)", "a Swin transformer"),
+    (r"blocks\.\d+\.attn\.|encoder\.layer\.\d+\.attention|encoder_layer_\d", "a vision transformer"),
+    (r"stages\.\d\.(blocks\.)?\d+\.(dwconv|conv_dw|depthwise_conv|gamma)", "a ConvNeXt"),
+    (r"denseblock1", "a DenseNet"),
+    (r"layer0\.(conv1|0)", "a squeeze-and-excitation ResNet of an old form"),
+    (r"blocks\.\d+\.\d+\.conv_(pw|dw)|_blocks\.\d+\._depthwise", "an EfficientNet or MobileNet"),
+    (r"stages\.\d\.blocks\.\d+\.(conv1|norm1)", "a ResNet v2 or RegNet"),
+    (r"trunk_output\.block", "a RegNet"),
+    (r"block\.\d\.\d\.weight", "a MobileNet or EfficientNet"),
+    (r"features\.\d+\.weight", "a VGG, an AlexNet or a SqueezeNet"),
+)
+
+
+def _quoted(names: Sequence[str], at_most: int = 8) -> str:
+    shown = ", ".join(repr(name) for name in names[:at_most])
+    return shown + (f", ... {len(names)} in all" if len(names) > at_most else "")

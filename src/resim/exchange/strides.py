@@ -1,0 +1,88 @@
+"""What a file says of a network whose names and shapes are a ResNet's: other strides, dilation, further parts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from resim.errors import UserError
+from resim.exchange.files import Contents
+from resim.exchange.inert import shape_of
+from resim.exchange.recognise import Form
+from resim.exchange.settings import all_settings, config_text, json_of, settings_in, text_beside
+
+_OTHER_STRIDES = re.compile(r"\w*res(?:net|next)\d*(?:blur|aa)\d+\w*", re.IGNORECASE)
+_ARCHITECTURE = ("architecture", "arch", "model", "model_name", "backbone", "name")
+_SEGMENTER = re.compile(r"(^|\.)(classifier\.\d\.convs|decode_head|aux_classifier|aspp|ppm)\.")
+_BETWEEN = re.compile(r"((?:bam|cbam|non_?local|nl|attn|attention|eca|gc|blur\w*|maxpool)_?\d*)\.", re.IGNORECASE)
+
+
+def refuse_other_strides(contents: Contents) -> None:
+    """Refuse timm's networks that blur or average where a plain ResNet strides: same names and shapes, other features.
+
+    Raises:
+        UserError: the config.json in the file's folder, the file's own arguments or its name say that it is one.
+    """
+    config = json_of(contents.path.parent / "config.json")
+    blurs = [where for where, part in all_settings(contents) if _says_blur(part)]
+    if blurs:
+        raise UserError(
+            f"{contents.path}: blurs or averages where it strides ({blurs[0]} says aa_layer): the same weights give "
+            "other features in a plain ResNet, and are not read"
+        )
+    if config.get("model_type") == "resnet" and config.get("downsample_in_first_stage") is True:
+        raise UserError(
+            f"{contents.path}: strides in its first stage (config.json says downsample_in_first_stage): no ResNet of "
+            "torchvision's does, and it is not read"
+        )
+    sources = [("config.json", config), ("its metadata", contents.metadata), ("the file", contents.data)]
+    sources += [(f"the file's {name!r}", part) for name, part in settings_in(contents)]
+    stated = [(where, str(value)) for where, part in sources for value in _texts(part, _ARCHITECTURE)]
+    for where, text in [*stated, *([] if stated else [("its name", contents.path.name)])]:
+        match = _OTHER_STRIDES.search(text)
+        if match:
+            raise UserError(
+                f"{contents.path}: is a {match[0]} ({where} says so), which blurs or averages where it strides: the "
+                "same weights give other features in a plain ResNet; --backbone timm/NAME trains such a network"
+            )
+
+
+def _says_blur(part: Mapping[str, Any]) -> bool:
+    layer = part.get("aa_layer")
+    return bool(layer) and layer != "none"
+
+
+def _texts(part: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
+    return [value for name in names if isinstance(value := part.get(name), str)]
+
+
+def dilation(contents: Contents, form: Form) -> list[str]:
+    """A warning of stages that are dilated in place of striding, as segmentation and DC5 detectors have them."""
+    read = "it is read with strides, and its last maps will differ"
+    for name, part in all_settings(contents):
+        if any(part.get(key) is True for key in ("dilation", "dc5")) or part.get("output_stride") in (8, 16):
+            return [f"it has dilated stages in place of strides ({name} says so); {read}"]
+    text = text_beside(contents, "config.yaml") if form.name == "detectron2" else config_text(contents)
+    if re.search(r"RES5_DILATION:\s*[2-9]|\bdilations['\"]?\s*[=:]\s*[\[(][^\])]*[2-9]", text):
+        return [f"it has dilated stages in place of strides (its config says so); {read}"]
+    shapes = {short: shape_of(form.state.entries[name]) for short, name in form.state.bare.items()}
+    if any(_SEGMENTER.search(short) or _is_fcn(short, shape) for short, shape in shapes.items()):
+        return ["it is of a segmentation network, whose last stages are usually dilated; it is read with strides"]
+    return []
+
+
+def _is_fcn(short: str, shape: tuple[int, ...]) -> bool:
+    """Whether it is the first convolution of torchvision's FCN; a classifier of that name is linear."""
+    return short.endswith("classifier.0.weight") and len(shape) == 4
+
+
+def more_parts(form: Form) -> list[str]:
+    """A warning of modules that by their names may stand between the stages."""
+    prefix = form.network.prefix
+    own = [short.removeprefix(prefix) for short in form.state.bare if short.startswith(prefix)]
+    found = dict.fromkeys(match[1] for match in map(_BETWEEN.match, own) if match)
+    if not found:
+        return []
+    names = ", ".join(found)
+    return [f"it has {names} too, which a plain ResNet lacks: if they stand between its stages, its features differ"]

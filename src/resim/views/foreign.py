@@ -1,0 +1,38 @@
+"""What a file is that no decoder takes for an image, by its first bytes, and the remedy."""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+_STARTS = {
+    b"%pdf": "a PDF: save its pages as images",
+    b"<!doctype html": "a web page, not the image itself: download it again",
+    b"<html": "a web page, not the image itself: download it again",
+    b"version https://git-lfs": "a Git LFS pointer: fetch the image itself with git lfs pull",
+    b"<svg": "an SVG drawing: save it as PNG",
+    b"<?xml": "XML, perhaps an SVG drawing or a server's error: save or download it again as an image",
+    b"pk\x03\x04": "a zip archive: unpack it",
+    b"ii+\0": "a BigTIFF: save it as a TIFF of less than 4 GB, or as PNG",
+    b"mm\0+": "a BigTIFF: save it as a TIFF of less than 4 GB, or as PNG",
+    b"\xff\x0a": "JPEG XL, which is not read: save it as JPEG or PNG",
+}
+_BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"hevc": "HEIC", b"mif1": "HEIF", b"heif": "HEIF", b"avif": "AVIF"}
+
+
+def what_it_is(path: str | BinaryIO) -> str:
+    """What a file that cannot be identified is instead of an image; empty where that is not known."""
+    try:
+        if isinstance(path, str):
+            with open(path, "rb") as file:  # noqa: PTH123
+                head = file.read(64)
+        else:
+            path.seek(0)
+            head = path.read(64)
+    except (OSError, ValueError):
+        return ""
+    if not head:
+        return "an empty file (0 bytes)"
+    if head[4:8] == b"ftyp" and head[8:12] in _BRANDS:
+        return f"{_BRANDS[head[8:12]]}, which is not read: save it as JPEG or PNG"
+    text = head.lstrip().lower()
+    return next((what for start, what in _STARTS.items() if text.startswith(start)), "")
