@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ from tiny_detectors import SIZES, randomise_norms, things, tiny, tiny_images, ti
 from torch import Tensor, nn
 
 from resim.cli_compare import print_scores
-from resim.detection import train as room
 from resim.detection.checkpoint import load_detector
 from resim.detection.compare import Start, compare
 from resim.detection.config import DetectorConfig, DetectRecipe, TuneConfig
@@ -55,14 +52,6 @@ MODES = {"backbone": BACKBONE, "backbone+fpn": WITH_FPN, "c4": C4, "c4, res5": C
 SGD = TuneConfig(lr=0.01, weight_decay=0.1, norm_weight_decay=0.1)
 ADAMW = TuneConfig(lr=0.001, weight_decay=0.1, norm_weight_decay=0.1, optimizer="adamw")
 modes = pytest.mark.parametrize("config", list(MODES.values()), ids=list(MODES))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_waiting_for_the_disk() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        patch.setattr(room, "draw_curves", lambda *arguments, **more: None)
-        yield
 
 
 @pytest.fixture(scope="module")

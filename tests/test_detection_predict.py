@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from forked import on_processes
 from PIL import Image
 from pycocotools import mask as rle
 from tiny_detectors import noise, things, tiny, tiny_images, tiny_recipe
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 
 from resim.detection.checkpoint import detector_state
 from resim.detection.detector import build_detector
@@ -90,7 +90,7 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     assert {r["category_id"] for r in expected} <= {3, 7}
     assert seen == [1, 2, 3, 4, 5]
     assert detect(model_of(data), data, ONE, workers=1) == expected
-    spawn(work, args=(str(tmp_path),), nprocs=2)
+    on_processes(work, (str(tmp_path),), 2)
     for rank in range(2):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +37,6 @@ from resim.training.processes import Processes
 STEPS = 5
 RECIPE = tiny_recipe(steps=STEPS, precise_bn=2, drops=(3,), warmup_steps=2)
 EVERY: dict[str, Any] = {"eval_every": 2}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_waiting_for_the_disk() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
-
-
-@pytest.fixture(autouse=True)
-def curves_of_one_run_are_enough(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "draw_curves", lambda *arguments, **more: None)
 
 
 @pytest.fixture(scope="module")

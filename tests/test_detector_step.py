@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from forked import on_processes
 from tiny_detectors import SIZES, things, tiny, tiny_images
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 
 from resim.detection.config import TuneConfig
 from resim.detection.detector import build_detector, freeze_stages
@@ -172,7 +172,7 @@ def work(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     folder = tmp_path_factory.mktemp("processes")
-    spawn(work, args=(str(folder),), nprocs=2)
+    on_processes(work, (str(folder),), 2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

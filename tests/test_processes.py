@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from forked import on_processes
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from resim.model.collective import exchange_rows, gather_rows, inverse_order, world
@@ -171,7 +171,7 @@ def several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """The results of each of several processes."""
     processes: int = request.param
     folder = tmp_path_factory.mktemp("processes")
-    spawn(work, args=(processes, str(folder)), nprocs=processes)
+    on_processes(work, (processes, str(folder)), processes)
     return [torch.load(folder / f"{processes}-{rank}.pt") for rank in range(processes)]
 
 

@@ -1,4 +1,4 @@
-"""The command in real processes, forked from one that has imported everything: seconds of imports are spared.
+"""Real processes, forked from one that has imported everything: seconds of imports are spared.
 
 A forked process is what `python -m resim` or torchrun starts, without the interpreter's own start: it has a session,
 signals, output and an exit code of its own, and where there are several, the variables that torchrun sets.
@@ -14,12 +14,19 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from torch.multiprocessing.spawn import start_processes
+
 from resim.cli import main
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     ["resim.cli_detect", "resim.detection.train", "resim.pictures.curves", "resim.probes.online", "torch._dynamo"]
 )
+
+
+def on_processes(work: Callable[..., None], arguments: tuple[object, ...], count: int) -> None:
+    """Call `work(rank, *arguments)` on so many processes; what one of them raises is raised here."""
+    start_processes(work, arguments, count, start_method="forkserver")
 
 
 class Forked:
