@@ -127,6 +127,7 @@ def refusal(capsys: Captured, verb: str, *words: str | Path) -> str:
     return told.rstrip("\n")
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_split(capsys: Captured, coco: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     begin = ["detect", "train", str(coco), *TINY, "--seed", "3", "--out", str(out)]
@@ -154,6 +155,7 @@ def test_a_run_keeps_its_split(capsys: Captured, coco: Path, tmp_path: Path) -> 
     assert {result["image_id"] for result in found} <= set(ids(val))
 
 
+@pytest.mark.slow
 def test_a_comparison_has_one_split_for_all_its_runs(capsys: Captured, coco: Path, tmp_path: Path) -> None:
     out = tmp_path / "compared"
     words = ["compare", str(coco), "--init", "random", "other=random", "--seeds", "1", "2", *TINY, "--replicates", "3"]
@@ -193,6 +195,7 @@ def test_options_that_do_not_go_together(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_run_with_a_validation_file_cannot_take_a_split(capsys: Captured, tmp_path: Path, coco: Path) -> None:
     out = tmp_path / "run"
     words: list[Any] = [coco, "--val", str(coco), *TINY, "--out", out]

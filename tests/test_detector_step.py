@@ -194,6 +194,7 @@ def halves_apart(model: Any, batch: DetectionBatch) -> dict[str, Tensor]:
     return means
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fpn", "fpn-fixed"])
 def test_two_processes_are_the_mean_of_their_halves(
     data: DetectionData, two: list[Any], name: str, monkeypatch: pytest.MonkeyPatch
@@ -214,6 +215,7 @@ def test_two_processes_are_the_mean_of_their_halves(
         close(result["state"], {k: v for k, v in state.items() if "running_" in k}, 1e-9)
 
 
+@pytest.mark.slow
 def test_two_processes_agree_on_gradients_and_statistics(two: list[Any]) -> None:
     for name in DETECTORS:
         first, second = (result[name] for result in two)

@@ -140,6 +140,7 @@ def run(capsys: Captured, *words: str) -> list[str]:
     return [line for line in capsys.readouterr().out.splitlines() if line.startswith("licence: ")]
 
 
+@pytest.mark.slow
 def test_the_commands_say_where_a_licence_is_taken_from(capsys: Captured, tmp_path: Path) -> None:
     torch.save(published(trained(SMALL)), tmp_path / "resim.pth")
     (line,) = run(capsys, "import", str(tmp_path / "resim.pth"))

@@ -176,6 +176,7 @@ def test_words_of_a_prefix() -> None:
 # -- heads
 
 
+@pytest.mark.slow
 def test_another_head_is_left_over(tmp_path: Path) -> None:
     linear, norm = nn.Linear, nn.BatchNorm1d
     heads = {

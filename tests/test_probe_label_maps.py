@@ -172,6 +172,7 @@ def run_of(folder: Path, out: Path, **settings: Any) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_training_reads_linear_segmentation_and_is_not_changed_by_it(folder: Path, tmp_path: Path) -> None:
     plain = run_of(folder, tmp_path / "plain")
     probed = run_of(folder, tmp_path / "probed", probe_every=1, probe_data=folder)

@@ -172,6 +172,7 @@ def test_a_k_above_the_number_of_images_is_cut_and_told(capsys: Captured, run: P
     assert "k is 18, the number of training images, for --k 200" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_cannot_work(capsys: Captured, run: Path, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "folder.json").mkdir()
@@ -225,6 +226,7 @@ def test_random_is_what_the_run_started_from(run: Path) -> None:
     assert other.config == quick().model
 
 
+@pytest.mark.slow
 def test_names_in_a_table_are_told_apart(run: Path) -> None:
     last = str(run / "checkpoints" / "last.pt")
     assert [item.name for item in load_encoders([str(run)])] == ["mine"]

@@ -218,6 +218,7 @@ def test_a_pretraining_is_reported_from_its_folder(run: Path, tmp_path: Path) ->
     assert len(page.source) < MOST_BYTES
 
 
+@pytest.mark.slow
 def test_runs_are_shown_beside_each_other(run: Path, tmp_path: Path) -> None:
     second = Path(shutil.copytree(run, tmp_path / "second"))
     found = {

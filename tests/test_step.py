@@ -203,6 +203,7 @@ def test_only_the_query_encoder_is_optimised_and_all_of_it() -> None:
     assert not group["nesterov"]
 
 
+@pytest.mark.slow
 def test_the_key_encoder_moves_by_momentum_alone() -> None:
     made = stepper(torch.float64)
     run(made, 1, torch.float64)  # now the two differ

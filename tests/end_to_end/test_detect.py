@@ -13,6 +13,8 @@ from runs import TORCHRUN, Command, Ended, Run, frames_in_package, numbers, same
 
 from resim.views.scenes import write_scenes
 
+pytestmark = pytest.mark.slow
+
 STEPS = 6
 RECIPE = (
     "--recipe quick --backbone resnet18 --fpn-width 16 --rpn-regions 16 --box-regions 16 --proposals-train 30 "

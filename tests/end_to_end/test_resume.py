@@ -14,6 +14,8 @@ from runs import STEPS, numbers, pretrain_run, pretrain_words, same, state
 from resim.cli import main
 from resim.training import pretrain as loop
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("seed", [0])
 def test_killed_again_and_again_and_resumed(uninterrupted: Path, images: Path, tmp_path: Path, seed: int) -> None:

@@ -27,6 +27,7 @@ def two(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(two: Path, uninterrupted: Path) -> None:
     ours, theirs = numbers(two), numbers(uninterrupted)
     assert len(ours) == FIRST
@@ -39,6 +40,7 @@ def test_two_processes_have_the_losses_of_one(two: Path, uninterrupted: Path) ->
     assert min(abs(a - b) for a in totals for b in totals if a != b) > 1e-3
 
 
+@pytest.mark.slow
 def test_two_processes_end_with_the_state_of_one(two: Path, uninterrupted: Path) -> None:
     ours, theirs = state(two), state(uninterrupted)
     assert ours["step"] == FIRST
@@ -48,6 +50,7 @@ def test_two_processes_end_with_the_state_of_one(two: Path, uninterrupted: Path)
     assert ours["optimizer"]["param_groups"][0]["params"] == theirs["optimizer"]["param_groups"][0]["params"]
 
 
+@pytest.mark.slow
 def test_one_process_ends_what_two_began(two: Path, uninterrupted: Path, images: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(two, tmp_path / "run"))
     ended = pretrain_run(images, out, "--resume").end()
@@ -61,6 +64,7 @@ def test_one_process_ends_what_two_began(two: Path, uninterrupted: Path, images:
         assert line["loss/total"] == pytest.approx(expected["loss/total"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_two_processes_that_stop_and_resume_are_two_that_never_stopped(two: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "stopped"
     assert pretrain_run(images, out, "--stop-after", "2", processes=2).end().code == 0
@@ -71,6 +75,7 @@ def test_two_processes_that_stop_and_resume_are_two_that_never_stopped(two: Path
     assert same(ours["optimizer"], theirs["optimizer"])
 
 
+@pytest.mark.slow
 def test_two_processes_with_probes_are_two_without(two: Path, images: Path, tmp_path: Path) -> None:
     probed = tmp_path / "probed"
     probes = ("--probe-every", "1", "--probe-images", "8")
@@ -85,6 +90,7 @@ def test_two_processes_with_probes_are_two_without(two: Path, images: Path, tmp_
     assert steps == [0, 3]
 
 
+@pytest.mark.slow
 def test_probe_data_that_is_not_there_ends_all_processes(images: Path, tmp_path: Path) -> None:
     out, gone = tmp_path / "run", tmp_path / "gone"
     ended = torchrun(images, out, "--probe-every", "1", "--probe-data", str(gone)).end()
@@ -92,6 +98,7 @@ def test_probe_data_that_is_not_there_ends_all_processes(images: Path, tmp_path:
     assert ended.err.count(f"resim pretrain: {gone}: there is no such folder or file") == 1
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_told_once(images: Path, tmp_path: Path) -> None:
     ended = torchrun(images, tmp_path / "run", "--group-size", "8").end()
     assert ended.code != 0
@@ -101,6 +108,7 @@ def test_a_batch_that_does_not_fit_is_told_once(images: Path, tmp_path: Path) ->
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_torchrun_asked_to_stop_leaves_a_checkpoint(uninterrupted: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run = torchrun(images, out, "--workers", "1")
