@@ -294,6 +294,7 @@ def test_other_targets_take_the_backbone_and_name_what_is_left_out(
     assert any("fpn.output4" in line for line in lines) is not pyramid
 
 
+@pytest.mark.slow
 def test_the_backbone_of_a_c4_detector_has_its_fifth_stage(tmp_path: Path) -> None:
     run = fine_tuned(tmp_path / "run", neck="c4", masks=True)
     done = export(run, "torchvision", tmp_path / "resnet.pth")

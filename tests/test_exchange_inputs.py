@@ -291,6 +291,7 @@ def test_magnitude_converts_detectron2s_files_and_warns_of_others(tmp_path: Path
     assert "its name says Caffe" in read_weights(tmp_path / "resnet18_caffe-788b5fa3.pth").warnings[0]
 
 
+@pytest.mark.slow
 def test_every_program_that_reads_weights_says_what_was_converted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -356,6 +357,7 @@ def test_dilated_stages_are_warned_of(tmp_path: Path, name: str) -> None:
     assert "dilated" in read_weights(tmp_path / "detr.pth").warnings[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "right"),
     [

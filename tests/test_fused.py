@@ -108,6 +108,7 @@ BLOCKS = {
 }
 
 
+@pytest.mark.slow
 @needs_kernels
 @pytest.mark.parametrize("name", list(BLOCKS))
 def test_a_block_is_as_near_to_the_truth_as_its_modules(name: str, kind: str) -> None:
@@ -119,6 +120,7 @@ def test_a_block_is_as_near_to_the_truth_as_its_modules(name: str, kind: str) ->
     as_good(ours, theirs)
 
 
+@pytest.mark.slow
 @needs_kernels
 @pytest.mark.parametrize("name", list(BLOCKS))
 def test_the_way_back_changes_nothing_that_it_reads(name: str, kind: str) -> None:
@@ -250,6 +252,7 @@ def small_resnet(name: str = "resnet18", group_size: int = 4) -> nn.Module:
     return network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
 
 
+@pytest.mark.slow
 @needs_kernels
 @pytest.mark.parametrize(("name", "group_size"), [("resnet18", 4), ("resnet18", 2), ("resnet50", 4)])
 def test_a_network_is_as_near_to_the_truth_as_its_modules(

@@ -99,6 +99,7 @@ def test_a_first_error_takes_no_models_of_torchvision(tmp_path: Path) -> None:
         assert err.startswith(line), err
 
 
+@pytest.mark.slow
 def test_the_public_names_are_imported_when_they_are_used(tmp_path: Path) -> None:
     program = """
 import sys, resim

@@ -606,6 +606,7 @@ def test_windows_of_mirrored_views_show_the_same_place(shuffled: bool) -> None:
 # -- mixed precision
 
 
+@pytest.mark.slow
 def test_under_autocast_products_are_bfloat16_and_losses_float32() -> None:
     model = ReSim(small())
     views_q, views_k = (views.to("cpu", torch.float32) for views in pair(4))

@@ -111,6 +111,7 @@ def test_it_needs_a_folder() -> None:
 # -- begin and go on
 
 
+@pytest.mark.slow
 def test_where_there_is_no_run_it_begins(begun: Path, images: str, tmp_path: Path) -> None:
     assert load_checkpoint(begun / "checkpoints" / "last.pt")["step"] == 1
     assert not (begun / "resumed.jsonl").exists()

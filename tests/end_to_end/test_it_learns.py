@@ -25,7 +25,7 @@ from resim.training.log import read_metrics
 from resim.training.pretrain import pretrain
 from resim.views.scenes import write_scenes
 
-SIZE, SCENES, HELD_OUT, PAIRS = 64, 64, 128, 2048
+SIZE, SCENES, HELD_OUT, PAIRS = 64, 64, 128, 3072
 LEVELS = (
     Level(name="P4", window=32, step=16, negatives="all"),
     Level(name="P3", window=16, step=16, negatives="group"),

@@ -42,7 +42,10 @@ def rectangles(folder: Path, seed: int) -> DetectionData:
 
 @pytest.mark.slow
 def test_box_ap50_of_a_few_images_on_themselves_is_above_nine_tenths(tmp_path: Path) -> None:
-    """AP50 of the seeds 0 to 9: TODO."""
+    """Box AP50 is 1 for each of the seeds 0 to 9 of data and weights; the bound is 0.9.
+
+    Box AP of the same ten: 0.93, 0.92, 0.90, 0.87, 0.88, 0.86, 0.93, 0.93, 0.92, 0.87.
+    """
     data = rectangles(tmp_path / "data", seed=0)
     assert (len(data), data.num_objects) == (IMAGES, 2 * IMAGES)
     recipe = tiny_recipe(
