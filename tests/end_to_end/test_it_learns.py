@@ -96,6 +96,18 @@ def learned(folder: Path, seed: int) -> Learned:
 
 @pytest.mark.slow
 def test_region_features_are_learned_and_better_than_those_of_moco_v2(tmp_path: Path) -> None:
-    """Ten seeds."""
+    """What the seeds 0 to 9 of data, weights and training gave: ReSim's share of windows found again on P3, minus
+
+    * the untrained network's: 0.186 0.128 0.163 0.083 0.119 0.171 0.215 0.192 0.102 0.158, the bound is 0.04;
+    * that of MoCo v2's backbone: 0.215 0.152 0.216 0.147 0.130 0.220 0.257 0.188 0.168 0.188, the bound is 0.06;
+
+    and the rise of the share of right keys from the first quarter of the steps to the last
+
+    * on P4: 0.210 0.182 0.207 0.213 0.200 0.214 0.239 0.187 0.199 0.243, the bound is 0.1;
+    * on P3: 0.151 0.113 0.167 0.122 0.113 0.134 0.159 0.148 0.140 0.134, the bound is 0.05.
+    """
     found = learned(tmp_path, seed=0)
-    print(found)
+    assert found.over_untrained > 0.04
+    assert found.over_moco > 0.06
+    assert found.accuracy["P4"] > 0.1
+    assert found.accuracy["P3"] > 0.05
