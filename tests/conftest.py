@@ -1,14 +1,38 @@
-"""What several test files need: one thread a process, the golden data, and photographs where there are any."""
+"""What several test files need: one thread a process, nothing that only costs time, the golden data, photographs."""
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 # small tensors gain nothing from threads, and on a busy machine these wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """No test takes away the machine's power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def a_run_of_one_test_has_no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves take longer to draw than such a run to train; runs that several tests share draw theirs."""
+
+    def draw_nothing(metrics: Path, out: Path, *, title: str = "") -> Path:
+        Image.new("L", (8, 8)).save(out)
+        return out
+
+    for name in ("resim.training.pretrain", "resim.detection.train"):
+        if name in sys.modules:
+            monkeypatch.setattr(sys.modules[name], "draw_curves", draw_nothing)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from resim import recipes
+from resim.model.config import ModelConfig
 from resim.model.resim import ReSim
 from resim.regions.level import Level
 from resim.training.checkpoints import save_checkpoint
@@ -32,7 +35,12 @@ def small(*, norm: bool = False, levels: tuple[Level, ...] | None = None, backbo
 
 def trained(recipe: Recipe, seed: int = 0) -> ReSim:
     """A model in which nothing stands at its start: every norm has statistics, scales and shifts of its own."""
-    model = ReSim(recipe.model, seed=seed)
+    return copy.deepcopy(_trained(recipe.model, seed))
+
+
+@functools.lru_cache(maxsize=2)
+def _trained(config: ModelConfig, seed: int) -> ReSim:
+    model = ReSim(config, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     for name, value in model.state_dict().items():
         noise = torch.randn(value.shape, generator=generator) if value.is_floating_point() else torch.zeros(())

@@ -201,6 +201,7 @@ def test_it_is_told_once_after_the_first_steps(
 # -- detectors
 
 
+@pytest.mark.slow
 def test_a_detectors_batch_names_the_linear_rule(tmp_path: Path, capsys: Captured) -> None:
     data, recipe = things(tmp_path / "data", 2), tiny_recipe(steps=1)
     recipe = dataclasses.replace(recipe, name="quick", tune=dataclasses.replace(recipe.tune, lr=0.02))

@@ -49,6 +49,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_plain_step_is_our_step() -> None:
     recipe = small()
     alone = Processes(rank=0, count=1, device=CPU, cores=1)
@@ -138,6 +139,7 @@ def test_the_advice_by_hand() -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_command_measures_and_advises(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = ["--recipe", "quick", "--levels", "P4:window=32,step=16", "--fpn-width", "8", "--queue-size", "16"]
     size = ["--group-size", "2", "--batch-size", "4", "--image-size", "64", "--seconds", "0.01"]

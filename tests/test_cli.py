@@ -168,6 +168,7 @@ def test_preview_and_scenes_refuse_what_they_cannot_draw(capsys: Captured, image
 # -- a run, and going on with it
 
 
+@pytest.mark.slow
 def test_a_run_writes_its_settings_and_a_checkpoint(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     assert {"config.json", "metrics.jsonl", "checkpoints", "curves.png", "pictures"} <= names
@@ -219,6 +220,7 @@ def test_resume_with_another_recipe_says_what_differs(capsys: Captured, images: 
     assert "--levels P4:window=32,step=16,negatives=all,closed=false,weight=1 -> none" in line
 
 
+@pytest.mark.slow
 def test_resume_takes_the_runs_own_recipe_and_refuses_other_images(
     capsys: Captured, images: str, finished: Path, tmp_path: Path
 ) -> None:
@@ -233,6 +235,7 @@ def test_resume_takes_the_runs_own_recipe_and_refuses_other_images(
     assert "--resume with other images: the run began with 12" in line
 
 
+@pytest.mark.slow
 def test_a_truncated_checkpoint(capsys: Captured, images: str, run: Path) -> None:
     last = run / "checkpoints" / "last.pt"
     whole = last.read_bytes()

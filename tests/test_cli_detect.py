@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,13 +22,6 @@ TINY = [
     "--steps", "2", "--batch-size", "2", "--drops", "1", "--precise-bn", "0",
     "--device", "cpu", "--precision", "float32", "--workers", "0",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_waiting_for_the_disk() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +87,7 @@ def test_protocols_are_listed_and_printed_whole(capsys: Captured) -> None:
     assert DetectRecipe.from_json(json.loads(capsys.readouterr().out)) == DETECT_RECIPES["voc-c4-24k"]()
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_scores_and_where_they_are(finished: Path, coco: Path) -> None:
     config = json.loads((finished / "config.json").read_text())
     assert config["recipe"]["name"] == "quick"
@@ -104,6 +96,7 @@ def test_a_run_ends_with_scores_and_where_they_are(finished: Path, coco: Path) -
     assert len((finished / "scores.jsonl").read_text().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_with_its_own_settings(finished: Path, coco: Path, tmp_path: Path, capsys: Captured) -> None:
     out = Path(shutil.copytree(finished, tmp_path / "run"))
     words = ["detect", "train", str(coco), "--split", "train2017", "--val", "val2017", "--out", str(out), "--resume"]
@@ -112,6 +105,7 @@ def test_a_run_is_resumed_with_its_own_settings(finished: Path, coco: Path, tmp_
     assert len((out / "resumed.jsonl").read_text().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_folder_of_images_with_the_name_of_a_split_is_not_taken_for_data(
     coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +116,7 @@ def test_a_folder_of_images_with_the_name_of_a_split_is_not_taken_for_data(
     assert config["data"]["val"] == "annotations/instances_val2017.json"
 
 
+@pytest.mark.slow
 def test_evaluation_of_a_run_and_of_its_results_are_the_same(
     finished: Path, coco: Path, tmp_path: Path, capsys: Captured
 ) -> None:
@@ -232,6 +227,7 @@ def test_to_resume_needs_the_folder(capsys: Captured, coco: Path) -> None:
     assert refusal(capsys, *train(coco, "--resume")) == "--resume needs --out: the folder of the run to continue"
 
 
+@pytest.mark.slow
 def test_a_run_is_not_begun_twice_nor_resumed_as_another(capsys: Captured, coco: Path, finished: Path) -> None:
     before = {path: path.read_bytes() for path in finished.iterdir() if path.is_file()}
     data = (coco, "--split", "train2017", "--val", "val2017", "--out", finished)
@@ -259,6 +255,7 @@ def test_a_recipe_of_another_kind(capsys: Captured, coco: Path, tmp_path: Path) 
     assert "config.json: holds no recipe" in refusal(capsys, "train", coco, "--out", tmp_path, "--resume")
 
 
+@pytest.mark.slow
 def test_voc(capsys: Captured, tmp_path: Path) -> None:
     objects = {n: [xml_object("dog", (5, 5, 60, 60)), xml_object("fox", (30, 30, 90, 70))] for n in ("a", "b")}
     root = write_voc(tmp_path / "VOCdevkit", "2007", {"trainval": ["a", "b"], "test": ["b"]}, objects)
@@ -314,6 +311,7 @@ def test_evaluations_that_cannot_work(capsys: Captured, coco: Path, finished: Pa
         assert told in refusal(capsys, "eval", *words), told
 
 
+@pytest.mark.slow
 def test_predictions_that_cannot_work(capsys: Captured, coco: Path, finished: Path, tmp_path: Path) -> None:
     images = coco / "val2017"
     (tmp_path / "empty").mkdir()

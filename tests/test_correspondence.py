@@ -82,6 +82,7 @@ def test_features_mirrored_against_their_views_find_few_regions() -> None:
     assert found.accuracy < 0.5
 
 
+@pytest.mark.slow
 def test_random_vectors_find_regions_by_chance() -> None:
     # windows of 8 px at every 32 px share no cell of a map of stride 8: their answers are independent
     found = correspondence(know_nothing(), random_pairs(1000), stride=STRIDE, window=8, step=32, radius=16)

@@ -314,6 +314,7 @@ def test_a_truncated_file_is_bad(tmp_path: Path, kind: str) -> None:
     assert_bad(path, "Error: ")
 
 
+@pytest.mark.slow
 def test_an_empty_file_a_text_and_a_missing_file_are_bad(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.jpg").write_text("this is no picture\n")

@@ -116,6 +116,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["file", "annotations"])
 def test_a_run_goes_on_once_the_bad_image_is_taken_out(
     runs: Path, tmp_path: Path, how: str, capsys: pytest.CaptureFixture[str]
@@ -144,6 +145,7 @@ def test_a_run_goes_on_once_the_bad_image_is_taken_out(
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_steps")
 def test_another_image_taken_out_is_still_refused(tmp_path: Path) -> None:
     data = things(tmp_path / "data", num_images=4)
@@ -205,6 +207,7 @@ def test_a_share_of_bad_images_and_more(tmp_path: Path) -> None:
         scored_part(few, {f"{n}.png": "" for n in range(4)}, 0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_steps")
 def test_an_evaluation_in_training_leaves_bad_images_out_and_goes_on_without_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -113,6 +113,7 @@ def test_the_interval_over_seeds_is_students(seeds: int, t: float) -> None:
     assert paired_interval(under, np.zeros((seeds, 400)), seed=0) == pytest.approx(expected, abs=0.03 * half)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [1, 2, 3])
 def test_the_interval_holds_the_truth_nineteen_times_in_twenty(seeds: int) -> None:
     generator = np.random.default_rng(seeds)
@@ -162,6 +163,7 @@ def small(folder: Path) -> DetectionData:
     return data
 
 
+@pytest.mark.slow
 def test_a_comparison_goes_on_where_it_stopped_and_reuses_what_is_finished(tmp_path: Path) -> None:
     data = small(tmp_path / "data")
     starts = [Start(name="a", weights="random"), Start(name="b", weights="random")]

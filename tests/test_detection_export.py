@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from resim.cli import main
 from resim.detection import export as export_room
 from resim.detection.agreement import agreement, raw_images, settings
 from resim.detection.checkpoint import load_detector
+from resim.detection.config import DetectorConfig
 from resim.detection.detector import build_detector, freeze_stages
 from resim.detection.export import export_detector
 from resim.errors import UserError
@@ -44,18 +46,24 @@ HEADS = {
 }  # fmt: skip
 
 
-def fine_tuned(folder: Path, metadata: dict[str, str] | None = None, **fields: Any) -> Path:
-    """A run of `resim detect train` on two classes, with norms that stand nowhere near their start."""
-    config = tiny(**({"detections": 5, "score_threshold": 0.01} | fields))
-    names = ["nose", "left_eye", "right_eye"] if config.keypoints else []
-    model = build_detector(config, tiny_images(), num_classes=2, num_keypoints=len(names), seed=1)
+@functools.lru_cache(maxsize=2)
+def norms_of_their_own(config: DetectorConfig, num_keypoints: int) -> dict[str, Tensor]:
+    """The state of a detector of two classes, with norms that stand nowhere near their start."""
+    model = build_detector(config, tiny_images(), num_classes=2, num_keypoints=num_keypoints, seed=1)
     randomise_norms(model)
     freeze_stages(model, config.frozen_stages)
+    return model.state_dict()
+
+
+def fine_tuned(folder: Path, metadata: dict[str, str] | None = None, **fields: Any) -> Path:
+    """A run of `resim detect train` on two classes."""
+    config = tiny(**({"detections": 5, "score_threshold": 0.01} | fields))
+    names = ["nose", "left_eye", "right_eye"] if config.keypoints else []
     state = {
         "resim": "0", "kind": "detect", "recipe": tiny_recipe(config).to_json(), "init": "random", "step": 3,
         "classes": ['"quoted" one', "zwei \u00fc"], "category_ids": [7, 3], "keypoint_names": names,
         "keypoint_labels": [1] if names else [], "precision": "float32", "metadata": metadata or {},
-        "model": model.state_dict(),
+        "model": norms_of_their_own(config, len(names)),
     }  # fmt: skip
     save_checkpoint(folder / "checkpoints" / "last.pt", state)
     return folder
@@ -83,6 +91,7 @@ def assert_same_detections(model: Any, run: Path) -> None:
         assert torch.allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-3), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_the_printed_line_gives_the_detector_in_torchvision(tmp_path: Path, kind: str) -> None:
     run = fine_tuned(tmp_path / "run", **KINDS[kind])
@@ -98,6 +107,7 @@ def test_the_printed_line_gives_the_detector_in_torchvision(tmp_path: Path, kind
     assert_same_detections(model, run)
 
 
+@pytest.mark.slow
 def test_the_python_file_needs_no_resim(tmp_path: Path) -> None:
     run = fine_tuned(tmp_path / "run", masks=True)
     done = export_detector(run, "torchvision-detection", tmp_path / "it's a detector.pth")
@@ -108,6 +118,7 @@ def test_the_python_file_needs_no_resim(tmp_path: Path) -> None:
     assert """CLASSES = ['"quoted" one', 'zwei \\xfc']""" in text
 
 
+@pytest.mark.slow
 def test_a_folded_fpn_fits_torchvisions_own_function(tmp_path: Path) -> None:
     run = fine_tuned(tmp_path / "run", masks=True, fpn_width=256, anchor_sizes=(32, 64, 128, 256, 512))
     done = export_detector(run, "torchvision-detection", tmp_path / "det.pth", fpn_norm="plain")
@@ -119,6 +130,7 @@ def test_a_folded_fpn_fits_torchvisions_own_function(tmp_path: Path) -> None:
     assert_same_detections(executed(done.written.load), run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["batch", "frozen"])
 def test_norms_are_put_into_a_plain_fpn(tmp_path: Path, norm: str) -> None:
     run = fine_tuned(tmp_path / "run", fpn_norm=False, norm=norm)
@@ -127,6 +139,7 @@ def test_norms_are_put_into_a_plain_fpn(tmp_path: Path, norm: str) -> None:
     assert load_detector(tmp_path / "det.safetensors").recipe.detector.fpn_norm is True
 
 
+@pytest.mark.slow
 def test_the_hub_gets_the_detector_with_its_card(tmp_path: Path) -> None:
     published = {"licence": "CC-BY-NC-4.0", "origin": "published ReSim-FPN checkpoint"}
     run = fine_tuned(tmp_path / "run", published, masks=True)
@@ -153,6 +166,7 @@ def test_the_hub_gets_the_detector_with_its_card(tmp_path: Path) -> None:
         export_detector(run, "safetensors", tmp_path / "x.safetensors", licence="MIT")
 
 
+@pytest.mark.slow
 def test_an_export_is_exported_again(tmp_path: Path) -> None:
     run = fine_tuned(tmp_path / "run")
     first = export_detector(run, "torchvision-detection", tmp_path / "a.pth", licence="Apache-2.0")
@@ -166,6 +180,7 @@ def test_an_export_is_exported_again(tmp_path: Path) -> None:
 # -- what is not right is not written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
@@ -204,6 +219,7 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
     assert not (tmp_path / "hub").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exported_before", [False, True])
 def test_a_python_file_of_ones_own_stays(tmp_path: Path, exported_before: bool) -> None:
     run = fine_tuned(tmp_path / "run")
@@ -219,6 +235,7 @@ def test_a_python_file_of_ones_own_stays(tmp_path: Path, exported_before: bool) 
 # -- agreement
 
 
+@pytest.mark.slow
 def test_agreement_is_zero_of_a_detector_with_itself_and_not_of_another() -> None:
     one, other = (build_detector(tiny(masks=True), tiny_images(), num_classes=2, seed=seed).eval() for seed in (1, 2))
     assert set(agreement(one, one, raw_images()).values()) == {0.0}
@@ -226,6 +243,7 @@ def test_agreement_is_zero_of_a_detector_with_itself_and_not_of_another() -> Non
     assert settings(one) == settings(other)
 
 
+@pytest.mark.slow
 def test_a_head_that_is_missing_is_an_infinite_difference() -> None:
     masks, boxes = (build_detector(tiny(masks=m), tiny_images(), num_classes=2, seed=1).eval() for m in (True, False))
     assert agreement(masks, boxes, raw_images())["masks"] == float("inf")
@@ -240,6 +258,7 @@ def run_command(capsys: Captured, *words: str) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
+@pytest.mark.slow
 def test_the_command_tells_features_and_detections(capsys: Captured, tmp_path: Path) -> None:
     run, out = fine_tuned(tmp_path / "run", keypoints=True, box_beta=0.5), tmp_path / "det.pth"
     lines = run_command(capsys, "export", str(run), "--to", "torchvision-detection", "--out", str(out))
@@ -256,6 +275,7 @@ def test_the_command_tells_features_and_detections(capsys: Captured, tmp_path: P
     assert not (tmp_path / "hub").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("to", "pyramid"), [("torchvision", False), ("detectron2", True)])
 def test_other_targets_take_the_backbone_and_name_what_is_left_out(
     capsys: Captured, tmp_path: Path, to: str, pyramid: bool
@@ -274,6 +294,7 @@ def test_other_targets_take_the_backbone_and_name_what_is_left_out(
     assert any("fpn.output4" in line for line in lines) is not pyramid
 
 
+@pytest.mark.slow
 def test_the_backbone_of_a_c4_detector_has_its_fifth_stage(tmp_path: Path) -> None:
     run = fine_tuned(tmp_path / "run", neck="c4", masks=True)
     done = export(run, "torchvision", tmp_path / "resnet.pth")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ from tiny_detectors import SIZES, randomise_norms, things, tiny, tiny_images, ti
 from torch import Tensor, nn
 
 from resim.cli_compare import print_scores
-from resim.detection import train as room
 from resim.detection.checkpoint import load_detector
 from resim.detection.compare import Start, compare
 from resim.detection.config import DetectorConfig, DetectRecipe, TuneConfig
@@ -55,14 +52,6 @@ MODES = {"backbone": BACKBONE, "backbone+fpn": WITH_FPN, "c4": C4, "c4, res5": C
 SGD = TuneConfig(lr=0.01, weight_decay=0.1, norm_weight_decay=0.1)
 ADAMW = TuneConfig(lr=0.001, weight_decay=0.1, norm_weight_decay=0.1, optimizer="adamw")
 modes = pytest.mark.parametrize("config", list(MODES.values()), ids=list(MODES))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_waiting_for_the_disk() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        patch.setattr(room, "draw_curves", lambda *arguments, **more: None)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +115,7 @@ def is_frozen(name: str, config: DetectorConfig) -> bool:
 # -- nothing that is frozen changes, and all else is trained
 
 
+@pytest.mark.slow
 @modes
 def test_nothing_that_is_frozen_changes_by_a_bit(batch: DetectionBatch, config: DetectorConfig) -> None:
     model = built(config)
@@ -237,6 +227,7 @@ def test_without_freeze_the_graph_is_of_everything(batch: DetectionBatch) -> Non
 # -- what is computed
 
 
+@pytest.mark.slow
 @modes
 def test_the_first_losses_are_those_of_a_detector_that_is_not_frozen(
     batch: DetectionBatch, config: DetectorConfig
@@ -254,6 +245,7 @@ def test_the_first_losses_are_those_of_a_detector_that_is_not_frozen(
     assert all(value > 0 for value in losses[0].values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fpn_norm", [False, True], ids=["into plain", "into BatchNorm"])
 @pytest.mark.parametrize("file", ["both", "normed"])
 def test_the_frozen_maps_stay_those_of_the_pre_training(
@@ -281,6 +273,7 @@ def test_the_frozen_maps_stay_those_of_the_pre_training(
         assert not torch.equal(before[index], after[index])
 
 
+@pytest.mark.slow
 def test_a_frozen_run_keeps_the_backbone_and_fpn_of_its_file(
     files: dict[str, Path], data: DetectionData, tmp_path: Path
 ) -> None:
@@ -298,6 +291,7 @@ def test_a_frozen_run_keeps_the_backbone_and_fpn_of_its_file(
 # -- which parts of an FPN
 
 
+@pytest.mark.slow
 def test_parts_of_an_fpn_are_those_of_the_weights(files: dict[str, Path]) -> None:
     opened = tiny(freeze="backbone+fpn")
     assert resolve(opened, read_weights(files["both"])).frozen_fpn == RESIM_FPN
@@ -377,6 +371,7 @@ def test_frozen_trained_and_new_parts_are_printed(files: dict[str, Path]) -> Non
     assert trained.endswith("; new of these: RPN, BatchNorm after res5, box predictor")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("freeze", ["backbone", "backbone+fpn"])
 def test_an_untrained_start_is_a_baseline_without_warning(
     data: DetectionData, tmp_path: Path, freeze: Any, capsys: pytest.CaptureFixture[str]
@@ -391,6 +386,7 @@ def test_an_untrained_start_is_a_baseline_without_warning(
     assert stored["frozen_fpn"] == (list(RESIM_FPN) if freeze == "backbone+fpn" else [])
 
 
+@pytest.mark.slow
 def test_weights_without_an_fpn_are_frozen_with_a_warning(files: dict[str, Path]) -> None:
     *_, warning = lines_of(tiny(freeze="backbone+fpn"), read_weights(files["none"]))
     assert warning.startswith(f"warning: {files['none']}, ")
@@ -461,6 +457,7 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("freeze", ["none", "backbone+fpn"])
 def test_stopped_and_resumed_is_never_stopped(
     files: dict[str, Path], data: DetectionData, tmp_path: Path, freeze: Any
@@ -491,6 +488,7 @@ def test_a_run_does_not_go_on_as_another(data: DetectionData, tmp_path: Path) ->
             train_detector(recipe, tiny_run(out, resume=True), data, None, show=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [BACKBONE, WITH_FPN, C4_AND_RES5], ids=["backbone", "backbone+fpn", "c4, res5"])
 def test_a_frozen_detector_is_read_as_it_was_saved(data: DetectionData, tmp_path: Path, config: DetectorConfig) -> None:
     train_detector(tiny_recipe(config, steps=1), tiny_run(tmp_path / "run"), data, None, show=False)
@@ -501,6 +499,7 @@ def test_a_frozen_detector_is_read_as_it_was_saved(data: DetectionData, tmp_path
     assert trained == {name for name, _ in loaded.model.named_parameters() if not is_frozen(name, config)}
 
 
+@pytest.mark.slow
 def test_a_comparison_freezes_the_same_parts_in_all_runs(
     files: dict[str, Path], data: DetectionData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from forked import on_processes
 from PIL import Image
 from pycocotools import mask as rle
 from tiny_detectors import noise, things, tiny, tiny_images, tiny_recipe
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 
 from resim.detection.checkpoint import detector_state
 from resim.detection.detector import build_detector
@@ -82,6 +82,7 @@ def work(rank: int, folder: str) -> None:
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     data = things(tmp_path / "things", num_images=5)
     seen: list[int] = []
@@ -90,11 +91,12 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     assert {r["category_id"] for r in expected} <= {3, 7}
     assert seen == [1, 2, 3, 4, 5]
     assert detect(model_of(data), data, ONE, workers=1) == expected
-    spawn(work, args=(str(tmp_path),), nprocs=2)
+    on_processes(work, (str(tmp_path),), 2)
     for rank in range(2):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected
 
 
+@pytest.mark.slow
 def test_images_together_are_found_in_as_alone(tmp_path: Path) -> None:
     data = things(tmp_path, num_images=3)
     alone, together = (detect(model_of(data), data, ONE, batch=batch) for batch in (1, 2))
@@ -139,6 +141,7 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_folder_of_images(detector: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     found = predict_images(detector, [images], out, threshold=0.0, device="cpu")
@@ -202,6 +205,7 @@ def test_detections_below_the_threshold_are_summed_up(
     assert f", in {best['image_id']}: --threshold 0." in line
 
 
+@pytest.mark.slow
 def test_what_is_found_is_what_the_detector_finds(detector: Path, images: Path, tmp_path: Path) -> None:
     from resim.detection.checkpoint import load_detector
 

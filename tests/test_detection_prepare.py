@@ -122,6 +122,7 @@ def test_a_fingerprint_is_of_all_that_a_run_must_find_again(tmp_path: Path) -> N
 # -- a checkpoint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "detector",
     [

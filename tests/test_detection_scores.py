@@ -130,6 +130,7 @@ def test_the_truth_of_real_photographs_scores_one(shared: Path) -> None:
         assert values == pytest.approx(dict.fromkeys(values, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 def test_scores_are_those_of_pycocotools_on_the_file_itself(shared: Path, kind: Any) -> None:
     folder = shared / "data" / "coco543"
@@ -152,6 +153,7 @@ def test_scores_are_those_of_pycocotools_on_the_file_itself(shared: Path, kind: 
 # -- COCO by hand
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 def test_the_faster_evaluator_gives_the_same_numbers(shared: Path, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     need("faster_coco_eval", "the faster evaluator gives the same numbers", "fast-eval")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +24,6 @@ TINY = [
     "--steps", "2", "--batch-size", "2", "--drops", "1", "--precise-bn", "0",
     "--device", "cpu", "--precision", "float32", "--workers", "0",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_waiting_for_the_disk() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +127,7 @@ def refusal(capsys: Captured, verb: str, *words: str | Path) -> str:
     return told.rstrip("\n")
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_split(capsys: Captured, coco: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     begin = ["detect", "train", str(coco), *TINY, "--seed", "3", "--out", str(out)]
@@ -185,6 +177,7 @@ def test_a_run_keeps_its_split(capsys: Captured, coco: Path, tmp_path: Path) -> 
     assert "held out" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_comparison_has_one_split_for_all_its_runs(capsys: Captured, coco: Path, tmp_path: Path) -> None:
     out = tmp_path / "compared"
     words = ["compare", str(coco), "--init", "random", "other=random", "--seeds", "1", "2", *TINY, "--replicates", "3"]
@@ -224,6 +217,7 @@ def test_options_that_do_not_go_together(
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_run_with_a_validation_file_cannot_take_a_split(capsys: Captured, tmp_path: Path, coco: Path) -> None:
     out = tmp_path / "run"
     words: list[Any] = [coco, "--val", str(coco), *TINY, "--out", out]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +37,6 @@ from resim.training.processes import Processes
 STEPS = 5
 RECIPE = tiny_recipe(steps=STEPS, precise_bn=2, drops=(3,), warmup_steps=2)
 EVERY: dict[str, Any] = {"eval_every": 2}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_waiting_for_the_disk() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda descriptor: None)
-        yield
-
-
-@pytest.fixture(autouse=True)
-def curves_of_one_run_are_enough(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "draw_curves", lambda *arguments, **more: None)
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +95,7 @@ def alike(out: Path, whole: Path) -> None:
 # -- what it writes
 
 
+@pytest.mark.slow
 def test_what_a_run_writes(whole: Path, data: DetectionData, val: DetectionData) -> None:
     written = {str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file()}
     events = {name for name in written if name.startswith("tensorboard/")}
@@ -143,6 +131,7 @@ def test_the_learning_rate_and_the_losses_are_written_for_every_step(whole: Path
         assert line["loss/total"] == pytest.approx(parts, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_the_detector(whole: Path, data: DetectionData) -> None:
     state, loaded = state_of(whole), load_detector(whole)
     assert (state["step"], state["evaluated"], state["kind"]) == (STEPS, True, "detect")
@@ -156,6 +145,7 @@ def test_a_checkpoint_is_the_detector(whole: Path, data: DetectionData) -> None:
 # -- how it goes on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stops", [(1, 1), (4,), (5,)], ids=str)
 def test_stopped_and_resumed_is_never_stopped(
     whole: Path, data: DetectionData, val: DetectionData, tmp_path: Path, stops: tuple[int, ...]
@@ -168,6 +158,7 @@ def test_stopped_and_resumed_is_never_stopped(
     alike(out, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 5])
 def test_killed_in_an_evaluation_and_resumed(
     whole: Path, data: DetectionData, val: DetectionData, tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch
@@ -189,6 +180,7 @@ def test_killed_in_an_evaluation_and_resumed(
     alike(out, whole)
 
 
+@pytest.mark.slow
 def test_steps_that_were_written_after_the_last_checkpoint_are_not_doubled(
     whole: Path, data: DetectionData, val: DetectionData, tmp_path: Path
 ) -> None:
@@ -208,6 +200,7 @@ def test_a_finished_run_that_is_resumed_stays_as_it_is(whole: Path, data: Detect
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
+@pytest.mark.slow
 def test_precise_statistics_are_those_of_the_weights_at_the_end(data: DetectionData, tmp_path: Path) -> None:
     recipe = tiny_recipe(steps=2, precise_bn=2)
     with_val, without = tmp_path / "with", tmp_path / "without"
@@ -263,6 +256,7 @@ def test_weights_are_loaded_and_told(pretrained: Path, data: DetectionData, tmp_
     assert "no --val: it is not evaluated" in told
 
 
+@pytest.mark.slow
 def test_the_licence_of_the_weights_goes_with_what_is_made_of_them(
     pretrained: Path, data: DetectionData, tmp_path: Path
 ) -> None:
@@ -346,6 +340,7 @@ def test_voc_on_c4(tmp_path: Path) -> None:
     assert {"AP", "AP50", "AP75"} <= set(scores["bbox"])
 
 
+@pytest.mark.slow
 def test_keypoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = read_coco(write_people(tmp_path / "people"))
     recipe = tiny_recipe(tiny(keypoints=True), steps=1)
@@ -358,6 +353,7 @@ def test_keypoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert state["model"]["roi_heads.keypoint_predictor.kps_score_lowres.weight"].shape[1] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("detector", [tiny(masks=True), tiny(masks=True, neck="c4")], ids=["fpn", "c4"])
 def test_images_without_objects_can_be_learnt_from(tmp_path: Path, detector: Any) -> None:
     data = things(tmp_path / "data", num_images=3)
@@ -453,6 +449,7 @@ def test_photographs_that_all_go_missing_are_named(tmp_path: Path) -> None:
         train(tmp_path / "run", data, None, tiny_recipe(steps=2))
 
 
+@pytest.mark.slow
 def test_a_seed_decides_all(data: DetectionData, tmp_path: Path) -> None:
     runs = {name: tiny_recipe(steps=1, seed=seed) for name, seed in (("a", 1), ("b", 1), ("c", 2))}
     for name, recipe in runs.items():

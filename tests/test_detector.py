@@ -68,6 +68,7 @@ def ours_like(kind: str, theirs: nn.Module, **fields: Any) -> Any:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_given_torchvisions_weights_it_detects_and_learns_as_torchvisions(kind: str) -> None:
     # as torchvision builds it from pre-trained weights, with fixed BatchNorm and three trained stages

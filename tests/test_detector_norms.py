@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from forked import on_processes
 from tiny_detectors import randomise_norms
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -69,7 +69,7 @@ def work(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
     folder = tmp_path_factory.mktemp("norms")
-    spawn(work, args=(str(folder),), nprocs=2)
+    on_processes(work, (str(folder),), 2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from forked import on_processes
 from tiny_detectors import SIZES, things, tiny, tiny_images
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 
 from resim.detection.config import TuneConfig
 from resim.detection.detector import build_detector, freeze_stages
@@ -172,7 +172,7 @@ def work(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     folder = tmp_path_factory.mktemp("processes")
-    spawn(work, args=(str(folder),), nprocs=2)
+    on_processes(work, (str(folder),), 2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
@@ -194,6 +194,7 @@ def halves_apart(model: Any, batch: DetectionBatch) -> dict[str, Tensor]:
     return means
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fpn", "fpn-fixed"])
 def test_two_processes_are_the_mean_of_their_halves(
     data: DetectionData, two: list[Any], name: str, monkeypatch: pytest.MonkeyPatch
@@ -214,6 +215,7 @@ def test_two_processes_are_the_mean_of_their_halves(
         close(result["state"], {k: v for k, v in state.items() if "running_" in k}, 1e-9)
 
 
+@pytest.mark.slow
 def test_two_processes_agree_on_gradients_and_statistics(two: list[Any]) -> None:
     for name in DETECTORS:
         first, second = (result[name] for result in two)

@@ -119,6 +119,7 @@ def test_a_flipped_bit_is_refused_with_its_place(tmp_path: Path, member: str) ->
         read_weights(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("member", ["data/3", "data.pkl"])
 def test_a_flipped_bit_in_our_own_checkpoint(tmp_path: Path, member: str) -> None:
     path = tmp_path / "last.pt"
@@ -194,6 +195,7 @@ class Wrapper(nn.Module):
         return self.encoder(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["zip", "legacy", "parallel", "beside others"])
 @pytest.mark.filterwarnings("ignore::torch.serialization.SourceChangeWarning", "ignore:Couldn't retrieve source code")
 def test_a_module_that_was_saved_whole(tmp_path: Path, form: str) -> None:
@@ -208,6 +210,7 @@ def test_a_module_that_was_saved_whole(tmp_path: Path, form: str) -> None:
     assert any("Wrapper" in kind for kind in weights.passed_over)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("way", ["script", "trace"])
 def test_torchscript_is_read_without_being_run(tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,6 +244,7 @@ def write_shards(folder: Path, form: str) -> State:
     return {f"backbone.{name}": value for name, value in state.items() if name[:3] != "fc."}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
 def test_shards_are_read_as_one(tmp_path: Path, form: str) -> None:
     state = write_shards(tmp_path, form)

@@ -55,6 +55,7 @@ def near(ours: Mapping[str, Tensor], theirs: Mapping[Any, Tensor]) -> bool:
 # -- every format
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", list(ENDING))
 def test_out_and_in_again_is_bit_equal(checkpoint: Path, tmp_path: Path, to: Target) -> None:
     before = read_weights(checkpoint).tensors
@@ -80,6 +81,7 @@ def test_weights_without_an_fpn_start_the_whole_fpn_new_in_detectron2(tmp_path: 
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["torchvision", "torchvision-detection", "timm"])
 def test_both_endings_of_a_state_dict(checkpoint: Path, tmp_path: Path, to: Target) -> None:
     if to == "timm":
@@ -106,6 +108,7 @@ def test_torchvision_loads_its_resnet(checkpoint: Path, tmp_path: Path) -> None:
         assert (model(IMAGES) - pooled).abs().max() < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", [False, True])
 def test_torchvision_loads_its_mask_r_cnn(tmp_path: Path, norm: bool) -> None:
     """A normalised FPN is folded into the plain one that the detector of torchvision has."""
@@ -164,6 +167,7 @@ def test_other_levels_go_out_too(tmp_path: Path, level: str) -> None:
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
+@pytest.mark.slow
 def test_onnx_gives_our_features_at_any_batch_and_size(checkpoint: Path, tmp_path: Path) -> None:
     fact = "ONNX gives our features at any batch and size"
     _, _, runtime = (need(module, fact, "onnx") for module in ("onnx", "onnxscript", "onnxruntime"))
@@ -298,6 +302,7 @@ def test_the_licence_of_our_own_weights_is_ours_to_state(tmp_path: Path) -> None
         assert file.metadata()["licence"] == "Apache-2.0"
 
 
+@pytest.mark.slow
 def test_the_card_says_what_the_weights_are(tmp_path: Path) -> None:
     own_checkpoint(tmp_path / "last.pt", SMALL)
     knn = {"accuracy": 0.123, "n": 1500}

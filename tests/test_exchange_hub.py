@@ -39,6 +39,7 @@ def same_as_the_checkpoint(encoder: Encoder, folder: Path) -> bool:
     return all(torch.equal(value, state[f"query.{name}"]) for name, value in encoder.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_folder_a_file_and_a_checkpoint_give_the_same_encoder(folder: Path) -> None:
     for source in (folder, str(folder), folder / "model.safetensors", folder.parent / "last.pt"):
         encoder = resim.load(source)
@@ -119,6 +120,7 @@ for name in ("user/other", "user/name-1.0"):
 """
 
 
+@pytest.mark.slow
 def test_a_name_on_the_hub(folder: Path, hub: tuple[str, list[str]], tmp_path: Path) -> None:
     need("huggingface_hub", "weights are fetched from the hub by name", "hub")
     endpoint, asked = hub

@@ -16,7 +16,7 @@ import pytest
 import torch
 import torchvision
 from exchange_files import SMALL, own_checkpoint, published, small, trained
-from test_golden import PUBLISHED_LEVEL, drawn, published_state, relative
+from test_golden import golden_config, published_state
 from torch import Tensor
 
 from resim.cli import main
@@ -43,7 +43,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("fpn_norm", [False, True], ids=["plain-fpn", "normalised-fpn"])
-def test_golden_losses_after_a_published_checkpoint_has_come_in(
+def test_a_published_checkpoint_comes_in_as_the_model_whose_losses_are_golden(
     golden_data: Path, tmp_path: Path, fpn_norm: bool
 ) -> None:
     suffix = "_fpn_bn" if fpn_norm else ""
@@ -52,25 +52,12 @@ def test_golden_losses_after_a_published_checkpoint_has_come_in(
     torch.save({"epoch": 200, "arch": "resnet50", "state_dict": state}, tmp_path / "published.pth.tar")
     assert main(["import", str(tmp_path / "published.pth.tar"), "--out", str(tmp_path / "ours.pt")]) == 0
 
+    # the same network with the same numbers, whose losses, gradients and queue test_golden.py compares
     checkpoint = load_checkpoint(tmp_path / "ours.pt")
-    recipe = Recipe.from_json(checkpoint["recipe"])
-    model = ReSim(recipe.model).double()
-    model.load_state_dict(checkpoint["model"])
-    expected = ReSim(recipe.model).double()
+    assert Recipe.from_json(checkpoint["recipe"]).model == golden_config(fpn_norm)
+    expected = ReSim(golden_config(fpn_norm)).double()
     expected.load_published(state)
-    assert equal(model.state_dict(), expected.state_dict())
-
-    with np.load(golden_data / f"resim_fpn{'_bn' if fpn_norm else ''}_golden.npz") as file:
-        golden = dict(file)
-    crops = torch.as_tensor(golden["crops_tlhw"])
-    views_q, views_k = (
-        Views(torch.as_tensor(drawn(name, int(fpn_norm), (len(crops), 3, 224, 224))), crops[:, index])
-        for index, name in enumerate(("im_q", "im_k"))
-    )
-    with torch.no_grad():
-        losses = model(views_q, views_k)
-    for ours, theirs in {"instance": "instance", **PUBLISHED_LEVEL}.items():
-        assert relative(losses[ours], golden[f"loss_{theirs}"]) < 1e-9
+    assert equal(checkpoint["model"], expected.state_dict())
 
 
 # -- going on
@@ -93,6 +80,7 @@ def take(stepper: Stepper, seed: int) -> dict[str, Tensor]:
     return stepper(views[0], views[1], torch.tensor([2, 0, 3, 1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fpn_first", [False, True])
 def test_pre_training_goes_on_from_a_published_file_as_from_the_model_itself(tmp_path: Path, fpn_first: bool) -> None:
     stepper = stepper_of(SMALL)
@@ -169,6 +157,7 @@ def test_a_plain_backbone_starts_resim(tmp_path: Path) -> None:
     start(stepper_of(imported.recipe), imported.state)
 
 
+@pytest.mark.slow
 def test_the_recipe_follows_the_file(tmp_path: Path) -> None:
     torch.save(published(trained(SMALL)), tmp_path / "fpn.pth")
     recipe = import_state(tmp_path / "fpn.pth").recipe
@@ -215,6 +204,7 @@ def test_a_run_that_starts_from_another_network_is_refused(tmp_path: Path) -> No
         read_start(dataclasses.replace(last, start_epoch=10), SMALL)
 
 
+@pytest.mark.slow
 def test_licence_and_origin_follow_the_weights_into_a_run(tmp_path: Path) -> None:
     from PIL import Image
 
@@ -300,6 +290,7 @@ def test_import_prints_some_twenty_lines(capsys: Captured, tmp_path: Path) -> No
     ]
 
 
+@pytest.mark.slow
 def test_prefix_takes_another_of_several_networks(capsys: Captured, tmp_path: Path) -> None:
     student, teacher = good(), good()
     state = {f"module.backbone.{name}": value for name, value in student.items() if name[:3] != "fc."}

@@ -95,6 +95,7 @@ def assert_equal(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> No
         assert torch.allclose(ours[name], value, rtol=0, atol=2e-5 * value.abs().max().item()), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "kind"), [("resnet18", "resnet18"), ("resnet50", "resnet50_caffe")])
 def test_a_detector_of_detectron2s_zoo(tmp_path: Path, backbone: str, kind: str) -> None:
     state = detectron2_state(backbone)
@@ -147,6 +148,7 @@ MODEL:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["BGR", "RGB"])
 def test_the_config_of_a_detectron2_run_in_its_folder(tmp_path: Path, order: str) -> None:
     state = detectron2_state("resnet18")
@@ -174,6 +176,7 @@ META: dict[str, str] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", list(META))
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
 def test_mmdetections_config_within_a_file(tmp_path: Path, config: str, backbone: str) -> None:
@@ -195,6 +198,7 @@ def test_mmdetections_config_within_a_file(tmp_path: Path, config: str, backbone
     assert "its config, in the file's meta" in weights.warnings[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leaves", ["s b", "gamma beta"], ids=["Detectron 1", "Detectron2"])
 def test_caffe2s_blobs(tmp_path: Path, leaves: str) -> None:
     state = detectron2_state("resnet50")
@@ -220,6 +224,7 @@ def test_caffe2s_blobs(tmp_path: Path, leaves: str) -> None:
     assert_equal(features_of(weights, normalised(pixels())), expected)
 
 
+@pytest.mark.slow
 def test_another_mean_folds_into_the_first_norm_but_for_the_border(tmp_path: Path) -> None:
     """Pixel values from -1 to 1, as TensorFlow's: mean and deviation 127.5."""
     state = detectron2_state("resnet18")
@@ -268,6 +273,7 @@ def of_pixel_values(state: State, stem: str, stem_norm: str) -> State:
     return state
 
 
+@pytest.mark.slow
 def test_magnitude_converts_detectron2s_files_and_warns_of_others(tmp_path: Path) -> None:
     state = of_pixel_values(detectron2_state("resnet18"), "stem.conv1.weight", "stem.conv1.norm")
     torch.save({"model": {f"backbone.bottom_up.{name}": value for name, value in state.items()}}, tmp_path / "d2.pth")
@@ -285,6 +291,7 @@ def test_magnitude_converts_detectron2s_files_and_warns_of_others(tmp_path: Path
     assert "its name says Caffe" in read_weights(tmp_path / "resnet18_caffe-788b5fa3.pth").warnings[0]
 
 
+@pytest.mark.slow
 def test_every_program_that_reads_weights_says_what_was_converted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -350,6 +357,7 @@ def test_dilated_stages_are_warned_of(tmp_path: Path, name: str) -> None:
     assert "dilated" in read_weights(tmp_path / "detr.pth").warnings[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "right"),
     [

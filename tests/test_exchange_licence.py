@@ -56,6 +56,7 @@ def resim_backbone(path: Path, *, norm: bool = False, head: bool = True) -> Path
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("two_layers", [False, True])
 @pytest.mark.parametrize("author", ["torchvision", "someone"])
 def test_a_head_in_the_stem_alone_proves_nothing(tmp_path: Path, author: str, two_layers: bool) -> None:
@@ -68,6 +69,7 @@ def test_a_head_in_the_stem_alone_proves_nothing(tmp_path: Path, author: str, tw
     assert (again.licence, again.licence_source) == ("BSD-3-Clause", "the file's metadata (the user's --licence)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", [True, False])
 @pytest.mark.parametrize("norm", [True, False])
 def test_resims_detectron2_backbones_are_known_by_their_fpn(tmp_path: Path, norm: bool, head: bool) -> None:
@@ -84,6 +86,7 @@ def test_resims_detectron2_backbones_are_known_by_their_fpn(tmp_path: Path, norm
         export(weights.path, "torchvision", tmp_path / "out.pth", licence="MIT")
 
 
+@pytest.mark.slow
 def test_our_own_export_to_detectron2_is_not_taken_for_resims(tmp_path: Path) -> None:
     own_checkpoint(tmp_path / "last.pt", small(norm=True))
     path = export(tmp_path / "last.pt", "detectron2", tmp_path / "backbone.pth").paths[0]
@@ -92,6 +95,7 @@ def test_our_own_export_to_detectron2_is_not_taken_for_resims(tmp_path: Path) ->
     assert read_weights(path).licence is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["fc.0", "fc"])
 def test_of_mocos_names_the_licence_is_not_known(tmp_path: Path, head: str) -> None:
     content = published(trained(small(levels=())))
@@ -109,6 +113,7 @@ def test_of_mocos_names_the_licence_is_not_known(tmp_path: Path, head: str) -> N
     assert "MoCo's converter signs whatever it is given" in signed.licence_source
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resim_c4_200ep.pth.tar", "resim_c4_backbone_200ep.pth.tar"])
 def test_resim_c4_is_known_by_the_name_of_its_file_alone(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
@@ -125,6 +130,7 @@ def test_resim_c4_is_known_by_the_name_of_its_file_alone(tmp_path: Path, name: s
     assert read_weights(path).licence is None
 
 
+@pytest.mark.slow
 def test_what_a_file_states_is_kept_and_cannot_be_changed(tmp_path: Path) -> None:
     save_file(RESNET.state_dict(), tmp_path / "model.safetensors", metadata={"license": "apache-2.0"})
     weights = read_weights(tmp_path / "model.safetensors")
@@ -140,6 +146,7 @@ def run(capsys: Captured, *words: str) -> list[str]:
     return [line for line in capsys.readouterr().out.splitlines() if line.startswith("licence: ")]
 
 
+@pytest.mark.slow
 def test_the_commands_say_where_a_licence_is_taken_from(capsys: Captured, tmp_path: Path) -> None:
     torch.save(published(trained(SMALL)), tmp_path / "resim.pth")
     (line,) = run(capsys, "import", str(tmp_path / "resim.pth"))

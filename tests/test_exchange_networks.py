@@ -56,6 +56,7 @@ def nested(keys: str, state: State) -> dict[str, Any]:
     return content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "prefix"),
     [
@@ -91,6 +92,7 @@ def test_a_dictionary_for_each_module(tmp_path: Path) -> None:
     assert_is(read(tmp_path, {"params": {"encoder": tree}}), backbone())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gap", [0, 2], ids=["maxpool left out", "all children"])
 def test_numbered_parts(tmp_path: Path, gap: int) -> None:
     """`nn.Sequential(*resnet.children())` of lightly has 0, 1, 4 to 7; without ReLU and pooling 0 to 5."""
@@ -105,6 +107,7 @@ def test_numbered_parts(tmp_path: Path, gap: int) -> None:
     assert "numbered parts" in weights.kind
 
 
+@pytest.mark.slow
 def test_the_names_of_transformers(tmp_path: Path) -> None:
     state: State = {}
     for name, value in backbone().items():
@@ -126,6 +129,7 @@ def test_the_names_of_transformers(tmp_path: Path) -> None:
     assert weights.left_over == ("classifier.1.weight",)
 
 
+@pytest.mark.slow
 def test_counters_of_a_profiler_are_no_part_of_a_network(tmp_path: Path) -> None:
     extra = {name: torch.zeros(1) for name in ("total_ops", "layer1.0.conv1.total_ops", "bn1.total_params")}
     assert_is(read(tmp_path, backbone() | extra), backbone())
@@ -134,6 +138,7 @@ def test_counters_of_a_profiler_are_no_part_of_a_network(tmp_path: Path) -> None
 # -- which of several
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("taken", "other"),
     [
@@ -160,6 +165,7 @@ def test_the_trained_network_comes_before_its_copy(tmp_path: Path, taken: str, o
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second"), [("state_dict", "state_dict_ema"), ("model", "model_ema"), ("ema", "net")]
 )
@@ -177,6 +183,7 @@ def test_words_of_a_prefix() -> None:
 # -- heads
 
 
+@pytest.mark.slow
 def test_another_head_is_left_over(tmp_path: Path) -> None:
     linear, norm = nn.Linear, nn.BatchNorm1d
     heads = {
@@ -208,6 +215,7 @@ def feature_maps(network: BackboneWithFPN, levels: dict[str, str], images: Tenso
         return {levels[name]: value for name, value in network.eval()(images).items() if name in levels}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("detector", ["Faster R-CNN", "RetinaNet", "FCOS"])
 def test_the_levels_of_torchvisions_detectors(tmp_path: Path, detector: str) -> None:
     """Faster R-CNN's FPN begins at C2, those of RetinaNet and FCOS at C3."""
@@ -248,6 +256,7 @@ def pyramid_of(weights_model: Any, form: str, first: int, *, norm: bool) -> Stat
     return state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("first", [2, 3])
 def test_mmdetections_pyramid(tmp_path: Path, first: int, norm: bool) -> None:
@@ -267,6 +276,7 @@ def test_mmdetections_pyramid(tmp_path: Path, first: int, norm: bool) -> None:
     assert weights.kind.startswith("MMDetection's detector (resnet18 with an FPN")
 
 
+@pytest.mark.slow
 def test_a_pyramid_that_computes_something_else_is_left_over(tmp_path: Path) -> None:
     model = trained(small()).query
     state = of_backbone(model.state_dict())
@@ -280,6 +290,7 @@ def test_a_pyramid_that_computes_something_else_is_left_over(tmp_path: Path) -> 
         assert all(name.startswith("backbone.") for name in weights.tensors)
 
 
+@pytest.mark.slow
 def test_the_pyramid_of_another_network_is_not_taken(tmp_path: Path) -> None:
     model = trained(small()).query
     pyramid = below("teacher.", pyramid_of(model, "mmdet", 3, norm=False))

@@ -137,6 +137,7 @@ def test_a_frozen_norm_has_no_counter(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnext50_32x4d", "wide_resnet50_2"])
 def test_a_resnet_of_torchvision(tmp_path: Path, name: str) -> None:
     state = torchvision.models.get_model(name, weights=None).state_dict()
@@ -194,6 +195,7 @@ def test_a_backbone_below_any_prefix(tmp_path: Path, prefix: str, wrapper: str, 
     assert weights.licence is None
 
 
+@pytest.mark.slow
 def test_our_own_checkpoint_a_run_and_half_precision(tmp_path: Path) -> None:
     level = Level(name="C4", window=32, step=16)
     for number, recipe in enumerate((SMALL, small(norm=True), small(levels=(level,)), small(levels=()))):

@@ -108,6 +108,7 @@ BLOCKS = {
 }
 
 
+@pytest.mark.slow
 @needs_kernels
 @pytest.mark.parametrize("name", list(BLOCKS))
 def test_a_block_is_as_near_to_the_truth_as_its_modules(name: str, kind: str) -> None:
@@ -119,6 +120,7 @@ def test_a_block_is_as_near_to_the_truth_as_its_modules(name: str, kind: str) ->
     as_good(ours, theirs)
 
 
+@pytest.mark.slow
 @needs_kernels
 @pytest.mark.parametrize("name", list(BLOCKS))
 def test_the_way_back_changes_nothing_that_it_reads(name: str, kind: str) -> None:
@@ -250,6 +252,7 @@ def small_resnet(name: str = "resnet18", group_size: int = 4) -> nn.Module:
     return network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
 
 
+@pytest.mark.slow
 @needs_kernels
 @pytest.mark.parametrize(("name", "group_size"), [("resnet18", 4), ("resnet18", 2), ("resnet50", 4)])
 def test_a_network_is_as_near_to_the_truth_as_its_modules(
@@ -270,6 +273,7 @@ def test_a_network_is_as_near_to_the_truth_as_its_modules(
     as_good(errors(ours, truth), errors(theirs, truth))
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_copies_of_weights_are_read_and_kept_for_the_way_back(kind: str) -> None:
     network, images = small_resnet("resnet50"), nhwc(4, 3, 64, 64, seed=6)
@@ -400,6 +404,7 @@ def test_no_images_are_no_error() -> None:
         assert network(torch.empty(0, 3, 64, 64))["C5"].shape == (0, 512, 2, 2)
 
 
+@pytest.mark.slow
 @needs_products
 def test_where_tiles_are_not_allowed_registers_multiply(monkeypatch: pytest.MonkeyPatch) -> None:
     build: Any = kernels
@@ -424,6 +429,7 @@ def test_a_mean_far_from_zero_costs_no_precision() -> None:
     assert torch.allclose(norm.pending[1].double(), variance, rtol=1e-5)
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_the_kernels_are_compiled_once_and_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build: Any = kernels

@@ -72,12 +72,17 @@ def published_state(shapes: dict[str, list[int]], seed: int) -> dict[str, Tensor
     return state
 
 
+def golden_config(fpn_norm: bool) -> ModelConfig:
+    """The network of the golden step."""
+    return ModelConfig(fpn_norm=fpn_norm, queue_size=256)
+
+
 def run_step(folder: Path, *, fpn_norm: bool, seed: int) -> Step:
     suffix = "_bn" if fpn_norm else ""
     with np.load(folder / f"resim_fpn{suffix}_golden.npz") as file:
         golden = dict(file)
     shapes = json.loads((folder / f"reference_state_dict_keys{'_fpn_bn' if fpn_norm else ''}.json").read_text())
-    model = ReSim(ModelConfig(fpn_norm=fpn_norm, queue_size=256)).double()
+    model = ReSim(golden_config(fpn_norm)).double()
     model.load_published(published_state(shapes, seed))
     crops = torch.as_tensor(golden["crops_tlhw"])
     queries, keys_of = (
@@ -101,7 +106,9 @@ def run_step(folder: Path, *, fpn_norm: bool, seed: int) -> Step:
     return Step(golden, model, keys, losses, vectors.detach(), maps, queue_before)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["plain-fpn", "normalised-fpn"])
+@pytest.fixture(
+    scope="module", params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["plain-fpn", "normalised-fpn"]
+)
 def step(request: pytest.FixtureRequest, golden_data: Path) -> Step:
     fpn_norm: bool = request.param
     return run_step(golden_data, fpn_norm=fpn_norm, seed=int(fpn_norm))

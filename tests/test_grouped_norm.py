@@ -292,6 +292,7 @@ def test_the_form_that_a_compiler_is_given_is_the_same(groups: int) -> None:
     assert norm.pending[2].tolist() == [groups] * 4
 
 
+@pytest.mark.slow
 def test_a_compiler_sees_one_graph_whatever_the_pass() -> None:
     encoder = Encoder(ModelConfig(backbone="resnet18", fpn_width=8, dim=8, group_size=2)).train()
     counter = torch._dynamo.testing.CompileCounter()

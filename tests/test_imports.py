@@ -90,6 +90,7 @@ def test_mistakes_in_words_and_options_take_no_pytorch(tmp_path: Path) -> None:
         assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_first_error_takes_no_models_of_torchvision(tmp_path: Path) -> None:
     given = answers([words for words, _ in LATER_MISTAKES], tmp_path)
     for (words, code, _, err, slow), (_, line) in zip(given, LATER_MISTAKES, strict=True):
@@ -98,6 +99,7 @@ def test_a_first_error_takes_no_models_of_torchvision(tmp_path: Path) -> None:
         assert err.startswith(line), err
 
 
+@pytest.mark.slow
 def test_the_public_names_are_imported_when_they_are_used(tmp_path: Path) -> None:
     program = """
 import sys, resim

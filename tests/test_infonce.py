@@ -316,6 +316,7 @@ def test_the_meter_sees_the_plain_form_s_logits() -> None:
     assert memory.peak >= 2 * 30 * 51 * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("all_gradients", [False, True])
 @pytest.mark.parametrize(("n", "m"), [(64, 256), (1000, 256), (64, 3000), (1000, 3000)])
 def test_no_tensor_is_larger_than_a_tile_or_an_input(

@@ -28,6 +28,7 @@ only_where_it_runs = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="verified outside the interpreter, which this process is")
 def test_on_the_cpu_by_the_interpreter() -> None:
     need("triton", "the GPU's kernel is the visit in tiles", "install triton (Linux)")

@@ -148,6 +148,7 @@ def network(seed: int = 0) -> Network:
     return Network(name="small", encoder=encoder.eval())
 
 
+@pytest.mark.slow
 def test_sgd_learns_to_tell_red_from_blue_and_changes_nothing_else(colours: Path) -> None:
     images, frozen = read_images(colours), network()
     before = {name: value.clone() for name, value in frozen.encoder.state_dict().items()}

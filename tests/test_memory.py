@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 from needs import needs_glibc
 
 PROGRAM = """
@@ -62,6 +63,7 @@ print(in_heap(torch.ones(2_000_000)), flush=True)
 )
 
 
+@pytest.mark.slow
 @needs_glibc
 def test_what_is_asked_for_at_first_stays_out_of_the_heap() -> None:
     def run(*how: str) -> list[str]:
@@ -95,6 +97,7 @@ print(len(large) > 5, any(map(in_heap, large + momenta)), in_heap(torch.ones(2_0
 )
 
 
+@pytest.mark.slow
 @needs_glibc
 def test_a_training_asks_for_what_stays_outside_the_heap_and_keeps_the_rest() -> None:
     done = subprocess.run([sys.executable, "-c", STEP], capture_output=True, text=True, check=True)

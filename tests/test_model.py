@@ -88,6 +88,7 @@ def plain_loss(queries: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
     return -logits.log_softmax(dim=1)[:, 0]
 
 
+@pytest.mark.slow
 def test_the_losses_are_plain_infonce_group_by_group() -> None:
     model = stir(build())
     views_q, views_k = pair(4, crops=[OVERLAPPING, [(0, 0, 60, 60), (20, 20, 60, 60)]] * 2)
@@ -121,6 +122,7 @@ def test_negatives_are_all_the_images_cells_or_the_group_s() -> None:
     assert keys.levels["P3"].cells.shape == (4, 6 * 6, 16)
 
 
+@pytest.mark.slow
 def test_weights_count_in_the_total_only() -> None:
     levels = (Level(name="P4", window=24, step=16, weight=0.5), Level(name="P3", window=16, weight=3))
     plain = tuple(Level(name=level.name, window=level.window, step=level.step) for level in levels)
@@ -140,6 +142,7 @@ def test_what_is_only_reported_has_no_gradient_and_is_a_share() -> None:
     assert len(losses) == 9
 
 
+@pytest.mark.slow
 def test_a_batch_without_valid_windows_has_region_losses_of_0() -> None:
     model = build()
     losses = model(*pair(4, crops=DISJOINT))
@@ -174,6 +177,7 @@ def test_the_key_encoder_starts_as_a_copy_and_gets_no_gradient() -> None:
     assert gradients(model)
 
 
+@pytest.mark.slow
 def test_the_key_encoder_moves_before_it_encodes() -> None:
     model = stir(build())
     moved = copy.deepcopy(model.key)
@@ -260,6 +264,7 @@ def test_of_a_batch_larger_than_the_queue_the_last_keys_stay() -> None:
         assert torch.equal(model.queue, keys.vectors[list(kept)])
 
 
+@pytest.mark.slow
 def test_a_step_s_keys_are_not_among_its_own_negatives() -> None:
     model = build(queue_size=4, levels=())
     before = model.queue.clone()
@@ -299,6 +304,7 @@ def one_step(model: ReSim, n: int, groups_at_a_time: int | None) -> dict[str, Te
     return sums
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups_at_a_time", [1, 2, 3, 4, 9])
 def test_some_groups_at_a_time_are_all_at_once(groups_at_a_time: int) -> None:
     whole = stir(build(fpn_norm=True))
@@ -600,6 +606,7 @@ def test_windows_of_mirrored_views_show_the_same_place(shuffled: bool) -> None:
 # -- mixed precision
 
 
+@pytest.mark.slow
 def test_under_autocast_products_are_bfloat16_and_losses_float32() -> None:
     model = ReSim(small())
     views_q, views_k = (views.to("cpu", torch.float32) for views in pair(4))

@@ -108,6 +108,7 @@ def test_tensorboard_has_them(probed: Path) -> None:
     assert b"probe/correspondence/P4" in events
 
 
+@pytest.mark.slow
 def test_without_data_views_of_the_training_images_are_compared(folder: Path, tmp_path: Path, plain: Path) -> None:
     out = ended(folder, tmp_path / "run", probe_every=1)
     assert [line["step"] for line in lines(out)] == [0, 2, 4, 6]
@@ -115,6 +116,7 @@ def test_without_data_views_of_the_training_images_are_compared(folder: Path, tm
     assert same_result(plain, out)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_has_each_reading_once(folder: Path, tmp_path: Path, probed: Path, plain: Path) -> None:
     out = tmp_path / "run"
     for resume, stop in ((False, 2), (True, 3), (True, 0)):  # at the end of an epoch, in the midst of one, at the end
@@ -124,6 +126,7 @@ def test_a_run_that_is_resumed_has_each_reading_once(folder: Path, tmp_path: Pat
         assert ours == theirs
 
 
+@pytest.mark.slow
 def test_lines_beyond_a_checkpoint_are_dropped(folder: Path, tmp_path: Path, probed: Path) -> None:
     out = ended(folder, tmp_path / "run", probe_every=2, probe_data=folder, stop_after=3)
     with (out / "probes.jsonl").open("a") as file:

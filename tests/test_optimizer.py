@@ -104,6 +104,7 @@ def test_decay_leaves_out_biases_and_norms_only_where_asked() -> None:
     assert len(decayed["params"]) + len(spared["params"]) == len(names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [ADAMW, LARS], ids=["adamw", "lars"])
 def test_a_saved_state_continues_bit_for_bit(config: OptimConfig) -> None:
     whole, first, second = (make_stepper(MODEL, config, ALONE, precision="float32") for _ in range(3))
@@ -116,6 +117,7 @@ def test_a_saved_state_continues_bit_for_bit(config: OptimConfig) -> None:
     assert all(torch.equal(value, theirs[name]) for name, value in whole.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_gradient_norm_of_a_clipped_step_is_reported() -> None:
     stepper = make_stepper(MODEL, dataclasses.replace(ADAMW, clip_norm=1e-3), ALONE, precision="float32")
     norm = float(stepper(*views(0), None)["gradient/norm"])
@@ -125,6 +127,7 @@ def test_the_gradient_norm_of_a_clipped_step_is_reported() -> None:
     assert math.isfinite(norm)
 
 
+@pytest.mark.slow
 def test_the_weight_of_the_instance_loss_scales_its_share_of_the_total() -> None:
     model = dataclasses.replace(MODEL, instance_weight=0.25)
     losses = make_stepper(model, OptimConfig(seed=3), ALONE, precision="float32")(*views(0), None)

@@ -182,6 +182,7 @@ def num_colours(path: Path) -> int:
         return len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0))
 
 
+@pytest.mark.slow
 def test_curves_are_written_in_one_go(tmp_path: Path) -> None:
     out = tmp_path / "report" / "curves.png"
     assert draw_curves(write(tmp_path / "metrics.jsonl", records(60)), out, title="a run") == out
@@ -189,6 +190,7 @@ def test_curves_are_written_in_one_go(tmp_path: Path) -> None:
     assert [path.name for path in out.parent.iterdir()] == ["curves.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["one line", "nan", "only nan", "few keys", "cut off"])
 def test_curves_of_unfinished_and_broken_runs(tmp_path: Path, case: str) -> None:
     lines, tail = records(1 if case == "one line" else 5), ""
@@ -217,6 +219,7 @@ def test_detectors_and_pre_trainings_count_the_steps_done() -> None:
     assert (x.tolist(), label) == ([0.5, 1.0], "epochs")
 
 
+@pytest.mark.slow
 def test_a_step_written_twice_counts_once_and_the_later_line_wins(tmp_path: Path) -> None:
     plain = draw_curves(write(tmp_path / "a.jsonl", records(8)), tmp_path / "a.png")
     before = [{**line, "loss/total": 99.0} for line in records(6)[4:]]

@@ -56,6 +56,7 @@ def measured(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[di
     return json.loads(out.read_text()), out.parent
 
 
+@pytest.mark.slow
 def test_every_number_is_written(measured: tuple[dict[str, Any], Path]) -> None:
     content, _ = measured
     first, second = content["networks"]
@@ -109,6 +110,7 @@ def test_what_is_printed(capsys: Captured, folder: Path, tmp_path: Path) -> None
     )
 
 
+@pytest.mark.slow
 def test_what_cannot_work(capsys: Captured, folder: Path, tmp_path: Path) -> None:
     data, dense = str(folder), ["--probes", "segmentation"]
     for words, reason in (
@@ -172,6 +174,7 @@ def run_of(folder: Path, out: Path, **settings: Any) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_training_reads_linear_segmentation_and_is_not_changed_by_it(folder: Path, tmp_path: Path) -> None:
     plain = run_of(folder, tmp_path / "plain")
     probed = run_of(folder, tmp_path / "probed", probe_every=1, probe_data=folder)

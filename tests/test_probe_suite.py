@@ -79,6 +79,7 @@ def measured(run: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     return json.loads((out / "p.json").read_text())
 
 
+@pytest.mark.slow
 def test_it_measures_any_network(measured: dict[str, Any]) -> None:
     mine, untrained, other = measured["networks"]
     assert [network["name"] for network in (mine, untrained, other)] == ["mine", "random", "other.pth"]
@@ -131,6 +132,7 @@ def test_differences_are_those_of_the_scores(measured: dict[str, Any]) -> None:
     assert found["interval"][0] <= found["difference"] <= found["interval"][1]
 
 
+@pytest.mark.slow
 def test_what_is_printed(capsys: Captured, run: Path, folder: Path, tmp_path: Path) -> None:
     words = [str(run), "random", str(folder), "--probes", "knn", "correspondence", "--k", "5", "--pairs", "3"]
     assert main(["probe", *words, "--out", str(tmp_path / "p.json"), "--device", "cpu"]) == 0
@@ -172,6 +174,7 @@ def test_a_k_above_the_number_of_images_is_cut_and_told(capsys: Captured, run: P
     assert "k is 18, the number of training images, for --k 200" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_what_cannot_work(capsys: Captured, run: Path, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "folder.json").mkdir()
@@ -214,6 +217,7 @@ def test_an_encoder_is_the_one_that_was_trained(run: Path) -> None:
         assert value.equal(stored[f"query.{name}"]), name
 
 
+@pytest.mark.slow
 def test_random_is_what_the_run_started_from(run: Path) -> None:
     state = torch.random.get_rng_state()
     trained, untrained = load_encoders([str(run), "random"])
@@ -225,6 +229,7 @@ def test_random_is_what_the_run_started_from(run: Path) -> None:
     assert other.config == quick().model
 
 
+@pytest.mark.slow
 def test_names_in_a_table_are_told_apart(run: Path) -> None:
     last = str(run / "checkpoints" / "last.pt")
     assert [item.name for item in load_encoders([str(run)])] == ["mine"]
@@ -247,6 +252,7 @@ def small() -> Network:
     return Network(name="small", encoder=encoder.eval())
 
 
+@pytest.mark.slow
 def test_alignment_is_between_two_views_of_an_image_and_the_rest_of_its_centre(folder: Path) -> None:
     found = health_probe(small(), read_images(folder), size=64)
     again = health_probe(small(), read_images(folder), size=64, seed=1)

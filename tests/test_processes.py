@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from forked import on_processes
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from resim.model.collective import exchange_rows, gather_rows, inverse_order, world
@@ -171,10 +171,11 @@ def several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """The results of each of several processes."""
     processes: int = request.param
     folder = tmp_path_factory.mktemp("processes")
-    spawn(work, args=(processes, str(folder)), nprocs=processes)
+    on_processes(work, (processes, str(folder)), processes)
     return [torch.load(folder / f"{processes}-{rank}.pt") for rank in range(processes)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_step_does_not_depend_on_the_layout(one: Results, several: list[Results], case: Case) -> None:
     results, expected = [result[str(case)] for result in several], one[str(case)]
@@ -192,6 +193,7 @@ def test_a_step_does_not_depend_on_the_layout(one: Results, several: list[Result
     assert all(list(result) == list(expected) for result in results)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_what_is_compared_is_not_trivial(one: Results, case: Case) -> None:
     result, steps = one[str(case)], STEPS[case.dtype]
@@ -204,6 +206,7 @@ def test_what_is_compared_is_not_trivial(one: Results, case: Case) -> None:
     assert not torch.equal(query, key)
 
 
+@pytest.mark.slow
 def test_every_process_ends_with_the_same_key_encoder_and_queue(several: list[Results]) -> None:
     for case in CASES:
         first, *others = (result[str(case)] for result in several)
@@ -212,6 +215,7 @@ def test_every_process_ends_with_the_same_key_encoder_and_queue(several: list[Re
                 assert own_by_process(name) or torch.equal(value, first[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(ROWS))
 def test_rows_are_gathered_moved_and_moved_back(several: list[Results], kind: str) -> None:
     rows = ROWS[kind]

@@ -75,6 +75,7 @@ def test_every_relu_of_an_encoder_is_one() -> None:
     assert [module for module in encoder.modules() if isinstance(module, nn.ReLU)] == found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("side", ["query", "key"])
 def test_what_is_not_finite_reaches_the_loss_that_is_reported(value: float, side: str) -> None:

@@ -111,6 +111,7 @@ def test_every_part_is_on_the_page_and_cannot_break_it(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.html"]
 
 
+@pytest.mark.slow
 def test_pictures_are_made_smaller_until_the_page_is(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (900, 1600, 3), dtype=np.uint8)
     parts = tuple(Picture(picture=Image.fromarray(noise), caption=str(i)) for i in range(12))
@@ -199,6 +200,7 @@ def detector(folder: Path, ap: float) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_pretraining_is_reported_from_its_folder(run: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "first"))
     (copy / "probes.jsonl").unlink(missing_ok=True)
@@ -218,6 +220,7 @@ def test_a_pretraining_is_reported_from_its_folder(run: Path, tmp_path: Path) ->
     assert len(page.source) < MOST_BYTES
 
 
+@pytest.mark.slow
 def test_runs_are_shown_beside_each_other(run: Path, tmp_path: Path) -> None:
     second = Path(shutil.copytree(run, tmp_path / "second"))
     found = {
@@ -265,6 +268,7 @@ def test_runs_are_shown_beside_each_other(run: Path, tmp_path: Path) -> None:
     assert page.tags.count("img") == 2 + 3 * 4 + 1
 
 
+@pytest.mark.slow
 def test_images_that_are_gone_are_named_anew(run: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(run, tmp_path / "moved"))
     config = json.loads((moved / "config.json").read_text())
@@ -277,6 +281,7 @@ def test_images_that_are_gone_are_named_anew(run: Path, tmp_path: Path) -> None:
     assert Page(tmp_path / "b.html").tags.count("img") == 1 + 3 * 3
 
 
+@pytest.mark.slow
 def test_images_that_cannot_be_decoded_are_passed_over(run: Path, tmp_path: Path) -> None:
     for i in range(8):
         (tmp_path / f"{i}.jpg").write_bytes(b"no picture")
@@ -286,6 +291,7 @@ def test_images_that_cannot_be_decoded_are_passed_over(run: Path, tmp_path: Path
     assert "good.png" in page.text
 
 
+@pytest.mark.slow
 def test_a_run_that_came_to_nothing_is_reported_without_its_heat_maps(run: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "first"))
     last = copy / "checkpoints" / "last.pt"
@@ -297,6 +303,7 @@ def test_a_run_that_came_to_nothing_is_reported_without_its_heat_maps(run: Path,
     assert re.search(r"first is left out: \S+: the network gives features that are not finite", page.text)
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_page(run: Path, tmp_path: Path) -> None:
     pages = [report([run], tmp_path / name).read_bytes() for name in ("a.html", "b.html")]
     assert pages[0] == pages[1]
@@ -317,6 +324,7 @@ def test_the_region_is_the_middle_of_the_image() -> None:
     assert central_box(30, 80) == (0.0, 16.0, 30.0, 64.0)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_reported(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     broken = Path(shutil.copytree(run, tmp_path / "broken"))

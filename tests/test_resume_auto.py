@@ -111,6 +111,7 @@ def test_it_needs_a_folder() -> None:
 # -- begin and go on
 
 
+@pytest.mark.slow
 def test_where_there_is_no_run_it_begins(begun: Path, images: str, tmp_path: Path) -> None:
     assert load_checkpoint(begun / "checkpoints" / "last.pt")["step"] == 1
     assert not (begun / "resumed.jsonl").exists()
@@ -120,6 +121,7 @@ def test_where_there_is_no_run_it_begins(begun: Path, images: str, tmp_path: Pat
     assert (tmp_path / "slurm-17.out").exists()
 
 
+@pytest.mark.slow
 def test_the_same_words_go_on_to_the_end_and_then_do_nothing(run: Path, images: str, capsys: Captured) -> None:
     assert auto(images, run) == 0
     assert "resumed after step 1" in capsys.readouterr().out
@@ -204,6 +206,7 @@ def test_kept_checkpoints_alone_are_a_run_too(run: Path, images: str, capsys: Ca
 # -- detectors
 
 
+@pytest.mark.slow
 def test_a_detector_begins_and_goes_on(tmp_path: Path, capsys: Captured) -> None:
     data, out = read_coco(write_things(tmp_path / "data", 2)), tmp_path / "run"
     recipe = tiny_recipe(steps=2)

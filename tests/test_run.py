@@ -216,6 +216,7 @@ def test_a_run_without_pictures_and_kept_checkpoints(whole: Path, images: Path, 
 # -- what does not change the result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [{"workers": 2, "log_every": 4}, {"log_every": 1, "checkpoint_minutes": 0}],
@@ -231,6 +232,7 @@ def test_another_seed_changes_the_result(whole: Path, images: Path, tmp_path: Pa
     assert numbers(tmp_path / "run")[0]["loss/total"] != numbers(whole)[0]["loss/total"]
 
 
+@pytest.mark.slow
 def test_a_stopped_and_resumed_run_ends_as_one_that_was_not(
     whole: Path, stopped: Path, images: Path, tmp_path: Path
 ) -> None:
@@ -299,6 +301,7 @@ def test_a_finished_run_that_is_resumed_does_nothing(
     assert "warning" not in told  # the queue is smaller than the data set
 
 
+@pytest.mark.slow
 def test_who_is_killed_while_an_epoch_is_kept_keeps_it_when_resumed(
     whole: Path, stopped: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -400,6 +403,7 @@ def test_a_queue_larger_than_the_data_set_is_warned_of(
     assert "set --queue-size 16 or less" in told
 
 
+@pytest.mark.slow
 def test_bad_files_are_replaced_and_listed(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mixed, out = tmp_path / "mixed", tmp_path / "run"
     shutil.copytree(images, mixed)
@@ -462,6 +466,7 @@ def variants() -> dict[str, Recipe]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resim-c4", "moco-v2", "timm"])
 def test_other_recipes_run_an_epoch(images: Path, tmp_path: Path, name: str) -> None:
     recipe = variants()[name]

@@ -61,6 +61,7 @@ def test_a_scene_depends_on_its_seed_and_index() -> None:
         assert not np.array_equal(image, draw_scene(seed, index, width=64, height=48).image)
 
 
+@pytest.mark.slow
 def test_no_pixel_belongs_to_two_objects(scenes: list[Scene]) -> None:
     assert all(scene.masks.sum(axis=0).max() == 1 for scene in scenes)
 

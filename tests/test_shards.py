@@ -312,6 +312,7 @@ def test_what_cannot_be_packed_is_told_in_one_line(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_pretraining_reads_shards(images: Path, packed: Path, tmp_path: Path) -> None:
     model = ["--recipe", "quick", "--levels", "P4:window=32,step=16", "--fpn-width", "8", "--queue-size", "16"]
     small = ["--group-size", "4", "--batch-size", "8", "--image-size", "64", "--epochs", "1", "--stop-after", "2"]

@@ -337,6 +337,7 @@ def test_parts_and_counts_in_words() -> None:
 # -- a run
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_them_and_says_so(cached: dict[str, Tensor], tmp_path: Path, capsys: Captured) -> None:
     images, out = tmp_path / "photos", tmp_path / "run"
     images.mkdir()

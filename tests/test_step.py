@@ -96,11 +96,13 @@ def plain() -> dict[str, Tensor]:
     return result | {f"state/{name}": value.clone() for name, value in model.state_dict().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [1, 3, 100])
 def test_a_few_groups_at_a_time_is_the_plain_step(plain: dict[str, Tensor], groups: int) -> None:
     assert distance(run(stepper(torch.float64, groups=groups), 2, torch.float64), plain) < 1e-9
 
 
+@pytest.mark.slow
 def test_in_single_precision_it_is_the_same_to_rounding(plain: dict[str, Tensor]) -> None:
     one, everything = (run(stepper(torch.float32, groups=groups), 1, torch.float32) for groups in (1, 4))
     assert distance(one, everything) < 1e-4
@@ -114,6 +116,7 @@ def test_what_is_compared_is_not_trivial(plain: dict[str, Tensor]) -> None:
     assert plain["state/queue_position"] == 2 * BATCH % MODEL.queue_size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("early", [1, 7_000_000])
 def test_early_steps_are_the_same_to_the_last_bit_and_leave_no_gradient(
     early: int, monkeypatch: pytest.MonkeyPatch
@@ -188,6 +191,7 @@ def test_without_a_setting_a_cpu_takes_one_group_at_a_time() -> None:
     assert stepper(torch.float32).groups_at_a_time == 1
 
 
+@pytest.mark.slow
 def test_the_total_is_the_sum_of_the_losses_and_has_no_gradient() -> None:
     losses = stepper(torch.float64, groups=1)(*views(0, torch.float64), ORDER)
     assert torch.allclose(losses["total"], losses["instance"] + losses["P4"] + losses["P3"], rtol=1e-12)
@@ -203,6 +207,7 @@ def test_only_the_query_encoder_is_optimised_and_all_of_it() -> None:
     assert not group["nesterov"]
 
 
+@pytest.mark.slow
 def test_the_key_encoder_moves_by_momentum_alone() -> None:
     made = stepper(torch.float64)
     run(made, 1, torch.float64)  # now the two differ
@@ -215,6 +220,7 @@ def test_the_key_encoder_moves_by_momentum_alone() -> None:
     assert moved.norm() > 0
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_and_finite_and_its_weights_are_single() -> None:
     half, single = (
         run(stepper(torch.float32, precision=precision, groups=4), 1, torch.float32)
@@ -268,6 +274,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return found
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_copies_of_weights_are_there_for_a_pass_of_each_encoder(read: list[bool]) -> None:
     made = stepper(torch.float32, precision="bf16", groups=4)
@@ -289,6 +296,7 @@ def test_copies_of_weights_do_not_outlive_keys_that_fail(read: list[bool]) -> No
     assert not lows._kept
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_no_copies_are_made_for_an_encoder_called_otherwise(read: list[bool]) -> None:
     made = stepper(torch.float32, precision="bf16", groups=4)

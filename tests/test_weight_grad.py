@@ -89,6 +89,7 @@ def test_alone(name: str, threads: int) -> None:
     assert off(found, truth(conv, x, grad)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("summed", [False, True], ids=["ReLU", "ReLU after a sum"])
 @pytest.mark.parametrize("name", list(CASES))
 def test_through_its_norm(name: str, summed: bool, threads: int) -> None:
@@ -252,6 +253,7 @@ def test_layouts_of_a_weight() -> None:
         weight_grad(conv, x.contiguous(), grad)
 
 
+@pytest.mark.slow
 def test_fewer_threads_than_were_asked_for() -> None:
     program = """
 import torch

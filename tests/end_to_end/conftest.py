@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from runs import IMAGES, STEPS, Run, state
+from runs import IMAGES, STEPS, Command, Run, pretrain_words, state
 
 from resim.views.scenes import write_scenes
 
@@ -22,6 +22,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def uninterrupted(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that went from the first step to the last."""
     out = tmp_path_factory.mktemp("uninterrupted") / "run"
-    assert Run(images, out).end().code == 0
+    assert Run(Command(pretrain_words(images, out)), out).end().code == 0
     assert state(out)["step"] == STEPS
     return out

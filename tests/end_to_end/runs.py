@@ -10,9 +10,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from forked import Forked
 
 import resim
 from resim.training.checkpoints import load_checkpoint
@@ -38,26 +39,63 @@ class Ended:
     err: str
 
 
-class Run:
-    """`resim pretrain` in a process group of its own."""
+class Started(Protocol):
+    """Processes of the command that were started: `Forked`, or a `Command`."""
 
-    def __init__(self, images: Path, out: Path, *options: str, launcher: Sequence[str] = ()) -> None:
-        self.out = out
-        command = [*launcher, "-m", "resim", "pretrain", str(images), "--out", str(out), *RECIPE, *SETTINGS, *options]
-        self.process = subprocess.Popen(
-            [sys.executable, *command],
+    @property
+    def pid(self) -> int:
+        """The first process's number, and that of its process group."""
+        ...
+
+    def is_running(self) -> bool:
+        """Whether any of them has not ended."""
+        ...
+
+    def end(self, deadline: float) -> tuple[int, str, str]:
+        """Wait for the end: the exit code, and what was printed to standard output and error."""
+        ...
+
+
+class Command:
+    """`python -m resim`, by itself or by a launcher such as torchrun, in a process group of its own."""
+
+    def __init__(self, words: Sequence[str], launcher: Sequence[str] = ()) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, *launcher, "-m", "resim", *words],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
+        self.pid = self._process.pid
+
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
+    def end(self, deadline: float) -> tuple[int, str, str]:
+        """Wait for its end: the exit code, and what was printed to standard output and error."""
+        out, err = self._process.communicate(timeout=deadline)
+        return self._process.returncode, out, err
+
+
+class Run:
+    """A run that was started, and its folder."""
+
+    def __init__(self, started: Started, out: Path) -> None:
+        self.started, self.out = started, out
+
+    @property
+    def pid(self) -> int:
+        """The first process's number, and that of its process group."""
+        return self.started.pid
 
     def wait_for_step(self, step: int) -> None:
         """Wait until the metrics have a line of this step."""
         deadline = time.monotonic() + DEADLINE
         while step not in self.steps():
-            if self.process.poll() is not None:
+            if not self.started.is_running():
                 raise AssertionError(f"it ended before step {step}: {self.end()}")
             assert time.monotonic() < deadline, f"no step {step} in {DEADLINE} s"
             time.sleep(0.01)
@@ -69,8 +107,22 @@ class Run:
 
     def end(self) -> Ended:
         """Wait for its end."""
-        out, err = self.process.communicate(timeout=DEADLINE)
-        return Ended(self.process.returncode, out, err)
+        return Ended(*self.started.end(DEADLINE))
+
+
+def pretrain_words(images: Path, out: Path, *options: str) -> list[str]:
+    """The command of a small pre-training."""
+    return ["pretrain", str(images), "--out", str(out), *RECIPE, *SETTINGS, *options]
+
+
+def pretrain_run(images: Path, out: Path, *options: str, processes: int = 1) -> Run:
+    """A small pre-training in forked processes."""
+    return Run(Forked(pretrain_words(images, out, *options), processes), out)
+
+
+def torchrun(images: Path, out: Path, *options: str) -> Run:
+    """A small pre-training on two processes that torchrun starts."""
+    return Run(Command(pretrain_words(images, out, *options), TORCHRUN), out)
 
 
 def frames_in_package(err: str) -> list[str]:

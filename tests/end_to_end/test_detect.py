@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from runs import DEADLINE, TORCHRUN, frames_in_package, numbers, same, state
+from forked import Forked
+from runs import TORCHRUN, Command, Ended, Run, frames_in_package, numbers, same, state
 
 from resim.views.scenes import write_scenes
+
+pytestmark = pytest.mark.slow
 
 STEPS = 6
 RECIPE = (
@@ -29,30 +29,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_scenes(tmp_path_factory.mktemp("scenes") / "made", 8, seed=2, width=96, height=72)
 
 
-def start(data: Path, out: Path, *options: str, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+def detect_words(data: Path, out: Path, *options: str) -> list[str]:
     """`resim detect train`, evaluated on its own images."""
-    words = ["-m", "resim", "detect", "train", str(data), "--val", str(data), "--out", str(out), *RECIPE, *options]
-    return subprocess.Popen(
-        [sys.executable, *launcher, *words],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    return ["detect", "train", str(data), "--val", str(data), "--out", str(out), *RECIPE, *options]
 
 
-def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=DEADLINE)
-    return process.returncode, out, err
+def detect_run(data: Path, out: Path, *options: str) -> Run:
+    """It, in a forked process."""
+    return Run(Forked(detect_words(data, out, *options)), out)
 
 
-def wait_for_step(process: subprocess.Popen[str], out: Path, step: int) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not (out / "metrics.jsonl").exists() or step not in [line["step"] for line in numbers(out)]:
-        assert process.poll() is None, end(process)
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+def torchrun(data: Path, out: Path, *options: str) -> Ended:
+    """It, on two processes that torchrun starts, to its end."""
+    return Run(Command(detect_words(data, out, *options), TORCHRUN), out).end()
 
 
 def scored(out: Path) -> list[int]:
@@ -63,23 +52,23 @@ def scored(out: Path) -> list[int]:
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that nothing stopped."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    code, _, err = end(start(data, out))
-    assert (code, err) == (0, "")
+    ended = Run(Command(detect_words(data, out)), out).end()
+    assert (ended.code, ended.err) == (0, "")
     assert scored(out) == [3, 6]
     return out
 
 
 def test_asked_to_stop_and_resumed(whole: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    process = start(data, out, "--workers", "1")
-    wait_for_step(process, out, 0)
-    os.killpg(process.pid, signal.SIGTERM)  # to the loader's processes too, as a cluster does
-    code, told, err = end(process)
-    assert (code, err) == (0, "")
+    run = detect_run(data, out, "--workers", "1")
+    run.wait_for_step(0)
+    os.killpg(run.pid, signal.SIGTERM)  # to the loader's processes too, as a cluster does
+    ended = run.end()
+    assert (ended.code, ended.err) == (0, "")
     done = state(out)["step"]
     assert 1 <= done < STEPS
-    assert f"stopped after step {done} of {STEPS}, saved; go on with --out {out} --resume" in told
-    assert end(start(data, out, "--resume"))[0] == 0
+    assert f"stopped after step {done} of {STEPS}, saved; go on with --out {out} --resume" in ended.out
+    assert detect_run(data, out, "--resume").end().code == 0
     assert same(state(out), state(whole))
     assert numbers(out) == numbers(whole)
     assert scored(out) == scored(whole)
@@ -88,12 +77,12 @@ def test_asked_to_stop_and_resumed(whole: Path, data: Path, tmp_path: Path) -> N
 
 def test_killed_and_resumed(whole: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    process = start(data, out, "--checkpoint-minutes", "0")
-    wait_for_step(process, out, 4)
-    process.send_signal(signal.SIGKILL)
-    assert end(process)[0] == -signal.SIGKILL
+    run = detect_run(data, out, "--checkpoint-minutes", "0")
+    run.wait_for_step(4)
+    os.kill(run.pid, signal.SIGKILL)
+    assert run.end().code == -signal.SIGKILL
     assert 3 <= state(out)["step"] < STEPS
-    assert end(start(data, out, "--resume"))[0] == 0
+    assert detect_run(data, out, "--resume").end().code == 0
     assert same(state(out), state(whole))
     assert numbers(out) == numbers(whole)
     assert (out / "scores.jsonl").read_text() == (whole / "scores.jsonl").read_text()
@@ -102,10 +91,10 @@ def test_killed_and_resumed(whole: Path, data: Path, tmp_path: Path) -> None:
 
 def test_two_processes_write_one_set_of_files(whole: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    code, told, err = end(start(data, out, "--stop-after", "3", launcher=tuple(TORCHRUN)))
-    assert code == 0, err
-    assert "1 on each of 2 x CPU" in told
-    assert told.count(f"stopped after step 3 of {STEPS}") == told.count("evaluation after step 3") == 1
+    ended = torchrun(data, out, "--stop-after", "3")
+    assert ended.code == 0, ended.err
+    assert "1 on each of 2 x CPU" in ended.out
+    assert ended.out.count(f"stopped after step 3 of {STEPS}") == ended.out.count("evaluation after step 3") == 1
     ours = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     theirs = {str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file()}
     assert {name for name in ours ^ theirs if not name.startswith("tensorboard/")} == set()
@@ -118,15 +107,15 @@ def test_two_processes_write_one_set_of_files(whole: Path, data: Path, tmp_path:
     config = json.loads((out / "config.json").read_text())
     assert config["processes"] == 2
     # what two began one can end
-    assert end(start(data, out, "--resume"))[0] == 0
+    assert detect_run(data, out, "--resume").end().code == 0
     assert state(out)["step"] == STEPS
     assert scored(out) == [3, 6]
 
 
 def test_a_batch_that_cannot_be_shared_is_told_once(data: Path, tmp_path: Path) -> None:
-    code, _, err = end(start(data, tmp_path / "run", "--batch-size", "3", launcher=tuple(TORCHRUN)))
-    assert code != 0
+    ended = torchrun(data, tmp_path / "run", "--batch-size", "3")
+    assert ended.code != 0
     told = "resim detect: a batch of 3 cannot be shared among 2 processes: set --batch-size to a multiple"
-    assert err.count(told) == 1
-    assert frames_in_package(err) == []
+    assert ended.err.count(told) == 1
+    assert frames_in_package(ended.err) == []
     assert not (tmp_path / "run").exists()

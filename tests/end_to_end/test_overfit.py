@@ -2,49 +2,57 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
+from detection_data import H, W, thing, write_coco
+from PIL import Image, ImageDraw
+from tiny_detectors import noise, tiny, tiny_images, tiny_recipe, tiny_run
 
 from resim.detection.coco import read_coco
-from resim.detection.config import DetectRecipe, DetectRun
-from resim.detection.recipes import quick
 from resim.detection.records import DetectionData
 from resim.detection.train import train_detector
 
-NUM_IMAGES, SMALLEST = 8, 32.0  # px at 256 px of the shorter side
+IMAGES, STEPS = 3, 90
+COLOURS = {7: (220, 40, 40), 3: (40, 200, 60)}
 
 
-def eight(shared: Path) -> DetectionData:
-    """The first eight photographs all of whose objects are of some size."""
-    folder = shared / "data" / "coco543"
-    data = read_coco(folder / "instances_train.json", folder / "images", check_images=False)
-    sides = [record.boxes[:, 2:] - record.boxes[:, :2] for record in data.records]
-    chosen = [
-        record for record, side in zip(data.records, sides, strict=True) if len(record) > 1 and side.min() >= SMALLEST
-    ]
-    return dataclasses.replace(data, records=tuple(chosen[:NUM_IMAGES]))
-
-
-def small(steps: int, **detector: object) -> DetectRecipe:
-    """The quick protocol on a small backbone, for images that are always seen alike."""
-    recipe = quick()
-    return dataclasses.replace(
-        recipe,
-        detector=dataclasses.replace(recipe.detector, backbone="resnet18", fpn_width=64, **detector),  # type: ignore[arg-type]
-        images=dataclasses.replace(recipe.images, min_sizes=(160,), max_size=256, test_size=160, flip=0.0),
-        tune=dataclasses.replace(
-            recipe.tune, steps=steps, batch_size=4, drops=(steps * 3 // 4,), warmup_steps=20, precise_bn=4
-        ),
-    )
+def rectangles(folder: Path, seed: int) -> DetectionData:
+    """Images of noise, each with a red rectangle on its left half and a green one, of the other class, on its right."""
+    rng = np.random.default_rng(seed)
+    boxes = []
+    for image_id in range(1, IMAGES + 1):
+        for half, category_id in enumerate(COLOURS):
+            x, y = (int(v) for v in rng.integers(0, (W // 2 - 30, H - 40)))
+            x += half * (W // 2)
+            width, height = (int(v) for v in rng.integers(20, 30, 2))
+            boxes.append((image_id, category_id, (x, y, x + width, y + height)))
+    things = [thing(number, *box) for number, box in enumerate(boxes, start=1)]
+    path = write_coco(folder, things, num_images=IMAGES)
+    for image_id in range(1, IMAGES + 1):
+        file = folder / "images" / f"{image_id}.png"
+        noise(file, seed=image_id)
+        image = Image.open(file).convert("RGB")
+        for _, category_id, (x0, y0, x1, y1) in (box for box in boxes if box[0] == image_id):
+            ImageDraw.Draw(image).rectangle((x0, y0, x1 - 1, y1 - 1), fill=COLOURS[category_id])
+        image.save(file)
+    return read_coco(path)
 
 
 @pytest.mark.slow
-def test_box_ap50_of_eight_images_on_themselves_is_above_nine_tenths(shared: Path, tmp_path: Path) -> None:
-    data = eight(shared)
-    run = DetectRun(out=tmp_path / "run", device="cpu", workers=1)
-    found = train_detector(small(240), run, data, data, show=False)
+def test_box_ap50_of_a_few_images_on_themselves_is_above_nine_tenths(tmp_path: Path) -> None:
+    """Box AP50 is 1 for each of the seeds 0 to 9 of data and weights; the bound is 0.9.
+
+    Box AP of the same ten: 0.93, 0.92, 0.90, 0.87, 0.88, 0.86, 0.93, 0.93, 0.92, 0.87.
+    """
+    data = rectangles(tmp_path / "data", seed=0)
+    assert (len(data), data.num_objects) == (IMAGES, 2 * IMAGES)
+    recipe = tiny_recipe(
+        tiny(), tiny_images(min_sizes=(64,), flip=0.0), steps=STEPS, batch_size=IMAGES, optimizer="adamw", lr=0.001,
+        drops=(STEPS * 3 // 4,), warmup_steps=10, precise_bn=4, clip_norm=10.0,
+    )  # fmt: skip
+    found = train_detector(recipe, tiny_run(tmp_path / "run"), data, data, show=False)
     ap50 = found.scores["bbox"]["AP50"]
     assert ap50 is not None
     assert ap50 > 0.9

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from runs import STEPS, Run, numbers, same, state
+from forked import Forked
+from runs import STEPS, numbers, pretrain_run, pretrain_words, same, state
 
-from resim.views.scenes import write_scenes
+from resim.cli import main
+from resim.training import pretrain as loop
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("seed", [0])
@@ -24,14 +26,14 @@ def test_killed_again_and_again_and_resumed(uninterrupted: Path, images: Path, t
     resumed_at = []
     for kill, (step, checkpoint_minutes) in enumerate(zip(steps, minutes, strict=True)):
         resume = ["--resume"] if kill else []
-        run = Run(images, out, "--checkpoint-minutes", checkpoint_minutes, *resume)
+        run = pretrain_run(images, out, "--checkpoint-minutes", checkpoint_minutes, *resume)
         run.wait_for_step(step)
-        run.process.send_signal(signal.SIGKILL)
+        os.kill(run.pid, signal.SIGKILL)
         assert run.end().code == -signal.SIGKILL
         last = out / "checkpoints" / "last.pt"
         resumed_at.append(state(out)["step"] if last.exists() else 0)
     assert 0 < resumed_at[-1] < STEPS  # it was killed with something done and something left
-    assert Run(images, out, "--resume").end().code == 0
+    assert pretrain_run(images, out, "--resume").end().code == 0
     assert same(state(out), state(uninterrupted))
     assert numbers(out) == numbers(uninterrupted)
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["last.pt"]
@@ -39,55 +41,43 @@ def test_killed_again_and_again_and_resumed(uninterrupted: Path, images: Path, t
 
 def test_asked_to_stop_and_resumed(uninterrupted: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    run = Run(images, out, "--workers", "2")
+    run = pretrain_run(images, out, "--workers", "2")
     run.wait_for_step(1)
-    os.killpg(run.process.pid, signal.SIGTERM)  # to the loader's processes too, as a cluster does
+    os.killpg(run.pid, signal.SIGTERM)  # to the loader's processes too, as a cluster does
     ended = run.end()
     assert (ended.code, ended.err) == (0, "")
     done = state(out)["step"]
     assert 2 <= done < STEPS
     assert [line["step"] for line in numbers(out)] == list(range(done))
     assert f"stopped after step {done} of {STEPS}, saved; go on with --out {out} --resume" in ended.out
-    assert Run(images, out, "--resume").end().code == 0
+    assert pretrain_run(images, out, "--resume").end().code == 0
     assert same(state(out), state(uninterrupted))
     assert numbers(out) == numbers(uninterrupted)
 
 
-CRASH = """
-import sys
-from pathlib import Path
-from resim.recipes import quick
-from resim.training import pretrain as loop
-from resim.training.config import RunConfig
+def crash(words: list[str]) -> int:
+    """A pre-training with loader processes that meets an error which is none of ours."""
 
-def crash(*settings):
-    raise RuntimeError("not one of ours")
+    def shuffle_order(*settings: object) -> None:
+        raise RuntimeError("not one of ours")
 
-loop.shuffle_order = crash
-run = RunConfig(out=Path(sys.argv[2]), device="cpu", precision="float32", workers=2)
-loop.pretrain(quick(), run, [sys.argv[1]])
-"""
+    loop.shuffle_order = shuffle_order  # type: ignore[assignment]
+    return main(words)
 
 
-def test_an_error_ends_the_loader_processes_too(tmp_path: Path) -> None:
-    write_scenes(tmp_path / "scenes", 32, width=48, height=48)
-    ended = subprocess.run(
-        [sys.executable, "-c", CRASH, str(tmp_path / "scenes" / "images"), str(tmp_path / "run")],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,  # or else it waits for them for ever
-    )
-    assert ended.returncode == 1
-    assert ended.stderr.rstrip().endswith("RuntimeError: not one of ours")
+def test_an_error_ends_the_loader_processes_too(images: Path, tmp_path: Path) -> None:
+    words = pretrain_words(images, tmp_path / "run", "--workers", "2")
+    code, _, err = Forked(words, act=crash).end(60)  # or else it waits for them for ever
+    assert code == 1
+    assert err.rstrip().endswith("RuntimeError: not one of ours")
 
 
 def test_a_killed_loader_process_is_told_in_one_line(images: Path, tmp_path: Path) -> None:
-    run = Run(images, tmp_path / "run", "--workers", "1", "--epochs", "500")
+    run = pretrain_run(images, tmp_path / "run", "--workers", "1", "--epochs", "500")
     run.wait_for_step(1)
-    children = Path(f"/proc/{run.process.pid}/task/{run.process.pid}/children")
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
     if not children.exists():
-        run.process.kill()
+        os.kill(run.pid, signal.SIGKILL)
         pytest.skip("not verified: a killed loader process is named in one line: needs /proc (Linux)")
     os.kill(int(children.read_text().split()[-1]), signal.SIGKILL)
     ended = run.end()
