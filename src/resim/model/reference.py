@@ -1,7 +1,7 @@
-"""ReSim as the paper has it, in one file: read this first. `resim.model.resim` computes the same, fast and in parallel.
+"""ReSim as the paper has it, in one file: read this first. `resim.model.resim` computes the same, only faster.
 
-Shapes: N images of S x S px, R windows, C channels, M negatives. A group is a run of `group_size` consecutive images and
-stands for a process of the published program. One process, the whole batch at once, whole matrices of logits.
+Shapes: N images of S x S px, R windows, C channels, M negatives. A group is a run of `group_size` consecutive images,
+as a process has in the published program. One process, the whole batch at once, whole matrices of logits.
 
 Source: Xiao et al., ICCV 2021 (arXiv 2103.12902), sections 3.1 to 3.3; He et al., arXiv 1911.05722 (momentum, queue,
 shuffling); Jiang et al., arXiv 1807.11590 (Precise RoI Pooling).
