@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import json
 import os
 import platform
@@ -30,10 +29,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from resim import recipes
 from resim.bench.measure import PlainStepper, peak_memory_gb, plain_together_rate, together_rate
-from resim.model.fused.low import follow, forget
 from resim.model.infonce import info_nce
 from resim.regions.cells import key_cells
 from resim.regions.pooling import precise_roi_pool
@@ -160,22 +159,19 @@ def parts(stepper: Stepper, views_q: Views, views_k: Views, times: int) -> dict[
             there = slice(start, start + per_pass)
             for level in config.levels:
                 level_keys = keys.levels[level.name]
-                positives, cells = level_keys.positives[there].flatten(0, 1), level_keys.cells
+                positives, cells = level_keys.positives.wait()[there].flatten(0, 1), level_keys.cells.wait()
                 if level.negatives == "group":
                     positives = positives.unflatten(0, (groups, -1))
                     cells = cells[there].flatten(0, 1).unflatten(0, (groups, -1))
                 queries = positives.clone().requires_grad_()
                 dtype = torch.bfloat16 if stepper.precision == "bf16" else None
                 info_nce(queries, positives, cells, matmul_dtype=dtype).loss.mean().backward()
-            vectors = keys.vectors[there].clone().requires_grad_()
-            info_nce(vectors, keys.vectors[there], model.queue).loss.mean().backward()
+            vectors = keys.own_vectors()[there].clone().requires_grad_()
+            info_nce(vectors, keys.own_vectors()[there], model.queue).loss.mean().backward()
 
     def optimizer() -> None:
         stepper.optimizer.step()
-        weights = list(model.key.parameters()), list(model.query.parameters())
-        with bf16:
-            follow(*weights, config.key_momentum)
-        forget(itertools.chain(*weights))
+        get_ema_multi_avg_fn(config.key_momentum)(tuple(model.key.parameters()), tuple(model.query.parameters()), 0)
 
     measured = {"encoder, forward and backward": encoder, "key encoder": key_encoder, "regions": regions}
     measured |= {"InfoNCE": contrast, "optimiser and momentum": optimizer}

@@ -72,7 +72,7 @@ def count(processes: int, *, bf16: bool, backbone: str, image_size: int) -> tupl
                 patch.start()
             keys = model.encode_keys(*views, order=order)
             for level in keys.levels.values():
-                assert len(level.cells) > 0 < len(level.positives)  # what was begun is asked for
+                assert len(level.cells.wait()) > 0 < len(level.positives.wait())
             model.finish_step(keys)
             for patch in patches:
                 patch.stop()

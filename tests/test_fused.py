@@ -17,11 +17,9 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from resim.model.backbone import ResNet
 from resim.model.fused import build as build_module
-from resim.model.fused import low as lows
 from resim.model.fused import network as fused
 from resim.model.fused import norm as norms
 from resim.model.fused.build import kernels, product_kernels
-from resim.model.fused.low import follow, forget
 from resim.model.fused.pointwise import ClosingLayer
 from resim.model.fused.residual import make_residual
 from resim.model.fused.stem import stem
@@ -274,28 +272,6 @@ def test_a_network_is_as_near_to_the_truth_as_its_modules(
 
 
 @pytest.mark.slow
-@needs_kernels
-def test_copies_of_weights_are_read_and_kept_for_the_way_back(kind: str) -> None:
-    network, images = small_resnet("resnet50"), nhwc(4, 3, 64, 64, seed=6)
-
-    def run() -> tuple[Tensor, list[Tensor]]:
-        with torch.autocast("cpu", torch.bfloat16):
-            y = network(images)["C5"]
-        forget(weights)
-        return y.detach(), list(torch.autograd.grad(y.float().square().mean(), weights))
-
-    weights = [parameter for parameter in network.parameters() if parameter.dim() == 4]
-    y, grads = run()
-    with torch.autocast("cpu", torch.bfloat16):
-        follow([weight.detach().clone() for weight in weights], weights, 0.5)
-    others = run()
-    assert torch.equal(y, others[0])
-    assert all(torch.equal(a, b) for a, b in zip(grads, others[1], strict=True))
-    for weight in weights[::6]:
-        lows._kept[weight] = (weight._version, -weight.detach().bfloat16())
-        assert not torch.equal(run()[0], y), "this copy is not read"
-
-
 @needs_kernels
 def test_running_statistics_without_gradient(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The key encoder's pass."""

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resim.model.encoder import ModelConfig
-from resim.model.published import from_published
+from resim.model.published import from_published, load_published
 from resim.model.resim import Keys, ReSim
 from resim.regions.pooling import precise_roi_pool
 from resim.regions.windows import inside_view, map_windows
@@ -83,7 +83,7 @@ def run_step(folder: Path, *, fpn_norm: bool, seed: int) -> Step:
         golden = dict(file)
     shapes = json.loads((folder / f"reference_state_dict_keys{'_fpn_bn' if fpn_norm else ''}.json").read_text())
     model = ReSim(golden_config(fpn_norm)).double()
-    model.load_published(published_state(shapes, seed))
+    load_published(model, published_state(shapes, seed))
     crops = torch.as_tensor(golden["crops_tlhw"])
     queries, keys_of = (
         Views(torch.as_tensor(drawn(name, seed, (len(crops), 3, 224, 224))), crops[:, index])
@@ -163,7 +163,7 @@ def head(positives: Tensor, queries: Tensor, negatives: Tensor, columns: int) ->
 
 def test_instance_logits(step: Step) -> None:
     queries = F.normalize(step.vectors, dim=1)
-    logits = head(step.keys.vectors, queries, step.queue_before, 16)
+    logits = head(step.keys.own_vectors(), queries, step.queue_before, 16)
     assert np.abs(logits.numpy() - step.golden["logits_instance"]).max() < 1e-9
 
 
@@ -171,9 +171,9 @@ def test_instance_logits(step: Step) -> None:
 def test_region_logits_of_valid_windows(step: Step, level: str) -> None:
     keys, stride = step.keys.levels[level], {"P4": 16, "P3": 8}[level]
     queries = F.normalize(precise_roi_pool(step.maps[level], keys.windows, stride), dim=-1)
-    negatives = keys.cells.flatten(0, -2)
+    negatives = keys.cells.wait().flatten(0, -2)
     assert len(negatives) == len(step.vectors) * {"P4": 144, "P3": 676}[level]
-    logits = head(keys.positives.flatten(0, 1), queries.flatten(0, 1), negatives, 8)
+    logits = head(keys.positives.wait().flatten(0, 1), queries.flatten(0, 1), negatives, 8)
     golden = step.golden[f"logits_{PUBLISHED_LEVEL[level]}_head"]
     valid = keys.valid.flatten().numpy()
     assert logits.shape == golden.shape
@@ -260,7 +260,7 @@ def test_a_state_that_does_not_fit_is_refused_whole(
     model, state = fresh
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError) as error:
-        model.load_published(spoil(state, fault))
+        load_published(model, spoil(state, fault))
     assert told in str(error.value)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
@@ -270,13 +270,13 @@ def test_all_faults_are_told_at_once(fresh: tuple[ReSim, dict[str, Tensor]]) -> 
     for fault, _ in FAULTS[:4]:
         state = spoil(state, fault)
     with pytest.raises(ValueError, match=r"1 missing .*; 2 left over .*; 1 of another shape"):
-        model.load_published(state)
+        load_published(model, state)
 
 
 @pytest.mark.parametrize("prefix", ["module.", ""])
 def test_every_published_entry_has_its_place(fresh: tuple[ReSim, dict[str, Tensor]], prefix: str) -> None:
     model, state = copy.deepcopy(fresh)
-    model.load_published({prefix + name.removeprefix("module."): value for name, value in state.items()})
+    load_published(model, {prefix + name.removeprefix("module."): value for name, value in state.items()})
     loaded = model.state_dict()
     assert len(loaded) == len(state)
     for name, value in state.items():

@@ -98,15 +98,16 @@ def test_the_losses_are_plain_infonce_group_by_group() -> None:
     vectors = F.normalize(vectors, dim=1)
     expected: dict[str, list[Tensor]] = {"instance": [], "P4": [], "P3": []}
     for group in (slice(0, 2), slice(2, 4)):
-        expected["instance"].append(plain_loss(vectors[group], keys.vectors[group], model.queue).mean())
+        expected["instance"].append(plain_loss(vectors[group], keys.own_vectors()[group], model.queue).mean())
         for level in (P4, P3):
             level_keys = keys.levels[level.name]
             regions = precise_roi_pool(maps[level.name], level_keys.windows, level.stride)
             regions = F.normalize(regions, dim=-1)[group]
-            negatives = level_keys.cells if level.negatives == "all" else level_keys.cells[group].flatten(0, 1)
+            cells = level_keys.cells.wait()
+            negatives = cells if level.negatives == "all" else cells[group].flatten(0, 1)
             valid = level_keys.valid[group].flatten()
             assert 0 < valid.sum() < len(valid)
-            each = plain_loss(regions.flatten(0, 1), level_keys.positives[group].flatten(0, 1), negatives)
+            each = plain_loss(regions.flatten(0, 1), level_keys.positives.wait()[group].flatten(0, 1), negatives)
             expected[level.name].append(each[valid].mean())
     for name, groups in expected.items():
         assert losses[name].item() == pytest.approx(torch.stack(groups).mean().item(), rel=1e-12)
@@ -118,8 +119,8 @@ def test_the_losses_are_plain_infonce_group_by_group() -> None:
 def test_negatives_are_all_the_images_cells_or_the_group_s() -> None:
     model = build()
     keys = model.encode_keys(*pair(4))
-    assert keys.levels["P4"].cells.shape == (4 * 2 * 2, 16)  # 4 x 4 cells at 64 px, 2 x 2 after 3 x 3 means
-    assert keys.levels["P3"].cells.shape == (4, 6 * 6, 16)
+    assert keys.levels["P4"].cells.wait().shape == (4 * 2 * 2, 16)  # 4 x 4 cells at 64 px, 2 x 2 after 3 x 3 means
+    assert keys.levels["P3"].cells.wait().shape == (4, 6 * 6, 16)
 
 
 @pytest.mark.slow
@@ -190,7 +191,7 @@ def test_the_key_encoder_moves_before_it_encodes() -> None:
         assert torch.allclose(ours, expected, rtol=1e-12, atol=1e-15)
     with torch.no_grad():
         expected_vectors = F.normalize(moved(views_k.images)[0], dim=1)
-    assert torch.allclose(keys.vectors, expected_vectors, rtol=0, atol=1e-12)
+    assert torch.allclose(keys.own_vectors(), expected_vectors, rtol=0, atol=1e-12)
     before = state_of(model.key)
     model.query_losses(views_q.images, keys)["total"].backward()
     assert same(before, state_of(model.key))  # once a step
@@ -215,7 +216,7 @@ def test_a_group_s_negatives_are_of_its_own_images_after_unshuffling() -> None:
     order = torch.tensor([4, 2, 0, 5, 1, 3])
     keys = model.encode_keys(views_q, views_k, order=order, encoder=read_coordinates)
     expected = key_cells(read_coordinates(views_k.images)[1]["P3"])
-    assert torch.equal(keys.levels["P3"].cells, expected)
+    assert torch.equal(keys.levels["P3"].cells.wait(), expected)
 
 
 def test_keys_are_encoded_in_the_shuffled_order_and_given_back_in_the_queries() -> None:
@@ -228,8 +229,8 @@ def test_keys_are_encoded_in_the_shuffled_order_and_given_back_in_the_queries() 
         shuffled = F.normalize(twin(views_k.images[order])[0], dim=1)
         straight = F.normalize(twin(views_k.images)[0], dim=1)
     for place, image in enumerate(order.tolist()):
-        assert torch.allclose(keys.vectors[image], shuffled[place], rtol=0, atol=1e-12)
-    assert not torch.allclose(keys.vectors, straight, rtol=0, atol=1e-3)  # other images share its statistics
+        assert torch.allclose(keys.own_vectors()[image], shuffled[place], rtol=0, atol=1e-12)
+    assert not torch.allclose(keys.own_vectors(), straight, rtol=0, atol=1e-3)  # other images share its statistics
 
 
 # -- the queue
@@ -244,7 +245,7 @@ def test_a_queue_wraps_around() -> None:
         views_q, views_k = pair(4, seed=seed)
         keys = model.encode_keys(views_q, views_k)
         model.finish_step(keys)
-        entered.extend(keys.vectors)
+        entered.extend(keys.own_vectors())
         assert model.queue_position.item() == position
         if seed == 0:
             assert torch.equal(model.queue, torch.stack([*entered, *start[4:]]))
@@ -261,7 +262,7 @@ def test_of_a_batch_larger_than_the_queue_the_last_keys_stay() -> None:
         keys = model.encode_keys(*pair(4, seed=seed))
         model.finish_step(keys)
         assert model.queue_position.item() == position
-        assert torch.equal(model.queue, keys.vectors[list(kept)])
+        assert torch.equal(model.queue, keys.own_vectors()[list(kept)])
 
 
 @pytest.mark.slow
@@ -272,9 +273,9 @@ def test_a_step_s_keys_are_not_among_its_own_negatives() -> None:
     keys = copy.deepcopy(model).encode_keys(views_q, views_k)
     vectors = F.normalize(copy.deepcopy(model).query(views_q.images)[0], dim=1)
     losses = model(views_q, views_k)
-    assert torch.equal(model.queue, keys.vectors)
+    assert torch.equal(model.queue, keys.own_vectors())
     assert losses["instance"].item() == pytest.approx(
-        plain_loss(vectors, keys.vectors, before).mean().item(), rel=1e-12
+        plain_loss(vectors, keys.own_vectors(), before).mean().item(), rel=1e-12
     )
     losses["total"].backward()  # the queue has changed by now
     assert all(grad.isfinite().all() for grad in gradients(model).values())
@@ -359,9 +360,9 @@ def test_a_c_level_is_seen_through_a_convolution() -> None:
     assert conv.bias is not None
     views_q, views_k = pair(4)
     keys = model.encode_keys(views_q, views_k)
-    assert keys.levels["C4"].positives.shape == (4, 36, 12)  # 0, 8, ..., 40 along each side
+    assert keys.levels["C4"].positives.wait().shape == (4, 36, 12)  # 0, 8, ..., 40 along each side
     assert keys.levels["C4"].windows[-1].tolist() == [40, 40, 64, 64]
-    assert keys.levels["C4"].cells.shape == (4 * 2 * 2, 12)
+    assert keys.levels["C4"].cells.wait().shape == (4 * 2 * 2, 12)
     losses = model(views_q, views_k)
     losses["total"].backward()
     assert losses["C4"] > 0
@@ -380,8 +381,8 @@ def test_a_third_level_is_a_line_of_configuration() -> None:
     p5 = Level(name="P5", window=64, step=32)
     model = build(levels=(p5, P4, P3))
     keys = model.encode_keys(*pair(2, size=128))
-    assert keys.levels["P5"].positives.shape == (2, 4, 16)
-    assert keys.levels["P5"].cells.shape == (2 * 2 * 2, 16)
+    assert keys.levels["P5"].positives.wait().shape == (2, 4, 16)
+    assert keys.levels["P5"].cells.wait().shape == (2 * 2 * 2, 16)
     losses = model(*pair(2, size=128))
     losses["total"].backward()
     assert losses["total"].item() == pytest.approx(
@@ -599,7 +600,7 @@ def test_windows_of_mirrored_views_show_the_same_place(shuffled: bool) -> None:
         mapped = map_windows(level_keys.windows, crops[0], crops[1], 64, flipped_q=flips[:, 0], flipped_k=flips[:, 1])
         within_k = level_keys.valid & (mapped[..., 2:] <= last).all(dim=-1)
         assert within_k.any(dim=1).all()
-        places_k = level_keys.positives[..., :2] / level_keys.positives[..., 2:]
+        places_k = level_keys.positives.wait()[..., :2] / level_keys.positives.wait()[..., 2:]
         assert torch.allclose(places_k[within_k], expected[within_k], rtol=0, atol=1e-9)
 
 
@@ -615,8 +616,8 @@ def test_under_autocast_products_are_bfloat16_and_losses_float32() -> None:
         keys = model.encode_keys(views_q, views_k)
         losses = model.query_losses(views_q.images, keys)
     losses["total"].backward()
-    assert keys.vectors.dtype == keys.levels["P3"].positives.dtype == torch.float32
-    assert keys.levels["P3"].cells.dtype == keys.levels["P4"].cells.dtype == torch.bfloat16
+    assert keys.own_vectors().dtype == keys.levels["P3"].positives.wait().dtype == torch.float32
+    assert keys.levels["P3"].cells.wait().dtype == keys.levels["P4"].cells.wait().dtype == torch.bfloat16
     for name in ("instance", "P4", "P3"):
         assert losses[name].dtype == torch.float32
         assert losses[name].item() == pytest.approx(exact[name].item(), rel=0.05)

@@ -13,7 +13,7 @@ from forked import on_processes
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from resim.model.collective import exchange_rows, gather_rows, inverse_order, world
+from resim.distributed.rows import exchange_rows, gather_rows, inverse_order, world
 from resim.model.encoder import ModelConfig
 from resim.model.resim import ReSim
 from resim.regions.level import Level
@@ -136,9 +136,9 @@ def move_rows() -> dict[str, Tensor]:
     mine = slice(rank * n, (rank + 1) * n)
     result = {}
     for name, rows in ROWS.items():
-        gathered = gather_rows(rows[mine])()
-        moved = exchange_rows(rows[mine], ORDER)()
-        back = exchange_rows(moved, inverse_order(ORDER))()
+        gathered = gather_rows(rows[mine]).wait()
+        moved = exchange_rows(rows[mine], ORDER).wait()
+        back = exchange_rows(moved, inverse_order(ORDER)).wait()
         assert len(moved) == len(back) == n
         result |= {f"{name}/gathered": gathered, f"{name}/moved": moved, f"{name}/back": back}
     return result
@@ -231,11 +231,11 @@ def test_rows_are_gathered_moved_and_moved_back(several: list[Results], kind: st
 def test_on_one_process_rows_are_only_reordered(kind: str) -> None:
     rows = ROWS[kind]
     assert world() == (0, 1)
-    assert torch.equal(gather_rows(rows)(), rows)
-    assert torch.equal(exchange_rows(rows, None)(), rows)
-    moved = exchange_rows(rows, ORDER)()
+    assert torch.equal(gather_rows(rows).wait(), rows)
+    assert torch.equal(exchange_rows(rows, None).wait(), rows)
+    moved = exchange_rows(rows, ORDER).wait()
     assert all(torch.equal(moved[place], rows[row]) for place, row in enumerate(ORDER.tolist()))
-    assert torch.equal(exchange_rows(moved, inverse_order(ORDER))(), rows)
+    assert torch.equal(exchange_rows(moved, inverse_order(ORDER)).wait(), rows)
 
 
 def test_the_inverse_of_an_order() -> None:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import weakref
 from typing import Any, Literal
 from unittest.mock import patch
 
 import pytest
 import torch
-from needs import needs_kernels
 from torch import Tensor
 
 from resim.model.encoder import ModelConfig
-from resim.model.fused import low as lows
-from resim.model.fused import network
 from resim.model.resim import ReSim
 from resim.regions.level import Level
 from resim.training import step as stepping
@@ -255,61 +251,3 @@ def test_without_torchrun_there_is_one_process(monkeypatch: pytest.MonkeyPatch) 
         assert (processes.rank, processes.count, processes.device) == (0, 1, torch.device("cpu"))
         assert processes.cores >= 1
     assert not torch.distributed.is_initialized()
-
-
-@pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether each pass of a group, first those of the keys, found a copy of the first weight; a thirteenth fails."""
-    found: list[bool] = []
-
-    def stem(*arguments: Any) -> Tensor:
-        if len(found) == 12:
-            raise KeyboardInterrupt
-        found.append(arguments[1].weight in lows._kept)
-        return original(*arguments)
-
-    original = network.stem
-    monkeypatch.setattr(network, "stem", stem)
-    lows._kept.clear()
-    return found
-
-
-@pytest.mark.slow
-@needs_kernels
-def test_copies_of_weights_are_there_for_a_pass_of_each_encoder(read: list[bool]) -> None:
-    made = stepper(torch.float32, precision="bf16", groups=4)
-    made(*views(0, torch.float32), ORDER)
-    assert read == [True] * 8
-    assert not lows._kept
-    with pytest.raises(KeyboardInterrupt):
-        made(*views(1, torch.float32), ORDER)
-    assert read == [True] * 12, "the first of the queries' second passes fails"
-    assert not lows._kept
-
-
-@needs_kernels
-def test_copies_of_weights_do_not_outlive_keys_that_fail(read: list[bool]) -> None:
-    made = stepper(torch.float32, precision="bf16", groups=1)
-    read.extend([False] * 12)
-    with pytest.raises(KeyboardInterrupt):
-        made(*views(0, torch.float32), ORDER)
-    assert not lows._kept
-
-
-@pytest.mark.slow
-@needs_kernels
-def test_no_copies_are_made_for_an_encoder_called_otherwise(read: list[bool]) -> None:
-    made = stepper(torch.float32, precision="bf16", groups=4)
-    dataclasses.replace(made, key=lambda images: made.model.key(images))(*views(0, torch.float32), ORDER)
-    assert read == [False] * 8
-
-
-@needs_kernels
-def test_keys_alone_leave_no_copies_of_the_queries_weights(read: list[bool]) -> None:
-    """They would be out of date after a step of a fused optimiser, which does not tell of it."""
-    made = stepper(torch.float32, precision="bf16")
-    with torch.autocast("cpu", torch.bfloat16):
-        made.model.encode_keys(*views(0, torch.float32))
-        assert not lows._kept
-        made.model.query(views(0, torch.float32)[0].images)
-    assert read == [True] * 4 + [False] * 4

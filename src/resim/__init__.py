@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from resim.exchange.weights import read_weights as read_weights
     from resim.model.config import ModelConfig as ModelConfig
     from resim.model.infonce import info_nce as info_nce
+    from resim.model.published import load_published as load_published
     from resim.model.resim import ReSim as ReSim
     from resim.regions.level import Level as Level
     from resim.regions.pooling import precise_roi_pool as precise_roi_pool
@@ -42,6 +43,7 @@ _HOMES = {
     "inside_view": "resim.regions.windows",
     "load": "resim.exchange.load",
     "load_detector": "resim.detection.checkpoint",
+    "load_published": "resim.model.published",
     "map_windows": "resim.regions.windows",
     "precise_roi_pool": "resim.regions.pooling",
     "pretrain": "resim.training.pretrain",
@@ -63,6 +65,7 @@ __all__ = [
     "inside_view",
     "load",
     "load_detector",
+    "load_published",
     "map_windows",
     "precise_roi_pool",
     "pretrain",

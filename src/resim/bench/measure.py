@@ -15,7 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
-from resim.bench.plain import PlainReSim, plain_loader
+from resim.bench.plain import plain_loader
+from resim.model.reference import ReferenceReSim
 from resim.training.config import Recipe
 from resim.training.optimizer import build_optimizer
 from resim.training.step import Stepper
@@ -138,7 +139,8 @@ class PlainStepper:
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32, as published programs run
-        self.model = PlainReSim(recipe.model, seed=0).to(device).train()
+        torch.manual_seed(0)
+        self.model = ReferenceReSim(recipe.model).to(device).train()
         self.optimizer = build_optimizer(self.model.query, recipe.optim, plain=True)
 
     def __call__(self, views_q: Views, views_k: Views) -> dict[str, torch.Tensor]:

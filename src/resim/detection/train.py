@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from resim.counts import counted
 from resim.detection import bad_images
@@ -33,8 +32,9 @@ from resim.exchange.sources import is_at_hand, is_untrained, untrained_model
 from resim.exchange.weights import Weights, read_weights
 from resim.pictures.curves import draw_curves
 from resim.training import run_folder
+from resim.training.clock import Clock
 from resim.training.log import Log
-from resim.training.loop import run_steps
+from resim.training.optimizer import set_learning_rate
 from resim.training.precision import choose_precision
 from resim.training.processes import Processes, catch_termination, start_processes
 from resim.training.progress import Progress, Watch
@@ -181,24 +181,6 @@ class _Tuning:
         step, end = (state["step"] if state else 0), tune.steps
         workers = run.workers if run.workers >= 0 else min(processes.cores, 16)
 
-        def take_step(batch: DetectionBatch, step: int) -> tuple[float, dict[str, Tensor]]:
-            """One batch, one step of the optimiser; the learning rate and the numbers of the step."""
-            self._count_bad(batch)
-            lr = tune.learning_rate(step)
-            for group in self.stepper.optimizer.param_groups:
-                group["lr"] = lr
-            return lr, self.stepper(batch)
-
-        def checkpoint(done: int) -> None:
-            """Save the state after `done` steps; where an evaluation is due, once more after it."""
-            if self.recipe.detector.norm == "batch":
-                self._average_statistics()
-            self._list_bad()
-            self._save(done, evaluated=False)
-            if self._is_due(done):
-                self._evaluate(done, progress, workers)
-                self._save(done, evaluated=True)
-
         first = processes.first
         with (
             tell_of_killed_workers(),
@@ -225,10 +207,30 @@ class _Tuning:
             if state and not state["evaluated"] and self._is_due(step):
                 self._evaluate(step, progress, workers)  # it was stopped between a checkpoint and its evaluation
                 self._save(step, evaluated=True)
-            step = run_steps(
-                batches, take_step, checkpoint, log, run, processes, signals, step=step, end=end,
-                every=self._every,
-            )  # fmt: skip
+
+            clock = Clock(run, processes, signals, step=step, end=end, boundary=self._every)
+            while not clock.is_over:
+                batch = log.next_batch(batches)
+                self._count_bad(batch)
+                lr = tune.learning_rate(step)
+                set_learning_rate(self.stepper.optimizer, lr)
+                losses = self.stepper(batch)  # forward, losses, backward, one step of the optimiser
+                log.add(step, lr, losses)
+                step += 1
+
+                due = clock.tick()
+                if due.read:
+                    log.flush()
+                if due.save:
+                    if self.recipe.detector.norm == "batch":
+                        self._average_statistics()
+                    self._list_bad()
+                    self._save(step, evaluated=False)
+                    if self._is_due(step):
+                        self._evaluate(step, progress, workers)
+                        self._save(step, evaluated=True)
+                    clock.saved()
+
             log.close()
             self._list_bad()
             if first:

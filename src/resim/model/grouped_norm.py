@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resim.model.collective import mean_over_processes
+from resim.distributed.rows import mean_over_processes
 
 
 class _NormalizeGroups(torch.autograd.Function):

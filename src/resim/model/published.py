@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 _ENCODERS = {"encoder_q": "query", "encoder_k": "key"}
 
@@ -30,7 +31,7 @@ def from_published(name: str) -> str | None:
     return f"{_ENCODERS[encoder]}.{rest}"
 
 
-def translate_published(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+def translate_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """A published `state_dict` under our names and in our layout, and the names that have no counterpart.
 
     The published queue is (dim, K) with a pointer of shape (1,); ours is (K, dim) with a scalar position.
@@ -47,3 +48,34 @@ def translate_published(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], li
         else:
             ours[new] = value
     return ours, unknown
+
+
+def load_published(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load the `state_dict` of a published ReSim-FPN checkpoint, whole, into a `ReSim` of its recipe.
+
+    Args:
+        model: the network.
+        state: names with or without `module.`.
+
+    Raises:
+        ValueError: an entry is missing, left over or of another shape; nothing is loaded then.
+    """
+    ours, unknown = translate_published(state)
+    own = model.state_dict()
+    problems = {
+        "missing": [name for name in own if name not in ours],
+        "left over": unknown + [name for name in ours if name not in own],
+        "of another shape": [
+            f"{name} {tuple(ours[name].shape)} for {tuple(own[name].shape)}"
+            for name in own
+            if name in ours and ours[name].shape != own[name].shape
+        ],
+    }
+    reasons = [
+        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if names[3:] else ''})"
+        for what, names in problems.items()
+        if names
+    ]
+    if reasons:
+        raise ValueError(f"the state_dict does not fit this model: {'; '.join(reasons)}")
+    model.load_state_dict(ours)

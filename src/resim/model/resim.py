@@ -1,85 +1,34 @@
 """ReSim: a query encoder, its momentum copy, a queue of keys, and the losses that tie regions of two views together.
 
-Shapes: N images on this process, R windows an image, C channels of a level, M key cells, D the global width.
-
-One step: `encode_keys` (momentum update, shuffle, key forward, regions pooled where the key map is), `query_losses` for
+`resim.model.reference` is the same method in its plainest form. Here a step is cut where memory and other processes
+need it: `encode_keys` (momentum update, shuffle, key forward, regions pooled where the key map is), `query_losses` for
 some groups at a time (forward, losses; the caller runs backward), `finish_step` (keys enter the queue, running
 statistics move). `forward` does the three for a whole batch. A group is a run of `group_size` consecutive images.
+
+Shapes: N images on this process of W, R windows an image, C channels of a level, M key cells, D the global width.
 
 Source: Xiao et al., ICCV 2021 (arXiv 2103.12902), sections 3.1 to 3.3; He et al., arXiv 1911.05722.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from resim.model.backbone import ResNet
-from resim.model.collective import Coming, exchange_rows, gather_rows, inverse_order, world
-from resim.model.encoder import Encoder, ModelConfig
-from resim.model.fused.low import follow, forget
+from resim.distributed.rows import exchange_rows, gather_rows, inverse_order, world
+from resim.model.config import ModelConfig
+from resim.model.encoder import Encoder
 from resim.model.grouped_norm import commit_statistics, count_groups
-from resim.model.infonce import Contrast, info_nce
-from resim.model.published import translate_published
+from resim.model.keys import Keys, LevelKeys, map_to_keys
+from resim.model.losses import image_similarity, pool_regions, region_similarity, widen
 from resim.regions.cells import key_cells
-from resim.regions.pooling import precise_roi_pool
-from resim.regions.windows import inside_view, map_windows
 from resim.views.views import Views, send
 
 EncoderForward = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
-
-
-@dataclass(frozen=True)
-class LevelKeys:
-    """The key side of one level, without gradient. What comes from other processes is waited for when first read."""
-
-    windows: Tensor
-    """(R, 4) float64, the grid over every query view, px."""
-    valid: Tensor
-    """(N, R) bool: the window lies wholly inside the key view."""
-    coming_positives: Coming
-    coming_cells: Coming
-
-    @functools.cached_property
-    def positives(self) -> Tensor:
-        """(N, R, C), L2-normalised."""
-        return self.coming_positives()
-
-    @functools.cached_property
-    def cells(self) -> Tensor:
-        """Negatives: (N, cells, C) of this process's images, or (M, C) of all processes' where the level says "all"."""
-        return self.coming_cells()
-
-
-@dataclass(frozen=True)
-class Keys:
-    """What a step's queries are compared with. Everything is in the order of the queries, shuffling undone."""
-
-    coming_vectors: Coming
-    images: int
-    """N, of this process."""
-    levels: dict[str, LevelKeys]
-
-    @functools.cached_property
-    def all_vectors(self) -> Tensor:
-        """(W * N, D): all the processes' keys, which enter the queue."""
-        return self.coming_vectors()
-
-    def without_levels(self) -> Keys:
-        """What `finish_step` needs of them."""
-        return replace(self, levels={})
-
-    @property
-    def vectors(self) -> Tensor:
-        """(N, D), L2-normalised: this process's keys."""
-        rank, _ = world()
-        return self.all_vectors[rank * self.images : (rank + 1) * self.images]
 
 
 class ReSim(nn.Module):
@@ -92,7 +41,9 @@ class ReSim(nn.Module):
     """
 
     queue: Tensor
+    """(K, D), L2-normalised keys of earlier images."""
     queue_position: Tensor
+    """Row of the oldest key, which the next one replaces."""
 
     def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
         super().__init__()
@@ -120,12 +71,12 @@ class ReSim(nn.Module):
 
         Returns:
             "instance", one entry a level such as "P4", and "total", the weighted sum: scalars with gradient, means
-            over this process's groups. "accuracy/..." and "valid/..." beside them: shares in [0, 1], no gradient.
+            over this process's groups. "accuracy/..." and "valid/...": shares in [0, 1], no gradient.
 
         Raises:
             ValueError: views that do not belong together, or a batch that is no whole number of groups.
         """
-        keys = self.encode_keys(views_q, views_k, order=order, query_comes_next=True)
+        keys = self.encode_keys(views_q, views_k, order=order)
         losses = self.query_losses(views_q.images, keys)
         self.finish_step(keys)
         return losses
@@ -139,7 +90,6 @@ class ReSim(nn.Module):
         order: Tensor | None = None,
         groups_at_a_time: int | None = None,
         encoder: EncoderForward | None = None,
-        query_comes_next: bool = False,
     ) -> Keys:
         """Move the key encoder, encode all the key views and pool what the queries need of them.
 
@@ -151,8 +101,6 @@ class ReSim(nn.Module):
             order: as in `forward`.
             groups_at_a_time: groups in one forward pass; None: all. It changes memory, not results.
             encoder: called in the place of `self.key` (a compiled form of it).
-            query_comes_next: `query_losses` follows before the query encoder moves, and may read the copies of its
-                weights that were made on the way.
 
         Raises:
             ValueError: as `forward`.
@@ -161,58 +109,56 @@ class ReSim(nn.Module):
             raise ValueError(
                 f"query and key views must match: {tuple(views_q.images.shape)} and {tuple(views_k.images.shape)}"
             )
-        groups = count_groups(len(views_k), self.config.group_size)
-        size, device = views_k.size, views_k.images.device
-        matmul = _matmul_dtype(device)  # read here: autocast is off where the cells are made
-        windows = {level.name: level.windows(size) for level in self.config.levels}
-        mapped, valid = {}, {}
-        for name, grid in windows.items():
-            flips = {"flipped_q": views_q.flipped, "flipped_k": views_k.flipped}
-            boxes = map_windows(grid.to(views_q.crops.device), views_q.crops, views_k.crops, size, **flips)
-            inside = inside_view(boxes, size)
-            boxes = torch.where(inside[..., None], boxes, 0.0)  # an empty box pools to 0
-            mapped[name], valid[name] = exchange_rows(send(boxes, device), order), send(inside, device)
-        images = views_k.images
-        if matmul is not None and world()[1] > 1:
-            images = images.to(matmul)  # what autocast's first convolution would make of them, at half the bytes
-        images = exchange_rows(images, order)()
-        boxes_of = {name: boxes() for name, boxes in mapped.items()}
-        vectors: list[Tensor] = []
-        pooled: dict[str, list[Tensor]] = {name: [] for name in windows}
-        cells: dict[str, list[Tensor]] = {name: [] for name in windows}
-        encode_key = self.key if encoder is None else encoder
-        step = _chunk(len(images), groups, groups_at_a_time)
-        with _forgetting(self.key), _forgetting(self.query, keep=query_comes_next):
-            if self.training:
-                copies = isinstance(self.key.backbone, ResNet) and encode_key is self.key
-                weights = list(self.key.parameters()), list(self.query.parameters())
-                follow(*weights, self.config.key_momentum, copies=copies)
-            for start in range(0, len(images), step):
-                part = slice(start, start + step)
-                vector, maps = encode_key(images[part])
-                with torch.autocast(device.type, enabled=False):
-                    vectors.append(F.normalize(_wide(vector), dim=1))
-                    for level in self.config.levels:
-                        features = _wide(maps[level.name])
-                        pooled[level.name].append(_regions(features, boxes_of[level.name][part], level.stride))
-                        cells[level.name].append(key_cells(features).to(matmul or features.dtype))
-        del images, boxes_of  # in a large batch, what is put in order below needs their room
+        per_pass = _images_per_pass(len(views_k), self.config.group_size, groups_at_a_time)
+        device, levels = views_k.images.device, self.config.levels
+        windows = {level.name: map_to_keys(level, views_q, views_k) for level in levels}
+
+        # Shuffle: the process that encodes an image needs its windows too.
+        boxes = {name: exchange_rows(send(each.boxes, device), order) for name, each in windows.items()}
+        images = exchange_rows(_narrow_for_transfer(views_k.images), order)
+        if self.training:
+            self._move_key_encoder()
+        vectors, regions, cells = self._encode_shuffled(
+            images.wait(), {name: rows.wait() for name, rows in boxes.items()}, per_pass, encoder or self.key
+        )
+
+        # Put back into the order of the queries.
         back = inverse_order(order)
-        shuffled = gather_rows(torch.cat(vectors))
-        levels = {}
-        for level in self.config.levels:
-            all_cells = torch.cat(cells.pop(level.name))
-            levels[level.name] = LevelKeys(
-                windows=send(windows[level.name], device),
-                valid=valid[level.name],
-                coming_positives=exchange_rows(torch.cat(pooled.pop(level.name)), back),
+        all_vectors = gather_rows(vectors)
+        keys = {}
+        for level in levels:
+            of_level = cells.pop(level.name)
+            keys[level.name] = LevelKeys(
+                windows=send(windows[level.name].grid, device),
+                valid=send(windows[level.name].valid, device),
+                positives=exchange_rows(regions.pop(level.name), back),
                 # "all": a set, whose order the loss does not see
-                coming_cells=gather_rows(all_cells).then(lambda rows: rows.flatten(0, 1))
+                cells=gather_rows(of_level).then(lambda rows: rows.flatten(0, 1))
                 if level.negatives == "all"
-                else exchange_rows(all_cells, back),
+                else exchange_rows(of_level, back),
             )
-        in_order = shuffled if back is None else shuffled.then(lambda rows: rows[send(back, device)])
-        return Keys(in_order, len(views_k), levels)
+        if back is not None:
+            all_vectors = all_vectors.then(lambda rows: rows[send(back, device)])
+        return Keys(all_vectors, len(views_k), keys)
+
+    def _encode_shuffled(
+        self, images: Tensor, boxes: Mapping[str, Tensor], per_pass: int, encoder: EncoderForward
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Encode the key images: global vectors (N, D), and by level regions (N, R, C) and cells (N, M / N, C)."""
+        matmul_dtype = _matmul_dtype(images.device)  # read here: autocast is off below
+        vectors: list[Tensor] = []
+        regions: dict[str, list[Tensor]] = {name: [] for name in boxes}
+        cells: dict[str, list[Tensor]] = {name: [] for name in boxes}
+        for start in range(0, len(images), per_pass):
+            part = slice(start, start + per_pass)
+            vector, maps = encoder(images[part])
+            with torch.autocast(images.device.type, enabled=False):
+                vectors.append(F.normalize(widen(vector), dim=1))
+                for level in self.config.levels:
+                    features = widen(maps[level.name])
+                    regions[level.name].append(pool_regions(features, boxes[level.name][part], level.stride))
+                    cells[level.name].append(key_cells(features).to(matmul_dtype or features.dtype))
+        return torch.cat(vectors), _join(regions), _join(cells)
 
     def query_losses(
         self, images: Tensor, keys: Keys, *, first_group: int = 0, encoder: EncoderForward | None = None
@@ -229,125 +175,65 @@ class ReSim(nn.Module):
             As `forward`, means over the groups given.
         """
         groups = count_groups(len(images), self.config.group_size)
-        per_group = len(images) // groups
-        with _forgetting(self.query):
-            vectors, maps = (self.query if encoder is None else encoder)(images)
-        device = images.device
-        matmul = _matmul_dtype(device)
-        here = slice(first_group * per_group, first_group * per_group + len(images))
-        means: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-        with torch.autocast(device.type, enabled=False):
-            vectors = F.normalize(_wide(vectors), dim=1)
-            contrast = info_nce(
-                vectors, keys.vectors[here], self.queue.to(vectors.dtype), temperature=self.config.temperature
-            )
-            means["instance"] = _mean(contrast, torch.ones(len(images), dtype=torch.bool, device=device), groups)
+        start = first_group * (len(images) // groups)
+        here = slice(start, start + len(images))
+        vectors, maps = (encoder or self.query)(images)
+        matmul_dtype = _matmul_dtype(images.device)
+        shared = {"groups": groups, "temperature": self.config.temperature}
+        with torch.autocast(images.device.type, enabled=False):
+            found = {"instance": image_similarity(vectors, keys.own_vectors()[here], self.queue, **shared)}
             for level in self.config.levels:
-                level_keys = keys.levels[level.name]
-                regions = _regions(_wide(maps[level.name]), level_keys.windows, level.stride).flatten(0, 1)
-                positives = level_keys.positives[here].flatten(0, 1)
-                negatives = level_keys.cells
-                if level.negatives == "group":
-                    regions, positives = (x.unflatten(0, (groups, -1)) for x in (regions, positives))
-                    negatives = negatives[here].flatten(0, 1).unflatten(0, (groups, -1))
-                contrast = info_nce(
-                    regions, positives, negatives, temperature=self.config.temperature, matmul_dtype=matmul
+                found[level.name] = region_similarity(
+                    maps[level.name], keys.levels[level.name], level, here, matmul_dtype=matmul_dtype, **shared
                 )
-                means[level.name] = _mean(contrast, level_keys.valid[here], groups)
         weights = {"instance": self.config.instance_weight} | {level.name: level.weight for level in self.config.levels}
-        losses = {name: columns[0] for name, columns in means.items()}
+        losses = {name: each.loss for name, each in found.items()}
         losses["total"] = torch.stack([losses[name] * weight for name, weight in weights.items()]).sum()
-        losses |= {f"accuracy/{name}": columns[1] for name, columns in means.items()}
-        losses |= {f"valid/{level.name}": means[level.name][2] for level in self.config.levels}
-        return losses
+        losses |= {f"accuracy/{name}": each.accuracy for name, each in found.items()}
+        return losses | {f"valid/{level.name}": found[level.name].valid for level in self.config.levels}
 
     @torch.no_grad()
     def finish_step(self, keys: Keys) -> Tensor | None:
         """In training mode: all the processes' keys enter the queue, first in first out; running statistics move.
 
         Returns:
-            0, or NaN if a BatchNorm saw what is not finite; None where nothing moved.
+            0, or NaN if the statistics of a BatchNorm were not finite; None where nothing moved.
         """
         if not self.training:
             return None
-        capacity = len(self.queue)
-        new = keys.all_vectors[-capacity:].to(self.queue.dtype)
-        skipped = len(keys.all_vectors) - len(new)
-        place = (self.queue_position + skipped + torch.arange(len(new), device=self.queue.device)) % capacity
-        self.queue[place] = new
-        self.queue_position.copy_((self.queue_position + len(keys.all_vectors)) % capacity)
+        self._enqueue(keys.all_vectors.wait())
         return commit_statistics(self)
 
-    def load_published(self, state: dict[str, Tensor]) -> None:
-        """Load the `state_dict` of a published ReSim-FPN checkpoint, whole: names with or without `module.`.
+    def _move_key_encoder(self) -> None:
+        """Move the key encoder towards the query encoder: key = momentum * key + (1 - momentum) * query."""
+        average = get_ema_multi_avg_fn(self.config.key_momentum)
+        average(tuple(self.key.parameters()), tuple(self.query.parameters()), 0)
 
-        Raises:
-            ValueError: an entry is missing, left over or of another shape; nothing is loaded then.
-        """
-        ours, unknown = translate_published(state)
-        own = self.state_dict()
-        problems = {
-            "missing": [name for name in own if name not in ours],
-            "left over": unknown + [name for name in ours if name not in own],
-            "of another shape": [
-                f"{name} {tuple(ours[name].shape)} for {tuple(own[name].shape)}"
-                for name in own
-                if name in ours and ours[name].shape != own[name].shape
-            ],
-        }
-        told = [
-            f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if names[3:] else ''})"
-            for what, names in problems.items()
-            if names
-        ]
-        if told:
-            raise ValueError(f"the state_dict does not fit this model: {'; '.join(told)}")
-        self.load_state_dict(ours)
+    def _enqueue(self, vectors: Tensor) -> None:
+        capacity = len(self.queue)
+        newest = vectors[-capacity:].to(self.queue.dtype)
+        first = self.queue_position + len(vectors) - len(newest)
+        self.queue[(first + torch.arange(len(newest), device=self.queue.device)) % capacity] = newest
+        self.queue_position.copy_((self.queue_position + len(vectors)) % capacity)
 
 
-@contextmanager
-def _forgetting(encoder: nn.Module, *, keep: bool = False) -> Iterator[None]:
-    """Let go of its weights' copies at the end: they are out of date when it moves, and keys and queries need room.
-
-    With `keep` only if something fails.
-    """
-    try:
-        yield
-    except BaseException:
-        keep = False
-        raise
-    finally:
-        if not keep:
-            forget(encoder.parameters())
+def _join(parts: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat(parts.pop(name)) for name in list(parts)}  # popped: each level's parts are freed at once
 
 
 def _matmul_dtype(device: torch.device) -> torch.dtype | None:
-    """The dtype of products with negatives: autocast's where it is on; None: that of what is multiplied."""
+    """The dtype of products with negatives: autocast's where it is on; None: that of the factors."""
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+def _narrow_for_transfer(images: Tensor) -> Tensor:
+    """The images in autocast's dtype where they go to other processes: the first convolution casts them anyway."""
+    dtype = _matmul_dtype(images.device)
+    return images if dtype is None or world()[1] == 1 else images.to(dtype)
 
 
-def _regions(features: Tensor, boxes: Tensor, stride: int) -> Tensor:
-    """(N, R, C): pooled regions of a map, L2-normalised."""
-    return F.normalize(precise_roi_pool(features, boxes, stride), dim=-1)
-
-
-def _mean(contrast: Contrast, valid: Tensor, groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss and accuracy of the valid queries (0 if there are none) and the share of them: means over groups."""
-    loss, correct, valid = (x.reshape(groups, -1) for x in (*contrast, valid))
-    count = valid.sum(1).clamp(min=1)
-    return (
-        (torch.where(valid, loss, 0.0).sum(1) / count).mean(),
-        ((correct & valid).sum(1) / count).mean(),
-        valid.float().mean(),
-    )
-
-
-def _chunk(images: int, groups: int, groups_at_a_time: int | None) -> int:
-    """Images in one pass."""
+def _images_per_pass(images: int, group_size: int, groups_at_a_time: int | None) -> int:
     if groups_at_a_time is not None and groups_at_a_time < 1:
         raise ValueError(f"groups_at_a_time {groups_at_a_time}: must be at least 1")
+    groups = count_groups(images, group_size)
     return images // groups * min(groups, groups_at_a_time or groups)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from resim.training.checkpoints import write_atomically
 from resim.training.forecast import forecast
 from resim.training.processes import Processes
 from resim.training.progress import Progress
+
+Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +84,12 @@ class Log:
         self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
         self._since = time.perf_counter()
 
-    def waited(self, seconds: float) -> None:
-        """Add to the time that the step spent waiting for data."""
-        self._waited += seconds
+    def next_batch(self, batches: Iterator[Batch]) -> Batch:
+        """The next batch; the time until it is there counts as waiting for data."""
+        start = time.perf_counter()
+        batch = next(batches)
+        self._waited += time.perf_counter() - start
+        return batch
 
     def add(self, step: int, lr: float, values: dict[str, Tensor]) -> None:
         """Remember a step's numbers; nothing is read from the device yet."""

@@ -44,6 +44,12 @@ def build_optimizer(module: nn.Module, config: OptimConfig, *, plain: bool = Fal
     return torch.optim.SGD(groups, momentum=config.momentum, **settings, **kernels)
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give all parameters of the optimiser this learning rate, from its next step on."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
     """Scale all gradients so that their joint L2 norm is at most `max_norm`; returns the norm before."""
     return torch.nn.utils.clip_grad_norm_(parameters, max_norm)

@@ -60,9 +60,8 @@ class Stepper:
         device = views_q.images.device.type
         with torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             keys = self.model.encode_keys(
-                views_q, views_k, order=order, groups_at_a_time=self.groups_at_a_time, encoder=self.key,
-                query_comes_next=True,
-            )  # fmt: skip
+                views_q, views_k, order=order, groups_at_a_time=self.groups_at_a_time, encoder=self.key
+            )
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         whole = device == "cpu" and len(starts) == 1 and not isinstance(self.query, DistributedDataParallel)

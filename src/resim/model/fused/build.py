@@ -24,7 +24,7 @@ WITHOUT_TILES = ("-mno-amx-tile", "-mno-amx-bf16")
 """For processors without AMX, and processes that may not use it."""
 _BF16 = {"avx512_bf16", "avx512bw"}
 _P, _I, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-_F, _SINGLE = ctypes.c_double, ctypes.c_float
+_F = ctypes.c_double
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "resim_norm_sums": (_P, _P, _P, _I, _I, _INT),
     "resim_norm_coefficients": (_P, _P, _P, _P, _F, _P, _P, _I, _I, _I),
@@ -33,7 +33,6 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "resim_norm_slopes": (_P, _P, _P, _P, _I, _I, _I),
     "resim_norm_pool": (_P, _P, _P, _P, _I, _I, _I, _I, _INT),
     "resim_norm_pool_backward": (_P, _P, _P, _P, _P, _P, _I, _I, _I, _I, _INT),
-    "resim_follow": (_P, _P, _P, _P, _SINGLE, _I, _INT),
     "resim_exponentials": (_P, _P, _P, _P, _I, _I, _INT),
     "resim_norm_backward": (_P, _P, _P, _P, _P, _P, _P, _I, _I, _INT),
 }

@@ -313,15 +313,3 @@ void resim_exponentials(bf16 *logits, float *largest, float *sums, float *kept, 
         sums[row] = sums[row] * kept[row] + sum;
     }
 }
-
-/* average += share * (x - average), counted from x where the share is a half or more, as torch.lerp does; and both in
- * bfloat16 where low_average and low_x are not NULL. */
-void resim_follow(float *average, const float *x, bf16 *low_average, bf16 *low_x, float share, int64_t count, int threads) {
-#pragma omp parallel for simd num_threads(count < 65536 ? 1 : threads) schedule(static)
-    for (int64_t i = 0; i < count; i++) {
-        float away = x[i] - average[i];
-        average[i] = share < 0.5f ? average[i] + share * away : x[i] - away * (1 - share);
-        if (low_average) low_average[i] = narrow(average[i]);
-        if (low_x) low_x[i] = narrow(x[i]);
-    }
-}

@@ -19,7 +19,6 @@ from torch.autograd.function import once_differentiable
 
 from resim.model.fused import norm as norms
 from resim.model.fused.layer import Found, Layer, Seen
-from resim.model.fused.low import low
 from resim.model.fused.pointwise import ClosingLayer, PointwiseLayer
 from resim.model.fused.weight_grad import TiledLayer, fits
 from resim.model.grouped_norm import GroupedBatchNorm2d
@@ -80,23 +79,23 @@ class _Residual(torch.autograd.Function):
     def forward(ctx: Any, block: Residual, x: Tensor, *parameters: Tensor) -> Tensor:
         *inner, last = block.layers
         weights = parameters[::3]  # kept by the graph, so that their changing before the way back is an error
-        lows = [low(weight) for weight in weights]
+        narrow = [weight.to(torch.bfloat16) for weight in weights]
         found: list[Found] = []
         hidden, norm = x, None
-        for weight, layer in zip(lows, inner, strict=False):
+        for weight, layer in zip(narrow, inner, strict=False):
             found.append(layer.forward(weight, hidden, norm))
             hidden, norm = found[-1].product, found[-1].norm
             assert hidden is not None
         beside, beside_norm = x, None
         if block.shortcut is not None:
-            of_shortcut = block.shortcut.forward(lows[-1], block.seen_by_shortcut(x), None)
+            of_shortcut = block.shortcut.forward(narrow[-1], block.seen_by_shortcut(x), None)
             beside, beside_norm = of_shortcut.product, of_shortcut.norm
             assert beside is not None
             found.append(replace(of_shortcut, product=None))
-        out, top = last.finish(lows[len(inner)], hidden, norm, beside, beside_norm)
+        out, top = last.finish(narrow[len(inner)], hidden, norm, beside, beside_norm)
         found.insert(len(inner), top)
         ctx.block = block
-        kept = ((w, each.norm, each.product, each.moments) for w, each in zip(lows, found, strict=True))
+        kept = ((w, each.norm, each.product, each.moments) for w, each in zip(narrow, found, strict=True))
         kept = [tensor for of_layer in kept for tensor in of_layer]
         ctx.save_for_backward(x, out if top.passed is None else None, top.passed, *kept, *weights)
         return out

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from resim.model.fused import norm as norms
-from resim.model.fused.low import low
 from resim.model.fused.weight_grad import stem_fits, weight_grad
 from resim.model.grouped_norm import GroupedBatchNorm2d
 
@@ -41,7 +40,7 @@ def _convolve(conv: nn.Conv2d, images: Tensor, weight: Tensor) -> Tensor:
 class _Stem(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, conv: nn.Conv2d, norm: GroupedBatchNorm2d, images: Tensor, *parameters: Tensor) -> Tensor:
-        weight = low(parameters[0])
+        weight = parameters[0].to(torch.bfloat16)
         x = _convolve(conv, _seen(images), weight)
         n, channels, h, w = x.shape
         found = norms.coefficients(*norms.see(x), norms.shape(x)[0], norm)

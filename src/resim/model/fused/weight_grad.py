@@ -12,7 +12,6 @@ from torch.autograd.function import once_differentiable
 from resim.model.fused import norm as norms
 from resim.model.fused.build import product_kernels
 from resim.model.fused.layer import Layer, Seen, convolution_gradients, like_weight
-from resim.model.fused.low import low
 
 LANES = 32
 """Channels are a multiple of it; of a stem's input, a line of the kernel has at most as many values."""
@@ -146,7 +145,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.conv = conv
-        copy = low(weight)
+        copy = weight.to(torch.bfloat16)
         ctx.save_for_backward(x, copy, weight)
         padding: Any = conv.padding
         y = torch.conv2d(x, copy, None if bias is None else bias.to(x.dtype), conv.stride, padding)

@@ -1,4 +1,4 @@
-"""Rows of a global batch that live on several processes: gathered, or moved to where another order wants them.
+"""Rows of a global batch that several processes hold: gather them, or exchange them to put the batch in another order.
 
 Process r of W holds rows r * n to (r + 1) * n of the global batch. With one process everything here is local.
 """
@@ -21,8 +21,11 @@ def world() -> tuple[int, int]:
     return 0, 1
 
 
-class Coming:
-    """Rows that are under way: other work goes on until they are asked for. All processes must ask in one order."""
+class PendingRows:
+    """Rows of other processes whose transfer has begun; `wait` returns them.
+
+    Computation goes on until then. All processes must wait for their transfers in the same order.
+    """
 
     def __init__(
         self,
@@ -30,33 +33,33 @@ class Coming:
         finish: Callable[[Tensor], Tensor] | None = None,
         *,
         work: dist.Work | None = None,
-        sent: Tensor | None = None,
+        source: Tensor | None = None,
     ) -> None:
         self._rows, self._finish, self._work = rows, finish, work
-        self._sent = sent  # must live as long as it is read from
+        self._source = source  # is read until the transfer ends
 
-    def __call__(self) -> Tensor:
-        """The rows. On a GPU the stream waits for them and not the host."""
+    def wait(self) -> Tensor:
+        """The rows; again the same at the next call. On a GPU the stream waits for them and not the host."""
         if self._work is not None:
             self._work.wait()
-            self._work = self._sent = None
+            self._work = self._source = None
         if self._finish is not None:
             self._rows, self._finish = self._finish(self._rows), None
         return self._rows
 
-    def then(self, step: Callable[[Tensor], Tensor]) -> Coming:
-        """The same rows after one more step, done when they are asked for."""
-        return Coming(self._rows, lambda _: step(self()))
+    def then(self, step: Callable[[Tensor], Tensor]) -> PendingRows:
+        """The same rows after one more step, which is computed when they are waited for."""
+        return PendingRows(self._rows, lambda _: step(self.wait()))
 
 
-def gather_rows(rows: Tensor) -> Coming:
-    """Every process's rows (n, ...), one after the other: (W * n, ...). No gradient."""
+def gather_rows(rows: Tensor) -> PendingRows:
+    """Gather every process's rows (n, ...) one after the other: (W * n, ...). No gradient."""
     _, processes = world()
     if processes == 1:
-        return Coming(rows)
+        return PendingRows(rows)
     rows = rows.contiguous()
     out = rows.new_empty((processes * len(rows), *rows.shape[1:]))
-    return Coming(out, work=dist.all_gather_into_tensor(out, rows, async_op=True), sent=rows)
+    return PendingRows(out, work=dist.all_gather_into_tensor(out, rows, async_op=True), source=rows)
 
 
 def mean_over_processes(tensors: list[Tensor]) -> list[Tensor]:
@@ -70,10 +73,10 @@ def mean_over_processes(tensors: list[Tensor]) -> list[Tensor]:
     return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
 
-def exchange_rows(rows: Tensor, order: Tensor | None) -> Coming:
-    """The global batch in another order: new global row i is old row `order[i]`. No gradient.
+def exchange_rows(rows: Tensor, order: Tensor | None) -> PendingRows:
+    """Put the global batch into another order: new global row i is old row `order[i]`. No gradient.
 
-    Each row travels once, straight to the process that wants it.
+    Each row is sent once, directly to the process that needs it.
 
     Args:
         rows: (n, ...), this process's rows.
@@ -83,23 +86,23 @@ def exchange_rows(rows: Tensor, order: Tensor | None) -> Coming:
         (n, ...), this process's rows of the reordered batch.
     """
     if order is None:
-        return Coming(rows)
+        return PendingRows(rows)
     rank, processes = world()
     n = len(rows)
     if processes == 1:
-        return Coming(rows[send(order, rows.device)])
+        return PendingRows(rows[send(order, rows.device)])
     mine = order[rank * n : (rank + 1) * n]
     wanted = [order[r * n : (r + 1) * n] for r in range(processes)]
     outgoing = [w[w // n == rank] - rank * n for w in wanted]
     source = mine // n
     incoming = torch.bincount(source, minlength=processes).tolist()
-    sent = rows[send(torch.cat(outgoing), rows.device)].contiguous()
-    received = torch.empty_like(sent)
-    work = dist.all_to_all_single(received, sent, incoming, [len(o) for o in outgoing], async_op=True)
-    place = torch.argsort(source, stable=True)  # what arrives is sorted by its sender
+    outgoing_rows = rows[send(torch.cat(outgoing), rows.device)].contiguous()
+    received = torch.empty_like(outgoing_rows)
+    work = dist.all_to_all_single(received, outgoing_rows, incoming, [len(o) for o in outgoing], async_op=True)
+    place = torch.argsort(source, stable=True)  # received rows are sorted by their process
     back = torch.empty_like(place)
     back[place] = torch.arange(n)
-    return Coming(received, lambda arrived: arrived[send(back, arrived.device)], work=work, sent=sent)
+    return PendingRows(received, lambda arrived: arrived[send(back, arrived.device)], work=work, source=outgoing_rows)
 
 
 def inverse_order(order: Tensor | None) -> Tensor | None:

@@ -1,0 +1,71 @@
+"""The key side of a step: where windows lie in the key views, and what the queries are compared with.
+
+Shapes: N images on this process of W, R windows, C channels of a level, D the global width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from resim.distributed.rows import PendingRows, world
+from resim.regions.level import Level
+from resim.regions.windows import inside_view, map_windows
+from resim.views.views import Views
+
+
+@dataclass(frozen=True)
+class KeyWindows:
+    """The windows of one level in the key views."""
+
+    grid: Tensor
+    """(R, 4) float64, the windows over every query view, px."""
+    boxes: Tensor
+    """(N, R, 4) float64, the same regions in the key views, px; empty where not valid."""
+    valid: Tensor
+    """(N, R) bool: the region lies wholly inside the key view."""
+
+
+def map_to_keys(level: Level, views_q: Views, views_k: Views) -> KeyWindows:
+    """Map a level's windows from the query views through the source images into the key views."""
+    grid = level.windows(views_q.size)
+    flips = {"flipped_q": views_q.flipped, "flipped_k": views_k.flipped}
+    boxes = map_windows(grid.to(views_q.crops.device), views_q.crops, views_k.crops, views_k.size, **flips)
+    valid = inside_view(boxes, views_k.size)
+    return KeyWindows(grid, torch.where(valid[..., None], boxes, 0.0), valid)
+
+
+@dataclass(frozen=True)
+class LevelKeys:
+    """What the queries of one level are compared with, in their order, without gradient."""
+
+    windows: Tensor
+    """(R, 4) float64, the grid over every query view, px."""
+    valid: Tensor
+    """(N, R) bool: the window lies wholly inside the key view."""
+    positives: PendingRows
+    """(N, R, C), L2-normalised."""
+    cells: PendingRows
+    """Negatives: (N, cells, C) of this process's images, or (M, C) of all processes' where the level says "all"."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What a step's queries are compared with, in their order."""
+
+    all_vectors: PendingRows
+    """(W * N, D), L2-normalised: the keys of all processes, which enter the queue."""
+    num_images: int
+    """N."""
+    levels: dict[str, LevelKeys]
+
+    def own_vectors(self) -> Tensor:
+        """Wait for the keys of all processes and return this process's: (N, D)."""
+        rank, _ = world()
+        return self.all_vectors.wait()[rank * self.num_images : (rank + 1) * self.num_images]
+
+    def without_levels(self) -> Keys:
+        """The part that `ReSim.finish_step` needs."""
+        return replace(self, levels={})

@@ -1,0 +1,91 @@
+"""The losses of a step for some of its queries: image similarity and, level by level, region similarity.
+
+Shapes: n query views of this process, R windows, C channels of a level, D the global width, M negatives.
+
+Source: Xiao et al., ICCV 2021 (arXiv 2103.12902), sections 3.1 and 3.2.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from resim.model.infonce import Contrast, info_nce
+from resim.model.keys import LevelKeys
+from resim.regions.level import Level
+from resim.regions.pooling import precise_roi_pool
+
+
+class Similarity(NamedTuple):
+    """Of one loss, means over groups: scalars."""
+
+    loss: Tensor
+    """With gradient."""
+    accuracy: Tensor
+    """Share of the valid queries whose positive is more similar than every negative."""
+    valid: Tensor
+    """Share of the queries that are valid."""
+
+
+def image_similarity(
+    queries: Tensor, keys: Tensor, queue: Tensor, *, groups: int, temperature: float
+) -> Similarity:  # fmt: skip
+    """Each view's global vector (n, D) against that of the image's other view (n, D), among the queue's (K, D)."""
+    queries = F.normalize(widen(queries), dim=1)
+    contrast = info_nce(queries, keys, queue.to(queries.dtype), temperature=temperature)
+    return _mean_over_groups(contrast, torch.ones(len(queries), dtype=torch.bool, device=queries.device), groups)
+
+
+def region_similarity(
+    features: Tensor,
+    keys: LevelKeys,
+    level: Level,
+    images: slice,
+    *,
+    groups: int,
+    temperature: float,
+    matmul_dtype: torch.dtype | None,
+) -> Similarity:
+    """Each window of the query maps against the same region of the key maps, among the cells of the key maps.
+
+    Args:
+        features: (n, C, H, W), the query maps of this level.
+        keys: of all this process's images.
+        level: which.
+        images: the n images among this process's.
+        groups: in the n images.
+        temperature: divides every similarity.
+        matmul_dtype: as in `info_nce`.
+    """
+    regions = pool_regions(features, keys.windows, level.stride).flatten(0, 1)  # (n * R, C)
+    positives = keys.positives.wait()[images].flatten(0, 1)
+    negatives = keys.cells.wait()
+    if level.negatives == "group":
+        regions, positives = (x.unflatten(0, (groups, -1)) for x in (regions, positives))
+        negatives = negatives[images].flatten(0, 1).unflatten(0, (groups, -1))
+    contrast = info_nce(regions, positives, negatives, temperature=temperature, matmul_dtype=matmul_dtype)
+    return _mean_over_groups(contrast, keys.valid[images], groups)
+
+
+def pool_regions(features: Tensor, boxes: Tensor, stride: int) -> Tensor:
+    """(n, R, C): regions of the maps (n, C, H, W), pooled to one vector each and L2-normalised."""
+    return F.normalize(precise_roi_pool(widen(features), boxes, stride), dim=-1)
+
+
+def widen(x: Tensor) -> Tensor:
+    """The tensor in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _mean_over_groups(contrast: Contrast, valid: Tensor, groups: int) -> Similarity:
+    """Mean over the valid queries of each group (0 where it has none), then over groups."""
+    loss, correct, valid = (x.reshape(groups, -1) for x in (*contrast, valid))
+    count = valid.sum(1).clamp(min=1)
+    return Similarity(
+        (torch.where(valid, loss, 0.0).sum(1) / count).mean(),
+        ((correct & valid).sum(1) / count).mean(),
+        valid.float().mean(),
+    )
