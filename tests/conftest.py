@@ -23,16 +23,18 @@ def no_waiting_for_the_disk() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def a_run_of_one_test_has_no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+def a_run_of_one_test_has_no_curves() -> Iterator[None]:
     """Curves take longer to draw than such a run to train; runs that several tests share draw theirs."""
 
     def draw_nothing(metrics: Path, out: Path, *, title: str = "") -> Path:
         Image.new("L", (8, 8)).save(out)
         return out
 
-    for name in ("resim.training.pretrain", "resim.detection.train"):
-        if name in sys.modules:
-            monkeypatch.setattr(sys.modules[name], "draw_curves", draw_nothing)
+    with pytest.MonkeyPatch.context() as patch:  # of its own: a test's is undone before the folder of the test is gone
+        for name in ("resim.training.pretrain", "resim.detection.train"):
+            if name in sys.modules:
+                patch.setattr(sys.modules[name], "draw_curves", draw_nothing)
+        yield
 
 
 @pytest.fixture(scope="session")
