@@ -296,6 +296,7 @@ def test_copies_of_weights_are_read_and_kept_for_the_way_back(kind: str) -> None
         assert not torch.equal(run()[0], y), "this copy is not read"
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_running_statistics_without_gradient(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The key encoder's pass."""
@@ -371,6 +372,7 @@ def test_one_value_a_channel_has_no_variance() -> None:
         small_resnet()(nhwc(1, 3, 32, 32, seed=7))
 
 
+@pytest.mark.slow
 @needs_kernels
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_what_is_not_finite_is_seen(value: float, kind: str) -> None:

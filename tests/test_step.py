@@ -142,6 +142,7 @@ def test_early_steps_are_the_same_to_the_last_bit_and_leave_no_gradient(
         assert not any(parameter._post_accumulate_grad_hooks for parameter in made.model.query.parameters())
 
 
+@pytest.mark.slow
 def test_gradients_that_processes_average_are_not_taken_early(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stepping, "EARLY", 1)
     made, calls = stepper(torch.float32, groups=100), list[int]()
@@ -151,6 +152,7 @@ def test_gradients_that_processes_average_are_not_taken_early(monkeypatch: pytes
     assert calls == [1]
 
 
+@pytest.mark.slow
 def test_the_keys_of_the_levels_are_gone_on_the_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stepping, "EARLY", 1)
     made, levels = stepper(torch.float32, groups=100), list[Any]()
@@ -168,6 +170,7 @@ def test_the_keys_of_the_levels_are_gone_on_the_way_back(monkeypatch: pytest.Mon
     assert seen[0] is False
 
 
+@pytest.mark.slow
 def test_a_frozen_parameter_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stepping, "EARLY", 1)
     made = stepper(torch.float32, groups=100)
@@ -179,6 +182,7 @@ def test_a_frozen_parameter_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not torch.equal(others[0], before[1])
 
 
+@pytest.mark.slow
 def test_gradients_of_several_passes_are_whole_before_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stepping, "EARLY", 1)
     made, calls = stepper(torch.float32, groups=2), list[int]()
@@ -304,6 +308,7 @@ def test_no_copies_are_made_for_an_encoder_called_otherwise(read: list[bool]) ->
     assert read == [False] * 8
 
 
+@pytest.mark.slow
 @needs_kernels
 def test_keys_alone_leave_no_copies_of_the_queries_weights(read: list[bool]) -> None:
     """They would be out of date after a step of a fused optimiser, which does not tell of it."""
