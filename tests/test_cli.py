@@ -177,6 +177,7 @@ def test_a_run_writes_its_settings_and_a_checkpoint(finished: Path) -> None:
     assert steps == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_what_the_command_line_says_reaches_the_recipe(finished: Path, images: str) -> None:
     content = json.loads((finished / "config.json").read_text())
     assert content["recipe"]["model"]["levels"] == ["P4:window=32,step=16,negatives=all,closed=false,weight=1"]

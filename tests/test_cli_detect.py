@@ -139,6 +139,7 @@ def test_evaluation_of_a_run_and_of_its_results_are_the_same(
     assert ours == theirs
 
 
+@pytest.mark.slow
 def test_detections_are_drawn_and_written(finished: Path, coco: Path, tmp_path: Path, capsys: Captured) -> None:
     capsys.readouterr()
     out = tmp_path / "out"

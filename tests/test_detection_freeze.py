@@ -348,6 +348,7 @@ STAGES = "stem, layer1, layer2, layer3, layer4"
 HEADS = "RPN, box head, box predictor"
 
 
+@pytest.mark.slow
 def test_frozen_trained_and_new_parts_are_printed(files: dict[str, Path]) -> None:
     weights = read_weights(files["both"])
     frozen, trained = lines_of(tiny(freeze="backbone+fpn"), weights)

@@ -121,6 +121,7 @@ def test_what_a_run_writes(whole: Path, data: DetectionData, val: DetectionData)
         assert picture.width > 700
 
 
+@pytest.mark.slow
 def test_the_learning_rate_and_the_losses_are_written_for_every_step(whole: Path) -> None:
     lines = numbers(whole)
     assert [line["step"] for line in lines] == list(range(STEPS))
@@ -241,6 +242,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_weights_are_loaded_and_told(pretrained: Path, data: DetectionData, tmp_path: Path, capsys: Any) -> None:
     recipe = tiny_recipe(tiny(backbone="auto", fpn_width=0), steps=1)
     out = tmp_path / "run"
@@ -272,6 +274,7 @@ def test_the_licence_of_the_weights_goes_with_what_is_made_of_them(
     assert (weights.licence, weights.origin) == ("CC-BY-NC-4.0", "someone")
 
 
+@pytest.mark.slow
 def test_stopped_before_the_first_checkpoint_it_begins_with_its_weights_again(
     pretrained: Path, data: DetectionData, tmp_path: Path
 ) -> None:
@@ -284,6 +287,7 @@ def test_stopped_before_the_first_checkpoint_it_begins_with_its_weights_again(
     assert same(dict(state_of(again)["model"]), dict(state_of(out)["model"]))
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_weights_that_have_changed(
     pretrained: Path, data: DetectionData, tmp_path: Path
 ) -> None:
@@ -298,6 +302,7 @@ def test_a_run_does_not_go_on_with_weights_that_have_changed(
     assert state_of(out)["step"] == 1
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_the_file_it_began_with(pretrained: Path, data: DetectionData, tmp_path: Path) -> None:
     copy = tmp_path / "weights.pt"
     copy.write_bytes(pretrained.read_bytes())
@@ -320,6 +325,7 @@ def trains(out: Path, data: DetectionData, recipe: DetectRecipe) -> dict[str, An
     return result.scores
 
 
+@pytest.mark.slow
 def test_cityscapes_with_masks(tmp_path: Path) -> None:
     names = ("ulm_000000_000019", "ulm_000001_000019")
     scene = polygons(
@@ -332,6 +338,7 @@ def test_cityscapes_with_masks(tmp_path: Path) -> None:
     assert {"bbox", "segm"} <= set(scores)
 
 
+@pytest.mark.slow
 def test_voc_on_c4(tmp_path: Path) -> None:
     objects = {n: [xml_object("dog", (5, 5, 60, 60)), xml_object("cat", (30, 30, 90, 70), 1)] for n in ("a", "b")}
     root = write_voc(tmp_path / "voc", "2007", {"trainval": ["a", "b"]}, objects)
@@ -391,6 +398,7 @@ def test_a_share_of_the_images(data: DetectionData, tmp_path: Path) -> None:
 # -- what is refused
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_only_as_what_it_is(
     whole: Path, data: DetectionData, val: DetectionData, pretrained: Path
 ) -> None:

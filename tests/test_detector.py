@@ -105,6 +105,7 @@ def test_given_torchvisions_weights_it_detects_and_learns_as_torchvisions(kind: 
             assert torch.equal(parameter.grad, parameters[name].grad), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_the_weights_of_torchvisions_functions_fit(kind: str) -> None:
     theirs: Any = torchvision.models.get_model(kind, weights=None, weights_backbone=None, min_size=64, max_size=128)
@@ -142,6 +143,7 @@ def settings(model: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_what_is_not_set_is_torchvisions(kind: str) -> None:
     theirs = settings(torchvision.models.get_model(kind, weights=None, weights_backbone=None))
@@ -156,6 +158,7 @@ def test_what_is_not_set_is_torchvisions(kind: str) -> None:
 # -- C4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masks", [False, True])
 def test_on_c4_the_fifth_stage_is_the_box_head(masks: bool) -> None:
     model: Any = build_detector(tiny(neck="c4", masks=masks, score_threshold=0.0), tiny_images(), num_classes=3, seed=1)
@@ -183,6 +186,7 @@ def test_on_c4_the_fifth_stage_is_the_box_head(masks: bool) -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 def test_on_c4_masks_are_seen_in_the_box_heads_maps(training: bool) -> None:
     config = tiny(neck="c4", masks=True, norm="frozen", score_threshold=0.0, detections=3)
@@ -200,6 +204,7 @@ def test_on_c4_masks_are_seen_in_the_box_heads_maps(training: bool) -> None:
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
+@pytest.mark.slow
 def test_on_c4_a_step_of_mask_rcnn_updates_the_statistics_of_the_fifth_stage_once() -> None:
     for masks in (False, True):
         model: Any = build_detector(tiny(neck="c4", masks=masks), tiny_images(), num_classes=1, seed=1).train()
@@ -242,6 +247,7 @@ def test_a_backbone_that_is_none(backbone: str, told: str) -> None:
 # -- stages that stay fixed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("neck", ["fpn", "c4"])
 @pytest.mark.parametrize("stages", [0, 1, 2, 5])
 def test_frozen_stages_get_no_gradient_and_keep_their_statistics(neck: Any, stages: int) -> None:

@@ -60,6 +60,7 @@ def close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: floa
 # -- passes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 3, 4])
 def test_passes_are_averaged_by_their_images(data: DetectionData, size: int) -> None:
     batch = batch_of(data)
@@ -84,6 +85,7 @@ def test_passes_are_averaged_by_their_images(data: DetectionData, size: int) -> 
     close(gradients(stepper), expected, 1e-4)
 
 
+@pytest.mark.slow
 def test_losses_are_under_our_names(data: DetectionData) -> None:
     stepper = stepper_of(tiny(masks=True))
     assert set(stepper(batch_of(data, masks=True))) == {*LOSSES.values(), "total"} - {"keypoints"}
@@ -92,6 +94,7 @@ def test_losses_are_under_our_names(data: DetectionData) -> None:
 # -- the optimiser
 
 
+@pytest.mark.slow
 def test_a_step_is_sgd_with_norms_decayed_apart(data: DetectionData) -> None:
     tune = TuneConfig(batch_size=4, lr=0.01, weight_decay=0.1, norm_weight_decay=0.02, momentum=0.5)
     stepper = stepper_of(tiny(frozen_stages=2), tune=tune)
@@ -113,6 +116,7 @@ def test_a_step_is_sgd_with_norms_decayed_apart(data: DetectionData) -> None:
     assert {n for n in before if torch.equal(before[n], state[n])} == fixed
 
 
+@pytest.mark.slow
 def test_gradients_are_clipped_to_their_norm(data: DetectionData) -> None:
     free, clipped = stepper_of(tiny()), stepper_of(tiny(), tune=TuneConfig(lr=0.01, clip_norm=0.05))
     for stepper in (free, clipped):

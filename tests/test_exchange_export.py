@@ -70,6 +70,7 @@ def test_out_and_in_again_is_bit_equal(checkpoint: Path, tmp_path: Path, to: Tar
     assert all(torch.equal(value, once_more[name]) for name, value in after.tensors.items())
 
 
+@pytest.mark.slow
 def test_weights_without_an_fpn_start_the_whole_fpn_new_in_detectron2(tmp_path: Path) -> None:
     own_checkpoint(tmp_path / "last.pt", small(levels=()))
     done = export(tmp_path / "last.pt", "detectron2", tmp_path / "backbone.pth")
@@ -95,6 +96,7 @@ def test_both_endings_of_a_state_dict(checkpoint: Path, tmp_path: Path, to: Targ
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
 
 
+@pytest.mark.slow
 def test_torchvision_loads_its_resnet(checkpoint: Path, tmp_path: Path) -> None:
     done = export(checkpoint, "torchvision", tmp_path / "resnet.pth")
     assert set(done.differences or {}) == {"C2", "C3", "C4", "C5"}
@@ -127,6 +129,7 @@ def test_torchvision_loads_its_mask_r_cnn(tmp_path: Path, norm: bool) -> None:
     assert near(features_of(read_weights(tmp_path / "last.pt"), IMAGES), {"P3": pyramid["1"], "P4": pyramid["2"]})
 
 
+@pytest.mark.slow
 def test_timm_loads_its_resnet_and_its_feature_extractor(checkpoint: Path, tmp_path: Path) -> None:
     timm: Any = need("timm", "timm loads our ResNet and gives our features", "timm")
     path = tmp_path / "resnet.safetensors"
@@ -141,6 +144,7 @@ def test_timm_loads_its_resnet_and_its_feature_extractor(checkpoint: Path, tmp_p
         assert near(ours, {"C5": whole.forward_features(IMAGES)})
 
 
+@pytest.mark.slow
 def test_a_timm_backbone_goes_back_to_timm(tmp_path: Path) -> None:
     timm: Any = need("timm", "a timm backbone goes back to timm", "timm")
     own_checkpoint(tmp_path / "last.pt", small(backbone="timm/regnety_002"))
@@ -156,6 +160,7 @@ def test_a_timm_backbone_goes_back_to_timm(tmp_path: Path) -> None:
     assert not (tmp_path / "x.pth").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["P5", "C4"])
 def test_other_levels_go_out_too(tmp_path: Path, level: str) -> None:
     own_checkpoint(tmp_path / "last.pt", small(levels=(Level(name=level, window=64, step=32),)))
@@ -188,6 +193,7 @@ def test_onnx_gives_our_features_at_any_batch_and_size(checkpoint: Path, tmp_pat
 # -- the line that is printed to load it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["torchvision", "torchvision-detection", "timm", "safetensors", "hub"])
 def test_the_printed_line_loads_the_file_where_it_is(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: Target
@@ -208,6 +214,7 @@ def test_the_printed_line_loads_the_file_where_it_is(
         assert torch.equal(theirs["backbone.fpn.inner_blocks.3.0.weight"], state[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("levels", "width", "fpn_norm", "settings"),
     [
@@ -230,6 +237,7 @@ def test_settings_of_detectron2s_fpn_are_printed_for_weights_with_one(
     assert f"MODEL.WEIGHTS '{out}' " in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [128, 256])
 def test_a_width_without_an_fpn_is_not_torchvisions_either(tmp_path: Path, width: int) -> None:
     recipe = small(levels=(Level(name="C4", window=64, step=32),))
@@ -242,6 +250,7 @@ def test_a_width_without_an_fpn_is_not_torchvisions_either(tmp_path: Path, width
 # -- an FPN with norms and one without
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", [False, True])
 def test_norms_are_put_in_and_folded_away_with_the_same_features(tmp_path: Path, norm: bool) -> None:
     own_checkpoint(tmp_path / "last.pt", small(norm=norm))
@@ -282,6 +291,7 @@ def test_a_norm_folded_by_hand() -> None:
 # -- the licence follows the weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", list(ENDING))
 def test_the_licence_of_published_weights_is_in_every_export(tmp_path: Path, to: Target) -> None:
     torch.save(published(trained(SMALL)), tmp_path / "published.pth")
@@ -293,6 +303,7 @@ def test_the_licence_of_published_weights_is_in_every_export(tmp_path: Path, to:
         export(path, to, tmp_path / f"other{ENDING[to]}", licence="MIT")
 
 
+@pytest.mark.slow
 def test_the_licence_of_our_own_weights_is_ours_to_state(tmp_path: Path) -> None:
     own_checkpoint(tmp_path / "last.pt", SMALL)
     assert export(tmp_path / "last.pt", "torchvision", tmp_path / "none.pth").licence is None

@@ -50,6 +50,7 @@ def test_a_folder_a_file_and_a_checkpoint_give_the_same_encoder(folder: Path) ->
     assert {name: tuple(value.shape) for name, value in levels.items()} == {"P4": (2, 256, 4, 4), "P3": (2, 256, 8, 8)}
 
 
+@pytest.mark.slow
 def test_loading_draws_nothing_from_the_global_generator(folder: Path) -> None:
     before = torch.get_rng_state()
     resim.load(folder)

@@ -43,6 +43,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 # -- the published names, shapes and losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fpn_norm", [False, True], ids=["plain-fpn", "normalised-fpn"])
 def test_a_published_checkpoint_comes_in_as_the_model_whose_losses_are_golden(
     golden_data: Path, tmp_path: Path, fpn_norm: bool
@@ -108,6 +109,7 @@ def test_pre_training_goes_on_from_a_published_file_as_from_the_model_itself(tmp
     assert equal(again.model.state_dict(), stepper.model.state_dict())
 
 
+@pytest.mark.slow
 def test_momentum_of_another_order_is_left_out(tmp_path: Path) -> None:
     model = trained(SMALL)
     momentum = {name: torch.zeros_like(value) for name, value in model.query.named_parameters()}
@@ -121,6 +123,7 @@ def test_momentum_of_another_order_is_left_out(tmp_path: Path) -> None:
     assert imported.state["optimizer"]["state"] == {}
 
 
+@pytest.mark.slow
 def test_old_optimisers_count_parameters_by_numbers_of_their_own(tmp_path: Path) -> None:
     model = trained(SMALL)
     momentum = {name: torch.randn_like(value) for name, value in model.query.named_parameters()}
@@ -192,6 +195,7 @@ def test_a_queue_position_beyond_the_queue_comes_in_within_it(tmp_path: Path) ->
 # -- starting a run
 
 
+@pytest.mark.slow
 def test_a_run_that_starts_from_another_network_is_refused(tmp_path: Path) -> None:
     own_checkpoint(tmp_path / "last.pt", small(backbone="resnet34"))
     last = RunConfig(start_from=str(tmp_path / "last.pt"))
@@ -246,6 +250,7 @@ def run(capsys: Captured, *words: str) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_import_tells_every_entry_and_the_licence(capsys: Captured, tmp_path: Path) -> None:
     content = published(trained(SMALL))
     content["state_dict"]["module.extra.weight"] = torch.zeros(1)
@@ -338,6 +343,7 @@ def test_a_run_that_diverged_starts_nothing(tmp_path: Path) -> None:
     assert read_weights(tmp_path / "last.pt", check_finite=False).kind.startswith("resim checkpoint")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapping", ["module._orig_mod.", "_orig_mod.module.", "_orig_mod.", ""])
 def test_a_compiled_moco_comes_in_whole(tmp_path: Path, wrapping: str) -> None:
     model = trained(SMALL)

@@ -61,6 +61,7 @@ def test_a_published_checkpoint(model: ReSim, tmp_path: Path, legacy: bool) -> N
     assert [level.name for level in config.levels] == ["P4", "P3"]
 
 
+@pytest.mark.slow
 def test_a_moco_v2_checkpoint_and_one_of_moco_v1(tmp_path: Path) -> None:
     model = trained(small(levels=()))
     content = published(model)
@@ -94,6 +95,7 @@ def test_the_unknown_head_of_resim_c4_is_reported_and_not_fatal(tmp_path: Path) 
     assert set(weights.left_over) == set(heads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["pkl-2", "pkl-5", "pth"])
 @pytest.mark.parametrize("prefix", ["", "backbone."])
 def test_a_published_detectron2_backbone(model: ReSim, tmp_path: Path, form: str, prefix: str) -> None:
@@ -304,6 +306,7 @@ FAULTS: list[Fault] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "told"), FAULTS, ids=[fault for fault, _ in FAULTS])
 @pytest.mark.parametrize("form", ["published", "detectron2", "own"])
 def test_weights_that_are_not_whole_are_refused(tmp_path: Path, fault: str, told: str, form: str) -> None:
@@ -347,6 +350,7 @@ SURPLUS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(SURPLUS), ids=list(SURPLUS.values()))
 @pytest.mark.parametrize("form", ["torchvision", "published", "detectron2", "torchvision-detection"])
 def test_a_network_with_more_in_its_blocks_is_another_network(tmp_path: Path, name: str, form: str) -> None:

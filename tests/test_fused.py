@@ -347,6 +347,7 @@ def test_one_value_a_channel_has_no_variance() -> None:
         small_resnet()(nhwc(1, 3, 32, 32, seed=7))
 
 
+@pytest.mark.slow
 @needs_kernels
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_what_is_not_finite_is_seen(value: float, kind: str) -> None:

@@ -253,6 +253,7 @@ def spoil(state: dict[str, Tensor], fault: str) -> dict[str, Tensor]:
     return state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "told"), FAULTS, ids=[fault for fault, _ in FAULTS])
 def test_a_state_that_does_not_fit_is_refused_whole(
     fresh: tuple[ReSim, dict[str, Tensor]], fault: str, told: str
@@ -273,6 +274,7 @@ def test_all_faults_are_told_at_once(fresh: tuple[ReSim, dict[str, Tensor]]) -> 
         load_published(model, state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["module.", ""])
 def test_every_published_entry_has_its_place(fresh: tuple[ReSim, dict[str, Tensor]], prefix: str) -> None:
     model, state = copy.deepcopy(fresh)

@@ -23,6 +23,7 @@ def points(n: int, c: int = 16, k: int = 7, seed: int = 0) -> tuple[Tensor, Tens
     return centres[labels] + 1.5 * torch.randn(n, c, generator=rng), labels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("k", "temperature"), [(200, 0.07), (1, 0.07), (15, 0.5), (400, 1.0)])
 def test_it_is_scikit_learns(k: int, temperature: float) -> None:
     neighbors = need("sklearn.neighbors", "the kNN vote is scikit-learn's", "test")

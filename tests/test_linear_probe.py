@@ -166,6 +166,7 @@ def test_sgd_learns_to_tell_red_from_blue_and_changes_nothing_else(colours: Path
     assert again.losses == head.losses
 
 
+@pytest.mark.slow
 def test_it_is_a_linear_layer_trained_by_sgd(colours: Path) -> None:
     """The same features, given to torch's own layer, optimiser and scheduler."""
     images, given = read_images(colours), list[Tensor]()

@@ -329,6 +329,7 @@ def test_a_pass_holds_at_least_a_group() -> None:
 # -- randomness
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_weights_whatever_the_global_generator_holds() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -377,6 +378,7 @@ def test_c_and_p_levels_live_together() -> None:
     assert losses["C3"] > 0
 
 
+@pytest.mark.slow
 def test_a_third_level_is_a_line_of_configuration() -> None:
     p5 = Level(name="P5", window=64, step=32)
     model = build(levels=(p5, P4, P3))
@@ -428,6 +430,7 @@ def test_the_pyramid_adds_upsampled_maps_top_down() -> None:
     assert pyramid["P3"][0, 0].tolist() == [rows[0], rows[0], rows[1], rows[1], rows[2]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "p4", "p3"), [(64, 4, 8), (100, 7, 13), (75, 5, 10), (96, 6, 12)])
 def test_any_image_size_will_do(size: int, p4: int, p3: int) -> None:
     model = build()
@@ -441,6 +444,7 @@ def test_any_image_size_will_do(size: int, p4: int, p3: int) -> None:
     assert all(grad.isfinite().all() for grad in gradients(model).values())
 
 
+@pytest.mark.slow
 def test_without_levels_it_is_moco_v2() -> None:
     model = build(levels=())
     assert model.query.fpn is None
@@ -528,6 +532,7 @@ def test_the_published_initialisation() -> None:
 # -- evaluation
 
 
+@pytest.mark.slow
 def test_evaluation_changes_nothing() -> None:
     model = stir(build()).eval()
     before = state_of(model)
@@ -536,6 +541,7 @@ def test_evaluation_changes_nothing() -> None:
     assert all(torch.equal(loss, second[name]) for name, loss in first.items())
 
 
+@pytest.mark.slow
 def test_a_training_step_moves_key_queue_and_statistics_and_not_the_query_s_weights() -> None:
     model = stir(build())
     before = state_of(model)
@@ -635,6 +641,7 @@ def test_views_that_do_not_match_are_refused() -> None:
         model(pair(4)[0], pair(4, size=96)[1])
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_no_whole_number_of_groups_is_refused_before_anything_moves() -> None:
     model = stir(build())
     before = state_of(model)

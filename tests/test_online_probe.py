@@ -85,6 +85,7 @@ def same_result(a: Path, b: Path) -> bool:
     return tensors and all(buffers) and len(buffers) > 60 and losses[0] == losses[1] and len(losses[0]) == 6
 
 
+@pytest.mark.slow
 def test_a_run_with_probes_is_the_run_without(plain: Path, probed: Path) -> None:
     assert same_result(plain, probed)
     assert not (plain / "probes.jsonl").exists()
@@ -180,6 +181,7 @@ def test_of_a_queue_that_is_not_full_the_newest_keys_count(folder: Path) -> None
     assert probe(model, 2).values["queue/spread"] > 0.3
 
 
+@pytest.mark.slow
 def test_an_encoder_that_collapses_is_told_of_while_it_happens(folder: Path) -> None:
     model, probe = ReSim(RECIPE.model), probe_of(folder, probe_every=1)
     parameters = dict(model.query.named_parameters())

@@ -118,6 +118,7 @@ def stopped(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # -- what a run writes
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_run(whole: Path) -> None:
     files = sorted(path.relative_to(whole).as_posix() for path in whole.rglob("*") if path.is_file())
     (events,) = (name for name in files if name.startswith("tensorboard/events"))
@@ -203,6 +204,7 @@ def test_tensorboard_reads_the_run(whole: Path) -> None:
     assert [event.step for event in board.Images("views")] == [0, STEPS]
 
 
+@pytest.mark.slow
 def test_a_run_without_pictures_and_kept_checkpoints(whole: Path, images: Path, tmp_path: Path) -> None:
     go(tmp_path / "run", images, small(epochs=1, lr=0.05), keep_every=0)
     assert not (tmp_path / "run" / "pictures").exists()
@@ -247,6 +249,7 @@ def test_a_stopped_and_resumed_run_ends_as_one_that_was_not(
     assert [event.step for event in board.Scalars("loss/total")] == list(range(2 * STEPS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_after_the_step_with_a_checkpoint(
     images: Path, tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch,
@@ -269,6 +272,7 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(
     assert signal.getsignal(number) == before
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_wrote_after_its_last_checkpoint_is_written_once(
     whole: Path, stopped: Path, images: Path, tmp_path: Path
 ) -> None:
@@ -284,6 +288,7 @@ def test_what_a_killed_run_wrote_after_its_last_checkpoint_is_written_once(
     assert names == ["epoch_0001.pt", "last.pt"]
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_is_resumed_does_nothing(
     whole: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -384,6 +389,7 @@ def test_fewer_images_than_a_batch(images: Path, tmp_path: Path, changes: dict[s
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(images: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the loss is nan at step 1: try a lower --lr"):
         go(tmp_path / "run", images, small(lr=1e30), checkpoint_minutes=0)
@@ -394,6 +400,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(images: Path, tmp_path: Path) -
 # -- warnings and bad files
 
 
+@pytest.mark.slow
 def test_a_queue_larger_than_the_data_set_is_warned_of(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,6 +55,7 @@ def random_map(level: str, width: int, height: int, *, channels: int = 8, seed: 
 # -- where a cell lies
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("level", LEVELS)
 def test_the_peak_of_a_map_is_drawn_at_its_cell_times_the_stride(level: str, size: tuple[int, int]) -> None:
@@ -103,6 +104,7 @@ def test_a_bright_pixel_lights_up_the_cell_whose_centre_it_is(stage: str) -> Non
         assert abs(centre_y - (y + 0.5)) < stride / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_maps_are_of_the_image_at_its_own_size(size: tuple[int, int]) -> None:
     levels = (Level(name="P4"), Level(name="P3"), Level(name="C4"))

@@ -51,6 +51,7 @@ def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # -- networks
 
 
+@pytest.mark.slow
 def test_a_run_is_its_query_encoder_and_random_what_it_started_from(run: Path) -> None:
     trained, untrained = load_encoders([str(run), "random"])
     state = load_checkpoint(run / "checkpoints" / "last.pt")["model"]
@@ -63,6 +64,7 @@ def test_a_run_is_its_query_encoder_and_random_what_it_started_from(run: Path) -
     assert not untrained.encoder.training
 
 
+@pytest.mark.slow
 def test_levels_are_those_that_the_region_losses_have_seen(run: Path) -> None:
     networks = load_encoders([str(run), "random:quick", "random:moco-v2"])
     assert default_levels(networks) == ("P4", "P3", "C4")
@@ -74,6 +76,7 @@ def test_levels_are_those_that_the_region_losses_have_seen(run: Path) -> None:
 # -- what it writes
 
 
+@pytest.mark.slow
 def test_it_writes_what_can_be_shown(images: Path, run: Path, tmp_path: Path, capsys: Captured) -> None:
     paths = [str(images / f"{i}.png") for i in range(3)]
     out = tmp_path / "a"
@@ -87,6 +90,7 @@ def test_it_writes_what_can_be_shown(images: Path, run: Path, tmp_path: Path, ca
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["pca.png"]
 
 
+@pytest.mark.slow
 def test_the_same_words_give_the_same_pictures(images: Path, run: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         words = [str(images), "--checkpoint", str(run), "--point", "30,40", "--out", str(tmp_path / name)]
@@ -95,6 +99,7 @@ def test_the_same_words_give_the_same_pictures(images: Path, run: Path, tmp_path
         assert (tmp_path / "a" / picture).read_bytes() == (tmp_path / "b" / picture).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_region_is_marked_where_it_was_named(images: Path, run: Path, tmp_path: Path) -> None:
     """In px of the file, also where the image is made smaller before it is encoded."""
     factor = PANEL_PX / 160

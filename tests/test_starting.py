@@ -129,6 +129,7 @@ def test_a_word_that_names_nothing(cache: Path, word: str, told: str) -> None:
     assert told in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_file_of_that_name_has_the_precedence(
     cached: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,6 +219,7 @@ def test_every_help_has_the_same_sentence(capsys: Captured, words: list[str]) ->
 # -- what fits
 
 
+@pytest.mark.slow
 def test_a_backbone_of_torchvisions_and_all_else_new(cached: dict[str, Tensor]) -> None:
     found = begin(SMALL, "torchvision:resnet18")
     model, fresh = found.state["model"], ReSim(SMALL.model, seed=SMALL.optim.seed).state_dict()
@@ -246,6 +248,7 @@ def changed(**fields: object) -> Recipe:
     return dataclasses.replace(SMALL, model=dataclasses.replace(SMALL.model, **fields))
 
 
+@pytest.mark.slow
 def test_the_same_network_comes_in_whole(tmp_path: Path) -> None:
     model = trained(SMALL)
     own_checkpoint(tmp_path / "last.pt", SMALL, model)
@@ -256,6 +259,7 @@ def test_the_same_network_comes_in_whole(tmp_path: Path) -> None:
     assert "imported" not in found.state  # what we trained from random weights is nobody else's
 
 
+@pytest.mark.slow
 def test_levels_that_the_file_has_are_loaded_and_others_are_new(tmp_path: Path) -> None:
     p4, p3 = SMALL.model.levels
     model = trained(changed(levels=(p4,)))
@@ -269,6 +273,7 @@ def test_levels_that_the_file_has_are_loaded_and_others_are_new(tmp_path: Path) 
         assert torch.equal(state[f"{side}.fpn.output3.weight"], fresh["query.fpn.output3.weight"])
 
 
+@pytest.mark.slow
 def test_another_width_or_head_starts_new_and_so_does_the_queue(tmp_path: Path) -> None:
     own_checkpoint(tmp_path / "last.pt", SMALL)
     found = begin(changed(fpn_width=16), tmp_path / "last.pt")
@@ -294,6 +299,7 @@ def test_a_queue_of_another_size() -> None:
     assert fit_queue(None, None, ModelConfig(queue_size=4), True)[2] == "4 keys, random: the file has none"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "told"), [(4, "the newest 4 of 8 keys"), (16, "random: the file has only 8")])
 def test_the_queue_of_a_start_may_differ(tmp_path: Path, size: int, told: str) -> None:
     model = trained(SMALL)
@@ -306,6 +312,7 @@ def test_the_queue_of_a_start_may_differ(tmp_path: Path, size: int, told: str) -
     assert found.state["model"]["queue_position"] == 0
 
 
+@pytest.mark.slow
 def test_momentum_goes_to_its_parameters_whatever_group_they_are_in(tmp_path: Path) -> None:
     model = trained(SMALL)
     named = dict(model.query.named_parameters())

@@ -138,6 +138,7 @@ def test_early_steps_are_the_same_to_the_last_bit_and_leave_no_gradient(
         assert not any(parameter._post_accumulate_grad_hooks for parameter in made.model.query.parameters())
 
 
+@pytest.mark.slow
 def test_gradients_that_processes_average_are_not_taken_early(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stepping, "EARLY", 1)
     made, calls = stepper(torch.float32, groups=100), list[int]()
@@ -147,6 +148,7 @@ def test_gradients_that_processes_average_are_not_taken_early(monkeypatch: pytes
     assert calls == [1]
 
 
+@pytest.mark.slow
 def test_the_keys_of_the_levels_are_gone_on_the_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stepping, "EARLY", 1)
     made, levels = stepper(torch.float32, groups=100), list[Any]()
@@ -164,6 +166,7 @@ def test_the_keys_of_the_levels_are_gone_on_the_way_back(monkeypatch: pytest.Mon
     assert seen[0] is False
 
 
+@pytest.mark.slow
 def test_a_frozen_parameter_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stepping, "EARLY", 1)
     made = stepper(torch.float32, groups=100)
@@ -175,6 +178,7 @@ def test_a_frozen_parameter_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not torch.equal(others[0], before[1])
 
 
+@pytest.mark.slow
 def test_gradients_of_several_passes_are_whole_before_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stepping, "EARLY", 1)
     made, calls = stepper(torch.float32, groups=2), list[int]()
