@@ -20,7 +20,8 @@ def faults():
     del tensors
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-faults()
+for _ in range(3):  # malloc has taken its places by then, whether the system has pages of 2 MB to give or of 4 KB
+    faults()
 print(faults(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
@@ -32,7 +33,7 @@ def test_freed_memory_is_not_asked_for_again() -> None:
         done = subprocess.run([sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, check=True)
         found[how] = [int(word) for word in done.stdout.split()]
     assert found["leave"][0] > 10_000  # pages of 4 KB
-    assert found["keep"][0] < 100
+    assert found["keep"][0] < 10
     assert found["keep"][1] < 2 * found["leave"][1]  # half of the machine's memory is set aside, and not taken
 
 
