@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from resim.distributed.rows import exchange_rows, gather_rows, inverse_order, world
+from resim.distributed.rows import PendingRows, exchange_rows, gather_rows, inverse_order, world
 from resim.model.config import ModelConfig
 from resim.model.encoder import Encoder
 from resim.model.grouped_norm import commit_statistics, count_groups
@@ -113,13 +113,13 @@ class ReSim(nn.Module):
         device, levels = views_k.images.device, self.config.levels
         windows = {level.name: map_to_keys(level, views_q, views_k) for level in levels}
 
-        # Shuffle: the process that encodes an image needs its windows too.
-        boxes = {name: exchange_rows(send(each.boxes, device), order) for name, each in windows.items()}
-        images = exchange_rows(_narrow_for_transfer(views_k.images), order)
         if self.training:
             self._move_key_encoder()
+
+        # Shuffle: the process that encodes an image needs its windows too.
+        boxes = {name: exchange_rows(send(each.boxes, device), order) for name, each in windows.items()}
         vectors, regions, cells = self._encode_shuffled(
-            images.wait(), {name: rows.wait() for name, rows in boxes.items()}, per_pass, encoder or self.key
+            exchange_rows(_narrow_for_transfer(views_k.images), order), boxes, per_pass, encoder or self.key
         )
 
         # Put back into the order of the queries.
@@ -142,9 +142,11 @@ class ReSim(nn.Module):
         return Keys(all_vectors, len(views_k), keys)
 
     def _encode_shuffled(
-        self, images: Tensor, boxes: Mapping[str, Tensor], per_pass: int, encoder: EncoderForward
+        self, pending: PendingRows, pending_boxes: Mapping[str, PendingRows], per_pass: int, encoder: EncoderForward
     ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Encode the key images: global vectors (N, D), and by level regions (N, R, C) and cells (N, M / N, C)."""
+        images, boxes = pending.wait(), {name: rows.wait() for name, rows in pending_boxes.items()}
+        del pending  # or it keeps the images
         matmul_dtype = _matmul_dtype(images.device)  # read here: autocast is off below
         vectors: list[Tensor] = []
         regions: dict[str, list[Tensor]] = {name: [] for name in boxes}
@@ -158,6 +160,7 @@ class ReSim(nn.Module):
                     features = widen(maps[level.name])
                     regions[level.name].append(pool_regions(features, boxes[level.name][part], level.stride))
                     cells[level.name].append(key_cells(features).to(matmul_dtype or features.dtype))
+        del images  # in a large batch what is joined and put in order needs their room
         return torch.cat(vectors), _join(regions), _join(cells)
 
     def query_losses(
