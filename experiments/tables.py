@@ -187,15 +187,18 @@ def main() -> None:
     """Print the tables of a study's folder and draw its curves."""
     parser = argparse.ArgumentParser(description="Tables and curves of a study.")
     parser.add_argument("folder", type=Path, help="folder with results.csv and counts/")
-    folder = parser.parse_args().folder
+    parser.add_argument("--levels", nargs="*", default=[], help="columns, such as C4 P4 all box; none named: all")
+    options = parser.parse_args()
+    folder: Path = options.folder
     rows = list(read_rows(folder / "results.csv"))
+    shown = [row for row in rows if not options.levels or row.level in options.levels]
     counts = read_final_counts(folder / "counts", rows)
     detectors: list[tuple[str, Kind]] = [
         (probe, "AP") for probe in dict.fromkeys(row.probe for row in rows) if probe.startswith("detector/")
     ]
     print(origin(rows) + "\n")
     for probe, measure in [*PROBES, *detectors]:
-        print(f"### {probe}, {measure.replace('_', ' ')}, percent\n\n{table(rows, counts, probe, measure)}\n")
+        print(f"### {probe}, {measure.replace('_', ' ')}, percent\n\n{table(shown, counts, probe, measure)}\n")
     draw_learning_curves(rows, folder / "curves.png")
 
 
