@@ -80,6 +80,11 @@ def widen(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def matmul_dtype(device: torch.device) -> torch.dtype | None:
+    """The dtype of products with negatives: autocast's where it is on; None: that of the factors."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
 def _mean_over_groups(contrast: Contrast, valid: Tensor, groups: int) -> Similarity:
     """Mean over the valid queries of each group (0 where it has none), then over groups."""
     loss, correct, valid = (x.reshape(groups, -1) for x in (*contrast, valid))

@@ -12,23 +12,19 @@ Source: Xiao et al., ICCV 2021 (arXiv 2103.12902), sections 3.1 to 3.3; He et al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from resim.distributed.rows import PendingRows, exchange_rows, gather_rows, inverse_order, world
+from resim.distributed.rows import exchange_rows, gather_rows, inverse_order
 from resim.model.config import ModelConfig
 from resim.model.encoder import Encoder
 from resim.model.grouped_norm import commit_statistics, count_groups
+from resim.model.key_encoding import EncoderForward, encode_shuffled, images_per_pass, narrow_for_transfer
 from resim.model.keys import Keys, LevelKeys, map_to_keys
-from resim.model.losses import image_similarity, pool_regions, region_similarity, widen
-from resim.regions.cells import key_cells
+from resim.model.losses import image_similarity, matmul_dtype, region_similarity
 from resim.views.views import Views, send
-
-EncoderForward = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
 
 
 class ReSim(nn.Module):
@@ -109,7 +105,7 @@ class ReSim(nn.Module):
             raise ValueError(
                 f"query and key views must match: {tuple(views_q.images.shape)} and {tuple(views_k.images.shape)}"
             )
-        per_pass = _images_per_pass(len(views_k), self.config.group_size, groups_at_a_time)
+        per_pass = images_per_pass(len(views_k), self.config.group_size, groups_at_a_time)
         device, levels = views_k.images.device, self.config.levels
         windows = {level.name: map_to_keys(level, views_q, views_k) for level in levels}
 
@@ -118,9 +114,9 @@ class ReSim(nn.Module):
 
         # Shuffle: the process that encodes an image needs its windows too.
         boxes = {name: exchange_rows(send(each.boxes, device), order) for name, each in windows.items()}
-        vectors, regions, cells = self._encode_shuffled(
-            exchange_rows(_narrow_for_transfer(views_k.images), order), boxes, per_pass, encoder or self.key
-        )
+        images = exchange_rows(narrow_for_transfer(views_k.images), order)
+        vectors, regions, cells = encode_shuffled(encoder or self.key, images, boxes, levels, per_pass)
+        del images  # in a large batch what is put in order below needs their room
 
         # Put back into the order of the queries.
         back = inverse_order(order)
@@ -141,28 +137,6 @@ class ReSim(nn.Module):
             all_vectors = all_vectors.then(lambda rows: rows[send(back, device)])
         return Keys(all_vectors, len(views_k), keys)
 
-    def _encode_shuffled(
-        self, pending: PendingRows, pending_boxes: Mapping[str, PendingRows], per_pass: int, encoder: EncoderForward
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Encode the key images: global vectors (N, D), and by level regions (N, R, C) and cells (N, M / N, C)."""
-        images, boxes = pending.wait(), {name: rows.wait() for name, rows in pending_boxes.items()}
-        del pending  # or it keeps the images
-        matmul_dtype = _matmul_dtype(images.device)  # read here: autocast is off below
-        vectors: list[Tensor] = []
-        regions: dict[str, list[Tensor]] = {name: [] for name in boxes}
-        cells: dict[str, list[Tensor]] = {name: [] for name in boxes}
-        for start in range(0, len(images), per_pass):
-            part = slice(start, start + per_pass)
-            vector, maps = encoder(images[part])
-            with torch.autocast(images.device.type, enabled=False):
-                vectors.append(F.normalize(widen(vector), dim=1))
-                for level in self.config.levels:
-                    features = widen(maps[level.name])
-                    regions[level.name].append(pool_regions(features, boxes[level.name][part], level.stride))
-                    cells[level.name].append(key_cells(features).to(matmul_dtype or features.dtype))
-        del images  # in a large batch what is joined and put in order needs their room
-        return torch.cat(vectors), _join(regions), _join(cells)
-
     def query_losses(
         self, images: Tensor, keys: Keys, *, first_group: int = 0, encoder: EncoderForward | None = None
     ) -> dict[str, Tensor]:
@@ -181,13 +155,13 @@ class ReSim(nn.Module):
         start = first_group * (len(images) // groups)
         here = slice(start, start + len(images))
         vectors, maps = (encoder or self.query)(images)
-        matmul_dtype = _matmul_dtype(images.device)
+        dtype = matmul_dtype(images.device)
         shared = {"groups": groups, "temperature": self.config.temperature}
         with torch.autocast(images.device.type, enabled=False):
             found = {"instance": image_similarity(vectors, keys.own_vectors()[here], self.queue, **shared)}
             for level in self.config.levels:
                 found[level.name] = region_similarity(
-                    maps[level.name], keys.levels[level.name], level, here, matmul_dtype=matmul_dtype, **shared
+                    maps[level.name], keys.levels[level.name], level, here, matmul_dtype=dtype, **shared
                 )
         weights = {"instance": self.config.instance_weight} | {level.name: level.weight for level in self.config.levels}
         losses = {name: each.loss for name, each in found.items()}
@@ -218,25 +192,3 @@ class ReSim(nn.Module):
         first = self.queue_position + len(vectors) - len(newest)
         self.queue[(first + torch.arange(len(newest), device=self.queue.device)) % capacity] = newest
         self.queue_position.copy_((self.queue_position + len(vectors)) % capacity)
-
-
-def _join(parts: dict[str, list[Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.cat(parts.pop(name)) for name in list(parts)}  # popped: each level's parts are freed at once
-
-
-def _matmul_dtype(device: torch.device) -> torch.dtype | None:
-    """The dtype of products with negatives: autocast's where it is on; None: that of the factors."""
-    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-
-
-def _narrow_for_transfer(images: Tensor) -> Tensor:
-    """The images in autocast's dtype where they go to other processes: the first convolution casts them anyway."""
-    dtype = _matmul_dtype(images.device)
-    return images if dtype is None or world()[1] == 1 else images.to(dtype)
-
-
-def _images_per_pass(images: int, group_size: int, groups_at_a_time: int | None) -> int:
-    if groups_at_a_time is not None and groups_at_a_time < 1:
-        raise ValueError(f"groups_at_a_time {groups_at_a_time}: must be at least 1")
-    groups = count_groups(images, group_size)
-    return images // groups * min(groups, groups_at_a_time or groups)
