@@ -1,5 +1,5 @@
 /* BatchNorm of training with its neighbours (residual sum, ReLU), bfloat16 in channels-last memory; at the end, the
- * exponentials of InfoNCE's logits, and the key encoder's following of the query encoder.
+ * exponentials of InfoNCE's logits.
  *
  * x is (rows, channels), one row a pixel. Sums are kept in float32 over BLOCK rows, then added in double in the order
  * of the blocks: the same bits for any number of threads. Elementwise outputs may be their own inputs.
