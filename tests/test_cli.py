@@ -194,6 +194,7 @@ def test_what_the_command_line_says_reaches_the_recipe(finished: Path, images: s
     )
 
 
+@pytest.mark.slow
 def test_a_folder_that_holds_a_run_takes_no_other(capsys: Captured, images: str, finished: Path) -> None:
     line = refusal(capsys, "pretrain", images, *TINY, "--out", str(finished))
     assert f"--out {finished}: holds a run already: continue it with --resume, or name another folder" in line

@@ -157,6 +157,7 @@ def test_verbs_that_are_none(capsys: Captured) -> None:
     assert refusal(capsys, "tune") == "one of train, eval, predict, recipes is needed, not 'tune'"
 
 
+@pytest.mark.slow
 def test_data_that_cannot_be_read(capsys: Captured, coco: Path, finished: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "data.txt").write_text("")

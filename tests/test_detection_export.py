@@ -209,6 +209,7 @@ def test_a_detector_that_is_another_is_not_written(
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
     run = fine_tuned(tmp_path / "run")
     state = torch.load(run / "checkpoints" / "last.pt", weights_only=True)

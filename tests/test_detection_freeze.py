@@ -395,6 +395,7 @@ def test_weights_without_an_fpn_are_frozen_with_a_warning(files: dict[str, Path]
     assert len(lines_of(tiny(freeze="backbone"), read_weights(files["none"]))) == 2
 
 
+@pytest.mark.slow
 def test_without_freeze_nothing_is_printed(files: dict[str, Path]) -> None:
     assert lines_of(tiny(), read_weights(files["both"])) == []
     assert freeze_words(tiny()) == ""

@@ -195,6 +195,7 @@ def test_steps_that_were_written_after_the_last_checkpoint_are_not_doubled(
     alike(out, whole)
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_is_resumed_stays_as_it_is(whole: Path, data: DetectionData, val: DetectionData) -> None:
     before = {path: path.read_bytes() for path in (whole / "checkpoints" / "last.pt", whole / "scores.jsonl")}
     assert train(whole, data, val, resume=True, **EVERY).finished
@@ -216,6 +217,7 @@ def test_precise_statistics_are_those_of_the_weights_at_the_end(data: DetectionD
     assert all(name.endswith(("running_mean", "running_var", "num_batches_tracked")) for name in differing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "averaged"), [("batch", True), ("sync", False)])
 def test_statistics_of_each_process_are_averaged_before_they_are_saved(
     data: DetectionData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, norm: Any, averaged: bool
@@ -379,6 +381,7 @@ def test_images_without_objects_can_be_learnt_from(tmp_path: Path, detector: Any
     assert len(seen[0]) == 1  # without --empty they are left out
 
 
+@pytest.mark.slow
 def test_faults_of_both_data_sets_are_listed(
     data: DetectionData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

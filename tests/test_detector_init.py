@@ -68,6 +68,7 @@ def same_levels(model: Any, encoder: Encoder) -> None:
         assert (maps[name] - levels[level]).norm() <= 1e-5 * levels[level].norm(), level
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["sync", "frozen"])
 @pytest.mark.parametrize("way", list(WAYS))
 def test_features_before_fine_tuning_are_those_of_the_query_encoder(way: str, norm: Any) -> None:

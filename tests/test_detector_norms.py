@@ -73,6 +73,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Te
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("momentum", list(MOMENTA))
 @pytest.mark.parametrize("split", list(SPLITS))
 def test_over_two_processes_it_is_batchnorm_of_the_joined_batch(

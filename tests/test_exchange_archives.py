@@ -110,6 +110,7 @@ def flip(path: Path, member: str, bit: int = 3) -> None:
     path.write_bytes(bytes(data))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("member", ["data/3", "data.pkl", "byteorder"])
 def test_a_flipped_bit_is_refused_with_its_place(tmp_path: Path, member: str) -> None:
     path = tmp_path / "w.pth"

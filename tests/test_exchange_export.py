@@ -355,6 +355,7 @@ def test_probes_of_another_step_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "a.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_the_card_of_a_file_does_not_show_the_probes_of_another(tmp_path: Path) -> None:
     own_checkpoint(tmp_path / "last.pt", SMALL)
     probes = tmp_path / "probe.json"
@@ -368,6 +369,7 @@ def test_the_card_of_a_file_does_not_show_the_probes_of_another(tmp_path: Path) 
 # -- whole or not at all
 
 
+@pytest.mark.slow
 def test_features_that_differ_are_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own_checkpoint(tmp_path / "last.pt", SMALL)
     before = set(tmp_path.iterdir())
@@ -397,6 +399,7 @@ def test_a_writer_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: py
     assert {path.name for path in tmp_path.iterdir()} == {"last.pt", "w.pth"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("value", "told"),
     [
@@ -442,6 +445,7 @@ def test_what_cannot_be_verified_says_so(
 # -- the command
 
 
+@pytest.mark.slow
 def test_export_tells_the_differences(capsys: Captured, checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "resnet.pth"
     assert main(["export", str(checkpoint), "--to", "torchvision", "--out", str(out)]) == 0
@@ -453,6 +457,7 @@ def test_export_tells_the_differences(capsys: Captured, checkpoint: Path, tmp_pa
     assert [path.name for path in out.parent.iterdir()] == ["resnet.pth"]
 
 
+@pytest.mark.slow
 def test_the_default_name_is_of_recipe_and_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt", SMALL)
     monkeypatch.chdir(tmp_path)
@@ -460,6 +465,7 @@ def test_the_default_name_is_of_recipe_and_format(tmp_path: Path, monkeypatch: p
     assert (tmp_path / "quick-torchvision.pth").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -497,6 +503,7 @@ def test_options_of_export_that_cannot_work(
     assert sorted(Path().rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_an_export_again_takes_the_place_of_the_old_one_and_its_card(tmp_path: Path) -> None:
     own_checkpoint(tmp_path / "last.pt", SMALL)
     for licence in (None, "Apache-2.0"):
@@ -505,6 +512,7 @@ def test_an_export_again_takes_the_place_of_the_old_one_and_its_card(tmp_path: P
     assert "license: apache-2.0" in (tmp_path / "a.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["safetensors", "hub", "timm"])
 def test_whoever_may_read_new_files_may_read_an_export(tmp_path: Path, to: Target) -> None:
     own_checkpoint(tmp_path / "last.pt", SMALL)

@@ -145,6 +145,7 @@ def test_a_name_on_the_hub(folder: Path, hub: tuple[str, list[str]], tmp_path: P
         assert line.startswith(f"{name}: no such file here, and the hub does not give it (")
 
 
+@pytest.mark.slow
 def test_the_hub_s_client_reads_the_card(folder: Path) -> None:
     hub: Any = need("huggingface_hub", "the hub's client reads the model card", "hub")
     card = hub.ModelCard((folder / "README.md").read_text())

@@ -142,6 +142,7 @@ def test_old_optimisers_count_parameters_by_numbers_of_their_own(tmp_path: Path)
 # -- what is loaded, copied, new and left over
 
 
+@pytest.mark.slow
 def test_a_plain_backbone_starts_resim(tmp_path: Path) -> None:
     model = trained(small(levels=()))
     backbone = {f"{name.removeprefix('backbone.')}": value for name, value in model.query.state_dict().items()}
@@ -176,6 +177,7 @@ def test_the_recipe_follows_the_file(tmp_path: Path) -> None:
     assert import_state(tmp_path / "moco.pth", resim_fpn()).recipe.model.levels == resim_fpn().model.levels
 
 
+@pytest.mark.slow
 def test_our_own_checkpoint_comes_in_bit_equal(tmp_path: Path) -> None:
     model = trained(SMALL)
     own_checkpoint(tmp_path / "last.pt", SMALL, model)
@@ -185,6 +187,7 @@ def test_our_own_checkpoint_comes_in_bit_equal(tmp_path: Path) -> None:
     assert imported.state["data"] == load_checkpoint(tmp_path / "last.pt")["data"]
 
 
+@pytest.mark.slow
 def test_a_queue_position_beyond_the_queue_comes_in_within_it(tmp_path: Path) -> None:
     content = published(trained(SMALL))
     content["state_dict"]["module.queue_ptr"] = torch.tensor([11])
@@ -272,6 +275,7 @@ def test_import_tells_every_entry_and_the_licence(capsys: Captured, tmp_path: Pa
     assert f"--start-from {tmp_path / 'ours.pt'} --start-epoch 200 --epochs 400" in lines[-1]
 
 
+@pytest.mark.slow
 def test_import_prints_some_twenty_lines(capsys: Captured, tmp_path: Path) -> None:
     content = published(trained(SMALL))
     content["args"] = argparse.Namespace(lr=0.03)
@@ -400,6 +404,7 @@ def test_a_file_that_cannot_be_read_writes_nothing(capsys: Captured, tmp_path: P
     assert [entry for entry in tmp_path.iterdir() if entry != path] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -71,6 +71,7 @@ def test_no_blur_is_no_fault(tmp_path: Path) -> None:
     assert read_weights(saved(tmp_path, content)).warnings == ()
 
 
+@pytest.mark.slow
 def test_transformers_strides_are_its_config(tmp_path: Path) -> None:
     state = {to_transformers(name): value for name, value in backbone(name="resnet50").items()}
     config = {"model_type": "resnet", "layer_type": "bottleneck"}
@@ -192,6 +193,7 @@ def test_a_file_that_was_cut_off_is_damaged(tmp_path: Path) -> None:
         read_weights(path)
 
 
+@pytest.mark.slow
 def test_names_as_bytes_are_read(tmp_path: Path) -> None:
     state = backbone()
     content = {b"model": {name.encode(): value.numpy() for name, value in state.items()}, b"epoch": np.int64(3)}
@@ -200,6 +202,7 @@ def test_names_as_bytes_are_read(tmp_path: Path) -> None:
     assert all(torch.equal(weights.tensors[f"backbone.{name}"], value) for name, value in state.items())
 
 
+@pytest.mark.slow
 def test_one_network_under_two_names_is_no_other_network(tmp_path: Path) -> None:
     state, key = backbone(1), backbone(2)
     both = {f"{place}.{name}": value for place in ("encoder_q.0", "backbone") for name, value in state.items()}

@@ -45,6 +45,7 @@ def model(request: pytest.FixtureRequest) -> ReSim:
 # -- every form
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("legacy", [False, True])
 def test_a_published_checkpoint(model: ReSim, tmp_path: Path, legacy: bool) -> None:
     path = tmp_path / "resim_fpn_200ep.pth.tar"
@@ -83,6 +84,7 @@ def test_a_moco_v2_checkpoint_and_one_of_moco_v1(tmp_path: Path) -> None:
     assert set(weights.left_over) == {f"module.encoder_{e}.fc.{leaf}" for e in "qk" for leaf in ("weight", "bias")}
 
 
+@pytest.mark.slow
 def test_the_unknown_head_of_resim_c4_is_reported_and_not_fatal(tmp_path: Path) -> None:
     model = trained(small(levels=()))
     content = published(model)
@@ -161,6 +163,7 @@ def test_a_resnet_of_timm_in_safetensors(tmp_path: Path) -> None:
         assert equal(weights.tensors, {f"backbone.{key}": value for key, value in state.items() if key[:3] != "fc."})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", [False, True])
 def test_a_detector_of_torchvision(tmp_path: Path, norm: bool) -> None:
     levels = (Level(name="P5"), Level(name="P4"), Level(name="P3"))
@@ -176,6 +179,7 @@ def test_a_detector_of_torchvision(tmp_path: Path, norm: bool) -> None:
     assert set(weights.left_over) == set(others)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prefix", "wrapper", "others"),
     [
@@ -217,6 +221,7 @@ def test_our_own_checkpoint_a_run_and_half_precision(tmp_path: Path) -> None:
     assert torch.equal(tensors["backbone.conv1.weight"], backbone["conv1.weight"].float())
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_detector_of_our_own_gives_its_backbone(tmp_path: Path) -> None:
     model = trained(SMALL)
     state = {to_torchvision_detection(name): value for name, value in model.query.state_dict().items()}
@@ -228,6 +233,7 @@ def test_a_fine_tuned_detector_of_our_own_gives_its_backbone(tmp_path: Path) -> 
     assert equal(weights.tensors, part(model.query.state_dict(), "backbone.", "fpn."))
 
 
+@pytest.mark.slow
 def test_a_timm_backbone_of_our_own_keeps_its_names(tmp_path: Path) -> None:
     need("timm", "a timm backbone of our own keeps its names", "timm")
     state = own_checkpoint(tmp_path / "last.pt", small(backbone="timm/resnet18"))

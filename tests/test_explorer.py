@@ -61,6 +61,7 @@ def test_clicks_and_drags_are_regions_of_the_image(explorer: Explorer) -> None:
     assert explorer.region("a.png", [-1.0, 7.0]) == (0.0, 112.0)
 
 
+@pytest.mark.slow
 def test_an_answer_holds_a_heat_map_for_every_level_network_and_image(folder: Path) -> None:
     explorer = Explorer(folder, load_encoders(["random:quick", "random:quick"]))
     assert explorer.levels == ["P4", "P3", "C3", "C4", "C5"]

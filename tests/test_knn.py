@@ -105,6 +105,7 @@ def test_the_interval_of_a_share_is_the_binomials() -> None:
     assert (low, high) == pytest.approx((0.3 - spread, 0.3 + spread), abs=0.003)
 
 
+@pytest.mark.slow
 def test_a_million_images_are_drawn_at_once() -> None:
     correct = np.arange(1_000_000) % 4 == 0
     shares = resample(correct, np.ones(1_000_000, dtype=np.int64))

@@ -33,6 +33,7 @@ def blobs(n: int, c: int, k: int, *, seed: int = 0, apart: float = 1.0) -> tuple
 # -- on cached features
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", [1.0, 1e-2, 1e-4])
 def test_it_is_scikit_learns(strength: float) -> None:
     sklearn = need("sklearn.linear_model", "the linear probe is scikit-learn's", "test")

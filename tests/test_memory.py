@@ -26,6 +26,7 @@ print(faults(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
+@pytest.mark.slow
 @needs_glibc
 def test_freed_memory_is_not_asked_for_again() -> None:
     found = {}

@@ -74,6 +74,7 @@ def stepper() -> Stepper:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_autocast")
 @pytest.mark.parametrize("flip", ["shared", "independent"])
 def test_a_whole_step_reads_nothing_from_the_device_and_waits_for_nothing(flip: Any) -> None:

@@ -91,6 +91,7 @@ def test_a_run_with_probes_is_the_run_without(plain: Path, probed: Path) -> None
     assert not (plain / "probes.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_readings_come_when_they_are_due(probed: Path) -> None:
     found = lines(probed)
     # two steps an epoch; every second epoch, and the last; between them the queue alone

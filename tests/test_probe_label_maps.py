@@ -80,6 +80,7 @@ def test_every_number_is_written(measured: tuple[dict[str, Any], Path]) -> None:
     assert content["settings"]["dense"]["dense_levels"] == ["C3", "P4"]
 
 
+@pytest.mark.slow
 def test_the_picture_has_a_column_for_each_network(measured: tuple[dict[str, Any], Path]) -> None:
     with Image.open(measured[1] / "probe_segmentation.png") as picture:
         assert picture.width > 4 * 220

@@ -93,6 +93,7 @@ def test_it_measures_any_network(measured: dict[str, Any]) -> None:
     assert list(other["scores"]["health"]) == ["C3", "C4", "C5"]  # no FPN, no head
 
 
+@pytest.mark.slow
 def test_every_number_says_what_it_was_measured_on(measured: dict[str, Any]) -> None:
     assert measured["train"]["images"] == 18
     assert measured["test"]["images"] == 6
@@ -150,6 +151,7 @@ def test_what_is_printed(capsys: Captured, run: Path, folder: Path, tmp_path: Pa
     assert "linear" not in told
 
 
+@pytest.mark.slow
 def test_without_classes_there_are_regions_and_health(capsys: Captured, run: Path, folder: Path) -> None:
     assert main(["probe", str(run), str(folder), "--unlabelled", "--pairs", "4", "--device", "cpu"]) == 0
     told = capsys.readouterr().out
@@ -161,6 +163,7 @@ def test_without_classes_there_are_regions_and_health(capsys: Captured, run: Pat
     assert list(written["networks"][0]["scores"]) == ["correspondence", "health"]
 
 
+@pytest.mark.slow
 def test_the_published_linear_probe(capsys: Captured, run: Path, folder: Path, tmp_path: Path) -> None:
     words = ["--probes", "linear-sgd", "--sgd-epochs", "2", "--sgd-steps", "1", "--sgd-lr", "1", "--device", "cpu"]
     assert main(["probe", str(run), str(folder), *words, "--out", str(tmp_path / "p.json")]) == 0

@@ -374,6 +374,7 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1400])
 def test_it_is_read_on_any_screen(run: Path, tmp_path: Path, browser: Any, scheme: str, width: int) -> None:

@@ -134,12 +134,14 @@ def test_the_same_words_go_on_to_the_end_and_then_do_nothing(run: Path, images: 
     assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == [0, 1]
 
 
+@pytest.mark.slow
 def test_without_a_recipe_it_takes_the_runs_own(run: Path, images: str, capsys: Captured) -> None:
     words = ["--out", str(run), "--resume", "auto", "--workers", "0", "--device", "cpu", "--precision", "float32"]
     assert main(["pretrain", images, *words]) == 0
     assert "quick: resnet18" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_stopped_before_its_first_checkpoint_begins_again(run: Path, images: str) -> None:
     (run / "checkpoints" / "last.pt").unlink()
     assert auto(images, run, "--stop-after", "1") == 0

@@ -134,6 +134,7 @@ def test_the_folder_of_a_run(whole: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_config_says_what_ran(whole: Path, images: Path) -> None:
     assert read_recipe(whole / "config.json") == small()
     config = json.loads((whole / "config.json").read_text())
@@ -229,6 +230,7 @@ def test_how_it_is_run_changes_nothing(whole: Path, images: Path, tmp_path: Path
     assert same_end(tmp_path / "run", whole)
 
 
+@pytest.mark.slow
 def test_another_seed_changes_the_result(whole: Path, images: Path, tmp_path: Path) -> None:
     go(tmp_path / "run", images, small(seed=6), stop_after=1)
     assert numbers(tmp_path / "run")[0]["loss/total"] != numbers(whole)[0]["loss/total"]
@@ -368,6 +370,7 @@ def test_other_images_are_not_resumed(whole: Path, images: Path, tmp_path: Path)
         go(whole, fewer, resume=True)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_told(whole: Path, images: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "run")
     last = tmp_path / "run" / "checkpoints" / "last.pt"

@@ -118,6 +118,7 @@ def test_a_region_is_marked_where_it_was_named(images: Path, run: Path, tmp_path
         np.testing.assert_allclose(drawn, np.array([40, 28, 120, 84]) * factor, atol=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -78,6 +78,7 @@ def test_torchvision_keeps_its_files_where_torch_hub_does(cache: Path) -> None:
     assert not is_at_hand("torchvision:resnet50")
 
 
+@pytest.mark.slow
 def test_what_is_not_in_the_cache_is_downloaded_into_it(
     cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:

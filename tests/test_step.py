@@ -105,6 +105,7 @@ def test_in_single_precision_it_is_the_same_to_rounding(plain: dict[str, Tensor]
     assert one["0/loss/total"] == pytest.approx(float(plain["0/loss/total"]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_compared_is_not_trivial(plain: dict[str, Tensor]) -> None:
     assert all(plain[f"{step}/loss/{name}"] > 0 for step in range(2) for name in ("instance", "P4", "P3"))
     assert all(0 < plain[f"0/loss/valid/{name}"] < 1 for name in ("P4", "P3"))
