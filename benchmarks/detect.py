@@ -30,16 +30,16 @@ import torchvision
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
-from resim.detection.coco import read_coco
+from resim.datasets.coco import read_coco
+from resim.datasets.records import DetectionData
 from resim.detection.config import DetectorConfig, ImagesConfig, TuneConfig
 from resim.detection.detector import build_detector
 from resim.detection.predict import run
-from resim.detection.records import DetectionData
 from resim.detection.samples import DetectionBatch, ShapeOrder, TrainingSet, collate_samples, read_samples
 from resim.detection.step import make_detector_stepper
-from resim.training.processes import Processes
+from resim.distributed.processes import Processes
+from resim.scenes.scenes import write_scenes
 from resim.views.loader import make_loader
-from resim.views.scenes import write_scenes
 
 LR = 0.0  # a step costs the same, and all sides keep the same weights and find as many objects
 

@@ -45,7 +45,7 @@ timed="$shape --times 10 --rounds 1"
         run 60 benchmarks/contrast.py --device "$device" --images "$batch" --group "$group"
         run 50 benchmarks/pretrain_step.py $timed --variants bf16 --groups-at-a-time 1
         run 170 benchmarks/pretrain_step.py $timed --variants "bf16 compiled"
-        run 60 -m pytest -q -p no:cacheprovider tests/test_infonce_triton.py -k "not by_the_interpreter"
+        run 60 -m pytest -q -p no:cacheprovider tests/kernels/test_infonce.py -k "not by_the_interpreter"
         run 100 benchmarks/growth.py $shape --tables batch groups size levels windows
         run 50 benchmarks/pretrain_step.py $shape --variant bf16 --profile
         run 50 benchmarks/pretrain_step.py $timed --variants "bf16 tuned"

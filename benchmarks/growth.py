@@ -28,10 +28,10 @@ from pretrain_step import random_views
 
 from resim import recipes
 from resim.bench import measure
+from resim.distributed.processes import start_processes
 from resim.regions.level import Level
-from resim.training.config import Recipe
+from resim.runs.config import Recipe
 from resim.training.precision import choose_precision
-from resim.training.processes import start_processes
 from resim.training.step import make_stepper
 from resim.views.folder import find_images
 

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from resim import recipes
 from resim.bench.measure import peak_memory_gb, step_rate, together_rate
-from resim.training.processes import Processes
+from resim.distributed.processes import Processes
 from resim.training.step import make_stepper
 from resim.views.folder import find_images
 from resim.views.views import Views

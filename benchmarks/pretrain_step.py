@@ -33,11 +33,11 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from resim import recipes
 from resim.bench.measure import PlainStepper, peak_memory_gb, plain_together_rate, together_rate
+from resim.distributed.processes import Processes
 from resim.model.infonce import info_nce
 from resim.regions.cells import key_cells
 from resim.regions.pooling import precise_roi_pool
-from resim.training.config import Recipe
-from resim.training.processes import Processes
+from resim.runs.config import Recipe
 from resim.training.step import Stepper, make_stepper
 from resim.views.folder import find_images
 from resim.views.views import Views
@@ -256,7 +256,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         if options.jpeg == "scenes":
-            from resim.views.scenes import write_scenes
+            from resim.scenes.scenes import write_scenes
 
             write_scenes(Path(folder) / "scenes", 128, width=500, height=375)
             options.jpeg = str(Path(folder) / "scenes")

@@ -13,8 +13,8 @@ from unittest import mock
 import torch
 from torch import nn
 
+from resim.kernels.cpu.relu import ReLU
 from resim.model.encoder import Encoder, ModelConfig
-from resim.model.relu import ReLU
 
 
 def main() -> None:

@@ -15,15 +15,15 @@ import numpy as np
 from methods import FPN_WIDTH, Size
 from records import UNTRAINED, Row, append_rows, read_rows, write_counts
 
-from resim.detection.bootstrap import average_precision, match, resampled
+from resim.datasets.read import read_detection
+from resim.datasets.records import DetectionData, Record, subset
+from resim.datasets.split import hold_out
 from resim.detection.compare import Comparison, Start, compare
 from resim.detection.config import DetectRecipe, DetectRun
-from resim.detection.read import read_detection
 from resim.detection.recipes import probe_frozen, quick
-from resim.detection.records import DetectionData, Record, subset
-from resim.detection.results import read_results
-from resim.detection.split import hold_out
 from resim.errors import UserError
+from resim.scores.bootstrap import average_precision, match, resampled
+from resim.scores.results import read_results
 
 REPLICATES = 300  # draws of the test images for an interval of AP
 MEASURES = ("AP", "AP50")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from resim.model.config import ModelConfig
 from resim.regions.level import Level
-from resim.training.config import OptimConfig, Recipe
+from resim.runs.config import OptimConfig, Recipe
 from resim.views.crops import ViewsConfig
 
 P4 = Level(name="P4", window=48, step=16, negatives="all")

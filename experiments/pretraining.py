@@ -7,7 +7,7 @@ from pathlib import Path
 
 from methods import LEVELS, SIZES, make_recipe
 
-from resim.training.config import RunConfig
+from resim.runs.config import RunConfig
 from resim.training.pretrain import pretrain
 from resim.views.folder import find_images
 

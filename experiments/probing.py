@@ -22,8 +22,8 @@ from resim.probes.segmentation_labels import read_labelled_sets
 from resim.probes.segmentation_scores import MEASURES, Segmentation
 from resim.probes.suite import Path as ScorePath
 from resim.probes.suite import Score, probe_network
-from resim.training.checkpoints import load_checkpoint
-from resim.training.config import Recipe
+from resim.runs.checkpoints import load_checkpoint
+from resim.runs.config import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from resim.training.checkpoints import write_atomically
-from resim.training.provenance import git_state
+from resim.runs.checkpoints import write_atomically
+from resim.runs.provenance import git_state
 
 T = TypeVar("T")
 UNTRAINED = "untrained"  # the method of networks that are not pre-trained

@@ -2,7 +2,7 @@
 
 A difference between two methods is the mean over the seeds that both have. Its interval of 95 % is over images (a
 bootstrap, the same draws for both methods) and, by Student's t, over seeds: see `paired_interval` in
-`resim.detection.bootstrap`. With two seeds it is very wide; from three on it says something.
+`resim.scores.bootstrap`. With two seeds it is very wide; from three on it says something.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from methods import ORDER
 from records import Row, read_counts, read_rows
 
-from resim.detection.bootstrap import paired_interval
 from resim.probes.segmentation_scores import Measure, measure_sums
+from resim.scores.bootstrap import paired_interval
 
 DRAWS = 300  # of the images; as many as `detecting.REPLICATES`
 Kind = Measure | Literal["accuracy", "AP"]

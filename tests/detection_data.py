@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from resim.detection.masks import to_rle
-from resim.detection.records import DetectionData
+from resim.datasets.masks import to_rle
+from resim.datasets.records import DetectionData
 
 W, H = 100, 80
 

@@ -15,8 +15,8 @@ from resim import recipes
 from resim.model.config import ModelConfig
 from resim.model.resim import ReSim
 from resim.regions.level import Level
-from resim.training.checkpoints import save_checkpoint
-from resim.training.config import Recipe
+from resim.runs.checkpoints import save_checkpoint
+from resim.runs.config import Recipe
 
 PLAIN = recipes.quick()
 SMALL = dataclasses.replace(

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from torch.multiprocessing.spawn import start_processes
 
-from resim.cli import main
+from resim.cli.main import main
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["resim.cli_detect", "resim.detection.train", "resim.pictures.curves", "resim.probes.online", "torch._dynamo"]
+    ["resim.cli.detect", "resim.detection.train", "resim.draw.curves", "resim.probes.online", "torch._dynamo"]
 )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from resim.model.fused.build import kernels
+from resim.kernels.cpu.build import kernels
 
 needs_kernels = pytest.mark.skipif(
     kernels() is None, reason="not verified: the C kernels compute what PyTorch computes: install a C compiler (cc)"

@@ -8,8 +8,8 @@ import os
 
 import pytest
 
-from resim.model.fused import pointwise, weight_grad
-from resim.model.fused.build import WITHOUT_TILES, _processor, kernels, product_kernels
+from resim.kernels.cpu import pointwise, weight_grad
+from resim.kernels.cpu.build import WITHOUT_TILES, _processor, kernels, product_kernels
 
 NO_PRODUCTS = (
     "not verified: the C kernels of bfloat16 products compute what PyTorch computes: a C compiler and a processor with "

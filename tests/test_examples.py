@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import resim
-from resim.views.scenes import write_scenes
+from resim.scenes.scenes import write_scenes
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 Captured = pytest.CaptureFixture[str]

@@ -14,9 +14,9 @@ import study
 import tables
 from records import Row, append_rows, read_counts, read_rows, write_counts
 
-from resim.detection.coco import read_coco
+from resim.datasets.coco import read_coco
 from resim.errors import UserError
-from resim.views.scenes import CLASSES, write_scenes
+from resim.scenes.scenes import CLASSES, write_scenes
 
 
 def row(

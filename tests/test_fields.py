@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from resim import recipes
+from resim.distributed.processes import Processes
 from resim.errors import UserError
 from resim.fields import check_fields
 from resim.regions.level import Level
-from resim.training.config import OptimConfig, Recipe, RunConfig, read_recipe, read_run_settings
-from resim.training.processes import Processes
-from resim.training.run_folder import hold
+from resim.runs.config import OptimConfig, Recipe, RunConfig, read_recipe, read_run_settings
+from resim.runs.folder import hold
 
 
 @pytest.mark.parametrize(

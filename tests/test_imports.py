@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import resim
-from resim.cli import VERBS
+from resim.cli.main import VERBS
 
 PROGRAM = """
 import contextlib, io, json, sys
@@ -21,7 +21,7 @@ answers = []
 for words in json.loads(sys.argv[1]):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        from resim.cli import main
+        from resim.cli.main import main
         try:
             code = main(words)
         except SystemExit as stop:

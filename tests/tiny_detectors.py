@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from detection_data import H, W, thing, write_coco
 from PIL import Image
 from torch import Tensor, nn
 
-from resim.detection.coco import read_coco
+from detection_data import H, W, thing, write_coco
+from resim.datasets.coco import read_coco
+from resim.datasets.records import DetectionData
 from resim.detection.config import DetectorConfig, DetectRecipe, DetectRun, ImagesConfig, TuneConfig
-from resim.detection.records import DetectionData
 
 SIZES = (64, 80)  # px, shorter sides in training
 

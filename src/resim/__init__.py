@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from resim.regions.windows import inside_view as inside_view
     from resim.regions.windows import map_windows as map_windows
     from resim.regions.windows import window_grid as window_grid
-    from resim.training.config import OptimConfig as OptimConfig
-    from resim.training.config import Recipe as Recipe
-    from resim.training.config import RunConfig as RunConfig
+    from resim.runs.config import OptimConfig as OptimConfig
+    from resim.runs.config import Recipe as Recipe
+    from resim.runs.config import RunConfig as RunConfig
     from resim.training.pretrain import pretrain as pretrain
     from resim.views.config import ViewsConfig as ViewsConfig
     from resim.views.views import Views as Views
@@ -32,10 +32,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "Level": "resim.regions.level",
     "ModelConfig": "resim.model.config",
-    "OptimConfig": "resim.training.config",
+    "OptimConfig": "resim.runs.config",
     "ReSim": "resim.model.resim",
-    "Recipe": "resim.training.config",
-    "RunConfig": "resim.training.config",
+    "Recipe": "resim.runs.config",
+    "RunConfig": "resim.runs.config",
     "UserError": "resim.errors",
     "Views": "resim.views.views",
     "ViewsConfig": "resim.views.config",

@@ -2,7 +2,7 @@
 
 import sys
 
-from resim.cli import main
+from resim.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from resim.model.config import ModelConfig
 from resim.regions.level import Level
-from resim.training.config import OptimConfig, Recipe
+from resim.runs.config import OptimConfig, Recipe
 from resim.views.config import ViewsConfig
 
 

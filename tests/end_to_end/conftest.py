@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from runs import IMAGES, STEPS, Command, Run, pretrain_words, state
 
-from resim.views.scenes import write_scenes
+from end_to_end.runs import IMAGES, STEPS, Command, Run, pretrain_words, state
+from resim.scenes.scenes import write_scenes
 
 
 @pytest.fixture(scope="session")

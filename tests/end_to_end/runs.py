@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from forked import Forked
 
 import resim
-from resim.training.checkpoints import load_checkpoint
-from resim.training.log import read_metrics
+from forked import Forked
+from resim.runs.checkpoints import load_checkpoint
+from resim.runs.log import read_metrics
 
 IMAGES, BATCH, EPOCHS = 24, 8, 3
 STEPS = IMAGES // BATCH * EPOCHS

@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 
 from resim import recipes
+from resim.datasets.coco import read_coco
 from resim.demo.images import DemoImages, drawn_scenes
 from resim.demo.plan import DETECT, MOCO, PROBE, RESIM, Bounds
 from resim.demo.sizes import Sizes
 from resim.demo.story import demo, demo_recipes
 from resim.demo.verdict import verdict
-from resim.detection.coco import read_coco
 from resim.detection.compare import Comparison, Difference
 from resim.errors import UserError
 from resim.probes.correspondence import Correspondence
 from resim.probes.segmentation_scores import Segmentation
 from resim.probes.suite import Path as ScorePath
 from resim.probes.suite import Score
-from resim.training.checkpoints import load_checkpoint
-from resim.training.log import read_metrics
+from resim.runs.checkpoints import load_checkpoint
+from resim.runs.log import read_metrics
 
 NOISE = "within the noise: this run cannot tell them apart"
 SCENES = DemoImages(

@@ -8,10 +8,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from forked import Forked
-from runs import TORCHRUN, Command, Ended, Run, frames_in_package, numbers, same, state
 
-from resim.views.scenes import write_scenes
+from end_to_end.runs import TORCHRUN, Command, Ended, Run, frames_in_package, numbers, same, state
+from forked import Forked
+from resim.scenes.scenes import write_scenes
 
 pytestmark = pytest.mark.slow
 

@@ -19,11 +19,11 @@ from resim.probes.labels import read_images
 from resim.probes.suite import Score, difference
 from resim.probes.unlabelled import correspondence_probe
 from resim.regions.level import Level
-from resim.training.checkpoints import load_checkpoint
-from resim.training.config import Recipe, RunConfig
-from resim.training.log import read_metrics
+from resim.runs.checkpoints import load_checkpoint
+from resim.runs.config import Recipe, RunConfig
+from resim.runs.log import read_metrics
+from resim.scenes.scenes import write_scenes
 from resim.training.pretrain import pretrain
-from resim.views.scenes import write_scenes
 
 SIZE, SCENES, HELD_OUT, PAIRS = 64, 64, 128, 3072
 LEVELS = (

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from detection_data import H, W, thing, write_coco
 from PIL import Image, ImageDraw
-from tiny_detectors import noise, tiny, tiny_images, tiny_recipe, tiny_run
 
-from resim.detection.coco import read_coco
-from resim.detection.records import DetectionData
+from detection_data import H, W, thing, write_coco
+from resim.datasets.coco import read_coco
+from resim.datasets.records import DetectionData
 from resim.detection.train import train_detector
+from tiny_detectors import noise, tiny, tiny_images, tiny_recipe, tiny_run
 
 IMAGES, STEPS = 3, 90
 COLOURS = {7: (220, 40, 40), 3: (40, 200, 60)}

@@ -8,10 +8,10 @@ import signal
 from pathlib import Path
 
 import pytest
-from forked import Forked
-from runs import STEPS, numbers, pretrain_run, pretrain_words, same, state
 
-from resim.cli import main
+from end_to_end.runs import STEPS, numbers, pretrain_run, pretrain_words, same, state
+from forked import Forked
+from resim.cli.main import main
 from resim.training import pretrain as loop
 
 pytestmark = pytest.mark.slow

@@ -9,9 +9,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from runs import STEPS, frames_in_package, numbers, pretrain_run, same, state, torchrun
 
 import resim
+from end_to_end.runs import STEPS, frames_in_package, numbers, pretrain_run, same, state, torchrun
 
 FIRST = 4  # steps on two processes: an epoch and one more
 

@@ -17,7 +17,7 @@ import torch
 
 from resim.bench.plain import plain_loader
 from resim.model.reference import ReferenceReSim
-from resim.training.config import Recipe
+from resim.runs.config import Recipe
 from resim.training.optimizer import build_optimizer
 from resim.training.step import Stepper
 from resim.views.finish import Finisher

@@ -14,10 +14,10 @@ import torch
 from resim.bench import measure
 from resim.bench.config import BenchConfig
 from resim.bench.measure import Rate
+from resim.distributed.processes import Processes, start_processes
 from resim.errors import UserError
-from resim.training.config import Recipe
+from resim.runs.config import Recipe
 from resim.training.precision import choose_precision, tell_precision
-from resim.training.processes import Processes, start_processes
 from resim.training.step import Stepper, make_stepper
 from resim.views.finish import Finisher
 from resim.views.folder import PathList

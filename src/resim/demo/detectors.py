@@ -10,20 +10,20 @@ import dataclasses
 import time
 from pathlib import Path
 
+from resim.datasets.coco import read_coco
+from resim.datasets.records import DetectionData
 from resim.demo.images import DemoImages
 from resim.demo.plan import EVALUATIONS, NETWORKS, Plan, seeds_that_fit
 from resim.demo.probes import NAMES
 from resim.demo.sizes import Sizes
 from resim.demo.stages import Stages
-from resim.detection.coco import read_coco
 from resim.detection.compare import Comparison, Start, compare
 from resim.detection.config import DetectRecipe, DetectRun
 from resim.detection.recipes import probe_frozen
-from resim.detection.records import DetectionData
 from resim.detection.train import train_detector
-from resim.pictures.comparison import draw_ap_curves, draw_comparison_sheet
-from resim.training.config import Recipe
-from resim.training.progress import Watch
+from resim.report.comparison import draw_ap_curves, draw_comparison_sheet
+from resim.runs.config import Recipe
+from resim.runs.progress import Watch
 
 WHAT = "detectors with the backbone frozen"
 

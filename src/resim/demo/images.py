@@ -13,8 +13,8 @@ import numpy as np
 
 from resim.counts import counted
 from resim.demo.sizes import Sizes
+from resim.scenes.scenes import write_scenes
 from resim.views.folder import find_images
-from resim.views.scenes import write_scenes
 
 
 @dataclass(frozen=True, kw_only=True)

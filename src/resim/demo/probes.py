@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from resim.cli_probe_labels import write_sheet
+from resim.cli.probe_labels import write_sheet
 from resim.demo.images import DemoImages
 from resim.exchange.encoders import load_encoders
 from resim.probes.config import DENSE, DenseConfig, ProbeConfig
@@ -21,8 +21,8 @@ from resim.probes.suite import Path as ScorePath
 from resim.probes.suite import Score
 from resim.probes.tables import record
 from resim.probes.unlabelled import correspondence_probe, health_probe, probe_window
-from resim.training.checkpoints import write_atomically
-from resim.training.progress import Watch
+from resim.runs.checkpoints import write_atomically
+from resim.runs.progress import Watch
 
 NAMES = {"random": "untrained", "resim": "ReSim", "moco-v2": "MoCo v2"}
 BACKBONE, PYRAMID = "C4", "P4"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from resim import recipes
 from resim.demo.plan import Bounds
-from resim.training.config import Recipe
+from resim.runs.config import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

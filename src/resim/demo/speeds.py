@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from resim.bench import measure
+from resim.datasets.records import DetectionData
 from resim.demo.detectors import demo_detector, read_scenes
 from resim.demo.images import DemoImages
 from resim.demo.plan import Speeds
@@ -18,20 +19,19 @@ from resim.detection.config import DetectRecipe
 from resim.detection.detector import build_detector
 from resim.detection.freeze import freeze_parts
 from resim.detection.predict import detect
-from resim.detection.records import DetectionData
 from resim.detection.samples import ShapeOrder, TrainingSet, collate_samples, read_samples
 from resim.detection.step import make_detector_stepper
+from resim.distributed.processes import Processes, start_processes
 from resim.model.resim import ReSim
 from resim.probes.features import Network
-from resim.training.config import Recipe
+from resim.runs.config import Recipe
+from resim.runs.progress import Watch
+from resim.scenes.scenes import draw_scene
 from resim.training.precision import choose_precision
-from resim.training.processes import Processes, start_processes
-from resim.training.progress import Watch
 from resim.training.step import make_stepper
 from resim.views.finish import Finisher
 from resim.views.folder import find_images
 from resim.views.loader import make_loader
-from resim.views.scenes import draw_scene
 
 _SCENES = 6
 _WRITING = 1.3  # seconds of drawing a scene and writing it with its masks, over those of drawing it

@@ -39,9 +39,9 @@ from resim.demo.stages import Stages
 from resim.demo.verdict import verdict
 from resim.detection.compare import Comparison
 from resim.errors import UserError
-from resim.pictures.report import report
-from resim.training import run_folder
-from resim.training.config import Recipe, RunConfig
+from resim.report.report import report
+from resim.runs import folder as run_folder
+from resim.runs.config import Recipe, RunConfig
 from resim.training.pretrain import pretrain
 
 __all__ = ["demo", "demo_recipes", "probe"]

@@ -15,9 +15,9 @@ from typing import Any, Literal
 import numpy as np
 
 from resim.counts import counted
-from resim.detection.records import DetectionData, Record
+from resim.datasets.records import DetectionData, Record
 from resim.errors import UserError
-from resim.training.checkpoints import write_atomically
+from resim.runs.checkpoints import write_atomically
 
 FILE = "bad_images.json"
 LEAST = 50  # images, below which no share of bad ones stops anything, as in pre-training

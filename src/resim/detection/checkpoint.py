@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from resim.datasets.records import DetectionData
 from resim.detection.config import DetectRecipe
-from resim.detection.records import DetectionData
 from resim.errors import UserError
 from resim.exchange.files import read_contents, tensors_in
 from resim.exchange.load import find_file
-from resim.training.checkpoints import load_checkpoint
-from resim.training.provenance import versions
+from resim.runs.checkpoints import load_checkpoint
+from resim.runs.provenance import versions
 
 if TYPE_CHECKING:
     from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN

@@ -13,23 +13,23 @@ from typing import Any
 
 import numpy as np
 
+from resim.datasets.records import DetectionData
 from resim.detection.bad_images import without_remembered
-from resim.detection.bootstrap import average_precision, match, paired_interval, resampled
+from resim.detection.comparison_verdict import comparison_verdict
 from resim.detection.config import DetectorConfig, DetectRecipe, DetectRun
 from resim.detection.evaluate import read_scores
 from resim.detection.freeze import freeze_words
 from resim.detection.init import has_fpn, resolve
-from resim.detection.records import DetectionData
-from resim.detection.results import read_results
 from resim.detection.train import train_detector
-from resim.detection.verdict import comparison_verdict
+from resim.distributed.processes import start_processes
 from resim.errors import UserError
 from resim.exchange.sources import TORCHVISION, is_untrained, untrained_model
 from resim.exchange.weights import read_weights
-from resim.training.checkpoints import write_atomically
-from resim.training.processes import start_processes
-from resim.training.progress import Watch
-from resim.training.provenance import describe_run
+from resim.runs.checkpoints import write_atomically
+from resim.runs.progress import Watch
+from resim.runs.provenance import describe_run
+from resim.scores.bootstrap import average_precision, match, paired_interval, resampled
+from resim.scores.results import read_results
 
 
 @dataclass(frozen=True, kw_only=True)

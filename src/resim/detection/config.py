@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from resim.detection.fpn_parts import check_fixed
 from resim.fields import check_fields
-from resim.training.config import Resume, settle_resume
+from resim.runs.config import Resume, settle_resume
 
 
 @dataclass(frozen=True, kw_only=True)

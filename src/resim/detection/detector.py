@@ -21,9 +21,9 @@ from torchvision.ops import MultiScaleRoIAlign
 from resim.detection.config import DetectorConfig, ImagesConfig
 from resim.detection.draws import ChosenSizes, SeededSampler, set_betas
 from resim.detection.norms import freeze, norm_layer
+from resim.distributed.processes import Processes
 from resim.errors import UserError
 from resim.model.backbone import build_backbone, torchvision_resnet
-from resim.training.processes import Processes
 from resim.views.photometric import MEAN, STD
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")

@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from resim.detection.cityscapes_scores import INSTALL, cityscapes_scores
-from resim.detection.coco_scores import NUM_SIGMAS, coco_scores
+from resim.datasets.records import DetectionData, Record
 from resim.detection.config import DetectorConfig
-from resim.detection.records import DetectionData, Record
-from resim.detection.results import Kind, Scores
+from resim.detection.pictures import detection_sheet
 from resim.detection.samples import read_pixels
-from resim.detection.voc_scores import voc_scores
 from resim.errors import UserError
-from resim.pictures.detections import detection_sheet
-from resim.training.checkpoints import write_atomically
+from resim.runs.checkpoints import write_atomically
+from resim.scores.cityscapes import INSTALL, cityscapes_scores
+from resim.scores.coco import NUM_SIGMAS, coco_scores
+from resim.scores.results import Kind, Scores
+from resim.scores.voc import voc_scores
 from resim.views.decode import BadImageError
 
 SHEET_IMAGES = 6

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from resim.detection.records import Record
-from resim.detection.repair import OVERHANG, Repairs
+from resim.datasets.records import Record
+from resim.datasets.repair import OVERHANG, Repairs
 
 Size = tuple[int, int]
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 
 from resim.counts import counted
+from resim.datasets.left_out import set_aside
+from resim.datasets.records import DetectionData
+from resim.datasets.split import split_line
 from resim.detection.config import DetectRecipe, DetectRun, TuneConfig
 from resim.detection.init import InitReport
-from resim.detection.left_out import set_aside
 from resim.detection.recipes import DETECT_RECIPES
-from resim.detection.records import DetectionData
 from resim.detection.samples import objects_to_learn
-from resim.detection.split import split_line
-from resim.training.processes import Processes
+from resim.distributed.processes import Processes
 
 _ADAMW_LR = 0.005  # above it a step changes weights of the usual size, 0.01 to 0.1, by more than a twentieth
 

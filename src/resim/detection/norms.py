@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
 
-from resim.training.processes import Processes
+from resim.distributed.processes import Processes
 
 
 class _NormalizeTogether(torch.autograd.Function):

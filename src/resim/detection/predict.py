@@ -18,15 +18,15 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from resim.counts import counted
+from resim.datasets.records import DetectionData
+from resim.datasets.yolo_files import open_yolo, split_images
 from resim.detection.checkpoint import load_detector
-from resim.detection.records import DetectionData
+from resim.detection.pictures import draw_results
 from resim.detection.samples import DetectionBatch, Sample, TestSet, collate_samples, read_samples
 from resim.detection.summary import summary
-from resim.detection.yolo_files import open_yolo, split_images
+from resim.distributed.processes import Processes, start_processes
 from resim.errors import UserError
-from resim.pictures.detections import draw_results
-from resim.training.checkpoints import write_atomically
-from resim.training.processes import Processes, start_processes
+from resim.runs.checkpoints import write_atomically
 from resim.views.decode import BadImageError, Photo
 from resim.views.folder import find_images
 from resim.views.loader import make_loader

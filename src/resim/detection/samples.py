@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from resim.datasets.masks import decode_masks
+from resim.datasets.records import DetectionData, Record
 from resim.detection.config import ImagesConfig
-from resim.detection.masks import decode_masks
-from resim.detection.records import DetectionData, Record
 from resim.errors import UserError
 from resim.views.crops import sample_generator
 from resim.views.decode import BadImageError, Photo

@@ -15,8 +15,8 @@ from resim.counts import counted
 from resim.detection.config import TuneConfig
 from resim.detection.draws import set_draws
 from resim.detection.samples import DetectionBatch
+from resim.distributed.processes import Processes, averaging, in_parallel
 from resim.errors import UserError
-from resim.training.processes import Processes, averaging, in_parallel
 
 # torchvision's names, and ours in metrics
 LOSSES = {

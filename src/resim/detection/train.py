@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from resim.counts import counted
+from resim.datasets.left_out import left_out
+from resim.datasets.records import DetectionData
 from resim.detection import bad_images
 from resim.detection.checkpoint import check_same_run, detector_state
 from resim.detection.config import DetectRecipe, DetectRun
@@ -19,25 +21,23 @@ from resim.detection.detector import build_detector
 from resim.detection.evaluate import kinds_of, lines, official_scores, read_scores, write_evaluation
 from resim.detection.freeze import freeze_lines, freeze_parts
 from resim.detection.init import InitReport, leaves_open, load_init, resolve
-from resim.detection.left_out import left_out
 from resim.detection.messages import opening_lines
 from resim.detection.norms import recompute_statistics
 from resim.detection.predict import detect
 from resim.detection.prepare import check_tasks, fingerprint, usable, weights_fingerprint, with_classes_of
-from resim.detection.records import DetectionData
 from resim.detection.samples import DetectionBatch, ShapeOrder, TrainingSet, collate_samples, read_samples
 from resim.detection.step import DetectorStepper, make_detector_stepper
+from resim.distributed.processes import Processes, catch_termination, start_processes
+from resim.draw.curves import draw_curves
 from resim.errors import UserError
 from resim.exchange.sources import is_at_hand, is_untrained, untrained_model
 from resim.exchange.weights import Weights, read_weights
-from resim.pictures.curves import draw_curves
-from resim.training import run_folder
-from resim.training.clock import Clock
-from resim.training.log import Log
+from resim.runs import folder as run_folder
+from resim.runs.clock import Clock
+from resim.runs.log import Log
+from resim.runs.progress import Progress, Watch
 from resim.training.optimizer import set_learning_rate
 from resim.training.precision import choose_precision
-from resim.training.processes import Processes, catch_termination, start_processes
-from resim.training.progress import Progress, Watch
 from resim.training.starting import fetch_once
 from resim.views.loader import make_loader, tell_of_killed_workers
 

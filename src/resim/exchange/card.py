@@ -9,7 +9,7 @@ from typing import Any
 
 from resim.errors import UserError
 from resim.exchange.weights import Weights
-from resim.training.config import Recipe
+from resim.runs.config import Recipe
 
 CITATION = """@inproceedings{xiao2021region,
   title     = {Region Similarity Representation Learning},

@@ -14,7 +14,7 @@ from resim.exchange.sources import NAMES, is_untrained, untrained_model
 from resim.exchange.weights import read_weights
 from resim.model.encoder import Encoder, ModelConfig
 from resim.model.resim import ReSim
-from resim.training.config import Recipe
+from resim.runs.config import Recipe
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import dataclasses
 
 from resim.exchange.weights import Weights
 from resim.recipes import moco_v2, resim_fpn
-from resim.training.config import Recipe
+from resim.runs.config import Recipe
 
 
 def recipe_of(weights: Weights) -> Recipe:

@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from resim.archive import ZIP, check_archive, has_checksums
 from resim.errors import UserError
 from resim.exchange.inert import Named, Storage
 from resim.exchange.makers import DTYPES, MAKERS
 from resim.exchange.pickles import Reading, interpret
+from resim.runs.archive import ZIP, check_archive, has_checksums
 
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """What files of torch.save before 1.6 begin with: a pickle of a magic number."""

@@ -21,7 +21,7 @@ from resim.exchange.queues import fit_queue
 from resim.exchange.recipe_of import recipe_of
 from resim.exchange.weights import Weights, form_in, weights_in
 from resim.model.resim import ReSim
-from resim.training.config import Recipe
+from resim.runs.config import Recipe
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 

@@ -32,7 +32,7 @@ from resim.exchange.states import find_states
 from resim.exchange.strides import refuse_other_strides
 from resim.model.backbone import CAFFE
 from resim.model.encoder import ModelConfig
-from resim.training.config import Recipe
+from resim.runs.config import Recipe
 
 _log = logging.getLogger(__name__)
 

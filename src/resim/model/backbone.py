@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from resim.errors import UserError
-from resim.model.fused import network as fused
+from resim.kernels.cpu import network as fused
 
 STAGES = ("C3", "C4", "C5")
 CAFFE = "_caffe"

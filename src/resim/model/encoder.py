@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resim.kernels.cpu.relu import quicken_relus
+from resim.kernels.cpu.weight_grad import TiledConv2d
+from resim.layers.grouped_norm import group_norms
 from resim.model.backbone import STAGES, build_backbone
 from resim.model.config import ModelConfig
-from resim.model.fused.weight_grad import TiledConv2d
-from resim.model.grouped_norm import group_norms
-from resim.model.relu import quicken_relus
 
 
 class FPN(nn.Module):

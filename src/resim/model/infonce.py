@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from resim.model.fused.build import kernels
+from resim.kernels.cpu.build import kernels
 
 TILE_QUERIES, TILE_NEGATIVES = 2048, 2048  # 16 MB of float32 logits at a time
 
@@ -125,7 +125,7 @@ def _kernel(queries: Tensor, negatives: Tensor, matmul_dtype: torch.dtype) -> Mo
 @functools.cache
 def _find_kernel() -> ModuleType | None:
     try:
-        return importlib.import_module("resim.model.infonce_triton")
+        return importlib.import_module("resim.kernels.gpu.infonce")
     except ImportError:  # Triton comes with PyTorch's builds for GPUs on Linux alone
         return None
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from resim.distributed.rows import PendingRows, world
-from resim.model.grouped_norm import count_groups
+from resim.layers.grouped_norm import count_groups
 from resim.model.losses import matmul_dtype, pool_regions, widen
 from resim.regions.cells import key_cells
 from resim.regions.level import Level

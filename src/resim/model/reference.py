@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resim.layers.grouped_norm import commit_statistics
 from resim.model.config import ModelConfig
 from resim.model.encoder import Encoder
-from resim.model.grouped_norm import commit_statistics
 from resim.regions.cells import key_cells
 from resim.regions.pooling import precise_roi_pool
 from resim.regions.windows import inside_view, map_windows

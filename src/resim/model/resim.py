@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from resim.distributed.rows import exchange_rows, gather_rows, inverse_order
+from resim.layers.grouped_norm import commit_statistics, count_groups
 from resim.model.config import ModelConfig
 from resim.model.encoder import Encoder
-from resim.model.grouped_norm import commit_statistics, count_groups
 from resim.model.key_encoding import EncoderForward, encode_shuffled, images_per_pass, narrow_for_transfer
 from resim.model.keys import Keys, LevelKeys, map_to_keys
 from resim.model.losses import image_similarity, matmul_dtype, region_similarity

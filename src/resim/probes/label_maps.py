@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from resim.counts import counted
-from resim.detection.masks import to_rle
-from resim.detection.records import Record
+from resim.datasets.masks import to_rle
+from resim.datasets.records import Record
 from resim.errors import UserError
 from resim.probes.config import BACKGROUND, VOID_VALUES
 from resim.probes.label_files import read_values

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from resim.counts import counted
-from resim.detection.records import Record
+from resim.datasets.records import Record
 from resim.probes.label_files import Colour
 
 _EXAMPLES = 3  # names in a note

@@ -24,8 +24,8 @@ from resim.probes.segmentation_labels import holds_labels, read_labelled_sets
 from resim.probes.segmentation_suite import measure_dense
 from resim.probes.suite import Path, Score, knn_probe
 from resim.probes.unlabelled import correspondence_probe, health_probe
-from resim.training.config import Recipe, RunConfig
-from resim.training.log import Reading
+from resim.runs.config import Recipe, RunConfig
+from resim.runs.log import Reading
 
 _QUEUE_ROWS = 4096
 _PAIRS = 128  # images for correspondence and health

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from resim.counts import counted
-from resim.detection.coco import read_coco
+from resim.datasets.coco import read_coco
 from resim.errors import UserError
 from resim.probes.label_files import label_files, pair_files, read_names
 from resim.probes.labelled_images import LabelledImages, left_out

@@ -16,7 +16,7 @@ from resim.probes.pairs import CHANGES
 from resim.probes.segmentation_scores import Segmentation
 from resim.probes.suite import Path, Score, difference, nested
 from resim.probes.verdict import is_untrained, probe_verdict, verdicts
-from resim.training.provenance import describe_run
+from resim.runs.provenance import describe_run
 
 Results = Mapping[str, Mapping[Path, Score]]
 """Scores of each network, by its name, in the order in which they are shown."""

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from resim.verdict import Change, Wording, verdict
+from resim.scores.verdict import Change, Wording, verdict
 
 Json = Mapping[str, Any]
 _VALUES = ("top1", "accuracy", "miou")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from resim.detection.voc import CLASSES
+from resim.datasets.voc import CLASSES
 from resim.errors import UserError
 from resim.probes.label_files import label_files, read_lines, read_names, voc_colours
 from resim.probes.labelled_images import LabelledImages, left_out

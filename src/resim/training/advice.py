@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resim import recipes
-from resim.training.config import Recipe
+from resim.runs.config import Recipe
 
 PUBLISHED_PAIRS = 200 * 1_281_167
 """View pairs of the published pre-training: 200 epochs of ImageNet."""

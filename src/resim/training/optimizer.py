@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from resim.errors import UserError
-from resim.training.config import OptimConfig
+from resim.runs.config import OptimConfig
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig, *, plain: bool = False) -> torch.optim.Optimizer:

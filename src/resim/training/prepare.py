@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from resim.distributed.processes import Processes
 from resim.errors import UserError
 from resim.model.resim import ReSim
-from resim.training import run_folder
+from resim.runs import folder as run_folder
+from resim.runs.config import Recipe, RunConfig
+from resim.runs.log import Reading
+from resim.runs.provenance import versions
 from resim.training.advice import advise, fitted_command
-from resim.training.config import Recipe, RunConfig
-from resim.training.log import Reading
 from resim.training.precision import choose_precision
-from resim.training.processes import Processes
-from resim.training.provenance import versions
 from resim.training.starting import Start, read_start, start
 from resim.training.step import Stepper, make_stepper
 from resim.views.folder import PathList, find_images

@@ -13,20 +13,20 @@ import numpy as np
 import torch
 
 from resim.counts import counted
-from resim.pictures.curves import draw_curves
-from resim.pictures.pairs import batch_pictures
-from resim.pictures.windows import draw_pairs
-from resim.training import run_folder
+from resim.distributed.processes import Processes, catch_termination, start_processes
+from resim.draw.curves import draw_curves
+from resim.draw.view_pairs import batch_pictures
+from resim.draw.windows import draw_pairs
+from resim.runs import folder as run_folder
+from resim.runs.checkpoints import write_atomically
+from resim.runs.clock import Clock
+from resim.runs.config import Recipe, RunConfig
+from resim.runs.log import Log
+from resim.runs.progress import Progress, Watch
 from resim.training.advice import advise
-from resim.training.checkpoints import write_atomically
-from resim.training.clock import Clock
-from resim.training.config import Recipe, RunConfig
-from resim.training.log import Log
 from resim.training.optimizer import set_learning_rate
 from resim.training.precision import tell_precision
 from resim.training.prepare import MakeProbe, Prepared, checkpoint_state, prepare
-from resim.training.processes import Processes, catch_termination, start_processes
-from resim.training.progress import Progress, Watch
 from resim.training.schedule import learning_rate
 from resim.views.finish import Finisher
 from resim.views.loader import (

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from resim.distributed.processes import Processes
 from resim.errors import UserError
-from resim.training.config import Recipe, RunConfig
-from resim.training.processes import Processes
+from resim.runs.config import Recipe, RunConfig
 from resim.training.step import Stepper
 
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from resim.memory import keep_memory, part_memory
+from resim.distributed.processes import Processes, averaging, in_parallel
+from resim.kernels.allocator import keep_memory, part_memory
+from resim.layers.grouped_norm import count_groups
 from resim.model.encoder import ModelConfig
-from resim.model.grouped_norm import count_groups
 from resim.model.resim import ReSim
-from resim.training.config import OptimConfig
+from resim.runs.config import OptimConfig
 from resim.training.optimizer import build_optimizer, clip_gradients
-from resim.training.processes import Processes, averaging, in_parallel
 from resim.views.views import Views
 
 EARLY = 16 * 2**20

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from resim.errors import UserError
-from resim.memory import keep_memory_if_parted
+from resim.kernels.allocator import keep_memory_if_parted
 from resim.views.crops import NO_JITTER, Draw, ViewsConfig, cut_views, draw_views, sample_generator
 from resim.views.decode import BadImageError, Photo
 from resim.views.photometric import augment, blur_reach

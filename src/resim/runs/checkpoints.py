@@ -1,0 +1,86 @@
+"""Checkpoints that are there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from resim.runs.archive import check_archive
+from resim.errors import UserError
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file so that a reader sees the old one or the whole new one, whatever happens in between.
+
+    A temporary file in the same folder is written, flushed to the disk and renamed; then the folder is flushed.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    except OSError as error:
+        raise UserError(f"{path.parent}: cannot be written to ({error.strerror})") from None
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(name).chmod(0o666 & ~umask)
+        Path(name).replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        Path(name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # some file systems cannot flush a folder; the file itself is safe
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors and plain data) atomically.
+
+    Raises:
+        UserError: as `write_atomically`.
+    """
+    try:
+        write_atomically(path, lambda file: torch.save(state, file))
+    except RuntimeError as error:  # torch raises its own while the error of a failed write is on its way
+        if not isinstance(error.__context__, OSError):
+            raise
+        raise UserError(f"{path}: cannot be written ({error.__context__.strerror})") from None
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """What `save_checkpoint` wrote, on the CPU. No code in a file is ever run (`weights_only`).
+
+    Raises:
+        UserError: no such file, a truncated one, one whose bytes are not those that were written (by the checksums in
+            it), or one that is no checkpoint of ours.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    check_archive(io.BytesIO(data), path)
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        raise UserError(f"{path}: damaged, or no checkpoint ({len(data)} bytes; {reason})") from None
+    if not isinstance(state, dict) or "resim" not in state:
+        raise UserError(f"{path}: is no checkpoint of resim's own")
+    return state

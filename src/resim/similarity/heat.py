@@ -1,0 +1,103 @@
+"""Numbers of a feature map as colours over its image, and marks on them.
+
+Shapes: H x W cells, h x w pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from resim.draw.primitives import DARK, LIGHT, drawn_box, outline
+from resim.similarity.feature_maps import Photograph, at_pixels
+from resim.similarity.similarity import Region
+
+COLOUR_SHARE = 0.7  # of the colour in its mixture with the gray image
+_PERCENTILE = 99.0
+
+
+def heat_picture(photograph: Photograph, similarity: Tensor, stride: int, ends: tuple[float, float]) -> np.ndarray:
+    """A heat map over its image: (h, w, 3) uint8.
+
+    Args:
+        photograph: the image, which is seen through in gray.
+        similarity: (H, W), of its cells.
+        stride: px a cell.
+        ends: the values of the first and the last colour.
+    """
+    values = at_pixels(similarity, stride, photograph.width, photograph.height).numpy()
+    gray = np.asarray(Image.fromarray(photograph.pixels).convert("L"))[..., None]
+    mixed = COLOUR_SHARE * colour_map(values, *ends) + (1 - COLOUR_SHARE) * gray
+    return np.rint(mixed).astype(np.uint8)
+
+
+def colour_map(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """(...) -> (..., 3) uint8: viridis between `low` and `high`, which colour-blind readers see alike."""
+    share = np.clip((values - low) / max(high - low, 1e-9), 0, 1)
+    return np.rint(255 * matplotlib.colormaps["viridis"](share)[..., :3]).astype(np.uint8)
+
+
+def component_pictures(
+    components: Sequence[Tensor], stride: int, photographs: Sequence[Photograph]
+) -> list[np.ndarray]:
+    """Three principal components of each image's map as colours: (h, w, 3) uint8 of each.
+
+    The first is lightness, the second goes from blue to yellow, the third from green to red: the order in which
+    colour-blind readers lose the least. Each is scaled by its 99th percentile over all the images.
+    """
+    every = torch.cat([part.flatten(1) for part in components], dim=1).abs().numpy()
+    reach = np.maximum(np.percentile(every, _PERCENTILE, axis=1), 1e-9)[:, None, None]
+    pictures = []
+    for part, photograph in zip(components, photographs, strict=True):
+        place = np.clip(at_pixels(part, stride, photograph.width, photograph.height).numpy() / reach, -1, 1)
+        pictures.append(oklab_to_srgb(0.62 + 0.28 * place[0], 0.11 * place[2], 0.13 * place[1]))
+    return pictures
+
+
+def oklab_to_srgb(lightness: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """OKLab (h, w) each -> sRGB (h, w, 3) uint8, clipped: lightness 0 to 1, `a` green to red, `b` blue to yellow.
+
+    Source: Björn Ottosson, "A perceptual color space for image processing", 2020.
+    """
+    cones = np.stack(
+        [
+            lightness + 0.3963377774 * a + 0.2158037573 * b,
+            lightness - 0.1055613458 * a - 0.0638541728 * b,
+            lightness - 0.0894841775 * a - 1.2914855480 * b,
+        ],
+        axis=-1,
+    )
+    matrix = np.array(
+        [
+            [4.0767416621, -3.3077115913, 0.2309699292],
+            [-1.2684380046, 2.6097574011, -0.3413193965],
+            [-0.0041960863, -0.7034186147, 1.7076147010],
+        ]
+    )
+    linear = np.clip(cones**3 @ matrix.T, 0, 1)
+    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 1e-9) ** (1 / 2.4) - 0.055)
+    return np.rint(255 * encoded).astype(np.uint8)
+
+
+def mark_region(picture: Image.Image, region: Region, factor: float) -> None:
+    """Outline a box, or ring a point, of an image that is drawn `factor` times as large."""
+    if len(region) == 4:
+        outline(ImageDraw.Draw(picture), drawn_box(np.array(region), factor), LIGHT, dashed=False)
+    else:
+        mark_point(picture, (region[0] * factor, region[1] * factor), cross=True)
+
+
+def mark_point(picture: Image.Image, place: tuple[float, float], *, cross: bool = False) -> None:
+    """A ring, white with a dark rim, around a place of a picture, px; with a cross in it for the region asked about."""
+    draw, (x, y), radius = ImageDraw.Draw(picture), place, 9
+    for width, ink in ((5, DARK), (2, LIGHT)):
+        grown = radius + width / 2 - 1
+        draw.ellipse((x - grown, y - grown, x + grown, y + grown), outline=ink, width=width)
+        if cross:
+            for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1)):
+                draw.line((x + 3 * dx, y + 3 * dy, x + 16 * dx, y + 16 * dy), fill=ink, width=width - 1)
