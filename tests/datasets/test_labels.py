@@ -12,11 +12,11 @@ import pytest
 
 from detection_data import H, W, rectangle, thing, truth_as_results, write_coco, write_voc, xml_object
 from resim.datasets.coco import read_coco
-from resim.datasets.left_out import left_out, set_aside
 from resim.datasets.masks import decode_masks
 from resim.datasets.read import read_detection
 from resim.datasets.records import DetectionData
 from resim.datasets.voc import read_voc
+from resim.detection.left_out import left_out, set_aside
 from resim.detection.prepare import check_tasks, usable, with_classes_of
 from resim.detection.samples import objects_to_learn
 from resim.errors import UserError

@@ -18,10 +18,10 @@ from resim.cli.main import main
 from resim.detection.train import train_detector
 from resim.distributed.processes import Processes
 from resim.runs.config import Recipe
+from resim.runs.forecast import forecast, long
 from resim.runs.log import Log
 from resim.runs.progress import Progress
 from resim.training.advice import PUBLISHED_PAIRS, advise, fitted_command, program_words
-from resim.training.forecast import forecast, long
 from tiny_detectors import things, tiny_recipe, tiny_run
 
 Captured = pytest.CaptureFixture[str]

@@ -173,11 +173,11 @@ def _eval(argv: Sequence[str]) -> None:
         crowd_as_objects=options.crowd_as_objects,
     )  # fmt: skip
 
-    from resim.datasets.left_out import set_aside
-    from resim.datasets.split import part_to_score
     from resim.detection.bad_images import scored_part
     from resim.detection.checkpoint import load_detector
     from resim.detection.evaluate import kinds_of, lines, official_scores, write_evaluation
+    from resim.detection.held_out import part_to_score
+    from resim.detection.left_out import set_aside
     from resim.detection.predict import detect
     from resim.detection.prepare import with_classes_of
     from resim.distributed.processes import start_processes

@@ -72,8 +72,9 @@ def run_probe(options: ProbeOptions) -> None:
     if out is not None and out.is_dir():
         raise UserError(f"--out {out}: is a folder, a .json file is needed")
 
-    from resim.cli.probe_labels import check_no_labels, greeting, read_label_sets, write_sheet
+    from resim.cli.probe_labels import check_no_labels, greeting, read_label_sets
     from resim.probes.labels import read_sets
+    from resim.probes.segmentation_picture import write_sheet
 
     sets, labelled = None, None
     if set(DENSE) & set(options.config.probes):

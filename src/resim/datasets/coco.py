@@ -17,7 +17,7 @@ from resim.datasets.locate import locate_files
 from resim.datasets.objects import make_record
 from resim.datasets.records import DetectionData
 from resim.datasets.repair import Repairs, finite, nothing_left, sound_size
-from resim.detection.exchanged import Exchanged
+from resim.datasets.swapped_sizes import SwappedSizes
 from resim.errors import UserError
 
 PREFIXES = ("instances_", "person_keypoints_", "objects_")
@@ -63,7 +63,7 @@ def read_coco(
     corners = Corners()
 
     records = []
-    exchanged = Exchanged()
+    swapped = SwappedSizes()
     for image_id, image in listed.items():
         if not image:
             continue
@@ -84,13 +84,13 @@ def read_coco(
             check=check_images,
             repairs=repairs,
             num_objects=len(own),
-            doubt=lambda size, note, detail, image_id=image_id, own=own: exchanged.add(
+            doubt=lambda size, note, detail, image_id=image_id, own=own: swapped.add(
                 image_id, size, corners_of(own), note, detail, len(own)
             ),
         )
         if size is None:
             continue
-        noted = exchanged.repairs_of(image_id, repairs)
+        noted = swapped.repairs_of(image_id, repairs)
         objects = []
         for entry in own:
             label = categories.label_of(entry, noted, path)
@@ -112,7 +112,7 @@ def read_coco(
                 repairs=noted,
             )
         )
-    records = exchanged.settle(records, repairs)
+    records = swapped.settle(records, repairs)
     corners.note_them()
     if any("neg_category_ids" in image for image in content["images"][:1]):
         repairs.add("lvis", file=str(path), detail="its images have neg_category_ids")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -15,8 +14,6 @@ import numpy as np
 from resim.counts import counted
 from resim.datasets.records import DetectionData, HeldOut
 from resim.datasets.repair import Repairs
-from resim.detection.config import DetectRecipe
-from resim.detection.prepare import fingerprint, usable
 from resim.errors import UserError
 
 _STREAM = 9  # before the seed: other draws than those of --fraction
@@ -66,41 +63,6 @@ def hold_out_again(data: DetectionData, stored: Mapping[str, Any]) -> tuple[Dete
     """
     ids = tuple(stored["val_images"])
     return _parts(data, HeldOut(fraction=stored["val_fraction"], seed=stored["seed"], image_ids=ids))
-
-
-def part_to_score(data: DetectionData, model: Path, recipe: DetectRecipe) -> tuple[DetectionData, str]:
-    """What of some data says how good a detector is, and a line about it: of its run's own data the part held out.
-
-    Args:
-        data: to score, under the classes of the detector.
-        model: the run's folder, or a checkpoint of it.
-        recipe: of the run.
-
-    Returns:
-        The part that the run held out of these data, else all of them; empty where there is nothing to say.
-    """
-    folder = model if model.is_dir() else model.parent.parent
-    noted = _noted_data(folder)
-    split = recorded_split([folder])
-    if split is not None:
-        held_out = hold_out_again(data, split)[1]
-        if held_out.records and fingerprint(held_out) == noted.get("val_hash"):
-            rest = counted(len(data) - len(held_out), "image")
-            return held_out, f"scored: {split_line(held_out)} (--all-images scores the {rest} of the training too)"
-    with contextlib.suppress(UserError):  # nothing to learn from: other data
-        if fingerprint(usable(data, recipe)) == noted.get("hash"):
-            return (
-                data,
-                "warning: the detector was trained on these very images: no measure of how good it is on others",
-            )
-    return data, ""
-
-
-def _noted_data(folder: Path) -> dict[str, Any]:
-    """What the config.json of a run says of its data; {} where there is none."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return dict(json.loads((folder / "config.json").read_text(encoding="utf-8"))["data"])
-    return {}
 
 
 def recorded_split(folders: Iterable[Path]) -> dict[str, Any] | None:

@@ -15,8 +15,8 @@ from resim.datasets.locate import FileIndex, spelling
 from resim.datasets.objects import Annotated, make_record
 from resim.datasets.records import DetectionData, Record
 from resim.datasets.repair import Repairs, finite, nothing_left, sound_size
+from resim.datasets.swapped_sizes import SwappedSizes
 from resim.datasets.voc_files import parse_xml, read_flag, read_ids
-from resim.detection.exchanged import Exchanged
 from resim.errors import UserError
 from resim.views.walk import PassedOver, walk_files
 
@@ -60,17 +60,17 @@ def read_voc(
     repairs = Repairs()
     records: dict[str, Record] = {}
     unknown: set[str] = set()
-    exchanged = Exchanged()
+    swapped = SwappedSizes()
     for part in split.split("+"):
         folder, listed = _listed(root, part.strip(), split)
         for image_id in listed:
             if image_id in records:
                 repairs.add("listed-twice", file=str(folder.root), image_id=image_id, detail=part.strip())
                 continue
-            record = _record(folder, image_id, names, check_images, repairs, unknown, exchanged)
+            record = _record(folder, image_id, names, check_images, repairs, unknown, swapped)
             if record is not None:
                 records[image_id] = record
-    kept = tuple(exchanged.settle(list(records.values()), repairs))
+    kept = tuple(swapped.settle(list(records.values()), repairs))
     repairs.stop_if(strict)
     source = f"{root} ({split})"
     if not kept:
@@ -202,7 +202,7 @@ def _record(
     check: bool,
     repairs: Repairs,
     unknown: set[str],
-    exchanged: Exchanged,
+    swapped: SwappedSizes,
 ) -> Record | None:
     path = folder.xml.get(image_id) or folder.xml.get(folder.spelled.get(spelling(image_id), ""))
     if path is None:
@@ -230,13 +230,13 @@ def _record(
         check=check,
         repairs=repairs,
         num_objects=len(tree.findall("object")),
-        doubt=lambda size, note, detail: exchanged.add(
+        doubt=lambda size, note, detail: swapped.add(
             image_id, size, _corners(tree), note, detail, len(tree.findall("object"))
         ),
     )
     if size is None:
         return None
-    noted = exchanged.repairs_of(image_id, repairs)
+    noted = swapped.repairs_of(image_id, repairs)
     objects = []
     for number, thing in enumerate(tree.findall("object"), start=1):
         note = functools.partial(noted.add, file=str(path), image_id=image_id, annotation_id=number)

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from resim.cli.probe_labels import write_sheet
 from resim.demo.images import DemoImages
 from resim.exchange.encoders import load_encoders
 from resim.probes.config import DENSE, DenseConfig, ProbeConfig
@@ -16,6 +15,7 @@ from resim.probes.features import Network
 from resim.probes.label_maps import LabelMaps, load_label_maps
 from resim.probes.labels import ProbeImages, read_images
 from resim.probes.segmentation_labels import read_labelled_sets
+from resim.probes.segmentation_picture import write_sheet
 from resim.probes.segmentation_suite import measure_dense
 from resim.probes.suite import Path as ScorePath
 from resim.probes.suite import Score

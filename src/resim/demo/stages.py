@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from resim.runs.forecast import long
 from resim.runs.progress import Watch
-from resim.training.forecast import long
 
 _PLAIN_SECONDS = 20.0  # at least between two plain lines of a stage
 

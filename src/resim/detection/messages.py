@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from resim.counts import counted
-from resim.datasets.left_out import set_aside
 from resim.datasets.records import DetectionData
 from resim.datasets.split import split_line
 from resim.detection.config import DetectRecipe, DetectRun, TuneConfig
 from resim.detection.init import InitReport
+from resim.detection.left_out import set_aside
 from resim.detection.recipes import DETECT_RECIPES
 from resim.detection.samples import objects_to_learn
 from resim.distributed.processes import Processes

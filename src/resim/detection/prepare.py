@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from resim.counts import counted
-from resim.datasets.left_out import left_out
 from resim.datasets.records import DetectionData, subset
 from resim.detection.config import DetectorConfig, DetectRecipe
+from resim.detection.left_out import left_out
 from resim.detection.samples import objects_to_learn
 from resim.errors import UserError
 from resim.exchange.weights import Weights

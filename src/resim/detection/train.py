@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from resim.counts import counted
-from resim.datasets.left_out import left_out
 from resim.datasets.records import DetectionData
 from resim.detection import bad_images
 from resim.detection.checkpoint import check_same_run, detector_state
@@ -21,6 +20,7 @@ from resim.detection.detector import build_detector
 from resim.detection.evaluate import kinds_of, lines, official_scores, read_scores, write_evaluation
 from resim.detection.freeze import freeze_lines, freeze_parts
 from resim.detection.init import InitReport, leaves_open, load_init, resolve
+from resim.detection.left_out import left_out
 from resim.detection.messages import opening_lines
 from resim.detection.norms import recompute_statistics
 from resim.detection.predict import detect

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from resim.views.views import send
+from resim.transfers import to_device
 
 
 def world() -> tuple[int, int]:
@@ -90,19 +90,21 @@ def exchange_rows(rows: Tensor, order: Tensor | None) -> PendingRows:
     rank, processes = world()
     n = len(rows)
     if processes == 1:
-        return PendingRows(rows[send(order, rows.device)])
+        return PendingRows(rows[to_device(order, rows.device)])
     mine = order[rank * n : (rank + 1) * n]
     wanted = [order[r * n : (r + 1) * n] for r in range(processes)]
     outgoing = [w[w // n == rank] - rank * n for w in wanted]
     source = mine // n
     incoming = torch.bincount(source, minlength=processes).tolist()
-    outgoing_rows = rows[send(torch.cat(outgoing), rows.device)].contiguous()
+    outgoing_rows = rows[to_device(torch.cat(outgoing), rows.device)].contiguous()
     received = torch.empty_like(outgoing_rows)
     work = dist.all_to_all_single(received, outgoing_rows, incoming, [len(o) for o in outgoing], async_op=True)
     place = torch.argsort(source, stable=True)  # received rows are sorted by their process
     back = torch.empty_like(place)
     back[place] = torch.arange(n)
-    return PendingRows(received, lambda arrived: arrived[send(back, arrived.device)], work=work, source=outgoing_rows)
+    return PendingRows(
+        received, lambda arrived: arrived[to_device(back, arrived.device)], work=work, source=outgoing_rows
+    )
 
 
 def inverse_order(order: Tensor | None) -> Tensor | None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
+from resim.draw.colour_map import colour_map
 from resim.draw.primitives import INK, PAPER, RULE, SOFT_INK, letters, shorten, wrap
-from resim.similarity.heat import colour_map
 
 PANEL_PX = 336  # width of a picture on a sheet
 MARGIN, GAP, CAPTION_PX, HEAD_PX = 24, 16, 24, 44

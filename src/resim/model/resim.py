@@ -24,7 +24,8 @@ from resim.model.encoder import Encoder
 from resim.model.key_encoding import EncoderForward, encode_shuffled, images_per_pass, narrow_for_transfer
 from resim.model.keys import Keys, LevelKeys, map_to_keys
 from resim.model.losses import image_similarity, matmul_dtype, region_similarity
-from resim.views.views import Views, send
+from resim.transfers import to_device
+from resim.views.views import Views
 
 
 class ReSim(nn.Module):
@@ -113,7 +114,7 @@ class ReSim(nn.Module):
             self._move_key_encoder()
 
         # Shuffle: the process that encodes an image needs its windows too.
-        boxes = {name: exchange_rows(send(each.boxes, device), order) for name, each in windows.items()}
+        boxes = {name: exchange_rows(to_device(each.boxes, device), order) for name, each in windows.items()}
         images = exchange_rows(narrow_for_transfer(views_k.images), order)
         vectors, regions, cells = encode_shuffled(encoder or self.key, images, boxes, levels, per_pass)
         del images  # in a large batch what is put in order below needs their room
@@ -125,8 +126,8 @@ class ReSim(nn.Module):
         for level in levels:
             of_level = cells.pop(level.name)
             keys[level.name] = LevelKeys(
-                windows=send(windows[level.name].grid, device),
-                valid=send(windows[level.name].valid, device),
+                windows=to_device(windows[level.name].grid, device),
+                valid=to_device(windows[level.name].valid, device),
                 positives=exchange_rows(regions.pop(level.name), back),
                 # "all": a set, whose order the loss does not see
                 cells=gather_rows(of_level).then(lambda rows: rows.flatten(0, 1))
@@ -134,7 +135,7 @@ class ReSim(nn.Module):
                 else exchange_rows(of_level, back),
             )
         if back is not None:
-            all_vectors = all_vectors.then(lambda rows: rows[send(back, device)])
+            all_vectors = all_vectors.then(lambda rows: rows[to_device(back, device)])
         return Keys(all_vectors, len(views_k), keys)
 
     def query_losses(

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from resim.draw.html_blocks import BLOCK_CSS, block_html, data_url
 from resim.draw.sheet import Block
 from resim.errors import UserError
-from resim.report.html_blocks import BLOCK_CSS, block_html, data_url
 from resim.runs.checkpoints import write_atomically
 
 MOST_BYTES = 5_000_000

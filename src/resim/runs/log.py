@@ -17,7 +17,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from resim.errors import UserError
 from resim.runs.checkpoints import write_atomically
-from resim.training.forecast import forecast
+from resim.runs.forecast import forecast
 from resim.distributed.processes import Processes
 from resim.runs.progress import Progress
 

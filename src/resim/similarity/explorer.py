@@ -10,10 +10,10 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
+from resim.draw.html_blocks import block_html
 from resim.draw.primitives import printable
 from resim.errors import UserError
 from resim.exchange.encoders import LoadedEncoder
-from resim.report.html_blocks import block_html
 from resim.similarity.blocks import heat_blocks
 from resim.similarity.feature_maps import (
     FeatureMap,

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from resim.draw.colour_map import colour_map
 from resim.draw.primitives import DARK, LIGHT, drawn_box, outline
 from resim.similarity.feature_maps import Photograph, at_pixels
 from resim.similarity.similarity import Region
@@ -34,12 +34,6 @@ def heat_picture(photograph: Photograph, similarity: Tensor, stride: int, ends: 
     gray = np.asarray(Image.fromarray(photograph.pixels).convert("L"))[..., None]
     mixed = COLOUR_SHARE * colour_map(values, *ends) + (1 - COLOUR_SHARE) * gray
     return np.rint(mixed).astype(np.uint8)
-
-
-def colour_map(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """(...) -> (..., 3) uint8: viridis between `low` and `high`, which colour-blind readers see alike."""
-    share = np.clip((values - low) / max(high - low, 1e-9), 0, 1)
-    return np.rint(255 * matplotlib.colormaps["viridis"](share)[..., :3]).astype(np.uint8)
 
 
 def component_pictures(

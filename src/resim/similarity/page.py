@@ -12,8 +12,8 @@ from typing import Any
 
 from PIL import Image
 
+from resim.draw.html_blocks import BLOCK_CSS, data_url
 from resim.errors import UserError
-from resim.report.html_blocks import BLOCK_CSS, data_url
 from resim.similarity.explorer import Explorer
 
 OTHERS = 3  # images that are searched at the start

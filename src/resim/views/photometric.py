@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from resim.transfers import to_device
 from resim.views.crops import NO_JITTER, Draw
-from resim.views.views import send
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LUMA = (0.2989, 0.587, 0.114)
@@ -23,7 +23,7 @@ _LUMA = (0.2989, 0.587, 0.114)
 
 def _each(factors: Sequence[float] | Tensor, like: Tensor) -> Tensor:
     """One factor an image, shaped to be multiplied with (N, C, S, S)."""
-    return send(torch.as_tensor(factors, dtype=like.dtype), like.device).view(-1, 1, 1, 1)
+    return to_device(torch.as_tensor(factors, dtype=like.dtype), like.device).view(-1, 1, 1, 1)
 
 
 def to_gray(images: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def augment(
     images = _jitter(images, draws)
     gray = [i for i, draw in enumerate(draws) if draw.gray]
     if gray:
-        chosen = send(torch.tensor(gray), images.device)
+        chosen = to_device(torch.tensor(gray), images.device)
         images[chosen] = to_gray(images[chosen]).expand(-1, 3, -1, -1)
     if order == "jitter-gray-blur":
         images = _blur(images, draws, blur_radius)
@@ -127,7 +127,7 @@ def augment(
 
 def normalize(images: Tensor) -> Tensor:
     """(N, 3, S, S) in [0, 1] -> ImageNet's mean 0 and standard deviation 1, a channel."""
-    mean, std = (send(torch.tensor(v, dtype=images.dtype), images.device) for v in (MEAN, STD))
+    mean, std = (to_device(torch.tensor(v, dtype=images.dtype), images.device) for v in (MEAN, STD))
     return images.sub(mean.view(3, 1, 1)).div_(std.view(3, 1, 1))
 
 
@@ -139,7 +139,7 @@ def blur_reach(sigma: float) -> int:
 def _blur(images: Tensor, draws: Sequence[Draw], radius: int) -> Tensor:
     blurred = [i for i, draw in enumerate(draws) if draw.sigma > 0]
     if blurred:
-        chosen = send(torch.tensor(blurred), images.device)
+        chosen = to_device(torch.tensor(blurred), images.device)
         sigmas = [draws[i].sigma for i in blurred]
         images[chosen] = gaussian_blur(images[chosen], sigmas, min(radius, images.shape[-1] - 1))
     return images
@@ -156,6 +156,6 @@ def _jitter(images: Tensor, draws: Sequence[Draw]) -> Tensor:
         for operation, adjust in enumerate(_OPERATIONS):
             now = np.flatnonzero(jittered & (order[:, turn] == operation))
             if len(now):
-                chosen = send(torch.from_numpy(now), images.device)
+                chosen = to_device(torch.from_numpy(now), images.device)
                 images[chosen] = adjust(images[chosen], torch.from_numpy(factors[now, operation]))
     return images

@@ -42,10 +42,3 @@ class Views:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Views:
         """The same views with their images on `device`; crops stay where they are."""
         return Views(self.images.to(device, dtype), self.crops, self.flipped)
-
-
-def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on `device`, without waiting for what the device is doing: through page-locked memory to a GPU."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)

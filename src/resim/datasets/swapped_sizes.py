@@ -23,7 +23,7 @@ class _Doubtful:
     repairs: Repairs = field(default_factory=Repairs)
 
 
-class Exchanged:
+class SwappedSizes:
     """The images of a data set of which this is in doubt, until all are read."""
 
     def __init__(self) -> None:
