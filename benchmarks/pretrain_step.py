@@ -55,8 +55,8 @@ VARIANTS: dict[str, Precision] = {
     "bf16 freeing": "bf16",  # and all fused, but with the C library's own way with memory
 }
 SETTINGS = {
-    "bf16 modules": {"RESIM_FUSED": "0"},
-    "bf16 norms": {"RESIM_FUSED": "norm"},
+    "bf16 modules": {"RESIM_KERNELS": "off"},
+    "bf16 norms": {"RESIM_KERNELS": "norms"},
     "bf16 freeing": {"RESIM_KEEP_MEMORY": "0"},
 }
 

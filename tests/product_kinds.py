@@ -9,7 +9,7 @@ import os
 import pytest
 
 from resim.kernels.cpu import pointwise, weight_grad
-from resim.kernels.cpu.build import WITHOUT_TILES, _processor, kernels, product_kernels
+from resim.kernels.cpu.build import WITHOUT_TILES, _processor, compile_kernels, product_kernels
 
 NO_PRODUCTS = (
     "not verified: the C kernels of bfloat16 products compute what PyTorch computes: a C compiler and a processor with "
@@ -28,7 +28,7 @@ PRODUCTS = [
 def _without_tiles() -> ctypes.CDLL | None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CC", " ".join([os.environ.get("CC") or "cc", *WITHOUT_TILES]))
-        return kernels.__wrapped__()
+        return compile_kernels.__wrapped__()
 
 
 def use(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from resim.version import __version__
+
 if TYPE_CHECKING:
     from resim import recipes as recipes
     from resim.detection.checkpoint import load_detector as load_detector
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
     from resim.training.pretrain import pretrain as pretrain
     from resim.views.config import ViewsConfig as ViewsConfig
     from resim.views.views import Views as Views
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Level": "resim.regions.level",

@@ -18,7 +18,7 @@ from product_kinds import PRODUCTS, needs_products, use
 from resim.kernels.cpu import build as build_module
 from resim.kernels.cpu import network as fused
 from resim.kernels.cpu import norm as norms
-from resim.kernels.cpu.build import kernels, product_kernels
+from resim.kernels.cpu.build import compile_kernels, kernels, product_kernels
 from resim.kernels.cpu.pointwise import ClosingLayer
 from resim.kernels.cpu.residual import make_residual
 from resim.kernels.cpu.stem import stem
@@ -384,7 +384,7 @@ def test_no_images_are_no_error() -> None:
 @pytest.mark.slow
 @needs_products
 def test_where_tiles_are_not_allowed_registers_multiply(monkeypatch: pytest.MonkeyPatch) -> None:
-    build: Any = kernels
+    build: Any = compile_kernels
     asked: list[Any] = []
     monkeypatch.setattr(build_module, "_may_multiply", lambda library: bool(asked.append(library)) or len(asked) > 1)
     assert build.__wrapped__() is asked[1]
@@ -409,7 +409,7 @@ def test_a_mean_far_from_zero_costs_no_precision() -> None:
 @pytest.mark.slow
 @needs_kernels
 def test_the_kernels_are_compiled_once_and_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    build: Any = kernels
+    build: Any = compile_kernels
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert build.__wrapped__() is not None
     (made,) = (tmp_path / "resim").iterdir()
@@ -425,8 +425,8 @@ def test_the_kernels_are_compiled_once_and_may_be_missing(tmp_path: Path, monkey
         assert build.__wrapped__() is not None
     count = len(list((tmp_path / "resim").iterdir()))
     with monkeypatch.context() as patch:
-        patch.setenv("RESIM_FUSED", "0")
-        assert build.__wrapped__() is None
+        patch.setenv("RESIM_KERNELS", "off")
+        assert kernels() is None
     for compiler in ("there-is-no-such-compiler", "false", '"'):
         with monkeypatch.context() as patch:
             patch.setenv("CC", compiler)

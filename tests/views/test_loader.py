@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+import resim.kernels
 from resim.errors import UserError
 from resim.views import loader
 from resim.views.crops import ViewsConfig
@@ -112,8 +113,8 @@ def test_workers_leave_a_signal_to_stop_to_the_training_process(images: list[str
 
 def test_a_worker_asks_for_memory_as_a_process_that_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
-    for name in ("keep_memory_if_parted", "_leave_signals_to_the_parent"):
-        monkeypatch.setattr(loader, name, lambda name=name: done.append(name))
+    monkeypatch.setattr(resim.kernels, "keep_memory_if_parted", lambda: done.append("keep_memory_if_parted"))
+    monkeypatch.setattr(loader, "_leave_signals_to_the_parent", lambda: done.append("_leave_signals_to_the_parent"))
     loader._start_worker(0)
     assert done == ["keep_memory_if_parted", "_leave_signals_to_the_parent"]
 

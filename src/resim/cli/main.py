@@ -259,9 +259,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_usage())
         return 0 if words else 2
     if words[0] == "--version":
-        import resim
+        from resim.version import __version__
 
-        print(resim.__version__)
+        print(__version__)
         return 0
     if words[0] not in VERBS:
         print(f"resim: no verb {words[0]!r}: one of {', '.join(VERBS)}{nearest(words[0], VERBS)}", file=sys.stderr)

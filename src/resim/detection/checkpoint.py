@@ -17,7 +17,7 @@ from resim.errors import UserError
 from resim.exchange.files import read_contents, tensors_in
 from resim.exchange.load import find_file
 from resim.runs.checkpoints import load_checkpoint
-from resim.runs.provenance import versions
+from resim.version import __version__
 
 if TYPE_CHECKING:
     from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def detector_state(recipe: DetectRecipe, seen: DetectionData, init: str, **more: Any) -> dict[str, Any]:
     """What a checkpoint says of a detector beside its weights: its recipe, its classes and where it began."""
     return {
-        "resim": versions().get("resim", "not installed"),
+        "resim": __version__,
         "kind": "detect",
         "recipe": recipe.to_json(),
         "classes": list(seen.classes),

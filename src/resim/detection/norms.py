@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import FrozenBatchNorm2d
 
 from resim.distributed.processes import Processes
+from resim.distributed.rows import sum_over_processes_
 
 
 class _NormalizeTogether(torch.autograd.Function):
@@ -25,11 +25,11 @@ class _NormalizeTogether(torch.autograd.Function):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         count = wide.new_tensor([x.numel() / x.shape[1]])
         sums = torch.cat([wide.sum((0, 2, 3)), count])
-        dist.all_reduce(sums)
+        sum_over_processes_(sums)
         mean, count = sums[:-1] / sums[-1], sums[-1]
         centred = wide - mean.view(-1, 1, 1)
         squares = centred.square().sum((0, 2, 3))
-        dist.all_reduce(squares)
+        sum_over_processes_(squares)
         variance = squares / count
         scale = torch.rsqrt(variance + eps)
         normal = centred * scale.view(-1, 1, 1)
@@ -44,7 +44,7 @@ class _NormalizeTogether(torch.autograd.Function):
         grad = grads[0].to(normal.dtype)
         grad_weight, grad_bias = (grad * normal).sum((0, 2, 3)), grad.sum((0, 2, 3))
         sums = torch.stack([grad_weight, grad_bias])
-        dist.all_reduce(sums)
+        sum_over_processes_(sums)
         means = (sums / count).unsqueeze(-1).unsqueeze(-1)
         grad_x = (grad - means[1] - normal * means[0]) * (weight * scale).view(-1, 1, 1)
         return grad_x.to(grads[0].dtype), grad_weight, grad_bias, None

@@ -21,6 +21,11 @@ def world() -> tuple[int, int]:
     return 0, 1
 
 
+def sum_over_processes_(tensor: Tensor) -> None:
+    """Replace a tensor, in place, by its sum over all processes. All processes must call it; no gradient."""
+    dist.all_reduce(tensor)
+
+
 class PendingRows:
     """Rows of other processes whose transfer has begun; `wait` returns them.
 

@@ -24,6 +24,7 @@ from resim.exchange.to_safetensors import write_hub, write_safetensors
 from resim.exchange.to_timm import write_timm
 from resim.exchange.weights import Weights, read_weights
 from resim.exchange.written import Written
+from resim.version import __version__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +132,7 @@ def _detector_notes(weights: Weights, to: str) -> tuple[str, ...]:
 
 def metadata_of(weights: Weights) -> dict[str, str]:
     """What an exported file says of itself: where it comes from, what wrote it, its licence where one is known."""
-    import resim
-
-    metadata = {"origin": weights.origin or weights.kind, "made_by": f"resim {resim.__version__}"}
+    metadata = {"origin": weights.origin or weights.kind, "made_by": f"resim {__version__}"}
     if weights.licence is None:
         return metadata
     return metadata | {"licence": weights.licence, "licence_source": weights.licence_source}

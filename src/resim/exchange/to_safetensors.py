@@ -16,6 +16,7 @@ from resim.exchange.features import features_of, probe_images
 from resim.exchange.recipe_of import recipe_of
 from resim.exchange.weights import Weights, read_weights
 from resim.exchange.written import Check, Written
+from resim.version import __version__
 
 
 def write_safetensors(
@@ -42,10 +43,8 @@ def write_hub(
 def _write(
     weights: Weights, folder: Path, name: str, card: str, metadata: Mapping[str, str], probes: Mapping[str, Any] | None
 ) -> Written:
-    import resim
-
     recipe = recipe_of(weights)
-    header = {"format": "pt", "resim": resim.__version__, "recipe": json.dumps(recipe.to_json()), **metadata}
+    header = {"format": "pt", "resim": __version__, "recipe": json.dumps(recipe.to_json()), **metadata}
     data = weights.data and {**weights.data, "sources": source_names(weights.data)}  # not the paths of a machine
     known = {"step": weights.step, "epoch": weights.epoch, "data": data}
     header |= {key: json.dumps(value) for key, value in known.items() if value is not None}

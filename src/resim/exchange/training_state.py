@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import resim
 from resim.errors import UserError
 from resim.exchange.architecture import refuse_infinite
 from resim.exchange.files import Contents, read_contents, tensors_in
@@ -22,6 +21,7 @@ from resim.exchange.recipe_of import recipe_of
 from resim.exchange.weights import Weights, form_in, weights_in
 from resim.model.resim import ReSim
 from resim.runs.config import Recipe
+from resim.version import __version__
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -122,7 +122,7 @@ def _imported(
     momentum = _momentum(contents, weights, prefix)
     optimizer, kept = _optimizer_state(model, recipe, momentum)
     content = {
-        "resim": resim.__version__,
+        "resim": __version__,
         "recipe": recipe.to_json(),
         "step": 0,
         "epoch": weights.epoch or 0,

@@ -38,7 +38,7 @@ def keep_memory() -> bool:
     the main thread asks for.
 
     Returns:
-        Whether the settings were taken: on Linux with glibc, unless RESIM_KEEP_MEMORY=0.
+        Whether the settings were taken: on Linux with glibc.
     """
     libc = _c_library()
     if libc is None:
@@ -69,7 +69,7 @@ def keep_memory_if_parted() -> None:
 
 
 def _c_library() -> ctypes.CDLL | None:
-    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc" or os.environ.get("RESIM_KEEP_MEMORY") == "0":
+    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
         return None
     return ctypes.CDLL(None)
 

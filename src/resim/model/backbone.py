@@ -6,10 +6,11 @@ import importlib
 import re
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from resim.acceleration import kernels
 from resim.errors import UserError
-from resim.kernels.cpu import network as fused
 
 STAGES = ("C3", "C4", "C5")
 CAFFE = "_caffe"
@@ -57,8 +58,9 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """(N, 3, S, S) -> C3, C4, C5: (N, channels, ceil(S / stride), ceil(S / stride)) at strides 8, 16, 32."""
-        if fused.can_fuse(self, images):
-            maps = fused.forward(self, images)
+        fast = None if torch.compiler.is_compiling() else kernels()
+        maps = None if fast is None else fast.stage_maps(self, images)
+        if maps is not None:
             return {stage: maps[stage] for stage in STAGES}
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         c3 = self.layer2(self.layer1(x))

@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from resim.kernels.cpu.relu import quicken_relus
-from resim.kernels.cpu.weight_grad import TiledConv2d
+from resim.acceleration import kernels
 from resim.layers.grouped_norm import group_norms
 from resim.model.backbone import STAGES, build_backbone
 from resim.model.config import ModelConfig
@@ -45,7 +44,9 @@ class FPN(nn.Module):
 
 
 def _fpn_conv(inputs: int, outputs: int, kernel: int, norm: bool) -> nn.Module:
-    conv = TiledConv2d(inputs, outputs, kernel, padding=kernel // 2, bias=not norm)
+    fast = kernels()
+    make = nn.Conv2d if fast is None else fast.convolution
+    conv = make(inputs, outputs, kernel, padding=kernel // 2, bias=not norm)
     nn.init.kaiming_uniform_(conv.weight, a=1)  # Caffe2's XavierFill
     if conv.bias is None:
         return nn.Sequential(conv, nn.BatchNorm2d(outputs))
@@ -76,7 +77,9 @@ class Encoder(nn.Module):
             }
         )
         group_norms(self, config.group_size)
-        quicken_relus(self)
+        fast = kernels()
+        if fast is not None:
+            fast.quicken_relus(self)
 
     def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Encode a batch.

@@ -6,13 +6,11 @@ The logits matrix (n x M) of the region losses is too large to keep: at the publ
 entries a group of 32. It is visited in tiles. While a tile is there its softmax also weighs the negatives, because the
 gradient of a log-sum-exp is just that weighted mean (what attention computes with the negatives as both keys and
 values), so that nothing is computed again in the backward pass and no tile is kept. On GPUs one Triton kernel does the
-same (`infonce_triton.py`) where products are in 16 bits.
+same (`kernels/gpu/infonce.py`) where products are in 16 bits.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
 import itertools
 from types import ModuleType
 from typing import Any, NamedTuple, cast
@@ -20,7 +18,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from resim.kernels.cpu.build import kernels
+from resim.acceleration import kernels
 
 TILE_QUERIES, TILE_NEGATIVES = 2048, 2048  # 16 MB of float32 logits at a time
 
@@ -79,14 +77,12 @@ def _visit(queries: Tensor, negatives: Tensor, total: Tensor, largest: Tensor, m
     wide = total.dtype
     sums = torch.zeros_like(total)
     narrow = queries.dtype is torch.float16  # holds no more than 65,504: a sum of many shares
-    fits = total.device.type == "cpu" and queries.dtype is torch.bfloat16 and wide is torch.float32
-    native = kernels() if fits else None
+    fast = kernels()
     for rows, columns in _tiles(len(queries), len(negatives)):
         logits = queries[rows] @ negatives[columns].T
-        if native is not None:
-            kept, shares = torch.empty_like(total[rows]), logits
-            pointers = (tensor.data_ptr() for tensor in (logits, largest[rows], sums[rows], kept))
-            native.resim_exponentials(*pointers, *logits.shape, torch.get_num_threads())
+        kept = None if fast is None else fast.update_softmax(logits, largest[rows], sums[rows])
+        if kept is not None:
+            shares = logits
         else:
             logits = logits.to(wide)
             before = largest[rows].clone()
@@ -113,21 +109,10 @@ def _tiles(queries: int, negatives: int) -> list[tuple[slice, slice]]:
 
 def _kernel(queries: Tensor, negatives: Tensor, matmul_dtype: torch.dtype) -> ModuleType | None:
     """The Triton kernel, where it can do this work."""
-    if queries.device.type != "cuda" or matmul_dtype not in (torch.bfloat16, torch.float16):
+    fast = kernels()
+    if fast is None or negatives.requires_grad or negatives.shape[1] == 0 or queries.shape[1] == 0:
         return None
-    if negatives.requires_grad or negatives.shape[1] == 0 or queries.shape[1] == 0:
-        return None
-    module = _find_kernel()
-    fits = module is not None and queries.shape[2] <= module.WIDEST and module.works(queries.device, matmul_dtype)
-    return module if fits else None
-
-
-@functools.cache
-def _find_kernel() -> ModuleType | None:
-    try:
-        return importlib.import_module("resim.kernels.gpu.infonce")
-    except ImportError:  # Triton comes with PyTorch's builds for GPUs on Linux alone
-        return None
+    return fast.gpu_infonce(queries.shape[2], queries.device, matmul_dtype)
 
 
 class Contrast(NamedTuple):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, get_args, get_type_hints
 
+from resim.acceleration import Kernels
 from resim.errors import UserError
 from resim.fields import check_fields
 from resim.model.config import ModelConfig
@@ -159,6 +160,11 @@ class RunConfig:
     """bf16 runs convolutions in bfloat16 (autocast), weights stay float32; auto: bf16 where it is faster."""
     compile: bool = False
     """Compile the encoders with torch.compile."""
+    kernels: Kernels = "auto"
+    """Kernels of our own (C on a CPU, Triton on a GPU) that make a bf16 step faster; auto: all that run on this
+    machine; norms: on a CPU those of BatchNorm alone; off: plain PyTorch."""
+    keep_memory: bool = True
+    """On a CPU, keep freed memory in the process: faster steps, and the memory is not there for other programs."""
     groups_at_a_time: int = 0
     """Groups in one pass through the encoders, less takes less memory; 0: one on a CPU, all on a GPU."""
     workers: int = -1
@@ -240,7 +246,7 @@ R = TypeVar("R", bound=AnyRecipe)
 D = TypeVar("D")
 
 _KEPT_ON_RESUME = (
-    "compile", "groups_at_a_time", "log_every", "checkpoint_minutes", "keep_every", "picture_every", "probe_every",
+    "compile", "kernels", "keep_memory", "groups_at_a_time", "log_every", "checkpoint_minutes", "keep_every", "picture_every", "probe_every",
     "probe_data", "probe_labels", "probe_images", "max_bad_share",
     "start_from", "start_epoch",
 )  # fmt: skip

@@ -9,12 +9,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("resim", "torch", "torchvision", "numpy", "pillow", "timm")
+from resim.version import __version__
+
+_PACKAGES = ("torch", "torchvision", "numpy", "pillow", "timm")
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that shape a result."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+    found = {"resim": __version__, "python": platform.python_version(), "platform": platform.platform()}
     for name in _PACKAGES:
         try:
             found[name] = metadata.version(name)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from resim.kernels.cpu.build import kernels
+from resim.acceleration import kernels
 
 
 def choose_precision(asked: Literal["auto", "float32", "bf16"], device: torch.device) -> Literal["float32", "bf16"]:
@@ -28,7 +28,10 @@ def tell_precision(precision: str, device: torch.device) -> str:
     """The precision in words: on a CPU also whether bfloat16 has kernels of its own there."""
     if precision != "bf16" or device.type != "cpu":
         return precision
-    return "bf16 with fused kernels" if kernels() else "bf16 without fused kernels (they need a C compiler, cc)"
+    fast = kernels()
+    if fast is None:
+        return "bf16 without fused kernels"
+    return "bf16 with fused kernels" if fast.has_cpu_kernels() else f"bf16: {fast.describe()}"
 
 
 def _seconds(dtype: torch.dtype) -> float:

@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from resim import acceleration
 from resim.distributed.processes import Processes
 from resim.errors import UserError
 from resim.model.resim import ReSim
 from resim.runs import folder as run_folder
 from resim.runs.config import Recipe, RunConfig
 from resim.runs.log import Reading
-from resim.runs.provenance import versions
 from resim.training.advice import advise, fitted_command
 from resim.training.precision import choose_precision
 from resim.training.starting import Start, read_start, start
 from resim.training.step import Stepper, make_stepper
+from resim.version import __version__
 from resim.views.folder import PathList, find_images
 
 Precision = Literal["float32", "bf16"]
@@ -93,6 +94,7 @@ def prepare(
         start_from, start_epoch = run_folder.begun_with(out, run.start_from, run.start_epoch)
         run = dataclasses.replace(run, start_from=start_from, start_epoch=start_epoch)
     begun = None if state else read_start(run, recipe, processes)
+    acceleration.choose(kernels=run.kernels, keep_memory=run.keep_memory)
     precision = state["precision"] if state else choose_precision(run.precision, processes.device)
     precision = processes.gather_objects(precision)[0]  # it is a measurement: the first process's counts
     if run.precision not in ("auto", precision):
@@ -119,7 +121,8 @@ def prepare(
     elif processes.first:
         resolved = dataclasses.replace(run, out=out, device=processes.device.type, precision=precision, workers=workers)
         begins = {"start": begun.record} if begun else {}
-        run_folder.write_config(out, recipe, resolved, data, processes=processes.count, **begins)
+        speed = acceleration.describe()
+        run_folder.write_config(out, recipe, resolved, data, processes=processes.count, acceleration=speed, **begins)
     return Prepared(
         out=out, paths=paths, stepper=stepper, measure=measure, precision=precision, workers=workers, step=step,
         epoch_steps=epoch_steps, end=epoch_steps * recipe.optim.epochs, is_resumed=bool(state), begun=begun, data=data,
@@ -130,7 +133,7 @@ def prepare(
 def checkpoint_state(recipe: Recipe, prepared: Prepared, step: int) -> dict[str, Any]:
     """The whole state after `step` steps: what a checkpoint holds."""
     return {
-        "resim": versions().get("resim", "not installed"),
+        "resim": __version__,
         "recipe": recipe.to_json(),
         "precision": prepared.precision,
         "data": prepared.data,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from resim.acceleration import allocator
 from resim.distributed.processes import Processes, averaging, in_parallel
-from resim.kernels.allocator import keep_memory, part_memory
 from resim.layers.grouped_norm import count_groups
 from resim.model.encoder import ModelConfig
 from resim.model.resim import ReSim
@@ -86,8 +86,8 @@ class Stepper:
         spoiled = self.model.finish_step(keys)
         if spoiled is not None:
             sums["total"] = sums["total"] + spoiled
-        if device == "cpu":
-            keep_memory()  # all that stays has been asked for
+        if device == "cpu" and (memory := allocator()) is not None:
+            memory.keep_memory()  # all that stays has been asked for
         return sums
 
 
@@ -135,8 +135,8 @@ def make_stepper(
         compile_encoders: with torch.compile.
     """
     device = processes.device
-    if device.type == "cpu":
-        part_memory()
+    if device.type == "cpu" and (memory := allocator()) is not None:
+        memory.part_memory()
     model = ReSim(model_config, seed=optim.seed).to(device).train()
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_optimizer(model.query, optim)

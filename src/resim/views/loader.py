@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from resim.acceleration import allocator
 from resim.errors import UserError
-from resim.kernels.allocator import keep_memory_if_parted
 from resim.views.crops import NO_JITTER, Draw, ViewsConfig, cut_views, draw_views, sample_generator
 from resim.views.decode import BadImageError, Photo
 from resim.views.photometric import augment, blur_reach
@@ -247,7 +247,9 @@ def join_parts(parts: Sequence[PairBatch]) -> PairBatch:
 
 
 def _start_worker(worker: int) -> None:
-    keep_memory_if_parted()
+    memory = allocator()
+    if memory is not None:
+        memory.keep_memory_if_parted()
     _leave_signals_to_the_parent()
 
 

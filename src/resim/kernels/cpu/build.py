@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from resim.acceleration import chosen_kernels
+
 FLAGS = (
     "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-shared",
     "-fPIC",
@@ -49,10 +51,15 @@ _PRODUCTS: dict[str, tuple[Any, ...]] = {
 }
 
 
-@functools.cache
 def kernels() -> ctypes.CDLL | None:
-    """The kernels, or None where they cannot be compiled: no C compiler, another system than Linux, RESIM_FUSED=0."""
-    if os.environ.get("RESIM_FUSED") == "0" or not sys.platform.startswith("linux"):
+    """The kernels; None where they are switched off or cannot be compiled: no C compiler, another system than Linux."""
+    return None if chosen_kernels() == "off" else compile_kernels()
+
+
+@functools.cache
+def compile_kernels() -> ctypes.CDLL | None:
+    """The kernels, compiled or from the cache; None where they cannot be compiled."""
+    if not sys.platform.startswith("linux"):
         return None
     every = ("norm.c", "pointwise.c", "weight_grad.c")
     ways = [(every, ()), (every, WITHOUT_TILES)] if _has_bf16() else []
@@ -81,15 +88,14 @@ def _may_multiply(library: ctypes.CDLL) -> bool:
     return bool(library.resim_products_allowed())
 
 
-@functools.cache
 def product_kernels() -> ctypes.CDLL | None:
-    """The same where they hold those of products, else None.
+    """The same where they hold those of products and these are not switched off, else None.
 
-    They need a processor with bfloat16 instructions (AVX-512 or AMX); RESIM_FUSED=norm leaves them out.
+    They need a processor with bfloat16 instructions (AVX-512 or AMX).
     """
     library = kernels()
-    wanted = os.environ.get("RESIM_FUSED") != "norm"
-    return library if library is not None and wanted and hasattr(library, "resim_products_allowed") else None
+    has_products = library is not None and hasattr(library, "resim_products_allowed")
+    return library if has_products and chosen_kernels() == "auto" else None
 
 
 def _declare(library: ctypes.CDLL, signatures: dict[str, tuple[Any, ...]]) -> None:
