@@ -6,6 +6,7 @@ Backbone, views, batch, queue, optimiser, seed and the number of view pairs are 
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass
 
 from resim.model.config import ModelConfig
@@ -50,16 +51,19 @@ def make_recipe(method: str, size: Size, *, images: int, pairs: int, seed: int) 
     """The recipe of a method.
 
     Args:
-        method: a key of `LEVELS`; with the suffix `-sgd` it is optimised as published.
+        method: a key of `LEVELS`; with the suffix `-sgd` it is optimised as published. `+SETTING=VALUE` behind it, once or
+            more often, changes one setting by its option's name: `resim-fpn+queue-size=256`,
+            `resim-fpn+crop-area=0.4,1`, and `resim-fpn+levels=P4` keeps only that level.
         size: backbone, view and batch.
         images: in the data set; the queue is the largest power of two that is not above it.
         pairs: view pairs to train on, rounded to whole epochs.
         seed: of everything random.
 
     Raises:
-        KeyError: no such method.
+        KeyError: no such method or setting.
     """
-    name, sgd, _ = method.partition("-sgd")
+    base, *settings = method.split("+")
+    name, sgd, _ = base.partition("-sgd")
     epochs = max(1, round(pairs / (images // size.batch_size * size.batch_size)))
     if sgd:
         optim = dataclasses.replace(SGD, batch_size=size.batch_size, epochs=epochs, seed=seed)
@@ -67,7 +71,7 @@ def make_recipe(method: str, size: Size, *, images: int, pairs: int, seed: int) 
         optim = dataclasses.replace(
             ADAMW, batch_size=size.batch_size, epochs=epochs, seed=seed, warmup_epochs=WARMUP * epochs
         )
-    return Recipe(
+    recipe = Recipe(
         name=method,
         model=ModelConfig(
             backbone=size.backbone,
@@ -80,3 +84,20 @@ def make_recipe(method: str, size: Size, *, images: int, pairs: int, seed: int) 
         views=ViewsConfig(image_size=size.image_size, blur_sigma=size.blur_sigma),
         optim=optim,
     )
+    for setting in settings:
+        recipe = _with_setting(recipe, *setting.split("=", 1))
+    return recipe
+
+
+def _with_setting(recipe: Recipe, option: str, value: str) -> Recipe:
+    """The recipe with one setting changed: numbers, words, true and false, several values with commas between them."""
+    content, field = recipe.to_json(), option.replace("-", "_")
+    part = next((part for part in content.values() if isinstance(part, dict) and field in part), None)
+    if part is None:
+        raise KeyError(f"--{option}: no recipe has this setting")
+    if field == "levels":
+        part[field] = [level for level in part[field] if level["name"] in value.split(",")]
+    else:
+        values = [json.loads(word) if word[:1] in "-.0123456789tf" else word for word in value.split(",")]
+        part[field] = values if isinstance(part[field], list | tuple) else values[0]
+    return Recipe.from_json(content)

@@ -92,7 +92,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--detect-steps", type=int, default=300, help="training steps of each detector, of 8 images")
     add("--regimes", nargs="+", choices=REGIMES, default=["frozen", "frozen+fpn", "tuned-10%", "tuned-100%"])
     add("--out", type=Path, required=True, help="folder of the study")
-    add("--methods", nargs="+", default=list(LEVELS), help="-sgd behind a name: the published optimiser")
+    add(
+        "--methods",
+        nargs="+",
+        default=list(LEVELS),
+        help="names; -sgd behind one: the published optimiser; +SETTING=VALUE: one setting of the recipe, +queue-size=256",
+    )
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--size", choices=SIZES, default="cpu")
     add("--pairs", type=int, default=50_000, help="view pairs of each run")

@@ -16,6 +16,7 @@ from records import Row, append_rows, read_counts, read_rows, write_counts
 
 from resim.datasets.coco import read_coco
 from resim.errors import UserError
+from resim.runs.config import differences
 from resim.scenes.scenes import CLASSES, write_scenes
 
 
@@ -52,6 +53,24 @@ def test_the_methods_differ_in_their_levels_alone() -> None:
     assert len({recipe.model.levels for recipe in recipes}) == 3
     assert recipes[0].model.queue_size == 512  # the largest power of two that 1,000 images fill
     assert recipes[0].optim.epochs == 52  # 50,000 / (15 batches of 64)
+
+
+def test_a_variant_differs_in_one_setting() -> None:
+    def settings(method: str) -> list[str]:
+        base, variant = (
+            methods.make_recipe(name, methods.SIZES["cpu"], images=1000, pairs=640, seed=3)
+            for name in ("resim-fpn", method)
+        )
+        return differences(base, variant)
+
+    assert settings("resim-fpn+queue-size=256") == ["--queue-size 512 -> 256"]
+    assert settings("resim-fpn+crop-area=0.4,1") == ["--crop-area 0.2 1.0 -> 0.4 1"]
+    assert settings("resim-fpn+lr=3e-4+schedule=constant") == [
+        "--lr 0.001 -> 0.0003", "--schedule cosine-per-step -> constant",
+    ]  # fmt: skip
+    assert len(settings("resim-fpn+levels=P4")) == 1
+    with pytest.raises(KeyError, match="--no-such"):
+        settings("resim-fpn+no-such=1")
 
 
 def test_the_rows_at_the_ends_are_those_with_the_most_pairs() -> None:
