@@ -51,8 +51,8 @@ def make_recipe(method: str, size: Size, *, images: int, pairs: int, seed: int) 
     """The recipe of a method.
 
     Args:
-        method: a key of `LEVELS`; with the suffix `-sgd` it is optimised as published. `+SETTING=VALUE` behind it, once or
-            more often, changes one setting by its option's name: `resim-fpn+queue-size=256`,
+        method: a key of `LEVELS`; with the suffix `-sgd` it is optimised as published. `+SETTING=VALUE` behind it, once
+            or more often, changes one setting by its option's name: `resim-fpn+queue-size=256`,
             `resim-fpn+crop-area=0.4,1`, and `resim-fpn+levels=P4` keeps only that level.
         size: backbone, view and batch.
         images: in the data set; the queue is the largest power of two that is not above it.
@@ -96,7 +96,7 @@ def _with_setting(recipe: Recipe, option: str, value: str) -> Recipe:
     if part is None:
         raise KeyError(f"--{option}: no recipe has this setting")
     if field == "levels":
-        part[field] = [level for level in part[field] if level["name"] in value.split(",")]
+        part[field] = [level for level in part[field] if level.partition(":")[0] in value.split(",")]
     else:
         values = [json.loads(word) if word[:1] in "-.0123456789tf" else word for word in value.split(",")]
         part[field] = values if isinstance(part[field], list | tuple) else values[0]

@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         "--methods",
         nargs="+",
         default=list(LEVELS),
-        help="names; -sgd behind one: the published optimiser; +SETTING=VALUE: one setting of the recipe, +queue-size=256",
+        help="names as methods.py has them, -sgd and +SETTING=VALUE too",
     )
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
     add("--size", choices=SIZES, default="cpu")
