@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast check install clean
+.PHONY: demo test test-fast test-long check install clean
 
 demo: $(VENV)/.installed  ## pre-train and show what was learned, in ten minutes: make demo [MINUTES=5] [DATA=/my/photos]
 	$(BIN)/resim demo $(if $(MINUTES),--minutes "$(MINUTES)") $(if $(DATA),--data "$(DATA)")
@@ -13,6 +13,9 @@ test: $(VENV)/.installed-test  ## run the test suite
 
 test-fast: $(VENV)/.installed-test  ## the tests that are not marked slow: the loop to work with
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow" $(PYTEST)
+
+test-long: $(VENV)/.installed-test  ## the study of docs/results.md in its small form: up to half an hour
+	$(BIN)/python -m pytest -m long $(PYTEST)
 
 check: $(VENV)/.installed-dev  ## lint, format and types
 	$(BIN)/ruff check .
