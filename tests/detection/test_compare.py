@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from detection_data import rectangle, thing, truth_as_results, write_coco, write_voc, xml_object
+from resim.cli.main import main
 from resim.datasets.coco import read_coco
 from resim.datasets.records import DetectionData
 from resim.datasets.voc import read_voc
@@ -210,3 +211,12 @@ def test_comparisons_that_cannot_be(starts: list[Start], seeds: tuple[int, ...],
     with pytest.raises(UserError, match=message):
         compare(RECIPE, DetectRun(device="cpu"), data, data, starts, seeds, tmp_path / "out", show=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_runs_own_folder_takes_no_comparison(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    words = ["--init", "random", "--val", "val", "--out", str(tmp_path)]
+    assert main(["compare", str(tmp_path / "data"), *words]) == 2
+    assert (
+        f"--out {tmp_path}: is the folder of a run itself; name another for the comparison" in capsys.readouterr().err
+    )

@@ -147,6 +147,8 @@ def test_the_hub_gets_the_detector_with_its_card(tmp_path: Path) -> None:
         json.dumps({"step": 2, "images": 9, "scores": {"bbox": {"AP": 0.333}}}) + "\n"
         + json.dumps({"step": 3, "images": 9, "scores": {"bbox": {"AP": 0.222}}}) + "\n"
     )  # fmt: skip
+    split = {"val_fraction": 0.25, "seed": 4, "val_images": [11, 12, 13]}
+    (run / "config.json").write_text(json.dumps({"data": {"split": split}}))
     done = export_detector(run, "hub", tmp_path / "hub")
     assert {path.name for path in (tmp_path / "hub").iterdir()} == {
         "model.safetensors", "detector.py", "config.json", "README.md",
@@ -160,6 +162,9 @@ def test_the_hub_gets_the_detector_with_its_card(tmp_path: Path) -> None:
     for fact in ("license: cc-by-nc-4.0", "Mask R-CNN, resnet18 with an FPN", "0.222", "| licence | CC-BY-NC-4.0 |"):
         assert fact in card, fact
     assert "0.333" not in card
+    held_out = "3 images that were never trained on: --val-fraction 0.25, seed 4"
+    assert f"| evaluated on | {held_out} |" in card
+    assert json.loads((tmp_path / "hub" / "config.json").read_text())["held_out"] == held_out
     weights = read_weights(tmp_path / "hub")  # its backbone, for another fine-tuning
     assert (weights.licence, weights.origin) == ("CC-BY-NC-4.0", "published ReSim-FPN checkpoint")
     with pytest.raises(UserError, match=r"these weights are CC-BY-NC-4\.0"):

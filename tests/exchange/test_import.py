@@ -309,8 +309,8 @@ def test_prefix_takes_another_of_several_networks(capsys: Captured, tmp_path: Pa
     path, out = str(tmp_path / "dino.pth"), str(tmp_path / "start.pt")
     told = run(capsys, "import", path)
     assert told.startswith(
-        "warning: the network below 'student.module.backbone.' is read; there are others below 'teacher.backbone.' "
-        "(resim import FILE --prefix PREFIX --out start.pt writes another one to a file that every verb reads)"
+        "warning: the network below 'student.module.backbone.' is read; there are others below 'teacher.backbone.': "
+        f"resim import {path} --prefix teacher.backbone. --out dino-teacher-backbone.pt writes one of them to a file"
     )
     for words in ([], ["--prefix", "student.module.backbone"], ["--prefix", "teacher.backbone."]):
         run(capsys, "import", path, "--out", out, *words)

@@ -160,8 +160,9 @@ def test_the_trained_network_comes_before_its_copy(tmp_path: Path, taken: str, o
     weights = read(tmp_path, {"state_dict": first | last})
     assert_is(weights, backbone(1))
     assert weights.warnings == (
-        f"the network below {taken!r} is read; there are others below {other!r} (resim import FILE --prefix PREFIX "
-        "--out start.pt writes another one to a file that every verb reads)",
+        f"the network below {taken!r} is read; there are others below {other!r}: resim import {weights.path} --prefix "
+        f"{other} --out w-{other.strip('.').replace('.', '-').replace('_', '-')}.pt writes one of them to a file that "
+        "every verb reads in place of this one",
     )
 
 

@@ -457,3 +457,19 @@ def test_a_truncated_file(tmp_path: Path, form: str, share: float) -> None:
     with pytest.raises(UserError, match=rf"damaged, or no (safetensors )?file.* \({int(len(data) * share)} bytes"):
         read_weights(path)
     shutil.rmtree(tmp_path)
+
+
+def test_a_folder_without_weights_says_what_to_name(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "one"
+    run.mkdir(parents=True)
+    for name in ("config.json", "metrics.jsonl"):
+        (run / name).write_text("")
+    with pytest.raises(UserError, match="stopped before its first checkpoint: repeat its command with --resume auto"):
+        read_weights(run)
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "epoch_0001.pt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"name one of its checkpoints: \S+epoch_0001\.pt"):
+        read_weights(run)
+    (run / "checkpoints" / "last.pt").write_bytes(b"")
+    with pytest.raises(UserError, match=f"name one of its runs: {run}"):
+        read_weights(run.parent)

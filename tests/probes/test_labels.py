@@ -247,3 +247,95 @@ def test_real_shards(shared: Path) -> None:
     assert images.labels is not None
     assert np.bincount(images.labels).tolist() == [15] * 100
     assert images.open(1499).decode().size == (128, 128)
+
+
+# -- names as people give them
+
+
+def write_classes(root: Path, images: dict[str, int], first: int = 0) -> Path:
+    value = first
+    for name, count in images.items():
+        (root / name).mkdir(parents=True)
+        for _ in range(count):
+            (root / name / f"{value}.png").write_bytes(png(value))
+            value += 1
+    return root
+
+
+@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("train", "valid"), ("TRAINING", "Validation")])
+def test_parts_of_any_case_are_no_classes(tmp_path: Path, train: str, test: str) -> None:
+    write_classes(tmp_path / train, {"ant": 2, "bee": 2})
+    write_classes(tmp_path / test, {"ant": 1, "bee": 1}, first=9)
+    learned, tested = read_sets(tmp_path)
+    assert (learned.classes, len(learned), len(tested)) == (("ant", "bee"), 4, 2)
+
+
+def test_parts_under_other_names_are_refused_as_classes(tmp_path: Path) -> None:
+    write_classes(tmp_path, {"train2017": 2, "val2017": 2})
+    with pytest.raises(UserError, match=r"train2017 and val2017 are parts .* --test \S+val2017, or add --unlabelled"):
+        read_sets(tmp_path)
+    assert len(read_sets(tmp_path, labelled=False)[0]) == 4
+
+
+def test_classes_that_differ_in_letter_case_are_one(tmp_path: Path) -> None:
+    train = write_classes(tmp_path / "a", {"ant": 2, "bee": 2})
+    tested = read_sets(train, write_classes(tmp_path / "b", {"Ant": 1, "BEE": 2}, first=9))[1]
+    assert tested.labels is not None
+    assert tested.labels.tolist() == [0, 1, 1]
+    assert tested.note == "classes matched by name: Ant for ant, BEE for bee"
+    with pytest.raises(UserError, match=r"class 'ants' is none of the 2 .*; the nearest is 'ant'"):
+        read_sets(train, write_classes(tmp_path / "c", {"ants": 1, "bee": 2}, first=20))
+
+
+def test_why_a_folder_gives_no_classes(tmp_path: Path) -> None:
+    root = write_classes(tmp_path / "set" / "images", {"ant": 1, "bee": 1}).parent
+    assert read_images(root).why.endswith(f"if its folders are the classes, name {root / 'images'}")
+    (root / "overview.png").write_bytes(png(7))
+    assert read_images(root).why.startswith("1 of 3 images lie in no class folder, such as overview.png")
+    assert read_images(write_classes(tmp_path / "one", {"ant": 2})).why.startswith("all images lie in one folder, ant")
+
+
+def test_a_class_without_test_images_is_named(tmp_path: Path) -> None:
+    tested = read_sets(write_classes(tmp_path, {"ant": 4, "bee": 4, "eel": 1}))[1]
+    assert tested.note == "no test image of 1 class: eel"
+
+
+def test_training_images_are_no_test_images(tmp_path: Path) -> None:
+    train = write_classes(tmp_path / "a", {"ant": 2, "bee": 2})
+    with pytest.raises(UserError, match="4 of its images are training images too"):
+        read_sets(train, train)
+    copies = write_classes(tmp_path / "b", {"bee": 1, "ant": 1}, first=3)  # of 3 and 4, 3 is a training image
+    assert "warning: 1 test image has the same bytes as a training image" in read_sets(train, copies)[1].note
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "filename,class\nant/0.png,ant\nbee/0.png,bee\n",
+        "id,label,image\n7,ant,ant/0.png\n8,bee,bee/0.png\n",
+        "ant/0.png;ant\nbee/0.png;bee\n",
+        "path\tlabel\nant/0.png\tant\nbee/0.png\tbee\n",
+        "ant\\0.png,ant\nbee\\0.png,bee\n",
+        "ant/0.png,ant\nbee/0.png,bee\nant/0.png,ant\n",
+    ],
+)
+def test_csv_files_of_other_programs(folder: Path, text: str) -> None:
+    (folder / "all.csv").write_text(text)
+    images = read_images(folder / "all.csv")
+    assert images.labels is not None
+    assert [images.classes[label] for label in images.labels] == ["ant", "bee"]
+    assert images.note == (
+        "1 row left out: the image is listed before, with the same class"
+        if "ant/0.png,ant\nbee/0.png,bee\nant" in text
+        else ""
+    )
+
+
+def test_csv_files_that_contradict_themselves(folder: Path) -> None:
+    for text, reason in (
+        ("ant/0.png,ant\nbee/0.png,bee\nant/0.png,bee\n", "line 3: .* of class 'bee', in line 1 of 'ant'"),
+        ("ant,ant/0.png\n", "there is no such file; the path comes first, then the label"),
+    ):
+        (folder / "all.csv").write_text(text)
+        with pytest.raises(UserError, match=reason):
+            read_images(folder / "all.csv")

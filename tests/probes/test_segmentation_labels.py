@@ -109,8 +109,8 @@ def test_void_values_background_and_classes_can_be_named(tmp_path: Path) -> None
     assert one.labels[0, 2].tolist() == [0, VOID, VOID, VOID]
     with pytest.raises(UserError, match=r"--classes 7: .* has 0, 8, 12"):
         load(train, test, only=["7"])
-    one, _ = load(train, test, background=77)
-    assert one.background is None
+    with pytest.raises(UserError, match=r"--background 77: no label map of .* has this value; it has 0, 8, 12"):
+        load(train, test, background=77)
 
 
 def test_names_of_classes_come_from_a_file(tmp_path: Path) -> None:
@@ -332,3 +332,37 @@ def test_classes_of_the_test_file_are_matched_by_name(tmp_path: Path) -> None:
     other = coco(tmp_path, [{"category_id": 10, "segmentation": mask}], "other", ("cow", "cat"))
     with pytest.raises(UserError, match="class 'cow' is none of the 3 of"):
         load(*read_labelled_sets(train, other))
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("a.jpg", "a-mask.png"), ("a.jpg", "mask_a.png"), ("a.jpg", "a.jpg.png"), ("a.jpg", "A_labelIds.png"),
+        ("a_leftImg8bit.png", "a_gtFine_labelIds.png"),
+    ],
+)  # fmt: skip
+def test_names_of_other_programs_match(tmp_path: Path, image: str, label: str) -> None:
+    photograph(tmp_path / "Images" / image)
+    save(tmp_path / "Masks" / label, GRID)
+    assert [Path(str(path)).name for path in read_labelled(tmp_path).labels] == [label]
+
+
+def test_folders_of_lossy_label_maps_are_named(tmp_path: Path) -> None:
+    photograph(tmp_path / "images" / "a.jpg")
+    photograph(tmp_path / "labels" / "a.jpg")
+    with pytest.raises(UserError, match=r"labels: holds no label maps .*a\.jpg is a JPEG, which changes labels"):
+        read_labelled(tmp_path)
+
+
+def test_values_of_a_smoothed_mask_are_warned_of(tmp_path: Path) -> None:
+    wide = np.arange(40, dtype=np.uint8).reshape(5, 8)
+    photograph(tmp_path / "b" / "images" / "b.jpg", 8, 5)
+    save(tmp_path / "b" / "labels" / "b.png", wide)
+    maps = load(read_labelled(tmp_path / "b"), read_labelled(tmp_path / "b"), size=40)
+    assert maps[0].notes[0].startswith(f"warning: {tmp_path / 'b'}: 40 different values without names (0, 1, 2, 3, 4, ")
+
+
+def test_only_void_is_said_as_it_is(tmp_path: Path) -> None:
+    images = read_labelled(pair(tmp_path, ["a"], values=np.full_like(GRID, 255)))
+    with pytest.raises(UserError, match="hold only 255, which is void"):
+        load(images, images)

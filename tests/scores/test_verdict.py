@@ -16,7 +16,7 @@ from resim.probes.tables import to_json
 from resim.probes.verdict import probe_verdict, verdicts
 from resim.report.runs import read_runs
 from resim.report.verdict import verdict_parts
-from resim.scores.verdict import Change, Wording, verdict
+from resim.scores.verdict import Change, Wording, points, verdict
 
 WORDS = Wording(measures="probes", over="test images", no_untrained="add random", no_other="add it")
 NOISE = "Intervals are of 95 %, over test images."
@@ -199,3 +199,7 @@ def test_what_is_probed_or_compared_elsewhere_is_not_missing(tmp_path: Path) -> 
         f"Probes of {tmp_path.name}", *probe_verdict(content("a", "random")), "Detectors of compared",
         *comparison_verdict(found),
     ]  # fmt: skip
+
+
+def test_zero_has_no_minus_sign() -> None:
+    assert [points(share) for share in (-0.0, -0.0004, -0.0006, 0.0)] == ["+0.0", "+0.0", "-0.1", "+0.0"]

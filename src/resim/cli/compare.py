@@ -63,6 +63,8 @@ def compare_verb(argv: Sequence[str]) -> None:
     options = read_options(CompareOptions, argv, "compare", compare_verb.__doc__ or "", default)
     if options.run.out is None:
         raise UserError("--out is needed: the folder of the comparison, where the same command goes on")
+    if (options.run.out / "config.json").exists():
+        raise UserError(f"--out {options.run.out}: is the folder of a run itself; name another for the comparison")
     folders = sorted(path.parent for path in options.run.out.glob("*/config.json"))
     shares = options.data_options.val_fraction is not None or bool(folders)
     if options.data_options.val is None and not shares:

@@ -83,6 +83,7 @@ def run_probe(options: ProbeOptions) -> None:
     else:
         check_no_labels(data, options.label_maps)
         sets = read_sets(data, options.test, labelled=not options.unlabelled, seed=options.config.seed)
+        _check_classes(sets, options)
 
     from resim.exchange.encoders import load_encoders
     from resim.probes.features import Network
@@ -138,6 +139,22 @@ def run_probe(options: ProbeOptions) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
 
+_BY_CLASSES = ("knn", "linear", "linear-sgd")
+
+
+def _check_classes(sets: Sequence[ProbeImages], options: ProbeOptions) -> None:
+    """Refuse to measure nothing: probes of classes alone, on images without classes."""
+    probes = options.config.probes
+    lacking = next((images for images in sets if images.labels is None), None)
+    if lacking is None or not probes or set(probes) - set(_BY_CLASSES):
+        return
+    named = f"--probes {' '.join(probes)}"
+    if options.unlabelled:
+        raise UserError(f"--unlabelled with {named}: these probes measure classes: leave one of the two out")
+    why = f": {lacking.why}" if lacking.why else ""
+    raise UserError(f"{named}: the images of {lacking.source} have no classes{why}")
+
+
 def load_maps(
     labelled: tuple[LabelledImages, LabelledImages], options: LabelOptions, size: int
 ) -> tuple[LabelMaps, LabelMaps]:
@@ -184,11 +201,12 @@ def _default_out(loaded: Sequence[LoadedEncoder]) -> Path:
 def _greeting(train: ProbeImages, test: ProbeImages, config: ProbeConfig) -> list[str]:
     lines = [f"views of {config.image_size} px, test: {test}"]
     notes = dict.fromkeys(f"{images.source}: {images.note}" for images in (train, test) if images.note)
-    by_classes = {"knn", "linear", "linear-sgd"} & set(config.probes)
+    by_classes = set(_BY_CLASSES) & set(config.probes)
     if not by_classes:
         return [*lines, *notes]
     if train.labels is None or test.labels is None:
-        return [*lines, *notes, "the images have no classes: kNN and linear probes are left out"]
+        why = next((f"; {images.source}: {images.why}" for images in (train, test) if images.why), "")
+        return [*lines, *notes, f"the images have no classes: kNN and linear probes are left out{why}"]
     lines[0] += f"; train: {train}"
     if "knn" in by_classes and config.k > len(train):
         lines.append(f"k is {len(train)}, the number of training images, for --k {config.k}")

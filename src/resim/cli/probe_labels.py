@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from resim.errors import UserError
@@ -31,7 +32,7 @@ def check_no_labels(data: str, options: LabelOptions) -> None:
     Raises:
         UserError: an option or a file that is for segmentation and retrieval.
     """
-    given = [name for name in ("labels", "test_labels", "classes") if getattr(options, name)]
+    given = [one.name for one in dataclasses.fields(LabelOptions) if getattr(options, one.name) != one.default]
     if given:
         raise UserError(f"--{given[0].replace('_', '-')}: is for --probes segmentation retrieval: add them")
     if data.lower().endswith(".json"):

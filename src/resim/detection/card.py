@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from resim.detection.checkpoint import TrainedDetector
@@ -12,7 +13,13 @@ from resim.exchange.weights import Weights
 
 
 def detector_card(
-    detector: TrainedDetector, recipe: DetectRecipe, weights: Weights, scores: dict[str, Any] | None, *, loader: str
+    detector: TrainedDetector,
+    recipe: DetectRecipe,
+    weights: Weights,
+    scores: dict[str, Any] | None,
+    *,
+    loader: str,
+    split: Mapping[str, Any] | None = None,
 ) -> str:
     """A card in Markdown, with the header that the Hugging Face hub reads.
 
@@ -22,6 +29,7 @@ def detector_card(
         weights: its backbone, with licence and origin.
         scores: the line of the run's `scores.jsonl` that is of these weights.
         loader: name of the Python file that builds it in torchvision.
+        split: what the run held out of its images by `--val-fraction`; None: nothing.
     """
     config = recipe.detector
     kind = "Mask R-CNN" if config.masks else "Keypoint R-CNN" if config.keypoints else "Faster R-CNN"
@@ -51,6 +59,7 @@ def detector_card(
         f"| shorter side at test | {recipe.images.test_size} px |",
         f"| scores below this are not given | {config.score_threshold} |",
         *([f"| origin | {_cell(weights.origin)} |"] if weights.origin else []),
+        *([f"| evaluated on | {held_out_words(split)} |"] if split is not None else []),
         *licence_rows(weights),
         "",
         "## Scores",
@@ -71,6 +80,14 @@ def detector_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def held_out_words(split: Mapping[str, Any]) -> str:
+    """The share of the images that was never trained on, as a `config.json` has it, in words."""
+    return (
+        f"{len(split['val_images'])} images that were never trained on: --val-fraction {split['val_fraction']:g}, seed "
+        f"{split['seed']}"
+    )
 
 
 def _cell(text: str) -> str:

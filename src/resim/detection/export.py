@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
+from resim.datasets.split import recorded_split
 from resim.detection.agreement import agreement, raw_images, settings
-from resim.detection.card import detector_card
+from resim.detection.card import detector_card, held_out_words
 from resim.detection.checkpoint import TrainedDetector, description_of, load_detector
 from resim.detection.config import DetectRecipe
 from resim.detection.draws import TORCHVISION_BETA
@@ -148,7 +149,9 @@ def _write(
     out: Path, to: Target,
 ) -> Written:  # fmt: skip
     description = description_of(detector, recipe)
-    metadata = metadata_of(weights) | {"kind": "detect", "detector": json.dumps(description)}
+    split = recorded_split([_run_folder(weights.path)])
+    held_out = {} if split is None else {"held_out": held_out_words(split)}
+    metadata = metadata_of(weights) | held_out | {"kind": "detect", "detector": json.dumps(description)}
     place, name, loader = folder, out.name, out.with_suffix(".py").name
     if to == "hub":
         place, name, loader = folder / out.name, "model.safetensors", "detector.py"
@@ -164,7 +167,9 @@ def _write(
     notes: tuple[str, ...] = ()
     if to != "torchvision-detection":
         card = "README.md" if to == "hub" else out.with_suffix(".md").name
-        text = detector_card(detector, recipe, weights, _scores(weights.path, detector.step), loader=loader)
+        text = detector_card(
+            detector, recipe, weights, _scores(weights.path, detector.step), loader=loader, split=split
+        )
         (place / card).write_text(text, encoding="utf-8")
         files.append(card)
         target += f", and resim.load_detector, safetensors {safetensors.__version__}"
@@ -177,10 +182,13 @@ def _write(
     return Written(files=tuple(files), target=target, load=load, checks=(), notes=notes)
 
 
+def _run_folder(checkpoint: Path) -> Path:
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
 def _scores(checkpoint: Path, step: int) -> dict[str, Any] | None:
     """What the run's last evaluation says of this step."""
-    folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-    return next((line for line in read_scores(folder) if line.get("step") == step), None)
+    return next((line for line in read_scores(_run_folder(checkpoint)) if line.get("step") == step), None)
 
 
 def _built(folder: Path, written: Written, to: str) -> GeneralizedRCNN:

@@ -191,7 +191,20 @@ def _file_of(path: Path) -> Path:
             f"{path}: is a distributed checkpoint: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
             f"{path} FILE makes one file of it"
         )
-    raise UserError(f"{path}: is a folder without {_IN_FOLDERS[0]} or {_IN_FOLDERS[1]}; name a file of weights")
+    raise UserError(f"{path}: is a folder without {_IN_FOLDERS[0]} or {_IN_FOLDERS[1]}; {_instead(path)}")
+
+
+def _instead(path: Path) -> str:
+    """What to name instead of a folder without weights."""
+    runs = sorted(str(file.parent.parent) for file in path.glob(f"*/{_IN_FOLDERS[0]}"))
+    if runs:
+        return f"name one of its runs: {', '.join(runs[:5])}{', ...' if runs[5:] else ''}"
+    others = sorted(str(file) for file in (path / "checkpoints").glob("*.pt"))
+    if others:
+        return f"name one of its checkpoints: {', '.join(others[:5])}{', ...' if others[5:] else ''}"
+    if (path / "config.json").is_file() and (path / "metrics.jsonl").is_file():
+        return "the run stopped before its first checkpoint: repeat its command with --resume auto"
+    return "name a file of weights"
 
 
 def _form(path: Path, head: bytes) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -216,7 +217,7 @@ def _foreign(contents: Contents, prefix: str | None = None) -> Weights:
             config = dataclasses.replace(config, backbone=f"{config.backbone}{CAFFE}")
         warnings = [takes.conversion(config.backbone), *warnings]
     if form.others:
-        warnings.append(_several(form))
+        warnings.append(_several(form, path))
     made_by = contents.metadata or contents.data.get("metadata")
     made_by = made_by if isinstance(made_by, Mapping) else {}
     licence, licence_source = licence_of_file(path, state, made_by, contents.data.get("__author__"))
@@ -237,15 +238,25 @@ def _foreign(contents: Contents, prefix: str | None = None) -> Weights:
     )
 
 
-def _several(form: Form) -> str:
+def _several(form: Form, path: Path) -> str:
     taken = f"below {form.network.label!r}" if form.network.label else "at the top of the file"
     there = ", ".join(repr(label) if label else "its top" for label in form.others[:6]) + (
         ", ..." if len(form.others) > 6 else ""
     )
+    other = next((label for label in form.others if label), None)
+    if other is None:
+        return f"the network {taken} is read; there are others below {there}"
+    command = f"resim import {shlex.quote(str(path))} --prefix {shlex.quote(other)} --out {_other_name(path, other)}"
     return (
-        f"the network {taken} is read; there are others below {there} (resim import FILE --prefix PREFIX --out "
-        "start.pt writes another one to a file that every verb reads)"
+        f"the network {taken} is read; there are others below {there}: {command} writes one of them to a file that "
+        "every verb reads in place of this one"
     )
+
+
+def _other_name(path: Path, label: str) -> str:
+    """A name in this folder for one network of several: that of the file, and what stands before its names."""
+    words = re.sub(r"[^A-Za-z0-9]+", "-", f"{path.stem}-{label}").strip("-")
+    return f"{words}.pt"
 
 
 def _others(form: Form) -> str:

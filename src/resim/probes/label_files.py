@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import unicodedata
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,14 @@ from resim.views.decode import BadImageError
 
 LABEL_ENDINGS = (".png", ".bmp", ".tif", ".tiff")
 """Lossless formats; a JPEG changes the values of labels."""
-LABEL_MARKS = ("_mask", "_label", "_labels", "_seg", "_segmentation", "_gt", "_L")
+LABEL_MARKS = (
+    "_mask", "_masks", "_label", "_labels", "_seg", "_segmentation", "_gt", "_L", "-mask", "-label", "-seg", "-gt",
+    ".mask",
+    "_labelIds", "_labelTrainIds", "_gtFine_labelIds", "_gtFine_labelTrainIds",
+)  # fmt: skip
 """What programs put behind the name of an image to name its label map."""
+_FRONT_MARKS = ("mask_", "label_", "seg_", "gt_", "mask-")
+_IMAGE_MARK = "_leftImg8bit"  # Cityscapes' images have it, their label maps have not
 
 Colour = tuple[int, int, int]
 
@@ -160,7 +166,7 @@ def pair_files(images: Sequence[str], images_in: Path, labels_in: Path) -> Pairs
     """The label map of each image: of the same path within its folder, else of the same name anywhere in it.
 
     Endings do not count, letter case and the form of accents neither. A label map may have one of `LABEL_MARKS` behind
-    the image's name.
+    the image's name, or the name with its ending (NAME.jpg.png), or a word such as `mask_` before it.
 
     Raises:
         UserError: the folder holds no label maps, or none for any of the images.
@@ -170,17 +176,14 @@ def pair_files(images: Sequence[str], images_in: Path, labels_in: Path) -> Pairs
     own = set(images)
     files = [path for path in label_files(labels_in) if path not in own]
     if not files:
-        lossy = next((path for path in labels_in.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg")), None)
-        remedy = f"; {lossy.name} is a JPEG, which changes labels: save PNGs" if lossy else ""
-        raise UserError(f"{labels_in}: holds no label maps ({', '.join(LABEL_ENDINGS)}){remedy}")
+        raise UserError(no_label_maps(labels_in))
     by_path = {_key(os.path.relpath(path, labels_in)): path for path in files}
     by_name: dict[str, list[str]] = {}
     for path in files:
         by_name.setdefault(_key(Path(path).name), []).append(path)
     pairs: dict[str, str] = {}
     for image in images:
-        inside = os.path.relpath(image, images_in)
-        label = _match(_key(inside), _key(Path(image).name), by_path, by_name)
+        label = _match(os.path.relpath(image, images_in), by_path, by_name)
         if label is not None:
             pairs[image] = label
     if not pairs:
@@ -197,15 +200,33 @@ def pair_files(images: Sequence[str], images_in: Path, labels_in: Path) -> Pairs
     )
 
 
-def _match(inside: str, name: str, by_path: Mapping[str, str], by_name: Mapping[str, Sequence[str]]) -> str | None:
-    for mark in ("", *LABEL_MARKS):
-        ending = _key(mark) if mark else ""
-        if inside + ending in by_path:
-            return by_path[inside + ending]
-        same = by_name.get(name + ending, ())
+def no_label_maps(folder: Path) -> str:
+    """What to say of a folder that holds no label maps."""
+    lossy = next((path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg")), None)
+    remedy = f"; {lossy.name} is a JPEG, which changes labels: save PNGs" if lossy else ""
+    return f"{folder}: holds no label maps ({', '.join(LABEL_ENDINGS)}){remedy}"
+
+
+def _match(inside: str, by_path: Mapping[str, str], by_name: Mapping[str, Sequence[str]]) -> str | None:
+    for path in _label_keys(inside):
+        if path in by_path:
+            return by_path[path]
+        same = by_name.get(path.rpartition(os.sep)[2], ())
         if len(same) == 1:  # of several, none is known to be the right one
             return same[0]
     return None
+
+
+def _label_keys(inside: str) -> Iterator[str]:
+    """What the label map of an image may be called, the likeliest first."""
+    stem, whole = _key(inside), unicodedata.normalize("NFC", inside).casefold()
+    folder, _, name = stem.rpartition(os.sep)
+    shorter = stem.removesuffix(_IMAGE_MARK.casefold())
+    yield from (stem + mark.casefold() for mark in ("", *LABEL_MARKS))
+    yield whole
+    yield from (os.path.join(folder, mark + name) for mark in _FRONT_MARKS)  # noqa: PTH118
+    if shorter != stem:
+        yield from (shorter + mark.casefold() for mark in ("", *LABEL_MARKS))
 
 
 def _key(path: str) -> str:

@@ -26,6 +26,7 @@ from resim.views.decode import BadImageError, Photo
 VOID = -1
 """In a label map: the pixel counts nowhere."""
 _RAW_VOID = -1
+_MOST_NAMELESS = 30  # values of label maps that are read as classes without a warning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,11 @@ def load_label_maps(
     classes = _class_names(train, test, raw[0][1], raw[1][1])
     ground = None if background is None else _name(train, background)
     if ground not in classes:
+        if background not in (None, BACKGROUND):
+            values = ", ".join(sorted({str(v) for v in np.unique(raw[0][1]) if v != _RAW_VOID}, key=int)[:10])
+            raise UserError(
+                f"--background {background}: no label map of {train.source} has this value; it has {values}"
+            )
         ground = None
     keep = _kept_classes(classes, ground, only, train)
     sets = []
@@ -97,7 +103,7 @@ def load_label_maps(
                 labels=torch.from_numpy(labels),
                 classes=tuple(keep),
                 background=None if ground is None else keep.index(ground),
-                notes=(*images.notes, *notes),
+                notes=(*images.notes, *notes, *(_many_values(images, values) if images is train else ())),
             )
         )
     return sets[0], sets[1]
@@ -176,10 +182,22 @@ def _read_all(images: LabelledImages, size: int, void: Sequence[int], progress: 
 
 def _refuse_binary(images: LabelledImages, values: np.ndarray, void: Sequence[int]) -> None:
     if images.kind == "label maps" and 255 in void and set(np.unique(values).tolist()) <= {_RAW_VOID, 0}:
+        held = "0 and 255, and 255 is void" if (values == 0).any() else "255, which is void"
         raise UserError(
-            f"{images.source}: the label maps hold only 0 and 255, and 255 is void: where it is an object, add --void "
-            "without a value"
+            f"{images.source}: the label maps hold only {held}: where it is an object, add --void without a value"
         )
+
+
+def _many_values(images: LabelledImages, values: np.ndarray) -> tuple[str, ...]:
+    """A warning where nameless values are so many that a smoothed mask is likelier than classes."""
+    found = [int(value) for value in np.unique(values) if value != _RAW_VOID]
+    if images.names or len(found) <= _MOST_NAMELESS:
+        return ()
+    shown = ", ".join(map(str, found[:5]))
+    return (
+        f"warning: {images.source}: {len(found)} different values without names ({shown}, ...), each read as a class: "
+        "a mask that was resized or blurred has such values at its edges: save it with nearest-pixel resizing",
+    )
 
 
 def _name(images: LabelledImages, value: int) -> str:

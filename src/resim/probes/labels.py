@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import os
@@ -14,11 +13,19 @@ import numpy as np
 
 from resim.counts import counted
 from resim.errors import UserError
+from resim.probes.class_names import (
+    GIVE_CLASSES,
+    find_parts,
+    match_classes,
+    refuse_parts,
+    why_no_classes,
+)
+from resim.probes.label_table import read_table
 from resim.probes.shards import TarImage, find_shards, read_shards
 from resim.views.decode import BadImageError, Photo
 from resim.views.folder import PathList, find_images
 
-_TRAIN, _TEST = ("train", "training"), ("val", "validation", "test")
+_MOST_COMPARED = 20_000  # files whose bytes are compared at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +42,8 @@ class ProbeImages:
     classes: tuple[str, ...]
     note: str = ""
     """What of a folder is passed over, and why."""
+    why: str = ""
+    """Why there are no classes, and what gives some."""
 
     def __len__(self) -> int:
         return len(self.refs)
@@ -83,7 +92,8 @@ class ProbeImages:
 
     def __str__(self) -> str:
         if self.labels is None:
-            return f"{len(self)} unlabelled images of {self.source}"
+            what = "unlabelled image" if self.kind == "unlabelled" else "image"
+            return f"{counted(len(self), what)} of {self.source}"
         return f"{counted(len(self), 'image')} of {len(self.classes)} classes ({self.kind}) of {self.source}"
 
 
@@ -99,12 +109,15 @@ def read_sets(
         UserError: no images, or a test set whose classes are others.
     """
     if test is None:
-        parts = _own_parts(Path(data).expanduser())
+        parts = find_parts(Path(data).expanduser())
         if parts is not None:
             data, test = parts
     train = read_images(data, labelled=labelled)
     if test is not None:
-        return train, _in_classes_of(train, read_images(test, labelled=labelled))
+        tested = _in_classes_of(train, read_images(test, labelled=labelled))
+        if train.labels is None or tested.labels is None:
+            return train, tested
+        return train, _noted(tested, _untested(tested), _copies(train, tested))
     if train.labels is None:
         return train, train
     held_out = stratified(train.labels, test_share, seed)
@@ -112,7 +125,8 @@ def read_sets(
         raise UserError(
             f"{data}: {counted(len(train), 'image')} cannot be split into two parts: name others with --test"
         )
-    return train.take(np.flatnonzero(~held_out)), train.take(np.flatnonzero(held_out))
+    rest, chosen = train.take(np.flatnonzero(~held_out)), train.take(np.flatnonzero(held_out))
+    return rest, _noted(chosen, _untested(chosen), _copies(rest, chosen))
 
 
 def stratified(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -143,30 +157,77 @@ def read_images(source: str | Path, *, labelled: bool = True) -> ProbeImages:
     elif path.lower().endswith(".csv"):
         found = _read_csv(path)
     else:
-        found = _read_folder(path)
+        found = _read_folder(path, labelled=labelled)
     if labelled or found.labels is None:
         return found
     return replace(found, labels=None, classes=(), kind="unlabelled")
 
 
-def _own_parts(folder: Path) -> tuple[Path, Path] | None:
-    train = next((folder / name for name in _TRAIN if (folder / name).is_dir()), None)
-    test = next((folder / name for name in _TEST if (folder / name).is_dir()), None)
-    return None if train is None or test is None else (train, test)
-
-
 def _in_classes_of(train: ProbeImages, test: ProbeImages) -> ProbeImages:
     if train.labels is None or test.labels is None:
-        return test if train.labels is None else replace(test, labels=None, classes=())
+        if train.labels is None:
+            return test
+        return replace(test, labels=None, classes=(), kind="unlabelled")
+    taken, note = match_classes(test.source, test.classes, train.classes, train.source)
     place = {name: i for i, name in enumerate(train.classes)}
-    unknown = [name for name in test.classes if name not in place]
-    if unknown:
-        raise UserError(
-            f"{test.source}: class {unknown[0]!r} is none of the {len(train.classes)} of {train.source}"
-            + (f" ({len(unknown)} such classes)" if unknown[1:] else "")
-        )
-    moved = np.array([place[name] for name in test.classes], dtype=np.int64)
-    return replace(test, labels=moved[test.labels], classes=train.classes)
+    moved = np.array([place[taken[name]] for name in test.classes], dtype=np.int64)
+    return _noted(replace(test, labels=moved[test.labels], classes=train.classes), note)
+
+
+def _noted(images: ProbeImages, *notes: str) -> ProbeImages:
+    return replace(images, note="; ".join(note for note in (images.note, *notes) if note))
+
+
+def _untested(test: ProbeImages) -> str:
+    """Which classes have no test image."""
+    assert test.labels is not None
+    missing = [name for i, name in enumerate(test.classes) if not (test.labels == i).any()]
+    shown = ", ".join(missing[:5]) + (", ..." if missing[5:] else "")
+    return f"no test image of {counted(len(missing), 'class', 'classes')}: {shown}" if missing else ""
+
+
+def _copies(train: ProbeImages, test: ProbeImages) -> str:
+    """How many test images are byte for byte training images, where the sets are not too large to compare.
+
+    Raises:
+        UserError: images that are in both sets themselves.
+    """
+    places = {_place(ref) for ref in train.refs}
+    shared = [i for i, ref in enumerate(test.refs) if _place(ref) in places]
+    if shared:
+        count = counted(len(shared), "of its images is a training image", "of its images are training images")
+        raise UserError(f"{test.source}: {count} too, such as {test.name(shared[0])}: test on others")
+    if len(train) + len(test) > _MOST_COMPARED:
+        return ""
+    sizes = {_size(ref) for ref in test.refs}
+    known = {_digest(ref) for ref in train.refs if _size(ref) in sizes}
+    copies = [i for i, ref in enumerate(test.refs) if known and _digest(ref) in known - {b""}]
+    if not copies:
+        return ""
+    count = counted(len(copies), "test image has", "test images have")
+    return f"warning: {count} the same bytes as a training image, such as {test.name(copies[0])}: scores are too high"
+
+
+def _place(ref: str | TarImage) -> tuple[str, int]:
+    return (os.path.realpath(ref), 0) if isinstance(ref, str) else (os.path.realpath(ref.shard), ref.start)
+
+
+def _size(ref: str | TarImage) -> int:
+    try:
+        return Path(ref).stat().st_size if isinstance(ref, str) else ref.size
+    except OSError:  # said where the image is opened
+        return -1
+
+
+def _digest(ref: str | TarImage) -> bytes:
+    try:
+        if isinstance(ref, str):
+            return hashlib.sha256(Path(ref).read_bytes()).digest()
+        with Path(ref.shard).open("rb") as file:
+            file.seek(ref.start)
+            return hashlib.sha256(file.read(ref.size)).digest()
+    except OSError:
+        return b""
 
 
 def _labelled(source: str, kind: str, refs: Sequence[str | TarImage], names: Sequence[str]) -> ProbeImages:
@@ -183,42 +244,23 @@ def _unlabelled(source: str, refs: Sequence[str | TarImage]) -> ProbeImages:
     return ProbeImages(source=source, kind="unlabelled", refs=refs, labels=None, classes=())
 
 
-def _read_folder(path: str) -> ProbeImages:
+def _read_folder(path: str, *, labelled: bool) -> ProbeImages:
     paths = find_images(path)
     if not Path(path).is_dir():
-        return _unlabelled(path, paths)
-    return replace(_by_class_folders(path, paths), note=paths.note())
+        return replace(_unlabelled(path, paths), why=GIVE_CLASSES)
+    return replace(_by_class_folders(path, paths, labelled=labelled), note=paths.note())
 
 
-def _by_class_folders(path: str, paths: PathList) -> ProbeImages:
-    below = [PurePath(os.path.relpath(name, path)).parts for name in paths]
-    if any(len(parts) == 1 for parts in below) or len({parts[0] for parts in below}) < 2:
-        return _unlabelled(path, paths)
-    return _labelled(path, "class folders", paths, [parts[0] for parts in below])
+def _by_class_folders(path: str, paths: PathList, *, labelled: bool) -> ProbeImages:
+    below = [PurePath(os.path.relpath(name, path)) for name in paths]
+    classes = sorted({inside.parts[0] for inside in below if len(inside.parts) > 1})
+    if len(classes) < 2 or any(len(inside.parts) == 1 for inside in below):
+        return replace(_unlabelled(path, paths), why=why_no_classes(path, below))
+    if labelled:
+        refuse_parts(path, classes)
+    return _labelled(path, "class folders", paths, [inside.parts[0] for inside in below])
 
 
 def _read_csv(path: str) -> ProbeImages:
-    folder = Path(path).parent
-    refs, names = [], []
-    try:
-        with Path(path).open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            for row in (reader := csv.reader(file)):
-                if not row or not any(cell.strip() for cell in row):
-                    continue
-                where = f"{path}, line {reader.line_num}"
-                if len(row) < 2 or not row[1].strip():
-                    raise UserError(f"{where}: path,label is expected, not {','.join(row)!r}")
-                if not refs and [cell.strip().lower() for cell in row[:2]] == ["path", "label"]:
-                    continue
-                image = folder / Path(row[0].strip()).expanduser()
-                if not image.is_file():
-                    raise UserError(f"{where}: {row[0].strip()}: there is no such file")
-                refs.append(str(image))
-                names.append(row[1].strip())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except csv.Error as error:
-        raise UserError(f"{path}: is no CSV file ({error})") from None
-    if not refs:
-        raise UserError(f"{path}: has no rows: path,label is expected in each")
-    return _labelled(path, "CSV", PathList(refs), names)
+    table = read_table(path)
+    return replace(_labelled(path, "CSV", PathList(table.paths), table.labels), note=table.note)

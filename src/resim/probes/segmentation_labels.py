@@ -14,14 +14,25 @@ import numpy as np
 from resim.counts import counted
 from resim.datasets.coco import read_coco
 from resim.errors import UserError
-from resim.probes.label_files import label_files, pair_files, read_names
+from resim.probes.class_names import TEST_PARTS, TRAIN_PARTS, find_folder
+from resim.probes.label_files import label_files, no_label_maps, pair_files, read_names
 from resim.probes.labelled_images import LabelledImages, left_out
 from resim.probes.voc_masks import read_voc_masks, voc_years
 from resim.views.folder import find_images
 
-TRAIN_NAMES, TEST_NAMES = ("train", "training"), ("val", "validation", "test")
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "JPEGImages")
-LABEL_FOLDERS = ("segmentation", "labels", "label", "masks", "mask", "annotations", "SegmentationClass", "gt")
+LABEL_FOLDERS = (
+    "segmentation",
+    "labels",
+    "label",
+    "masks",
+    "mask",
+    "annotations",
+    "SegmentationClass",
+    "gt",
+    "groundtruth",
+    "ground_truth",
+)
 
 
 def read_labelled_sets(
@@ -104,6 +115,9 @@ def read_labelled(data: str | Path, labels: str | Path | None = None, part: str 
     if named is None:
         pair = pair_of_folders(path)
         if pair is None:
+            lossy = [folder for name in LABEL_FOLDERS if (folder := find_folder(path, (name,))) is not None]
+            if lossy and find_folder(path, IMAGE_FOLDERS) is not None:
+                raise UserError(no_label_maps(lossy[0]))
             raise UserError(
                 f"{data}: no label maps: name a COCO .json, a VOC folder (SegmentationClass), a folder that holds "
                 f"images and one of {', '.join(LABEL_FOLDERS)}, or the label maps with --labels"
@@ -119,7 +133,8 @@ def holds_labels(path: Path) -> bool:
         return path.is_file()
     if not path.is_dir():
         return False
-    parts = [path, *(path / name for name in TRAIN_NAMES if (path / name).is_dir())]
+    train = find_folder(path, TRAIN_PARTS)
+    parts = [path] if train is None else [path, train]
     return bool(voc_years(path)) or any(pair_of_folders(part) is not None for part in parts)
 
 
@@ -129,10 +144,11 @@ def pair_of_folders(root: Path) -> tuple[Path, Path] | None:
     Raises:
         UserError: several folders could hold the label maps.
     """
-    images = next((root / name for name in IMAGE_FOLDERS if (root / name).is_dir()), None)
+    images = find_folder(root, IMAGE_FOLDERS)
     if images is None:
         return None
-    named = [root / name for name in LABEL_FOLDERS if (root / name).is_dir()]
+    there = [find_folder(root, (name,)) for name in LABEL_FOLDERS]
+    named = [folder for folder in dict.fromkeys(there) if folder is not None]
     labels = [folder for folder in named if label_files(folder)]
     if len(labels) > 1:
         raise UserError(f"{root}: {' and '.join(folder.name for folder in labels)} hold PNGs: name one with --labels")
@@ -148,8 +164,8 @@ def _own_parts(root: Path, labels: Path | None, split: tuple[str, str]) -> tuple
         if not any(list((folder / "ImageSets" / "Segmentation").glob("*.txt")) for folder in years.values()):
             return None
         return read_voc_masks(root, split[0], labels), read_voc_masks(root, split[1], labels)
-    for first in TRAIN_NAMES:
-        for second in TEST_NAMES:
+    for first in TRAIN_PARTS:
+        for second in TEST_PARTS:
             pairs = [_pair_of_part(root, labels, name) for name in (first, second)]
             if pairs[0] is not None and pairs[1] is not None:
                 one, two = (_read_pair(*pair, source=str(pair[0])) for pair in pairs if pair is not None)
@@ -160,14 +176,16 @@ def _own_parts(root: Path, labels: Path | None, split: tuple[str, str]) -> tuple
 def _pair_of_part(root: Path, labels: Path | None, name: str) -> tuple[Path, Path] | None:
     """`root/name/images` and its label maps, or `root/images/name` and `root/labels/name`."""
     if labels is not None:
-        images = root / name
-        return (images, labels / name) if images.is_dir() and (labels / name).is_dir() else None
-    if (root / name).is_dir():
-        return pair_of_folders(root / name)
+        images, own = find_folder(root, (name,)), find_folder(labels, (name,))
+        return (images, own) if images is not None and own is not None else None
+    part = find_folder(root, (name,))
+    if part is not None:
+        return pair_of_folders(part)
     pair = pair_of_folders(root)
-    if pair is None or not all((folder / name).is_dir() for folder in pair):
+    if pair is None:
         return None
-    return pair[0] / name, pair[1] / name
+    images, own = (find_folder(folder, (name,)) for folder in pair)
+    return None if images is None or own is None else (images, own)
 
 
 def _read_pair(images: Path, labels: Path, *, source: str) -> LabelledImages:

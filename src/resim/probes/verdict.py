@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from resim.scores.verdict import Change, Wording, verdict
+from resim.scores.verdict import Change, Wording, points, verdict
 
 Json = Mapping[str, Any]
 _VALUES = ("top1", "accuracy", "miou")
@@ -143,11 +143,11 @@ def _sentence(one: Change, probe: tuple[str, ...], levels: Sequence[Change]) -> 
     measure = f"{name[:1].upper()}{name[1:]}" if not name.startswith("kNN") else name
     unit = ", mIoU" if probe[0] in ("segmentation", "retrieval") else ""
     better, worse = sum(c.is_better for c in levels), sum(c.is_worse for c in levels)
-    bounds = f"({100 * one.low:+.1f} to {100 * one.high:+.1f})"
+    bounds = f"({points(one.low)} to {points(one.high)})"
     if one.is_better or one.is_worse:
         amount = f"is {'better' if one.is_better else 'worse'} than {one.second} by {abs(100 * one.value):.1f} points "
     else:
-        amount = f"is within noise of {one.second}: {100 * one.value:+.1f} points "
+        amount = f"is within noise of {one.second}: {points(one.value)} points "
     return (
         f"{measure}{unit}: {one.first} {amount}{bounds} on {level}, where {one.second} is best; "
         f"of {len(levels)} levels {better} are better and {worse} worse beyond noise"

@@ -37,13 +37,18 @@ class Change:
     @property
     def amount(self) -> str:
         """In points, with the interval."""
-        value, low, high = (f"{100 * share:+.{self.digits}f}" for share in (self.value, self.low, self.high))
+        value, low, high = (points(share, self.digits) for share in (self.value, self.low, self.high))
         return f"{value} points ({low} to {high})"
 
     def turned(self) -> Change:
         """The second minus the first."""
         value, low, high = 0.0 - self.value, 0.0 - self.high, 0.0 - self.low  # the negative of 0 is not written as -0
         return dataclasses.replace(self, first=self.second, second=self.first, value=value, low=low, high=high)
+
+
+def points(share: float, digits: int = 1) -> str:
+    """A difference of shares in points, with its sign; what rounds to zero is +0.0, never -0.0."""
+    return f"{round(100 * share, digits) + 0.0:+.{digits}f}"
 
 
 @dataclass(frozen=True, kw_only=True)
