@@ -25,8 +25,8 @@ from detection_data import (
 )
 from resim.datasets.cityscapes import read_cityscapes
 from resim.datasets.coco import read_coco
+from resim.datasets.layouts import read_detection
 from resim.datasets.masks import decode_masks
-from resim.datasets.read import read_detection
 from resim.datasets.records import subset
 from resim.datasets.voc import read_voc
 from resim.errors import UserError
@@ -126,7 +126,7 @@ def test_of_two_images_of_one_name_none_is_guessed(tmp_path: Path) -> None:
     path = write_coco(tmp_path, [thing(1, 1, 3, (0, 0, 9, 9))], num_images=1)
     picture(tmp_path / "other" / "a" / "1.png")
     picture(tmp_path / "other" / "b" / "1.png")
-    with pytest.raises(UserError, match="2 files of this name"):
+    with pytest.raises(UserError, match="2 files have this name"):
         read_coco(path, tmp_path / "other")
 
 
@@ -200,9 +200,9 @@ def test_several_years_together(tmp_path: Path) -> None:
     assert len(read_detection(root / "VOC2012", "trainval")) == 1
     with pytest.raises(UserError, match=r"several years.*write 2007 trainval"):
         read_voc(root, "trainval")
-    with pytest.raises(UserError, match=r"no year 2010 at .* there is 2007, 2012"):
+    with pytest.raises(UserError, match=r"has no year 2010: name one of 2007, 2012"):
         read_voc(root, "2010 trainval")
-    with pytest.raises(UserError, match=r"val\.txt: there is no such list; there is test, trainval"):
+    with pytest.raises(UserError, match=r"val\.txt: no such list: name one of test, trainval with --split"):
         read_voc(root, "2007 val")
 
 
@@ -285,8 +285,8 @@ def test_polygons_that_are_none_are_left_out_and_said(tmp_path: Path) -> None:
     assert data.records[0].annotation_ids.tolist() == [26000]
     assert data.records[0].areas.tolist() == [600]
     assert data.repairs.counts == {"short-polygon": 1, "bad-mask": 1}
-    assert ", image ulm_000000_000019, annotation 1 (car, 2 points)" in data.repairs.lines()[0]
-    assert ", image ulm_000000_000019, annotation 3 (car, not finite x, y pairs)" in data.repairs.lines()[1]
+    assert ", image ulm_000000_000019, annotation 1 (car: 2 points)" in data.repairs.lines()[0]
+    assert ", image ulm_000000_000019, annotation 3 (car: not finite x, y pairs)" in data.repairs.lines()[1]
 
 
 def test_an_empty_cityscapes_split_is_an_error(tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_an_empty_cityscapes_split_is_an_error(tmp_path: Path) -> None:
     write_cityscapes(tmp_path, {"ulm_000000_000019": nothing})
     with pytest.raises(UserError, match="no object in its 1 image"):
         read_cityscapes(tmp_path, "val")
-    with pytest.raises(UserError, match=r"gtFine/train: there is no such folder; Cityscapes has"):
+    with pytest.raises(UserError, match=r"gtFine/train: no such folder: name the folder that contains gtFine"):
         read_cityscapes(tmp_path, "train")
 
 
@@ -314,10 +314,10 @@ def test_cityscapes_files_that_are_missing_are_named(tmp_path: Path) -> None:
 
 
 def test_what_is_none_of_the_layouts_says_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"looked for COCO .* VOC .* Cityscapes .* and YOLO") as raised:
+    with pytest.raises(UserError, match=r"name a folder of COCO .* VOC .* Cityscapes .* or YOLO") as raised:
         read_detection(tmp_path)
     assert "\n" not in str(raised.value)
-    with pytest.raises(UserError, match="there is no such file or folder"):
+    with pytest.raises(UserError, match="no such file or folder: name a COCO JSON file"):
         read_detection(tmp_path / "nowhere")
     (tmp_path / "a.txt").touch()
     with pytest.raises(UserError, match=r"a\.txt: not a \.json file"):
@@ -328,7 +328,7 @@ def test_several_json_files_need_a_split(tmp_path: Path) -> None:
     path = write_coco(tmp_path, [thing(1, 1, 3, (0, 0, 9, 9))])
     assert len(read_detection(tmp_path)) == len(read_detection(path)) == 2
     (tmp_path / "instances_train.json").write_bytes(path.read_bytes())
-    there = r"there is instances_train\.json, instances_val\.json"
+    there = r"choose one of instances_train\.json, instances_val\.json"
     with pytest.raises(UserError, match=rf"2 JSON files: {there}: type resim .* --split train --val val"):
         read_detection(tmp_path)
     assert len(read_detection(tmp_path, "train")) == 2
@@ -336,10 +336,10 @@ def test_several_json_files_need_a_split(tmp_path: Path) -> None:
 
 def test_options_of_another_layout_are_refused(tmp_path: Path) -> None:
     write_voc(tmp_path, "2007", {"trainval": ["a"]}, {"a": [xml_object("dog", (1, 1, 9, 9))]})
-    with pytest.raises(UserError, match="goes with COCO files only"):
+    with pytest.raises(UserError, match="applies only to COCO files"):
         read_detection(tmp_path, images=tmp_path)
     write_coco(tmp_path / "coco", [thing(1, 1, 3, (0, 0, 9, 9))])
-    with pytest.raises(UserError, match="goes with VOC's and YOLO's layouts"):
+    with pytest.raises(UserError, match="applies only to VOC and YOLO data sets"):
         read_detection(tmp_path / "coco", classes=["dog"])
 
 

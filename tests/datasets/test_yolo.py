@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from detection_data import H, W, detection, picture, thing, write_coco
+from resim.datasets.layouts import is_data_set, read_detection
 from resim.datasets.masks import decode_masks
-from resim.datasets.read import is_data_set, read_detection
 from resim.datasets.records import DetectionData
 from resim.datasets.yolo import read_yolo
 from resim.detection.predict import _pictures
@@ -184,7 +184,7 @@ def test_splits(tmp_path: Path) -> None:
     assert names(read_detection(root)) == ["images/train/a.jpg"]
     for split in ("val", "valid"):
         assert names(read_detection(root, split)) == ["images/val/b.jpg", "images/more/c.jpg"]
-    with pytest.raises(UserError, match=r"data\.yaml: no split 'test'; there is train, val: name one with --split"):
+    with pytest.raises(UserError, match=r"data\.yaml: no split 'test': name one of train, val with --split"):
         read_detection(root, "test")
 
 
@@ -215,7 +215,7 @@ def test_folders_without_a_description(tmp_path: Path) -> None:
     root = write(tmp_path, {"a": BOX}, None)
     (root / "notes.json").write_text("{}")  # Label Studio's
     assert not is_data_set(root) or is_data_set(root / "notes.json")
-    with pytest.raises(UserError, match=r"no names of classes .* give them by --classes"):
+    with pytest.raises(UserError, match=r"no class names .* name the classes with --classes"):
         read_detection(root)
     assert read_detection(root, classes=["cow", "pig"]).classes == ("cow", "pig")
     (root / "classes.txt").write_text("cat\ndog\n")
@@ -248,14 +248,14 @@ def test_predict_takes_the_images_of_a_data_set(tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("yaml", "message"),
     [
-        ("names: [cat, dog\ntrain: images\n", r"data\.yaml: not a YAML file \("),
+        ("names: [cat, dog\ntrain: images\n", r"data\.yaml: not a valid YAML file \("),
         ("names: [cat, dog]\n", "it needs names:, and train: or val:"),
         ("- a\n- b\n", "it needs names:, and train: or val:"),
-        ("train: images\n", "no names of classes"),
+        ("train: images\n", "no class names"),
         ("nc: 3\nnames: [cat, dog]\ntrain: images\n", "nc: is 3, but names: has 2 classes"),
-        ("names: {one: cat}\ntrain: images\n", "must be whole numbers"),
-        ("names: [cat]\ntrain: {a: b}\n", "train: must be a folder, a .txt list or a list of these"),
-        ("names: [cat]\ntrain: nowhere\n", "train: 'nowhere' is not there"),
+        ("names: {one: cat}\ntrain: images\n", "must be an integer"),
+        ("names: [cat]\ntrain: {a: b}\n", "train: is {'a': 'b'}, but must be a folder, a .txt list or a list of these"),
+        ("names: [cat]\ntrain: nowhere\n", "train: 'nowhere' does not exist"),
     ],
 )
 def test_a_faulty_description_is_named(tmp_path: Path, yaml: str, message: str) -> None:
@@ -267,7 +267,7 @@ def test_a_faulty_description_is_named(tmp_path: Path, yaml: str, message: str) 
 
 def test_no_label_at_all_says_where_they_are_looked_for(tmp_path: Path) -> None:
     write(tmp_path, {"a": None})
-    with pytest.raises(UserError, match="there is no label file for its 1 image: labels/NAME"):
+    with pytest.raises(UserError, match="no label file for its 1 image: images/NAME"):
         read_yolo(tmp_path)
 
 
@@ -306,8 +306,8 @@ def test_a_label_file_of_nearly_the_image_s_name(tmp_path: Path, image: str, lab
     data = read_yolo(tmp_path)
     assert data.records[0].boxes == pytest.approx(np.array([CORNERS]), abs=1e-9)
     (line,) = data.repairs.lines()
-    assert line.startswith("1 file name that is not quite that of the file, the only file that fits is taken")
-    assert f'{label}" has the objects of "{Path(image).name}"' in line
+    assert line.startswith("1 file name that differs from the name of the file, matched to the only file that fits")
+    assert f'{label}" is the label file of "{Path(image).name}"' in line
 
 
 def test_a_label_file_of_another_image_is_not_taken(tmp_path: Path) -> None:

@@ -32,15 +32,15 @@ from detection_data import (
 from needs import need
 from resim.datasets.cityscapes import read_cityscapes
 from resim.datasets.coco import read_coco
+from resim.datasets.layouts import read_detection
 from resim.datasets.masks import to_rle
-from resim.datasets.read import read_detection
 from resim.datasets.records import DetectionData
 from resim.datasets.voc import CLASSES, read_voc
 from resim.errors import UserError
 from resim.scores.cityscapes import cityscapes_scores
 from resim.scores.coco import coco_scores
 from resim.scores.results import check_masks, read_results
-from resim.scores.voc import THRESHOLDS, ap_area, ap_eleven_points, curve, voc_scores
+from resim.scores.voc import THRESHOLDS, ap_area, ap_eleven_points, precision_recall, voc_scores
 
 DOG = 7  # in the COCO data sets written here
 VOC_DOG = CLASSES.index("dog") + 1
@@ -251,7 +251,7 @@ def both(values: dict[str, float]) -> tuple[float, float]:
 def test_voc_curves_by_hand() -> None:
     # 4 boxes; right, wrong, right, right, wrong: one box is never found
     right = np.array([1, 0, 1, 1, 0], dtype=bool)
-    recall, precision = curve(right, ~right, num_boxes=4)
+    recall, precision = precision_recall(right, ~right, num_boxes=4)
     assert recall.tolist() == [0.25, 0.25, 0.5, 0.75, 0.75]
     assert precision == pytest.approx([1, 1 / 2, 2 / 3, 3 / 4, 3 / 5])
     # best precision at 0, 0.1, 0.2: 1; at 0.3 to 0.7: 3/4; at 0.8, 0.9, 1: 0
@@ -397,24 +397,24 @@ def test_results_of_another_data_set_are_refused(tmp_path: Path) -> None:
     strange = [good, {**good, "image_id": 41}, {**good, "image_id": "b"}]
     for score in (coco_scores, voc_scores):
         with pytest.raises(
-            UserError, match=r"a\.json: 2 of 3 detections have a image_id that .*\(41, 'b'\): results of"
+            UserError, match=r"a\.json: the image_id of 2 of 3 detections is not in .*\(41, 'b'\): name the data set"
         ):
             score(data, strange, source="a.json")
-        with pytest.raises(UserError, match=r"1 of 2 detections have a category_id that .* has not \(99\)"):
+        with pytest.raises(UserError, match=r"the category_id of 1 of 2 detections is not in .* \(99\)"):
             score(data, [good, {**good, "category_id": 99}])
 
 
 @pytest.mark.parametrize(
     ("wrong", "kind", "message"),
     [
-        ({"score": float("nan")}, "bbox", "detection 1, of image 1, needs a finite score, not nan"),
-        ({"score": None}, "bbox", "needs a finite score, not None"),
-        ({"bbox": [1, 2, 3]}, "bbox", r"needs bbox, 4 finite numbers, not \[1, 2, 3\]"),
-        ({"bbox": [1, 2, 3, float("inf")]}, "bbox", "needs bbox, 4 finite numbers"),
-        ({"bbox": [1, 2, -3, 4]}, "bbox", "has a box of width -3 and height 4"),
+        ({"score": float("nan")}, "bbox", "detection 1, of image 1, has score nan, but needs a finite"),
+        ({"score": None}, "bbox", "has score None, but needs a finite"),
+        ({"bbox": [1, 2, 3]}, "bbox", r"has bbox \[1, 2, 3\], but needs 4 finite numbers"),
+        ({"bbox": [1, 2, 3, float("inf")]}, "bbox", r"inf\], but needs 4 finite numbers"),
+        ({"bbox": [1, 2, -3, 4]}, "bbox", "has a box of negative size, width -3 and height 4"),
         ({}, "segm", "needs a segmentation in compressed RLE"),
         ({"segmentation": [rectangle(0, 0, 5, 5)]}, "segm", "needs a segmentation in compressed RLE"),
-        ({"segmentation": {"size": [10, 10], "counts": "0"}}, "segm", r"a mask of size \[10, 10\], the image has"),
+        ({"segmentation": {"size": [10, 10], "counts": "0"}}, "segm", r"a mask of size \[10, 10\], but its image is"),
     ],
 )
 def test_incomplete_detections_are_refused(tmp_path: Path, wrong: dict[str, Any], kind: Any, message: str) -> None:
@@ -427,9 +427,9 @@ def test_incomplete_detections_are_refused(tmp_path: Path, wrong: dict[str, Any]
 
 def test_a_kind_that_the_truth_has_not_is_refused(tmp_path: Path) -> None:
     data = dogs(tmp_path, ((1, 1, 10, 10), 0))
-    with pytest.raises(UserError, match="no masks to score against"):
+    with pytest.raises(UserError, match="has no masks, so that"):
         coco_scores(data, [], ("segm",))
-    with pytest.raises(UserError, match="no keypoints to score against"):
+    with pytest.raises(UserError, match="has no keypoints, so that"):
         coco_scores(data, [], ("keypoints",))
 
 
@@ -437,7 +437,7 @@ def test_results_files(tmp_path: Path) -> None:
     path = tmp_path / "results.json"
     path.write_text(json.dumps([detection(1, DOG, (0, 0, 10, 10), 0.9)]))
     assert read_results(path)[0]["bbox"] == [0, 0, 10, 10]
-    for content, message in (("{}", "not COCO results"), ("[1]", "not COCO results"), ("", "not a JSON file")):
+    for content, message in (("{}", "not COCO results"), ("[1]", "not COCO results"), ("", "not a valid JSON file")):
         path.write_text(content)
         with pytest.raises(UserError, match=message):
             read_results(path)
@@ -449,7 +449,10 @@ def test_masks_of_a_results_file_are_whole(tmp_path: Path) -> None:
     data = read_coco(write_coco(tmp_path, [thing(1, 1, DOG, (0, 0, 10, 10))]))
     good = truth_as_results(data)[0]
     check_masks([good, {**good, "segmentation": None}], "a.json")
-    for counts, told in (("zzzz", "RLE whose counts are not run lengths"), ("11", f"RLE of 2 pixels, not {H * W}")):
+    for counts, told in (
+        ("zzzz", "RLE whose counts are not run lengths"),
+        ("11", f"RLE of 2 pixels instead of {H * W}"),
+    ):
         broken = {**good, "segmentation": {"size": [H, W], "counts": counts}}
         with pytest.raises(UserError, match=rf"^a\.json: detection 1, of image 1, has an {told}"):
             check_masks([good, broken], "a.json")

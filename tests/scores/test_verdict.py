@@ -28,10 +28,10 @@ def change(first: str, second: str, measure: str, low: float, high: float) -> Ch
 
 def test_a_change_turned_round_is_the_negative() -> None:
     one = change("a", "b", "kNN", -0.1, 0.3)
-    assert one.turned() == change("b", "a", "kNN", -0.3, 0.1)
-    assert str(one.turned()) == "b minus a -10.0 points (-30.0 to +10.0)"
+    assert one.swapped() == change("b", "a", "kNN", -0.3, 0.1)
+    assert str(one.swapped()) == "b minus a -10.0 points (-30.0 to +10.0)"
     assert not one.is_better
-    assert change("a", "b", "kNN", 0.01, 0.3).turned().is_worse
+    assert change("a", "b", "kNN", 0.01, 0.3).swapped().is_worse
 
 
 def test_one_network_and_the_untrained_one() -> None:
@@ -122,7 +122,7 @@ def test_files_of_before_have_the_same_verdict() -> None:
     old["networks"][0].pop("minus")
     assert probe_verdict(old) == probe_verdict(new)
     old["networks"][1]["less_first"] = {"knn/C5": {"difference": None, "interval": []}}
-    assert "no difference of the two is known" in probe_verdict(old)[0]
+    assert "not measured" in probe_verdict(old)[0]
 
 
 # -- detectors

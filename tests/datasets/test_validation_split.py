@@ -13,7 +13,7 @@ from detection_data import thing, write_coco
 from resim.cli.main import main
 from resim.datasets.coco import read_coco
 from resim.datasets.records import DetectionData
-from resim.datasets.split import hold_out, hold_out_again, recorded_split, split_line
+from resim.datasets.validation_split import hold_out, recorded_split, restore_held_out, split_line
 from resim.errors import UserError
 from tiny_detectors import things, write_things
 
@@ -56,7 +56,7 @@ def test_the_parts_know_where_they_are_from(ten: DetectionData) -> None:
     assert val.source == f"{ten.source} (held out by --val-fraction 0.3, seed 4)"
     objects = sum(image != 10 for image in ids(val))
     assert split_line(val) == (
-        f"held out to evaluate on: 3 of 10 images with {objects} objects, drawn at random by --val-fraction 0.3 and "
+        f"held out to evaluate on: 3 of 10 images with {objects} objects, sampled by --val-fraction 0.3 and "
         "seed 4; never trained on; no object of cat is among them"
     )
 
@@ -95,7 +95,7 @@ def test_a_part_is_found_again_when_images_are_gone(ten: DetectionData) -> None:
     stored = json.loads(json.dumps(val.held_out.to_json()))
     for gone in (ids(train)[0], ids(val)[0]):
         fewer = dataclasses.replace(ten, records=tuple(r for r in ten.records if r.image_id != gone))
-        rest, again = hold_out_again(fewer, stored)
+        rest, again = restore_held_out(fewer, stored)
         assert ids(rest) == [image for image in ids(train) if image != gone]
         assert ids(again) == [image for image in ids(val) if image != gone]
 
@@ -107,7 +107,7 @@ def test_shares_that_leave_nothing(ten: DetectionData, fraction: float) -> None:
 
 
 def test_one_image_cannot_be_split(ten: DetectionData) -> None:
-    with pytest.raises(UserError, match="has 1 image, two are needed"):
+    with pytest.raises(UserError, match="has 1 image, but needs at least two"):
         hold_out(dataclasses.replace(ten, records=ten.records[:1]), 0.5, 0)
 
 
@@ -132,9 +132,8 @@ def test_a_run_keeps_its_split(capsys: Captured, coco: Path, tmp_path: Path) -> 
     out = tmp_path / "run"
     begin = ["detect", "train", str(coco), *TINY, "--seed", "3", "--out", str(out)]
     assert main([*begin, "--val-fraction", "0.34", "--stop-after", "1"]) == 0
-    assert (
-        "held out to evaluate on: 2 of 6 images with 4 objects, drawn at random by --val-fraction 0.34 and seed 3"
-        in (" ".join(capsys.readouterr().out.split()))
+    assert "held out to evaluate on: 2 of 6 images with 4 objects, sampled by --val-fraction 0.34 and seed 3" in (
+        " ".join(capsys.readouterr().out.split())
     )
     data = json.loads((out / "config.json").read_text())["data"]
     _, val = hold_out(read_coco(coco), 0.34, 3)

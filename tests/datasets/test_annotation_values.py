@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from resim.datasets.coco_values import as_flag, as_id, as_keypoints, as_numbers, as_rle, as_segmentation
+from resim.datasets.annotation_values import as_flag, as_id, as_keypoints, as_numbers, as_rle, as_segmentation
 
 NAN = float("nan")
 

@@ -10,7 +10,7 @@ import pytest
 
 from detection_data import thing, write_coco
 from resim.datasets.coco import read_coco
-from resim.datasets.locate import locate_files
+from resim.datasets.named_files import locate_files
 from resim.errors import UserError
 
 
@@ -93,16 +93,16 @@ def test_the_folders_of_a_name_choose_among_files_of_one_name(tmp_path: Path) ->
 
 def test_of_several_files_none_is_taken(tmp_path: Path) -> None:
     touch(tmp_path, "x/a.jpg", "y/a.jpg", "b.jpg", "b.webp")
-    assert fault(tmp_path, "/gone/a.jpg").startswith('"/gone/a.jpg": 2 files would fit, ')
-    assert fault(tmp_path, "a.jpg").startswith('"a.jpg": 2 files of this name, ')
-    assert fault(tmp_path, "b.png").startswith('"b.png": 2 files would fit, ')
+    assert fault(tmp_path, "/gone/a.jpg").startswith('"/gone/a.jpg": 2 files fit, ')
+    assert fault(tmp_path, "a.jpg").startswith('"a.jpg": 2 files have this name, ')
+    assert fault(tmp_path, "b.png").startswith('"b.png": 2 files fit, ')
 
 
 def test_a_file_that_another_name_means_is_not_taken(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "c.jpg")
     assert located(tmp_path, "a.jpg", "gone/a.jpg") == ["a.jpg", None]
     assert located(tmp_path, "C.JPG", "c.png") == [None, None]
-    assert locate_files(["C.JPG", "c.png"], [tmp_path])["c.png"].fault == '"c.png": "c.jpg" would fit "C.JPG" too'
+    assert locate_files(["C.JPG", "c.png"], [tmp_path])["c.png"].fault == '"c.png": "c.jpg" also fits "C.JPG"'
 
 
 def test_train_is_not_val(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_mask_is_not_its_photograph(tmp_path: Path) -> None:
 def test_the_nearest_name_is_quoted(tmp_path: Path) -> None:
     touch(tmp_path, "deep/img_0012.jpg", "other.png", "img_0001.jpg")
     places = locate_files(["img_0001.jpg", "img_012.jpg", "nothing like it"], [tmp_path])
-    assert places["img_012.jpg"].fault == '"img_012.jpg", the nearest is "deep/img_0012.jpg"'
+    assert places["img_012.jpg"].fault == '"img_012.jpg"; the most similar name is "deep/img_0012.jpg"'
     assert places["nothing like it"].fault == '"nothing like it"'
 
 
@@ -162,10 +162,10 @@ def test_coco_takes_near_misses_and_says_so(tmp_path: Path) -> None:
     data = read_coco(path)
     assert [Path(record.image).name for record in data.records] == ["1.png", "2.png"]
     assert data.repairs.lines() == [
-        "1 file name that is not quite that of the file, the only file that fits is taken: "
+        "1 file name that differs from the name of the file, matched to the only file that fits: "
         f'{path}, image 1 ("C:\\set\\1.png" is "images/1.png")'
     ]
-    with pytest.raises(UserError, match="not quite"):
+    with pytest.raises(UserError, match="1 file name that differs"):
         read_coco(path, strict=True)
 
 
@@ -177,4 +177,4 @@ def test_the_error_names_each_folder_once_and_the_option(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
         read_coco("mine.json")
-    assert "(looked in mine, images, .; name the images' folder with --images-in)" in str(caught.value)
+    assert "(searched in mine, images, .; name the folder of the images with --images-in)" in str(caught.value)

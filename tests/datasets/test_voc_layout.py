@@ -8,9 +8,10 @@ from xml.etree import ElementTree
 import pytest
 
 from detection_data import picture, xml_object
-from resim.datasets.read import read_detection
+from resim.datasets.layouts import read_detection
 from resim.datasets.voc import read_voc
-from resim.datasets.voc_files import parse_xml, read_flag, read_ids
+from resim.datasets.voc_layout import read_ids
+from resim.datasets.voc_xml import parse_xml, read_flag
 from resim.errors import UserError
 
 DOG = xml_object("dog", (11, 21, 50, 60))
@@ -93,7 +94,7 @@ def test_filename_decides_where_the_id_does_not(tmp_path: Path) -> None:
     assert [Path(record.image).name for record in data.records] == ["a.jpg", "b.jpg", "other name.png"]
     assert data.repairs.counts == {"other-name": 2, "missing-image": 2}
     told = data.repairs.lines()[0]
-    assert '<filename> is "a.jpg", "b.jpg" is taken' in told
+    assert '<filename> is "a.jpg", but "b.jpg" is used' in told
     assert '"c" is "other name.png" by its <filename>' in told
 
 
@@ -186,7 +187,7 @@ def test_xml_without_lists(tmp_path: Path, xml: str, pictures: str) -> None:
 
 def test_an_unknown_list_names_those_there_and_the_option(tmp_path: Path) -> None:
     year(tmp_path, b"a\n", "a")
-    with pytest.raises(UserError, match=r"trainval\.txt: there is no such list; there is train: name one with --split"):
+    with pytest.raises(UserError, match=r"trainval\.txt: no such list: name one of train with --split"):
         read_voc(tmp_path)
 
 
@@ -206,7 +207,7 @@ def test_an_object_without_a_box_is_said_to_have_none(tmp_path: Path) -> None:
     root = year(tmp_path, b"a\n", "a")
     annotate(root, "a", DOG + "<object><name>dog</name><polygon><x1>3</x1></polygon></object>")
     (line,) = read_voc(root, "train").repairs.lines()
-    assert line.startswith("1 annotation without a bbox of four numbers")
+    assert line.startswith("1 annotation with neither a bbox of four numbers nor a mask")
     assert line.endswith("annotation 2 (no bndbox)")
 
 
@@ -219,11 +220,11 @@ def test_exchanged_width_and_height_are_put_right_where_boxes_prove_it(tmp_path:
     assert [record.boxes.tolist() for record in data.records] == [[[10, 20, 95, 60]], [[10, 20, 50, 60]]]
     (line,) = data.repairs.lines()
     assert line.startswith(
-        "2 images whose annotation exchanges width and height, the file's are taken, which boxes fit"
+        "2 images with width and height exchanged in their annotations, read with the size of the file"
     )
     annotate(root, "a", size + xml_object("dog", (11, 21, 50, 95)))  # higher than 80: of an image that was turned
-    with pytest.raises(UserError, match=r"2 image files of another size .* images skipped with 2 annotations"):
+    with pytest.raises(UserError, match=r"2 image files whose sizes differ .*, skipped with 2 annotations"):
         read_voc(root, "train")
     annotate(root, "a", size + DOG)  # which it was cannot be known
-    with pytest.raises(UserError, match="2 image files of another size"):
+    with pytest.raises(UserError, match="2 image files whose sizes differ"):
         read_voc(root, "train")

@@ -12,8 +12,8 @@ import pytest
 
 from detection_data import H, W, rectangle, thing, truth_as_results, write_coco, write_voc, xml_object
 from resim.datasets.coco import read_coco
+from resim.datasets.layouts import read_detection
 from resim.datasets.masks import decode_masks
-from resim.datasets.read import read_detection
 from resim.datasets.records import DetectionData
 from resim.datasets.voc import read_voc
 from resim.detection.left_out import left_out, set_aside
@@ -21,7 +21,7 @@ from resim.detection.prepare import check_tasks, usable, with_classes_of
 from resim.detection.samples import objects_to_learn
 from resim.errors import UserError
 from resim.scores.coco import coco_scores
-from resim.scores.results import check_results, with_ids_of
+from resim.scores.results import check_results, match_ids
 from tiny_detectors import tiny, tiny_images, tiny_recipe
 
 NAN = float("nan")
@@ -51,7 +51,7 @@ def test_an_area_that_is_none_is_that_of_the_mask(tmp_path: Path, area: Any) -> 
     assert data.records[0].areas.tolist() == pytest.approx([400], abs=20)  # of its pixels, which its edges cut
     assert data.records[0].areas.tolist() == decode_masks(data.records[0]).sum(axis=(1, 2)).tolist()
     assert sum(data.repairs.counts.values()) == 1
-    assert "worked out from the mask" in data.repairs.lines()[0]
+    assert "computed from the mask" in data.repairs.lines()[0]
 
 
 def test_an_area_that_is_none_is_that_of_the_box_where_there_is_no_mask(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_ids_that_are_told_apart_by_their_writing_alone_are_not_mixed(tmp_path: 
     content["annotations"][0]["image_id"], content["annotations"][1]["image_id"] = "01", 1
     data = read_coco(rewrite(path, **content))
     assert [len(record) for record in data.records] == [0, 1]
-    assert "image_id 1 is no id of an image" in data.repairs.lines()[0]
+    assert "image_id 1 is not the id of an image" in data.repairs.lines()[0]
 
 
 def test_an_image_id_that_is_a_file_s_name(tmp_path: Path) -> None:
@@ -210,8 +210,8 @@ def test_two_files_under_one_id_are_left_out_with_their_annotations(tmp_path: Pa
     data = read_coco(rewrite(path, **content))
     assert [record.image_id for record in data.records] == [3]
     (line,) = data.repairs.lines()
-    assert line.startswith("1 image id that stands for several files")
-    assert line.endswith(f"files skipped with 2 annotations: {path}, image 1 (1.png and 2.png)")
+    assert line.startswith("1 image id that several files share")
+    assert line.endswith(f"all of these files skipped with 2 annotations: {path}, image 1 (1.png and 2.png)")
 
 
 def test_one_file_under_two_ids_is_said(tmp_path: Path) -> None:
@@ -460,7 +460,7 @@ def test_objects_without_a_mask_or_keypoints_are_set_aside_and_said(tmp_path: Pa
 
 def test_crowd_as_objects_is_of_coco_files(tmp_path: Path) -> None:
     write_voc(tmp_path, "2007", {"trainval": ["a"]}, {"a": [xml_object("dog", (5, 5, 60, 60))]})
-    with pytest.raises(UserError, match="--crowd-as-objects goes with COCO files only"):
+    with pytest.raises(UserError, match="--crowd-as-objects applies only to COCO files"):
         read_detection(tmp_path, crowd_as_objects=True)
 
 
@@ -469,7 +469,7 @@ def test_crowd_as_objects_is_of_coco_files(tmp_path: Path) -> None:
 
 def test_boxes_that_are_shares_of_the_image_are_refused(tmp_path: Path) -> None:
     shares = [thing(1, 1, 3, BOX, bbox=[0.1, 0.2, 0.3, 0.4]), thing(2, 1, 3, BOX, bbox=[0, 0, 1, 1])]
-    with pytest.raises(UserError, match=r"all numbers of its 2 bboxes lie from 0 to 1.*multiply them"):
+    with pytest.raises(UserError, match=r"all numbers of its 2 bboxes lie between 0 and 1.*multiply them"):
         read(tmp_path / "a", *shares)
     assert read(tmp_path / "b", *shares, thing(3, 1, 3, BOX)).num_objects == 3
     assert read(tmp_path / "c", thing(1, 1, 3, BOX, bbox=[0, 0, 1, 1])).num_objects == 1
@@ -479,16 +479,14 @@ def test_boxes_that_look_like_corners_are_said(tmp_path: Path) -> None:
     corners = [thing(1, 1, 3, BOX, bbox=[60, 50, 90, 70]), thing(2, 1, 3, BOX, bbox=[10, 20, 30, 60])]
     data = read(tmp_path / "a", *corners)
     assert data.repairs.counts == {"overhang": 1, "corners": 1}
-    assert "were they written as corners?" in data.repairs.lines()[1]
+    assert "if they are corners, rewrite them" in data.repairs.lines()[1]
     assert "corners" not in read(tmp_path / "b", *corners, thing(3, 1, 3, BOX)).repairs.counts
 
 
 @pytest.mark.parametrize("annotations", [None, []])
 def test_a_file_of_test_images_says_what_it_lacks(tmp_path: Path, annotations: Any) -> None:
     path = rewrite(write_coco(tmp_path, []), annotations=annotations)
-    with pytest.raises(
-        UserError, match=r"no annotated object in its 2 images: it lists no annotations, like image_info"
-    ):
+    with pytest.raises(UserError, match=r"no annotated object in its 2 images: it has no annotations, like image_info"):
         read_coco(path)
 
 
@@ -515,7 +513,7 @@ def test_a_file_of_test_images_says_what_it_lacks(tmp_path: Path, annotations: A
         ({"image": {}, "annotations": []}, "SA-1B"),
         ({"images": [], "annotations": [{"segments_info": []}]}, "panoptic"),
         ({"images": [], "annotations": [{"caption": "a dog"}]}, "captions"),
-        ({"foo": 1}, r"an object without a list of images \(at its top: foo\)"),
+        ({"foo": 1}, r"an object without a list of images \(its keys: foo\)"),
     ],
 )  # fmt: skip
 def test_other_files_are_named(tmp_path: Path, content: Any, name: str) -> None:
@@ -558,19 +556,21 @@ def test_results_with_ids_in_another_dress(tmp_path: Path) -> None:
         {**entry, "image_id": str(entry["image_id"]), "category_id": float(entry["category_id"])}
         for entry in truth_as_results(data)
     ]
-    found = with_ids_of(results, data)
+    found = match_ids(results, data)
     assert [(entry["image_id"], entry["category_id"]) for entry in found] == [(1, 3), (2, 7)]
     assert all(type(entry["category_id"]) is int for entry in found)
     assert coco_scores(data, found)["bbox"].values["AP"] == pytest.approx(1)
     assert results[0]["image_id"] == "1"
-    assert with_ids_of([{"image_id": "x"}], data) == [{"image_id": "x"}]
+    assert match_ids([{"image_id": "x"}], data) == [{"image_id": "x"}]
 
 
 def test_results_of_images_that_were_left_out_say_why(tmp_path: Path) -> None:
     path = write_coco(tmp_path, [thing(1, 1, 3, BOX), thing(2, 2, 3, BOX)])
     results = truth_as_results(read_coco(path))
     (tmp_path / "images" / "2.png").unlink()
-    with pytest.raises(UserError, match=r"1 of 2 detections have a image_id .*; 1 image file not found, image skipped"):
+    with pytest.raises(
+        UserError, match=r"the image_id of 1 of 2 detections is not in .*; 1 image file not found, skipped"
+    ):
         check_results(read_coco(path), results, "bbox")
 
 
@@ -592,7 +592,7 @@ def test_exchanged_width_and_height(tmp_path: Path, box: tuple[float, ...], read
     content = json.loads(path.read_text())
     rewrite(path, images=[image | {"width": H, "height": W} for image in content["images"]])
     if not read:
-        with pytest.raises(UserError, match=r"2 image files of another size .*exchanged there, for no EXIF"):
+        with pytest.raises(UserError, match=r"2 image files whose sizes differ .*exchanged, and no EXIF"):
             read_coco(path)
         return
     data = read_coco(path)
