@@ -1,4 +1,4 @@
-"""Folders of labelling tools are recognised, and what is to be typed is said; what is typed then works."""
+"""Exports of labelling tools are recognised, and the command that the message names works."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def test_coco_files_in_the_folders_of_splits(tmp_path: Path, name: str, images: 
         for image in (folder / "moved").iterdir():
             (folder / images).mkdir(exist_ok=True)
             image.rename(folder / images / image.name)
-    told = refusal(tmp_path)
-    assert f"this is an export of {tool}" in told
-    assert f"train/{name}, valid/{name}" in told
-    assert told.endswith(f"type resim detect train {tmp_path} --split train --val valid")
+    message = refusal(tmp_path)
+    assert f"this is an export of {tool}" in message
+    assert f"train/{name}, valid/{name}" in message
+    assert message.endswith(f"type resim detect train {tmp_path} --split train --val valid")
     for part in ("train", "valid"):
         data = read_detection(tmp_path, part)
         assert len(data) == 2
@@ -68,23 +68,23 @@ def test_several_coco_files_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "what"),
+    ("files", "words"),
     [
         ({"a.json": {"shapes": [], "imagePath": "a.jpg"}, "b.json": {"shapes": [], "imagePath": "b.jpg"}}, "LabelMe"),
         ({"metadata.json": {}, "samples.json": {"samples": []}}, "a FiftyOne data set"),
         ({"annotations.xml": "<annotations><version>1.1</version></annotations>"}, "in CVAT format"),
     ],
 )
-def test_folders_of_another_form(tmp_path: Path, files: dict[str, Any], what: str) -> None:
+def test_folders_of_another_format_are_named(tmp_path: Path, files: dict[str, Any], words: str) -> None:
     for name, content in files.items():
         put(tmp_path / name, content)
-    told = refusal(tmp_path)
-    assert what in told
-    assert "then type resim detect train" in told
+    message = refusal(tmp_path)
+    assert words in message
+    assert "then type resim detect train" in message
 
 
 @pytest.mark.parametrize(
-    ("content", "what"),
+    ("content", "words"),
     [
         ({"shapes": [], "imagePath": "a.jpg"}, "LabelMe"),
         ({"a.jpg123": {"filename": "a.jpg", "regions": []}}, "VIA"),
@@ -96,25 +96,25 @@ def test_folders_of_another_form(tmp_path: Path, files: dict[str, Any], what: st
         ([{"image": "a.jpg", "annotations": []}], "CreateML"),
     ],
 )
-def test_files_of_another_form(tmp_path: Path, content: Any, what: str) -> None:
-    told = refusal(put(tmp_path / "a.json", content))
-    assert what in told
-    assert "type resim detect" in told
+def test_files_of_another_format_are_named(tmp_path: Path, content: Any, words: str) -> None:
+    message = refusal(put(tmp_path / "a.json", content))
+    assert words in message
+    assert "type resim detect" in message
 
 
 @pytest.mark.parametrize("content", [{}, [], [1], "text", {"images": 1}])
-def test_a_json_file_of_no_known_form_is_just_no_coco_file(tmp_path: Path, content: Any) -> None:
+def test_a_json_file_of_an_unknown_format_is_not_a_coco_file(tmp_path: Path, content: Any) -> None:
     assert "not a COCO file" in refusal(put(tmp_path / "a.json", json.dumps(content)))
 
 
-def test_nothing_at_all(tmp_path: Path) -> None:
+def test_an_empty_folder_is_not_a_data_set(tmp_path: Path) -> None:
     assert "name a folder of COCO" in refusal(tmp_path)
     put(tmp_path / "annotations.xml", "no xml")
     assert "name a folder of COCO" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("name", "what"),
+    ("name", "words"),
     [
         ("data.zip", "data.zip is an archive: unpack it"),
         ("boxes.csv", "boxes.csv is a table, which is not supported: export it as COCO"),
@@ -122,14 +122,14 @@ def test_nothing_at_all(tmp_path: Path) -> None:
         ("train.tfrecord", "is a TFRecord or Parquet file"),
     ],
 )
-def test_files_of_other_forms_are_named_alone_and_in_their_folder(tmp_path: Path, name: str, what: str) -> None:
+def test_files_of_other_formats_are_named_alone_and_in_their_folder(tmp_path: Path, name: str, words: str) -> None:
     picture(tmp_path / "a.jpg")
     file = put(tmp_path / name, "x")
-    assert what in refusal(file)
-    assert what in refusal(tmp_path)
+    assert words in refusal(file)
+    assert words in refusal(tmp_path)
 
 
-def test_supervisely_s_form_is_recognised(tmp_path: Path) -> None:
+def test_the_format_of_supervisely_is_recognised(tmp_path: Path) -> None:
     picture(tmp_path / "ds" / "img" / "a.jpg")
     put(tmp_path / "ds" / "ann" / "a.jpg.json", {"size": {}, "objects": []})
     put(tmp_path / "meta.json", {"classes": []})
@@ -137,7 +137,7 @@ def test_supervisely_s_form_is_recognised(tmp_path: Path) -> None:
         assert "this is in Supervisely format" in refusal(folder)
 
 
-def test_detectron2_s_list_is_no_list_of_images(tmp_path: Path) -> None:
+def test_a_list_of_detectron2_is_recognised(tmp_path: Path) -> None:
     file = put(tmp_path / "d2.json", [{"file_name": "a.jpg", "image_id": 1, "annotations": []}])
     assert "a Detectron2 data set: convert it with convert_to_coco_json" in refusal(file)
 
@@ -155,7 +155,7 @@ def test_files_in_the_folders_of_splits_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "tool"), [("label_2", "KITTI"), ("labelTxt", "DOTA")])
-def test_folders_of_labels_are_known_by_name(tmp_path: Path, name: str, tool: str) -> None:
+def test_folders_of_labels_are_recognised_by_name(tmp_path: Path, name: str, tool: str) -> None:
     put(tmp_path / name / "a.txt", "Car 0 0 0 1 1 9 9")
     assert f"this is in {tool} format (folder {name})" in refusal(tmp_path)
 
@@ -180,7 +180,7 @@ def test_xml_in_annotations_of_each_split(tmp_path: Path) -> None:
     assert len(read_detection(tmp_path, "train")) == 1
 
 
-def test_a_link_to_itself_is_no_image(tmp_path: Path) -> None:
+def test_a_link_to_itself_is_not_an_image(tmp_path: Path) -> None:
     write_coco(tmp_path, [OBJECT, thing(2, 2, 3, (0, 0, 9, 9))])
     image = next((tmp_path / "images").glob("2.*"))
     image.unlink()
