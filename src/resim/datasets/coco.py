@@ -159,7 +159,8 @@ def _check_not_empty(
         unpack = f"unpack {archive.name} and " if archive.is_file() else ""
         searched = ", ".join(map(str, folders)) or "no folder"
         remedy = f"{unpack}name the folder of the images with --images-in"
-        raise empty_split_error(str(path), repairs, f"no usable image (searched in {searched}; {remedy})")
+        hint = f" (searched in {searched}; {remedy})" if "missing-image" in repairs.counts else ""
+        raise empty_split_error(str(path), repairs, f"no usable image{hint}")
     if not any(len(record) for record in records):
         reason = f"no annotated object in its {counted(len(records), 'image')}"
         if not has_annotations:
