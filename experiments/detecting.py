@@ -15,14 +15,14 @@ import numpy as np
 from methods import FPN_WIDTH, Size
 from records import UNTRAINED, Row, append_rows, read_rows, write_counts
 
-from resim.datasets.read import read_detection
+from resim.datasets.layouts import read_detection
 from resim.datasets.records import DetectionData, Record, subset
-from resim.datasets.split import hold_out
+from resim.datasets.validation_split import hold_out
 from resim.detection.compare import Comparison, Start, compare
 from resim.detection.config import DetectRecipe, DetectRun
 from resim.detection.recipes import probe_frozen, quick
 from resim.errors import UserError
-from resim.scores.bootstrap import average_precision, match, resampled
+from resim.scores.bootstrap import average_precision, match_detections, resample_precision
 from resim.scores.results import read_results
 
 REPLICATES = 300  # draws of the test images for an interval of AP
@@ -196,8 +196,8 @@ def _rows(
 ) -> Iterable[Row]:  # fmt: skip
     for method in methods:
         (folder,) = found.folders[method]
-        classes = match(test, read_results(folder / "results.json"))
-        drawn = resampled(classes, len(test), replicates=REPLICATES, seed=0)
+        classes = match_detections(test, read_results(folder / "results.json"))
+        drawn = resample_precision(classes, len(test), replicates=REPLICATES, seed=0)
         plain = average_precision(classes, np.ones(len(test)))
         write_counts(out, f"{method}-seed{seed}-{pairs[method]}", {f"{probe}/box": np.array([plain, *drawn])})
         low, high = np.nanpercentile(drawn, [2.5, 97.5])

@@ -1,4 +1,4 @@
-"""Small data sets written as files, and their truth as detections."""
+"""Small detection data sets, written as files, and their ground truth as detections."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from resim.datasets.coco import read_coco
 from resim.datasets.masks import to_rle
 from resim.datasets.records import DetectionData
+from resim.datasets.voc import read_voc
 
 W, H = 100, 80
+BOX = (10, 20, 30, 60)  # 20 x 40 px, an area of 800
+CROWD = {"size": [H, W], "counts": [10 * H + 20, 40, H * W - 10 * H - 60]}  # 40 px of column 10
 
 
 def picture(path: Path, width: int = W, height: int = H) -> None:
@@ -98,7 +102,7 @@ def corners(x0: int, y0: int, x1: int, y1: int) -> list[tuple[int, int]]:
 
 
 def write_cityscapes(root: Path, scenes: dict[str, dict[str, Any]], *, split: str = "val", city: str = "ulm") -> Path:
-    """Polygons by name, such as `ulm_000000_000019`, in the true layout."""
+    """Polygons by name, such as `ulm_000000_000019`, in the layout of Cityscapes."""
     for name, content in scenes.items():
         picture(root / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png")
         path = root / "gtFine" / split / city / f"{name}_gtFine_polygons.json"
@@ -139,3 +143,37 @@ def detection(image_id: int | str, category_id: int, box: tuple[float, ...], sco
         "bbox": [x0, y0, x1 - x0, y1 - y0],
         "score": float(np.float64(score)),
     }
+
+
+def read_annotations(folder: Path, *annotations: dict[str, Any], **more: Any) -> DetectionData:
+    """Write and read a file of annotations, by default of two images and the classes cat (3) and dog (7)."""
+    return read_coco(write_coco(folder, list(annotations), **more))
+
+
+def rewrite_lists(path: Path, **keys: Any) -> Path:
+    """Replace lists of a COCO file; None removes one."""
+    content = json.loads(path.read_text()) | keys
+    path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    return path
+
+
+def read_dogs(tmp_path: Path, *boxes: tuple[tuple[int, int, int, int], int]) -> DetectionData:
+    """A VOC data set of image a with dogs: corners and `difficult` of each."""
+    things = [xml_object("dog", box, difficult) for box, difficult in boxes]
+    return read_voc(write_voc(tmp_path, "2007", {"trainval": ["a"]}, {"a": things}))
+
+
+def perturbed_truth(data: DetectionData, seed: int = 0) -> list[dict[str, Any]]:
+    """The truth, shifted, with some objects missing, some twice, some of another class, and with equal scores."""
+    rng = np.random.default_rng(seed)
+    results = []
+    for entry in truth_as_results(data):
+        for _ in range(int(rng.choice([0, 1, 1, 2]))):
+            x, y, width, height = entry["bbox"]
+            move = rng.normal(0, 0.12, 4) * [width, height, width, height]
+            box = [x + move[0], y + move[1], max(1, width + move[2]), max(1, height + move[3])]
+            other = bool(rng.random() < 0.1)
+            category_id = data.category_ids[int(rng.integers(len(data.classes)))] if other else entry["category_id"]
+            score = round(float(rng.random()), 2)
+            results.append({**entry, "bbox": box, "category_id": category_id, "score": score})
+    return results

@@ -172,7 +172,7 @@ def test_data_that_cannot_be_read(capsys: Captured, coco: Path, finished: Path, 
         (coco, ("--split", "train2014"), "no split 'train2014'; there is instances_train2017.json"),
         (coco / instances, ("--images-in", tmp_path / "empty"), "images"),
         (coco / instances, ("--split", "val2017"), "is one file, which has no split 'val2017': leave it out"),
-        (coco, ("--split", "train2017", "--classes", "dog"), "classes are named, which goes with VOC's and YOLO's"),
+        (coco, ("--split", "train2017", "--classes", "dog"), "--classes applies only to VOC and YOLO data sets"),
     ):
         assert told in refusal(capsys, "train", path, *more, *TINY, "--out", tmp_path / "run")
         if "--classes" not in more:
@@ -265,7 +265,7 @@ def test_voc(capsys: Captured, tmp_path: Path) -> None:
     assert "fox" in refusal(capsys, "train", root, "--strict", *out)
     assert "has no masks: leave --masks out" in refusal(capsys, "train", root, "--masks", *out)
     assert "2012" in refusal(capsys, "train", root, "--split", "2007 trainval+2012 trainval", *out)
-    assert "goes with COCO files only" in refusal(capsys, "train", root, "--images-in", tmp_path, *out)
+    assert "applies only to COCO files" in refusal(capsys, "train", root, "--images-in", tmp_path, *out)
     assert not (tmp_path / "run").exists()
     words = ["train", str(root), "--split", "2007 trainval", "--val", "2007 test", "--classes", "dog", "fox"]
     assert main(["detect", *words, *map(str, out)]) == 0
@@ -300,7 +300,7 @@ def test_evaluations_that_cannot_work(capsys: Captured, coco: Path, finished: Pa
         ((tmp_path / "none", *val), "none: cannot be read"),
         ((tmp_path / "none.json", *val), "none.json: cannot be read"),
         ((tmp_path / "list.json", *val), "list.json: not COCO results"),
-        ((tmp_path / "other.json", *val), "other.json: 1 of 1 detections have a image_id that"),
+        ((tmp_path / "other.json", *val), "other.json: the image_id of 1 of 1 detections is not in"),
         ((tmp_path / "damaged.pt", *val), "damaged.pt: damaged, or no checkpoint (4 bytes"),
         ((finished, *val, "--out", finished), "holds a run, whose own scores would be replaced"),
         ((finished, *val, "--eval-images", "0"), "--eval-images 0: must be at least 1"),

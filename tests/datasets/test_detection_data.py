@@ -25,8 +25,8 @@ from detection_data import (
 )
 from resim.datasets.cityscapes import read_cityscapes
 from resim.datasets.coco import read_coco
+from resim.datasets.layouts import read_detection
 from resim.datasets.masks import decode_masks
-from resim.datasets.read import read_detection
 from resim.datasets.records import subset
 from resim.datasets.voc import read_voc
 from resim.errors import UserError
@@ -90,7 +90,7 @@ def test_a_missing_box_or_area_comes_from_the_mask(tmp_path: Path) -> None:
     assert record.areas.tolist() == [800]
 
 
-def test_boxes_without_masks_need_none(tmp_path: Path) -> None:
+def test_boxes_do_not_need_masks(tmp_path: Path) -> None:
     annotation = thing(1, 1, 3, (10, 20, 30, 60), segmentation=[])
     data = read_coco(write_coco(tmp_path, [annotation]))
     assert not data.has_masks
@@ -122,15 +122,15 @@ def test_images_are_found_in_subfolders(tmp_path: Path) -> None:
     assert read_coco(path, [tmp_path / "images", tmp_path / "elsewhere"]).records[0].image == str(elsewhere / "1.png")
 
 
-def test_of_two_images_of_one_name_none_is_guessed(tmp_path: Path) -> None:
+def test_of_two_images_with_one_name_neither_is_chosen(tmp_path: Path) -> None:
     path = write_coco(tmp_path, [thing(1, 1, 3, (0, 0, 9, 9))], num_images=1)
     picture(tmp_path / "other" / "a" / "1.png")
     picture(tmp_path / "other" / "b" / "1.png")
-    with pytest.raises(UserError, match="2 files of this name"):
+    with pytest.raises(UserError, match="2 files have this name"):
         read_coco(path, tmp_path / "other")
 
 
-def test_a_name_with_a_folder_is_not_found_in_another(tmp_path: Path) -> None:
+def test_a_name_with_a_folder_is_not_matched_in_another_folder(tmp_path: Path) -> None:
     path = write_coco(tmp_path, [thing(1, 1, 3, (0, 0, 9, 9))], num_images=1)
     path.write_text(path.read_text().replace("1.png", "train/1.png"))
     (tmp_path / "photos" / "val").mkdir(parents=True)
@@ -142,7 +142,7 @@ def test_a_name_with_a_folder_is_not_found_in_another(tmp_path: Path) -> None:
         assert read_coco(path, folder).records[0].image == str(tmp_path / "photos" / "train" / "1.png")
 
 
-def test_cocos_own_folders_are_known(tmp_path: Path) -> None:
+def test_the_folders_of_coco_are_searched(tmp_path: Path) -> None:
     path = write_coco(tmp_path, [thing(1, 1, 3, (0, 0, 9, 9))], num_images=1)
     (tmp_path / "annotations").mkdir()
     path.rename(tmp_path / "annotations" / "instances_val2017.json")
@@ -200,13 +200,13 @@ def test_several_years_together(tmp_path: Path) -> None:
     assert len(read_detection(root / "VOC2012", "trainval")) == 1
     with pytest.raises(UserError, match=r"several years.*write 2007 trainval"):
         read_voc(root, "trainval")
-    with pytest.raises(UserError, match=r"no year 2010 at .* there is 2007, 2012"):
+    with pytest.raises(UserError, match=r"has no year 2010: name one of 2007, 2012"):
         read_voc(root, "2010 trainval")
-    with pytest.raises(UserError, match=r"val\.txt: there is no such list; there is test, trainval"):
+    with pytest.raises(UserError, match=r"val\.txt: no such list: name one of test, trainval with --split"):
         read_voc(root, "2007 val")
 
 
-def test_own_classes_in_vocs_layout(tmp_path: Path) -> None:
+def test_other_classes_in_vocs_layout(tmp_path: Path) -> None:
     write_voc(tmp_path, "2007", {"trainval": ["a"]}, {"a": [xml_object("screw", (1, 1, 9, 9))]})
     data = read_detection(tmp_path, classes=["nail", "screw"])
     assert data.records[0].labels.tolist() == [2]
@@ -242,7 +242,7 @@ SCENE = polygons(
 )
 
 
-def test_cityscapes_polygons_cover_each_other(tmp_path: Path) -> None:
+def test_later_polygons_of_cityscapes_cover_earlier_ones(tmp_path: Path) -> None:
     data = read_detection(write_cityscapes(tmp_path, {"ulm_000000_000019": SCENE}), "val")
     record = data.records[0]
     assert data.kind == "cityscapes"
@@ -259,7 +259,7 @@ def test_cityscapes_polygons_cover_each_other(tmp_path: Path) -> None:
     assert record.image_id == "ulm_000000_000019"
 
 
-def test_instance_ids_go_before_polygons_and_agree_with_them(tmp_path: Path) -> None:
+def test_instance_ids_take_precedence_over_polygons_and_agree_with_them(tmp_path: Path) -> None:
     write_cityscapes(tmp_path / "a", {"ulm_000000_000019": SCENE})
     write_cityscapes(tmp_path / "b", {"ulm_000000_000019": {**SCENE, "objects": []}})
     ids = np.full((H, W), 7, dtype=np.int32)  # road
@@ -277,7 +277,7 @@ def test_instance_ids_go_before_polygons_and_agree_with_them(tmp_path: Path) -> 
     assert np.array_equal(decode_masks(one), decode_masks(other))
 
 
-def test_polygons_that_are_none_are_left_out_and_said(tmp_path: Path) -> None:
+def test_invalid_polygons_are_dropped_and_reported(tmp_path: Path) -> None:
     car = ("car", corners(10, 30, 39, 49))
     wrong = [("car", [(1, 1), (5, 5)]), ("car", [(1, 1), (5, 5), (float("nan"), 7)])]
     write_cityscapes(tmp_path, {"ulm_000000_000019": polygons([wrong[0], car, wrong[1]])})
@@ -285,8 +285,8 @@ def test_polygons_that_are_none_are_left_out_and_said(tmp_path: Path) -> None:
     assert data.records[0].annotation_ids.tolist() == [26000]
     assert data.records[0].areas.tolist() == [600]
     assert data.repairs.counts == {"short-polygon": 1, "bad-mask": 1}
-    assert ", image ulm_000000_000019, annotation 1 (car, 2 points)" in data.repairs.lines()[0]
-    assert ", image ulm_000000_000019, annotation 3 (car, not finite x, y pairs)" in data.repairs.lines()[1]
+    assert ", image ulm_000000_000019, annotation 1 (car: 2 points)" in data.repairs.lines()[0]
+    assert ", image ulm_000000_000019, annotation 3 (car: not finite x, y pairs)" in data.repairs.lines()[1]
 
 
 def test_an_empty_cityscapes_split_is_an_error(tmp_path: Path) -> None:
@@ -294,11 +294,11 @@ def test_an_empty_cityscapes_split_is_an_error(tmp_path: Path) -> None:
     write_cityscapes(tmp_path, {"ulm_000000_000019": nothing})
     with pytest.raises(UserError, match="no object in its 1 image"):
         read_cityscapes(tmp_path, "val")
-    with pytest.raises(UserError, match=r"gtFine/train: there is no such folder; Cityscapes has"):
+    with pytest.raises(UserError, match=r"gtFine/train: no such folder: name the folder that contains gtFine"):
         read_cityscapes(tmp_path, "train")
 
 
-def test_cityscapes_files_that_are_missing_are_named(tmp_path: Path) -> None:
+def test_missing_files_of_cityscapes_are_named(tmp_path: Path) -> None:
     names = [f"ulm_000000_00000{n}" for n in range(3)]
     write_cityscapes(tmp_path, dict.fromkeys(names, SCENE))
     (tmp_path / "leftImg8bit" / "val" / "ulm" / f"{names[0]}_leftImg8bit.png").unlink()
@@ -313,11 +313,11 @@ def test_cityscapes_files_that_are_missing_are_named(tmp_path: Path) -> None:
 # -- any layout
 
 
-def test_what_is_none_of_the_layouts_says_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"looked for COCO .* VOC .* Cityscapes .* and YOLO") as raised:
+def test_an_unknown_layout_is_refused_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"name a folder of COCO .* VOC .* Cityscapes .* or YOLO") as raised:
         read_detection(tmp_path)
     assert "\n" not in str(raised.value)
-    with pytest.raises(UserError, match="there is no such file or folder"):
+    with pytest.raises(UserError, match="no such file or folder: name a COCO JSON file"):
         read_detection(tmp_path / "nowhere")
     (tmp_path / "a.txt").touch()
     with pytest.raises(UserError, match=r"a\.txt: not a \.json file"):
@@ -328,7 +328,7 @@ def test_several_json_files_need_a_split(tmp_path: Path) -> None:
     path = write_coco(tmp_path, [thing(1, 1, 3, (0, 0, 9, 9))])
     assert len(read_detection(tmp_path)) == len(read_detection(path)) == 2
     (tmp_path / "instances_train.json").write_bytes(path.read_bytes())
-    there = r"there is instances_train\.json, instances_val\.json"
+    there = r"choose one of instances_train\.json, instances_val\.json"
     with pytest.raises(UserError, match=rf"2 JSON files: {there}: type resim .* --split train --val val"):
         read_detection(tmp_path)
     assert len(read_detection(tmp_path, "train")) == 2
@@ -336,10 +336,10 @@ def test_several_json_files_need_a_split(tmp_path: Path) -> None:
 
 def test_options_of_another_layout_are_refused(tmp_path: Path) -> None:
     write_voc(tmp_path, "2007", {"trainval": ["a"]}, {"a": [xml_object("dog", (1, 1, 9, 9))]})
-    with pytest.raises(UserError, match="goes with COCO files only"):
+    with pytest.raises(UserError, match="applies only to COCO files"):
         read_detection(tmp_path, images=tmp_path)
     write_coco(tmp_path / "coco", [thing(1, 1, 3, (0, 0, 9, 9))])
-    with pytest.raises(UserError, match="goes with VOC's and YOLO's layouts"):
+    with pytest.raises(UserError, match="applies only to VOC and YOLO data sets"):
         read_detection(tmp_path / "coco", classes=["dog"])
 
 
@@ -368,7 +368,7 @@ def test_a_share_out_of_range_is_an_error(tmp_path: Path, fraction: float, seed:
         subset(data, fraction, seed)
 
 
-def test_sizes_that_are_not_said_come_from_the_files(tmp_path: Path) -> None:
+def test_missing_sizes_are_read_from_the_files(tmp_path: Path) -> None:
     path = write_coco(tmp_path, [thing(1, 1, 3, (0, 0, 9, 9))])
     content = json.loads(path.read_text())
     for image in content["images"]:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from detection_data import H, W, detection, picture, thing, write_coco
+from resim.datasets.layouts import is_data_set, read_detection
 from resim.datasets.masks import decode_masks
-from resim.datasets.read import is_data_set, read_detection
 from resim.datasets.records import DetectionData
 from resim.datasets.yolo import read_yolo
 from resim.detection.predict import _pictures
@@ -84,7 +84,7 @@ def test_boxes_alone_have_no_masks(tmp_path: Path) -> None:
         ("0 0.3 0.5 0.6002 0.25", [-0.01, 30, 60.01, 50]),  # rounding
     ],
 )
-def test_a_line_with_more_or_less(tmp_path: Path, line: str, corners: list[float]) -> None:
+def test_extra_numbers_of_a_line_are_ignored(tmp_path: Path, line: str, corners: list[float]) -> None:
     data = read_yolo(write(tmp_path, {"a": f"\n  \n{line}\n\n"}))
     assert data.records[0].boxes == pytest.approx(np.array([corners]), abs=1e-9)
     assert data.repairs.counts == {}
@@ -122,7 +122,7 @@ def test_a_polygon_outside_its_image_is_cut_at_the_edge(tmp_path: Path) -> None:
     assert data.records[0].boxes == pytest.approx(np.array([[0, 20, 50, 80]]))
 
 
-def test_keypoints_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_keypoints_are_not_read_but_counted(tmp_path: Path) -> None:
     pose = NAMES + "train: images\nkpt_shape: [2, 3]\n"
     data = read_yolo(write(tmp_path, {"a": "0 0.3 0.5 0.4 0.25 0.3 0.5 2 0.4 0.5 1\n"}, pose))
     assert data.records[0].boxes == pytest.approx(np.array([CORNERS]))
@@ -163,13 +163,13 @@ def test_label_files_with_a_mark_or_in_utf_16(tmp_path: Path) -> None:
         ("images/train", "labels/train", "train: [images/train]"),
         ("train/images", "train/labels", "train: ../train/images"),  # Roboflow
         ("train/images", "train/labels", "train: train"),
-        ("train", "train", "train: train"),  # labels beside the images
+        ("train", "train", "train: train"),  # labels next to the images
         ("photos", "labels", "train: photos"),
         ("images/a/images", "images/a/labels", "train: images/a/images"),  # the last `images` counts
     ],
 )
 @pytest.mark.parametrize("classes", [NAMES, "nc: 2\nnames:\n  0: cat\n  1: dog\n", "nc: 2\nnames: ['cat', 'dog']\n"])
-def test_images_and_labels_are_found(tmp_path: Path, images: str, labels: str, yaml: str, classes: str) -> None:
+def test_images_and_labels_are_matched(tmp_path: Path, images: str, labels: str, yaml: str, classes: str) -> None:
     root = write(tmp_path / "set", {"x": BOX, "y": None}, f"{classes}{yaml}\n", images_in=images, labels_in=labels)
     for path in (root, root / "data.yaml"):
         data = read_detection(path, "train")
@@ -184,7 +184,7 @@ def test_splits(tmp_path: Path) -> None:
     assert names(read_detection(root)) == ["images/train/a.jpg"]
     for split in ("val", "valid"):
         assert names(read_detection(root, split)) == ["images/val/b.jpg", "images/more/c.jpg"]
-    with pytest.raises(UserError, match=r"data\.yaml: no split 'test'; there is train, val: name one with --split"):
+    with pytest.raises(UserError, match=r"data\.yaml: no split 'test': name one of train, val with --split"):
         read_detection(root, "test")
 
 
@@ -215,7 +215,7 @@ def test_folders_without_a_description(tmp_path: Path) -> None:
     root = write(tmp_path, {"a": BOX}, None)
     (root / "notes.json").write_text("{}")  # Label Studio's
     assert not is_data_set(root) or is_data_set(root / "notes.json")
-    with pytest.raises(UserError, match=r"no names of classes .* give them by --classes"):
+    with pytest.raises(UserError, match=r"no class names .* name the classes with --classes"):
         read_detection(root)
     assert read_detection(root, classes=["cow", "pig"]).classes == ("cow", "pig")
     (root / "classes.txt").write_text("cat\ndog\n")
@@ -230,7 +230,7 @@ def test_folders_a_split_without_a_description(tmp_path: Path) -> None:
     assert names(read_detection(root, "val")) == ["images/valid/b.jpg"]
 
 
-def test_coco_with_yolos_labels_beside_it_is_coco(tmp_path: Path) -> None:
+def test_coco_next_to_labels_of_yolo_is_coco(tmp_path: Path) -> None:
     write_coco(tmp_path, [thing(1, 1, 3, (0, 0, 9, 9))])
     write(tmp_path, {"1": BOX}, None)
     assert read_detection(tmp_path).kind == "coco"
@@ -248,14 +248,14 @@ def test_predict_takes_the_images_of_a_data_set(tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(
     ("yaml", "message"),
     [
-        ("names: [cat, dog\ntrain: images\n", r"data\.yaml: not a YAML file \("),
+        ("names: [cat, dog\ntrain: images\n", r"data\.yaml: not a valid YAML file \("),
         ("names: [cat, dog]\n", "it needs names:, and train: or val:"),
         ("- a\n- b\n", "it needs names:, and train: or val:"),
-        ("train: images\n", "no names of classes"),
+        ("train: images\n", "no class names"),
         ("nc: 3\nnames: [cat, dog]\ntrain: images\n", "nc: is 3, but names: has 2 classes"),
-        ("names: {one: cat}\ntrain: images\n", "must be whole numbers"),
-        ("names: [cat]\ntrain: {a: b}\n", "train: must be a folder, a .txt list or a list of these"),
-        ("names: [cat]\ntrain: nowhere\n", "train: 'nowhere' is not there"),
+        ("names: {one: cat}\ntrain: images\n", "must be an integer"),
+        ("names: [cat]\ntrain: {a: b}\n", "train: is {'a': 'b'}, but must be a folder, a .txt list or a list of these"),
+        ("names: [cat]\ntrain: nowhere\n", "train: 'nowhere' does not exist"),
     ],
 )
 def test_a_faulty_description_is_named(tmp_path: Path, yaml: str, message: str) -> None:
@@ -265,9 +265,9 @@ def test_a_faulty_description_is_named(tmp_path: Path, yaml: str, message: str) 
     assert "\n" not in str(caught.value)
 
 
-def test_no_label_at_all_says_where_they_are_looked_for(tmp_path: Path) -> None:
+def test_a_data_set_without_labels_is_refused_with_the_expected_path(tmp_path: Path) -> None:
     write(tmp_path, {"a": None})
-    with pytest.raises(UserError, match="there is no label file for its 1 image: labels/NAME"):
+    with pytest.raises(UserError, match="no label file for its 1 image: images/NAME"):
         read_yolo(tmp_path)
 
 
@@ -279,7 +279,7 @@ def test_classes_without_a_name_keep_their_numbers(tmp_path: Path) -> None:
 # -- scores
 
 
-def test_the_truth_scores_1(tmp_path: Path) -> None:
+def test_the_ground_truth_scores_one(tmp_path: Path) -> None:
     data = read_yolo(write(tmp_path, {"a": BOX, "b": None}))
     results = [detection("images/a.jpg", 0, tuple(CORNERS), 0.9)]
     assert coco_scores(data, results)["bbox"].values["AP"] == pytest.approx(1.0)
@@ -298,7 +298,7 @@ def test_the_truth_scores_1(tmp_path: Path) -> None:
         ("images/train/a.jpg", "LABELS/Train/a.TXT"),
     ],
 )
-def test_a_label_file_of_nearly_the_image_s_name(tmp_path: Path, image: str, label: str) -> None:
+def test_a_label_file_with_a_similar_name_is_matched(tmp_path: Path, image: str, label: str) -> None:
     picture(tmp_path / image)
     (tmp_path / label).parent.mkdir(parents=True)
     (tmp_path / label).write_text(BOX)
@@ -306,11 +306,11 @@ def test_a_label_file_of_nearly_the_image_s_name(tmp_path: Path, image: str, lab
     data = read_yolo(tmp_path)
     assert data.records[0].boxes == pytest.approx(np.array([CORNERS]), abs=1e-9)
     (line,) = data.repairs.lines()
-    assert line.startswith("1 file name that is not quite that of the file, the only file that fits is taken")
-    assert f'{label}" has the objects of "{Path(image).name}"' in line
+    assert line.startswith("1 file name that differs from the name of the file, matched to the only file that fits")
+    assert f'{label}" is the label file of "{Path(image).name}"' in line
 
 
-def test_a_label_file_of_another_image_is_not_taken(tmp_path: Path) -> None:
+def test_a_label_file_of_another_image_is_not_matched(tmp_path: Path) -> None:
     for name in ("a", "A", "b"):
         picture(tmp_path / "images" / f"{name}.jpg")
     (tmp_path / "labels").mkdir()
@@ -324,7 +324,7 @@ def test_a_label_file_of_another_image_is_not_taken(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("listing", ["classes.txt", "obj.names", "_darknet.labels"])
-def test_labels_beside_the_images(tmp_path: Path, listing: str) -> None:
+def test_labels_next_to_the_images(tmp_path: Path, listing: str) -> None:
     """As LabelImg and Darknet keep them."""
     write(tmp_path, {"a": BOX, "b": None}, None, images_in=".", labels_in=".")
     (tmp_path / listing).write_text("cat\ndog\n")
@@ -334,7 +334,7 @@ def test_labels_beside_the_images(tmp_path: Path, listing: str) -> None:
     assert {record.image_id: len(record) for record in data.records} == {"a.jpg": 1, "b.jpg": 0}
 
 
-def test_labels_beside_the_images_of_each_split(tmp_path: Path) -> None:
+def test_labels_next_to_the_images_of_each_split(tmp_path: Path) -> None:
     """As Roboflow writes Darknet's form."""
     for part, stem in (("train", "a"), ("valid", "b")):
         write(tmp_path, {stem: BOX}, None, images_in=part, labels_in=part)
@@ -343,13 +343,13 @@ def test_labels_beside_the_images_of_each_split(tmp_path: Path) -> None:
     assert names(read_detection(tmp_path, "val")) == ["valid/b.jpg"]
 
 
-def test_captions_beside_images_are_no_labels(tmp_path: Path) -> None:
+def test_captions_next_to_images_are_not_labels(tmp_path: Path) -> None:
     write(tmp_path, {"a": "a photo of 2 cats and 1 dog\n"}, None, images_in=".", labels_in=".")
     with pytest.raises(UserError, match="no detection data set"):
         read_detection(tmp_path)
 
 
-def test_names_of_classes_are_as_they_are_written(tmp_path: Path) -> None:
+def test_class_names_are_read_as_text(tmp_path: Path) -> None:
     """YAML takes no and yes for False and True."""
     data = read_yolo(write(tmp_path, {"a": BOX}, "names: [no, yes, 1.0]\ntrain: images\n"))
     assert data.classes == ("no", "yes", "1.0")

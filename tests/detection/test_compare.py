@@ -21,7 +21,7 @@ from resim.detection.config import DetectorConfig, DetectRecipe, DetectRun, Imag
 from resim.detection.evaluate import read_scores
 from resim.errors import UserError
 from resim.report.comparison import draw_ap_curves, draw_comparison_sheet
-from resim.scores.bootstrap import average_precision, match, paired_interval, resampled
+from resim.scores.bootstrap import average_precision, match_detections, paired_interval, resample_precision
 from resim.scores.coco import coco_scores
 
 
@@ -62,7 +62,7 @@ def data(tmp_path: Path) -> DetectionData:
 @pytest.mark.parametrize("seed", range(3))
 def test_ap_of_all_images_once_is_pycocotools(data: DetectionData, seed: int) -> None:
     results = scattered(data, seed)
-    found = average_precision(match(data, results), np.ones(len(data)))
+    found = average_precision(match_detections(data, results), np.ones(len(data)))
     assert found == pytest.approx(coco_scores(data, results)["bbox"].values["AP"], abs=1e-12)
 
 
@@ -79,12 +79,12 @@ def test_ap_of_resampled_images_is_that_of_a_data_set_that_has_them_as_often(dat
         for result in results
         if result["image_id"] == record.image_id
     ]
-    found = average_precision(match(data, results), weights.astype(float))
+    found = average_precision(match_detections(data, results), weights.astype(float))
     assert found == pytest.approx(coco_scores(repeated, more)["bbox"].values["AP"], abs=1e-12)
 
 
 def test_the_truth_has_ap_one_under_every_draw(data: DetectionData) -> None:
-    under = resampled(match(data, truth_as_results(data)), len(data), replicates=20, seed=0)
+    under = resample_precision(match_detections(data, truth_as_results(data)), len(data), replicates=20, seed=0)
     assert under == pytest.approx(np.ones(20))
 
 
@@ -92,7 +92,7 @@ def test_difficult_objects_are_set_aside(tmp_path: Path) -> None:
     objects = {"a": [xml_object("dog", (10, 10, 40, 40)), xml_object("dog", (60, 10, 90, 40), difficult=1)]}
     data = read_voc(write_voc(tmp_path, "2007", {"test": ["a"]}, objects), "2007 test")
     results = truth_as_results(data)[:1]
-    assert average_precision(match(data, results), np.ones(1)) == pytest.approx(1.0)
+    assert average_precision(match_detections(data, results), np.ones(1)) == pytest.approx(1.0)
 
 
 def test_the_interval_of_equal_runs_is_zero() -> None:

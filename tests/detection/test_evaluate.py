@@ -112,7 +112,7 @@ def test_keypoints_without_known_tolerances_are_left_out_and_told(tmp_path: Path
 
 def test_results_of_another_data_set_are_refused(tmp_path: Path) -> None:
     data = people(tmp_path)
-    with pytest.raises(UserError, match=r"other.json: 1 of 1 detections have a image_id that .* has not \(99\)"):
+    with pytest.raises(UserError, match=r"other.json: the image_id of 1 of 1 detections is not in .* \(99\)"):
         official_scores(data, [detection(99, 1, (1, 1, 5, 5), 0.5)], ("bbox",), source="other.json")
 
 

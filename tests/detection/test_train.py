@@ -389,7 +389,7 @@ def test_faults_of_both_data_sets_are_listed(
     next((tmp_path / "val" / "images").iterdir()).unlink()
     train_detector(tiny_recipe(steps=1), tiny_run(tmp_path / "run"), data, read_coco(path))
     told = " ".join(capsys.readouterr().out.split())
-    line = f"1 image file not found, image skipped with 2 annotations: {path}"
+    line = f"1 image file not found, skipped with 2 annotations: {path}"
     assert f"in {path}, the validation data: {line}" in told
 
 

@@ -1,7 +1,8 @@
 """The study of docs/results.md in its small form: what pre-training brings, on photographs, in minutes.
 
-Bounds: with 9,984 view pairs and seed 0 the study found P4 15 points above the untrained network's in region
-correspondence, and ReSim's C4 30 points above MoCo v2's; with 49,920 pairs three seeds gave 25 (22 to 28) and 32 (25 to 40).
+Bounds: with 9,984 view pairs and seed 0 the study measured P4 15 points above the untrained network's in region
+correspondence, and ReSim's C4 30 points above MoCo v2's. With 49,920 pairs three seeds gave 25 (22 to 28) and
+32 (25 to 40).
 """
 
 from __future__ import annotations

@@ -26,12 +26,12 @@ def change(first: str, second: str, measure: str, low: float, high: float) -> Ch
     return Change(first=first, second=second, measure=measure, value=(low + high) / 2, low=low, high=high)
 
 
-def test_a_change_turned_round_is_the_negative() -> None:
+def test_a_swapped_change_is_the_negative() -> None:
     one = change("a", "b", "kNN", -0.1, 0.3)
-    assert one.turned() == change("b", "a", "kNN", -0.3, 0.1)
-    assert str(one.turned()) == "b minus a -10.0 points (-30.0 to +10.0)"
+    assert one.swapped() == change("b", "a", "kNN", -0.3, 0.1)
+    assert str(one.swapped()) == "b minus a -10.0 points (-30.0 to +10.0)"
     assert not one.is_better
-    assert change("a", "b", "kNN", 0.01, 0.3).turned().is_worse
+    assert change("a", "b", "kNN", 0.01, 0.3).swapped().is_worse
 
 
 def test_one_network_and_the_untrained_one() -> None:
@@ -63,7 +63,7 @@ def test_a_network_that_is_better_and_worse_and_one_that_is_worse() -> None:
     assert "a minus b: kNN +0.0 points (-2.0 to +2.0), regions -10.0 points (-30.0 to +10.0)." in third
 
 
-def test_what_was_not_measured_says_how_to() -> None:
+def test_a_missing_measurement_is_reported_with_the_remedy() -> None:
     assert verdict([], ["mine"], None, WORDS) == (
         "1. Better than untrained? not measured: add random.",
         "2. Better than another? not measured: add it.",
@@ -115,14 +115,14 @@ def test_a_demo_that_names_no_reference_has_the_untrained_one() -> None:
     assert probe_verdict(content("random", "a", "b", reference=None)) == probe_verdict(content("a", "b", "random"))
 
 
-def test_files_of_before_have_the_same_verdict() -> None:
+def test_files_of_earlier_versions_have_the_same_verdict() -> None:
     new = content("a", "random")
     old = json.loads(json.dumps(new))
     old["networks"][1]["less_first"] = old["networks"][1].pop("minus")["a"]
     old["networks"][0].pop("minus")
     assert probe_verdict(old) == probe_verdict(new)
     old["networks"][1]["less_first"] = {"knn/C5": {"difference": None, "interval": []}}
-    assert "no difference of the two is known" in probe_verdict(old)[0]
+    assert "not measured" in probe_verdict(old)[0]
 
 
 # -- detectors
@@ -149,7 +149,7 @@ def test_detectors_are_compared_by_ap() -> None:
     assert comparison_verdict(comparison(seeds=[0, 1]))[2].endswith("over images and seeds of the fine-tuning.")
 
 
-def test_the_untrained_start_is_known_by_its_weights() -> None:
+def test_the_untrained_start_is_recognised_by_its_weights() -> None:
     inits = {"random": "runs/called-random", "a": "random:quick", "b": "runs/b"}
     assert comparison_verdict(comparison(inits=inits))[0].startswith(
         "1. Better than untrained (a)? random: no, worse: "
@@ -159,7 +159,7 @@ def test_the_untrained_start_is_known_by_its_weights() -> None:
 # -- the head of a report
 
 
-def test_runs_without_probes_say_what_to_type(tmp_path: Path) -> None:
+def test_runs_without_probes_are_reported_with_the_command(tmp_path: Path) -> None:
     run, probed = tmp_path / "mine", tmp_path / "probed"
     for folder in (run, probed):
         folder.mkdir()
@@ -191,13 +191,13 @@ def test_what_is_probed_or_compared_elsewhere_is_not_missing(tmp_path: Path) -> 
     assert alone[4] == "Detectors of a-seed0"
     assert "--init runs/a random --out OUT measures it; without an interval, a-seed0 has bbox AP 12.50." in alone[5]
     (tmp_path / "probe.json").write_text(json.dumps(content("a", "random")))
-    found = comparison(runs={"a": [str(tuned)]})
-    (tmp_path / "compared" / "compare.json").write_text(json.dumps(found))
+    compared = comparison(runs={"a": [str(tuned)]})
+    (tmp_path / "compared" / "compare.json").write_text(json.dumps(compared))
     folders = [tmp_path / "a", tuned, tmp_path, tmp_path / "compared"]
     texts = [getattr(part, "text", "") for part in verdict_parts(read_runs(folders))]
     assert texts == [
         f"Probes of {tmp_path.name}", *probe_verdict(content("a", "random")), "Detectors of compared",
-        *comparison_verdict(found),
+        *comparison_verdict(compared),
     ]  # fmt: skip
 
 

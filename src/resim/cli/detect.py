@@ -165,7 +165,7 @@ def _eval(argv: Sequence[str]) -> None:
     if options.workers < 0:
         raise UserError(f"--workers {options.workers}: must be at least 0")
 
-    from resim.datasets.read import read_detection
+    from resim.datasets.layouts import read_detection
 
     data = read_detection(
         options.data, options.split, images=options.images_in or None, classes=options.classes or None,
@@ -182,7 +182,7 @@ def _eval(argv: Sequence[str]) -> None:
     from resim.detection.prepare import with_classes_of
     from resim.distributed.processes import start_processes
     from resim.runs.folder import BadFiles
-    from resim.scores.results import check_masks, kinds_in, read_results, with_ids_of
+    from resim.scores.results import check_masks, match_ids, read_results, result_kinds
 
     with start_processes(options.device) as processes:
         detector = None
@@ -198,9 +198,9 @@ def _eval(argv: Sequence[str]) -> None:
         for line in data.repairs.lines() if processes.first else ():
             print(line)
         if detector is None:
-            results, source, step = with_ids_of(read_results(options.model), data), str(options.model), 0
+            results, source, step = match_ids(read_results(options.model), data), str(options.model), 0
             check_masks(results, source)
-            kinds = kinds_in(results)
+            kinds = result_kinds(results)
             if processes.first:
                 seen = len({str(result.get("image_id")) for result in results})
                 print(f"{counted(len(results), 'detection')} in {seen} of {counted(len(data), 'image')}")
@@ -276,7 +276,7 @@ def read_data(path: Path, options: DataOptions) -> tuple[DetectionData, Detectio
     Raises:
         UserError: a data set that cannot be read, or options that do not go together.
     """
-    from resim.datasets.read import is_data_set, read_detection
+    from resim.datasets.layouts import is_data_set, read_detection
 
     def read(where: Path, split: str | None, images: tuple[Path, ...]) -> DetectionData:
         return read_detection(

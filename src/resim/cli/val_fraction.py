@@ -30,7 +30,7 @@ def check_val_options(options: DataOptions) -> None:
                 "DATA out, the other is for images of their own to evaluate on: leave one of them out"
             )
 
-    from resim.datasets.split import check_fraction
+    from resim.datasets.validation_split import check_fraction
 
     check_fraction(options.val_fraction)
 
@@ -50,7 +50,7 @@ def with_held_out(
     Raises:
         UserError: another share than that of the run, --val for a run that has one, or too few images.
     """
-    from resim.datasets.split import hold_out, hold_out_again, recorded_split
+    from resim.datasets.validation_split import hold_out, recorded_split, restore_held_out
 
     stored = recorded_split(folders)
     begun = next((folder for folder in folders if (folder / "config.json").exists()), None)
@@ -66,4 +66,4 @@ def with_held_out(
         raise UserError(f"--val {options.val}: the run {share}: {remedy}")
     if options.val_fraction not in (None, stored["val_fraction"]):
         raise UserError(f"--val-fraction {options.val_fraction:g}: the run {share}: {remedy}")
-    return hold_out_again(data, stored)
+    return restore_held_out(data, stored)

@@ -1,23 +1,25 @@
-"""COCO's layout: one JSON file of images, annotations and categories, and the images in a folder."""
+"""COCO's layout: one JSON file of images, annotations and categories, and a folder of images."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from resim.counts import counted
-from resim.datasets.coco_annotations import Corners, check_pixels, corners_of, read_annotation
-from resim.datasets.coco_categories import read_categories
-from resim.datasets.coco_entries import annotations_by_image, read_images
+from resim.datasets.annotation_values import as_id
+from resim.datasets.coco_annotations import CornerCheck, check_pixels, corners_of, read_annotation
+from resim.datasets.coco_categories import Categories, read_categories
 from resim.datasets.coco_file import load_coco
-from resim.datasets.coco_values import as_id
-from resim.datasets.locate import locate_files
-from resim.datasets.objects import make_record
-from resim.datasets.records import DetectionData
-from resim.datasets.repair import Repairs, finite, nothing_left, sound_size
-from resim.datasets.swapped_sizes import SwappedSizes
+from resim.datasets.coco_images import group_annotations, read_images
+from resim.datasets.image_sizes import ExchangedSizes, annotated_size, checked_size
+from resim.datasets.named_files import LocatedFile, locate_files
+from resim.datasets.record_checks import make_record
+from resim.datasets.records import DetectionData, Record
+from resim.datasets.repairs import Repairs, empty_split_error
 from resim.errors import UserError
 
 PREFIXES = ("instances_", "person_keypoints_", "objects_")
@@ -31,101 +33,53 @@ def read_coco(
     check_images: bool = True,
     crowd_as_objects: bool = False,
 ) -> DetectionData:
-    """A COCO file of any classes: boxes, polygons or RLE, crowd regions, keypoints. An info block is not needed.
+    """A COCO file of any classes, with boxes, polygons or RLE, crowd regions and keypoints.
 
-    What tools write otherwise than COCO is read where its meaning is certain, and noted (`faults.NOTES`). Labels go by
-    the category ids in ascending order, so that two files with the same categories agree. Boxes become
-    (x, y, x + width, y + height); keypoints stay COCO's.
+    Notations that differ from COCO's are read if their meaning is certain, and reported (`fault_kinds`). Labels are in
+    ascending order of the category ids, so that two files with the same categories agree. Boxes become
+    (x, y, x + width, y + height); keypoints stay as in COCO.
 
     Args:
-        path: the JSON file.
-        images: folder or folders in which the images are looked for by `file_name`, in them and then below them.
-            None: the usual places beside the file (`images/train2017`, `train2017`, `images`, its own folder).
-        strict: raise at the first kind of fault instead of repairing.
+        path: the JSON file. It needs no `info`.
+        images: folder or folders in which, and then below which, each `file_name` is searched. None: the usual places
+            next to the file (`images/train2017`, `train2017`, `images`, its own folder).
+        strict: raise at the first kind of fault instead of repairing it.
         check_images: open every image file to compare its size with the annotation (0.1 ms an image).
-        crowd_as_objects: take crowd regions as objects: CVAT, RectLabel and SAM's tools mark each brush mask as one.
+        crowd_as_objects: read crowd regions as objects: CVAT, RectLabel and SAM's tools mark each brush mask as one.
 
     Raises:
-        UserError: not a COCO file, categories that contradict each other, no image or no object left; or strict.
+        UserError: not a COCO file, categories that contradict each other, no usable image or object; or strict.
     """
     path = Path(path)
     repairs = Repairs()
     content = load_coco(path, repairs)
     annotations = content["annotations"]
     categories = read_categories(content["categories"], annotations, path, repairs)
-    folders = _folders(path, images)
+    folders = _image_folders(path, images)
     counts = Counter(as_id(entry.get("image_id")) for entry in annotations)
-    listed = read_images(content["images"], counts, path, repairs)
-    located = locate_files((image["file_name"] for image in listed.values() if image), folders)
-    by_image = annotations_by_image(annotations, listed, path, repairs)
+    entries = read_images(content["images"], counts, path, repairs)
+    files = locate_files((entry["file_name"] for entry in entries.values() if entry), folders)
+    groups = group_annotations(annotations, entries, path, repairs)
     check_pixels(annotations, path)
-    with_masks = any(entry.get("segmentation") for entry in annotations)
-    corners = Corners()
-
-    records = []
-    swapped = SwappedSizes()
-    for image_id, image in listed.items():
-        if not image:
-            continue
-        own = by_image.get(image_id, [])
-        place = located[image["file_name"]]
-        found = place.path
-        if found is None:
-            repairs.add("missing-image", file=str(path), image_id=image_id, detail=place.fault, num_objects=len(own))
-            continue
-        if place.note:
-            repairs.add("other-name", file=str(path), image_id=image_id, detail=place.note)
-        said = finite([image.get("width"), image.get("height")])
-        size = sound_size(
-            found,
-            (int(said[0]), int(said[1])) if said and min(said) > 0 else None,
-            file=str(path),
-            image_id=image_id,
-            check=check_images,
-            repairs=repairs,
-            num_objects=len(own),
-            doubt=lambda size, note, detail, image_id=image_id, own=own: swapped.add(
-                image_id, size, corners_of(own), note, detail, len(own)
-            ),
-        )
-        if size is None:
-            continue
-        noted = swapped.repairs_of(image_id, repairs)
-        objects = []
-        for entry in own:
-            label = categories.label_of(entry, noted, path)
-            if label is not None:
-                note = partial(noted.add, file=str(path), image_id=image_id, annotation_id=entry["id"])
-                corners.add(entry, size, note)
-                num_keypoints = len(categories.keypoint_names)
-                objects.append(read_annotation(entry, label, size, num_keypoints, crowd_as_objects, note))
-        records.append(
-            make_record(
-                objects,
-                file=str(path),
-                image=found,
-                image_id=image_id,
-                width=size[0],
-                height=size[1],
-                with_masks=with_masks,
-                num_keypoints=len(categories.keypoint_names),
-                repairs=noted,
-            )
-        )
-    records = swapped.settle(records, repairs)
-    corners.note_them()
-    if any("neg_category_ids" in image for image in content["images"][:1]):
+    reader = _ImageReader(
+        path=path,
+        categories=categories,
+        with_masks=any(entry.get("segmentation") for entry in annotations),
+        check_images=check_images,
+        crowd_as_objects=crowd_as_objects,
+        repairs=repairs,
+    )
+    records = [
+        reader.read(entry, files[entry["file_name"]], groups.get(image_id, []))
+        for image_id, entry in entries.items()
+        if entry
+    ]
+    records = reader.exchanged.resolve([record for record in records if record is not None], repairs)
+    reader.corners.report()
+    if any("neg_category_ids" in entry for entry in content["images"][:1]):
         repairs.add("lvis", file=str(path), detail="its images have neg_category_ids")
     repairs.stop_if(strict)
-    if not records:
-        packed = f"unpack {path.stem}.tar and " if path.with_suffix(".tar").is_file() else ""
-        where = f"{', '.join(map(str, folders)) or 'no folder'}; {packed}name the images' folder with --images-in"
-        raise nothing_left(str(path), repairs, f"no image that can be used (looked in {where})")
-    if not any(len(record) for record in records):
-        none = (
-            "" if annotations else ": it lists no annotations, like image_info_test-dev2017.json; name one with labels"
-        )
-        raise nothing_left(str(path), repairs, f"no annotated object in its {counted(len(records), 'image')}{none}")
+    _check_not_empty(records, path, folders, repairs, has_annotations=bool(annotations))
     return DetectionData(
         records=tuple(records),
         classes=categories.names,
@@ -138,8 +92,84 @@ def read_coco(
     )
 
 
-def _folders(path: Path, images: str | Path | Sequence[str | Path] | None) -> list[Path]:
-    """Where the images are looked for; all of these exist."""
+@dataclass(kw_only=True)
+class _ImageReader:
+    """Reads one image after the other; `corners` and `exchanged` collect what only all images together decide."""
+
+    path: Path
+    categories: Categories
+    with_masks: bool
+    check_images: bool
+    crowd_as_objects: bool
+    repairs: Repairs
+    corners: CornerCheck = field(default_factory=CornerCheck)
+    exchanged: ExchangedSizes = field(default_factory=ExchangedSizes)
+
+    def read(self, entry: dict[str, Any], file: LocatedFile, annotations: list[dict[str, Any]]) -> Record | None:
+        """The record of an image entry; None, with a fault in `repairs`, if its file cannot be used."""
+        image_id, num_objects = entry["id"], len(annotations)
+        note = partial(self.repairs.add, file=str(self.path), image_id=image_id)
+        if file.path is None:
+            note("missing-image", detail=file.fault, num_objects=num_objects)
+            return None
+        if file.note:
+            note("other-name", detail=file.note)
+        size = checked_size(
+            file.path,
+            annotated_size(entry.get("width"), entry.get("height")),
+            file=str(self.path),
+            image_id=image_id,
+            check=self.check_images,
+            repairs=self.repairs,
+            num_objects=num_objects,
+            on_exchanged=lambda size, note, detail: self.exchanged.add(
+                image_id, size, corners_of(annotations), note, detail, num_objects
+            ),
+        )
+        if size is None:
+            return None
+        repairs = self.exchanged.repairs_of(image_id, self.repairs)
+        num_keypoints = len(self.categories.keypoint_names)
+        objects = []
+        for annotation in annotations:
+            label = self.categories.label_of(annotation, repairs, self.path)
+            if label is not None:
+                note = partial(repairs.add, file=str(self.path), image_id=image_id, annotation_id=annotation["id"])
+                self.corners.add(annotation, size, note)
+                objects.append(read_annotation(annotation, label, size, num_keypoints, self.crowd_as_objects, note))
+        return make_record(
+            objects,
+            file=str(self.path),
+            image=file.path,
+            image_id=image_id,
+            width=size[0],
+            height=size[1],
+            with_masks=self.with_masks,
+            num_keypoints=num_keypoints,
+            repairs=repairs,
+        )
+
+
+def _check_not_empty(
+    records: list[Record], path: Path, folders: list[Path], repairs: Repairs, *, has_annotations: bool
+) -> None:
+    """Raise a UserError if there is no image or no object."""
+    if not records:
+        archive = path.with_suffix(".tar")
+        unpack = f"unpack {archive.name} and " if archive.is_file() else ""
+        searched = ", ".join(map(str, folders)) or "no folder"
+        remedy = f"{unpack}name the folder of the images with --images-in"
+        hint = f" (searched in {searched}; {remedy})" if "missing-image" in repairs.counts else ""
+        raise empty_split_error(str(path), repairs, f"no usable image{hint}")
+    if not any(len(record) for record in records):
+        reason = f"no annotated object in its {counted(len(records), 'image')}"
+        if not has_annotations:
+            reason += ": it has no annotations, like image_info_test-dev2017.json; name a file that has labels"
+        raise empty_split_error(str(path), repairs, reason)
+
+
+def _image_folders(path: Path, images: str | Path | Sequence[str | Path] | None) -> list[Path]:
+    """The existing folders in which images are searched."""
     if images is not None:
         named = [Path(folder) for folder in ([images] if isinstance(images, str | Path) else images)]
         for folder in named:
@@ -152,5 +182,5 @@ def _folders(path: Path, images: str | Path | Sequence[str | Path] | None) -> li
         split = split.removeprefix(prefix)
     roots = [path.parent.parent, path.parent] if path.parent.name == "annotations" else [path.parent]
     usual = [root / name for root in roots for name in (f"images/{split}", split, path.stem, "images")]
-    there = {folder.resolve(): folder for folder in reversed([*usual, *roots]) if folder.is_dir()}
-    return list(reversed(there.values()))
+    existing = {folder.resolve(): folder for folder in reversed([*usual, *roots]) if folder.is_dir()}
+    return list(reversed(existing.values()))

@@ -1,4 +1,4 @@
-"""An annotation of a COCO file as an object, and what all of its boxes together say of their units."""
+"""Annotations of a COCO file: one as an object, and the units of all boxes together."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from resim.datasets.coco_values import (
+from resim.datasets.annotation_values import (
     as_flag,
     as_keypoints,
     as_numbers,
     as_positive,
     as_rle,
     as_segmentation,
-    what_is_wrong,
+    numbers_fault,
 )
-from resim.datasets.objects import NO_AREA, NO_BOX, Annotated
-from resim.datasets.repair import OVERHANG
+from resim.datasets.record_checks import NO_AREA, NO_BOX, Annotated
+from resim.datasets.records import OVERHANG
 from resim.errors import UserError
 
 Note = Callable[..., None]
@@ -31,23 +31,23 @@ def read_annotation(
     crowd_as_objects: bool,
     note: Note,
 ) -> Annotated:
-    """An annotation in COCO's own form; what is worked out, or cannot be, is noted.
+    """An annotation in COCO's form; conversions and faults are recorded.
 
     Args:
         entry: of the file.
         label: of its class.
         size: width and height of its image in pixels.
         num_keypoints: K of the file.
-        crowd_as_objects: take crowd regions as objects.
-        note: where it is noted, with a kind and a detail.
+        crowd_as_objects: read crowd regions as objects.
+        note: records a kind and a detail.
     """
-    said = entry.get("bbox")
-    numbers = as_numbers(said, 4)
+    bbox = entry.get("bbox")
+    numbers = as_numbers(bbox, 4)
     fault = ""
     if numbers is None:
-        fault = NO_BOX if said in (None, [], "") else f"bbox {what_is_wrong(said, 4)}"
-    elif not isinstance(said, list) or len(said) != 4:
-        note("box-form", detail=f"bbox {said!r}")
+        fault = NO_BOX if bbox in (None, [], "") else f"bbox {numbers_fault(bbox, 4)}"
+    elif not isinstance(bbox, list) or len(bbox) != 4:
+        note("box-form", detail=f"bbox {bbox!r}")
     area = as_positive(entry.get("area"))
     area_fault = NO_AREA if entry.get("area") in (None, "") else "" if area else f"area {entry['area']!r}"
     return Annotated(
@@ -71,13 +71,13 @@ def _segmentation(entry: dict[str, Any], size: tuple[int, int], note: Note) -> A
 
 
 def _keypoints(entry: dict[str, Any], count: int, note: Note) -> list[float] | None:
-    said = entry.get("keypoints")
-    if said in (None, "", []):
+    keypoints = entry.get("keypoints")
+    if keypoints in (None, "", []):
         return None
     if not count:
-        note("unnamed-keypoints", detail="its categories have no list of keypoints")
+        note("unnamed-keypoints", detail="its category has no list of keypoints")
         return None
-    points, form = as_keypoints(said, count)
+    points, form = as_keypoints(keypoints, count)
     if form:
         note("bad-keypoints" if points is None else "keypoint-form", detail=form)
     return points
@@ -95,10 +95,10 @@ def _is_crowd(entry: dict[str, Any], note: Note, as_objects: bool) -> bool:
 
 
 def check_pixels(annotations: Sequence[dict[str, Any]], path: Path) -> None:
-    """Raise if the boxes are shares of their images instead of pixels: all numbers in [0, 1], not all of them whole.
+    """Check that the boxes are in pixels, not in fractions of their image.
 
     Raises:
-        UserError: they are.
+        UserError: all numbers lie in [0, 1], and not all of them are integers.
     """
     fractions = count = 0
     for entry in annotations:
@@ -111,8 +111,8 @@ def check_pixels(annotations: Sequence[dict[str, Any]], path: Path) -> None:
         fractions += any(0 < number < 1 for number in numbers)
     if fractions:
         raise UserError(
-            f"{path}: all numbers of its {count} bboxes lie from 0 to 1, as shares of the image would: COCO's are "
-            "pixels (x, y, width, height); multiply them by the width and the height of their image"
+            f"{path}: all numbers of its {count} bboxes lie between 0 and 1, like fractions of the image, but COCO's "
+            "are x, y, width, height in pixels: multiply them by the width and height of their image"
         )
 
 
@@ -123,27 +123,27 @@ def corners_of(annotations: Sequence[dict[str, Any]]) -> list[list[float]]:
 
 
 @dataclass
-class Corners:
-    """Whether the boxes of a file are corners (x0, y0, x1, y1), where COCO has x, y, width, height."""
+class CornerCheck:
+    """Whether the boxes of a file seem to be corners (x0, y0, x1, y1) instead of COCO's x, y, width, height."""
 
-    boxes: int = 0
-    fitting: int = 0
+    num_boxes: int = 0
+    num_fitting: int = 0
     outside: list[tuple[Note, str]] = field(default_factory=list)
 
     def add(self, entry: dict[str, Any], size: tuple[int, int], note: Note) -> None:
-        """Count a box."""
+        """Add a box."""
         numbers = as_numbers(entry.get("bbox"), 4)
         if numbers is None:
             return
-        x, y, a, b = numbers
+        x, y, a, b = numbers  # width and height, or x1 and y1
         width, height = size[0] + OVERHANG, size[1] + OVERHANG
-        self.boxes += 1
-        self.fitting += x < a <= width and y < b <= height
-        if self.fitting == self.boxes and (x + a > width or y + b > height):
-            self.outside.append((note, f"bbox {x:g}, {y:g}, {a:g}, {b:g} of {size[0]} x {size[1]}"))
+        self.num_boxes += 1
+        self.num_fitting += x < a <= width and y < b <= height
+        if self.num_fitting == self.num_boxes and (x + a > width or y + b > height):
+            self.outside.append((note, f"bbox {x:g}, {y:g}, {a:g}, {b:g} in an image of {size[0]} x {size[1]}"))
 
-    def note_them(self) -> None:
-        """Note the boxes that reach outside, if all of them fit as corners and at least half do not as COCO's."""
-        if self.fitting == self.boxes and 2 * len(self.outside) >= self.boxes:
+    def report(self) -> None:
+        """Record the boxes that extend beyond their image, if all fit as corners and at least half do not as COCO's."""
+        if self.num_fitting == self.num_boxes and 2 * len(self.outside) >= self.num_boxes:
             for note, detail in self.outside:
                 note("corners", detail=detail)

@@ -1,4 +1,4 @@
-"""The classes of a COCO file: ids and names that agree, whatever the list of categories looks like."""
+"""The classes of a COCO file, with unique ids and names, whatever the form of its categories."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from resim.datasets.coco_values import as_id
-from resim.datasets.repair import Repairs
+from resim.datasets.annotation_values import as_id
+from resim.datasets.repairs import Repairs
 from resim.errors import UserError
 
 Entry = dict[str, Any]
@@ -23,7 +23,7 @@ class Categories:
     Attributes:
         names: of the classes.
         ids: of the classes, whole numbers.
-        labels: label, from 1, by the id that an annotation may have; several ids of one class are among them.
+        labels: label from 1 by category id; several ids may belong to one class.
         keypoint_names: K names, empty without keypoints.
         keypoint_labels: labels of the classes with keypoints.
     """
@@ -35,40 +35,41 @@ class Categories:
     keypoint_labels: tuple[int, ...]
 
     def label_of(self, entry: Entry, repairs: Repairs, path: Path) -> int | None:
-        """The label of an annotation; None, and noted, if it is of none of the classes."""
+        """The label of an annotation; None, with a fault in `repairs`, if it is of none of the classes."""
         note = partial(repairs.add, file=str(path), image_id=entry["image_id"], annotation_id=entry["id"])
-        said = entry.get("category_id")
-        number = as_id(said)
+        category_id = entry.get("category_id")
+        number = as_id(category_id)
         if number in self.labels:
             return self.labels[number]
         if isinstance(number, str) and number in self.names:
-            note("category-by-name", detail=f"category_id {said!r}")
+            note("category-by-name", detail=f"category_id {category_id!r}")
             return self.names.index(number) + 1
-        if said in (None, "") and len(self.names) == 1:
+        if category_id in (None, "") and len(self.names) == 1:
             note("only-category", detail="no category_id")
             return 1
-        note("unknown-category", detail="no category_id" if said in (None, "") else f"category id {said!r}")
+        is_missing = category_id in (None, "")
+        note("unknown-category", detail="no category_id" if is_missing else f"category_id {category_id!r}")
         return None
 
 
 def read_categories(entries: Sequence[Entry], annotations: Sequence[Entry], path: Path, repairs: Repairs) -> Categories:
-    """The classes of a file; without a list of them, those that its annotations name by id.
+    """The classes of a file; if it has no list of categories, those of its annotations.
 
     Raises:
         UserError: there are none, or one id has two names.
     """
     note = partial(repairs.add, file=str(path))
     if not entries:
-        entries = _categories_of(annotations, path)
+        entries = _annotated_categories(annotations, path)
         note("no-categories", detail=", ".join(str(entry["name"]) for entry in entries[:5]))
     used = {as_id(entry.get("category_id")) for entry in annotations}
-    named = _numbered(_named(_without_parent(entries, used, note), path, note), note)
+    named = _number_ids(_unique_entries(_without_parent(entries, used, note), path, note), note)
     keypoints = _keypoint_names([entry for _, _, entry in named], note)
-    first: dict[str, int] = {}  # the lowest id of a name
+    first: dict[str, int] = {}  # the smallest id of each name
     for number, _, entry in named:
         name = str(entry["name"])
         if name in first:
-            note("same-name", detail=f"{name!r} is category {first[name]} and {number}")
+            note("same-name", detail=f"categories {first[name]} and {number} are both {name!r}")
         first.setdefault(name, number)
     label_of = {name: label for label, name in enumerate(first, start=1)}
     labels: dict[int | str, int] = {}
@@ -88,21 +89,21 @@ def read_categories(entries: Sequence[Entry], annotations: Sequence[Entry], path
     )
 
 
-def _categories_of(annotations: Sequence[Entry], path: Path) -> list[Entry]:
-    """A list of categories for a file without one."""
+def _annotated_categories(annotations: Sequence[Entry], path: Path) -> list[Entry]:
+    """The categories that annotations name, for a file without a list of them."""
     if not annotations:
-        raise UserError(f"{path}: no categories and no annotations: name the file with the labels")
-    found: dict[int | str, Entry] = {}
+        raise UserError(f"{path}: has no categories and no annotations: name the file that contains the labels")
+    categories: dict[int | str, Entry] = {}
     for entry in annotations:
         key = as_id(entry.get("category_id"))
-        if key is not None and key not in found:
+        if key is not None and key not in categories:
             names = [entry[name] for name in CLASS_NAMES if isinstance(entry.get(name), str) and entry[name].strip()]
-            found[key] = {"id": key, "name": names[0] if names else str(key)}
-    return list(found.values()) or [{"id": 1, "name": "object"}]
+            categories[key] = {"id": key, "name": names[0] if names else str(key)}
+    return list(categories.values()) or [{"id": 1, "name": "object"}]
 
 
 def _without_parent(entries: Sequence[Entry], used: set[Any], note: Any) -> list[Entry]:
-    """The entries without Roboflow's category 0, which is the parent of the others and of no annotation."""
+    """The entries without category 0 of Roboflow: the parent of the others, which no annotation has."""
     parents = [entry.get("supercategory") for entry in entries if as_id(entry.get("id")) != 0]
     kept = []
     for entry in entries:
@@ -114,61 +115,60 @@ def _without_parent(entries: Sequence[Entry], used: set[Any], note: Any) -> list
     return kept
 
 
-def _named(entries: Sequence[Entry], path: Path, note: Any) -> list[tuple[int | str, Entry]]:
+def _unique_entries(entries: Sequence[Entry], path: Path, note: Any) -> list[tuple[int | str, Entry]]:
     """Each category once, by its id, with a name."""
-    found: dict[int | str, Entry] = {}
+    categories: dict[int | str, Entry] = {}
     for entry in entries:
         key = as_id(entry.get("id"))
         if key is None:
             note("bad-entry", detail=f"category {entry.get('name')!r} with the id {entry.get('id')!r}")
             continue
-        said = entry.get("name")
-        name = "" if said is None else str(said).strip()
+        name = "" if entry.get("name") is None else str(entry["name"]).strip()
         if not name:
             note("no-name", detail=f"category {key}")
             name = str(key)
-        if key not in found:
-            found[key] = {**entry, "name": name}
-        elif found[key]["name"] == name:
+        if key not in categories:
+            categories[key] = {**entry, "name": name}
+        elif categories[key]["name"] == name:
             note("category-twice", detail=f"category {key}, {name!r}")
         else:
             raise UserError(
-                f"{path}: category id {key} is there twice, as {found[key]['name']!r} and as {name!r}: which of "
-                "the two an annotation means cannot be known; give them two ids"
+                f"{path}: category id {key} is listed twice, as {categories[key]['name']!r} and as {name!r}, so that "
+                "the class of an annotation is not certain: give each category an id of its own"
             )
-    if not found:
-        raise UserError(f"{path}: no categories with an id")
-    return list(found.items())
+    if not categories:
+        raise UserError(f"{path}: none of its categories has an id: give each category an id")
+    return list(categories.items())
 
 
-def _numbered(named: Sequence[tuple[int | str, Entry]], note: Any) -> list[tuple[int, int | str, Entry]]:
-    """(number, id, entry), by number: ids that are no numbers get the next free ones, in their order."""
+def _number_ids(named: Sequence[tuple[int | str, Entry]], note: Any) -> list[tuple[int, int | str, Entry]]:
+    """(number, id, entry), by number; ids that are text get the next free numbers, in their order."""
     taken = {key for key, _ in named if isinstance(key, int)}
-    following = max(taken, default=0) + 1
+    next_number = max(taken, default=0) + 1
     numbered = []
     for key, entry in named:
-        number = key if isinstance(key, int) else following
+        number = key if isinstance(key, int) else next_number
         if isinstance(key, str):
             note("text-category", detail=f"category {key!r} becomes {number}")
-            following += 1
+            next_number += 1
         numbered.append((number, key, entry))
-    return sorted(numbered, key=lambda one: one[0])
+    return sorted(numbered, key=lambda row: row[0])
 
 
 def _keypoint_names(entries: Sequence[Entry], note: Any) -> tuple[str, ...]:
-    """The names that all classes with keypoints share; empty, and noted, if they differ."""
-    found = {}
+    """The names that all classes with keypoints share; empty, with a fault, if they differ."""
+    class_of = {}
     for entry in entries:
-        said = entry.get("keypoints")
-        if not said:
+        names = entry.get("keypoints")
+        if not names:
             continue
-        if isinstance(said, list):
-            found[tuple(map(str, said))] = entry["name"]
+        if isinstance(names, list):
+            class_of[tuple(map(str, names))] = entry["name"]
         else:
-            note("category-keypoints", detail=f"keypoints of {entry['name']!r} of type {type(said).__name__}")
-    if len(found) > 1:
-        (first, one), (second, other) = list(found.items())[:2]
-        detail = f"{len(first)} keypoints of {one!r} and {len(second)} others of {other!r}"
+            note("category-keypoints", detail=f"keypoints of {entry['name']!r} of type {type(names).__name__}")
+    if len(class_of) > 1:
+        (first, first_class), (second, second_class) = list(class_of.items())[:2]
+        detail = f"{len(first)} keypoints of {first_class!r} and {len(second)} others of {second_class!r}"
         note("category-keypoints", detail=detail)
         return ()
-    return next(iter(found), ())
+    return next(iter(class_of), ())

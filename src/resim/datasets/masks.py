@@ -1,6 +1,6 @@
-"""Segmentations to pixels: polygons and both kinds of RLE, by pycocotools.
+"""Segmentations as pixels: polygons and both kinds of RLE, decoded by pycocotools.
 
-Shapes: n objects, H, W the height and width of their image.
+Shapes: n objects; H, W height and width of the image.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as rle
 
+from resim.datasets.annotation_values import finite_numbers
 from resim.datasets.records import Record, Segmentation
-from resim.datasets.repair import finite
 
 
 def to_rle(segmentation: Segmentation, height: int, width: int) -> dict[str, Any]:
-    """Compressed RLE; the polygons of one object are united."""
+    """Compressed RLE of a segmentation; for polygons, of their union."""
     if isinstance(segmentation, list):
         return rle.merge(rle.frPyObjects(segmentation, height, width))  # type: ignore[arg-type]
     if isinstance(segmentation["counts"], list):
@@ -24,7 +24,7 @@ def to_rle(segmentation: Segmentation, height: int, width: int) -> dict[str, Any
 
 
 def decode_masks(record: Record) -> np.ndarray:
-    """(n, H, W) bool; all False for an object without a segmentation (`Record.has_mask` tells)."""
+    """(n, H, W) bool; all False for an object without a segmentation, as in `Record.has_mask`."""
     masks = np.zeros((len(record), record.height, record.width), dtype=bool)
     for index, segmentation in enumerate(record.masks or ()):
         if segmentation is not None:
@@ -32,7 +32,7 @@ def decode_masks(record: Record) -> np.ndarray:
     return masks
 
 
-def box_of(segmentation: Segmentation, height: int, width: int) -> tuple[float, float, float, float]:
+def mask_box(segmentation: Segmentation, height: int, width: int) -> tuple[float, float, float, float]:
     """The smallest box (x0, y0, x1, y1) around a segmentation."""
     if isinstance(segmentation, list):
         x = [value for polygon in segmentation for value in polygon[0::2]]
@@ -42,32 +42,35 @@ def box_of(segmentation: Segmentation, height: int, width: int) -> tuple[float, 
     return left, top, left + across, top + down
 
 
-def area_of(segmentation: Segmentation, height: int, width: int) -> float:
-    """Pixels of a segmentation."""
+def mask_area(segmentation: Segmentation, height: int, width: int) -> float:
+    """Number of pixels of a segmentation."""
     return float(rle.area(to_rle(segmentation, height, width)))  # type: ignore[arg-type]
 
 
 def has_pixels(segmentation: dict[str, Any]) -> bool:
-    """Whether a sound RLE has any pixel of its object."""
+    """Whether a valid RLE has any pixel of its object."""
     if isinstance(segmentation["counts"], list):
-        return any(segmentation["counts"][1::2])  # runs of background and of the object take turns
+        return any(segmentation["counts"][1::2])  # runs of background and object alternate
     return bool(rle.area(segmentation))  # type: ignore[arg-type]
 
 
 def rle_fault(segmentation: dict[str, Any], width: int, height: int) -> str:
-    """Why an RLE cannot be decoded: pycocotools itself would read or write past its memory. Empty if it can."""
+    """Why an RLE cannot be decoded, empty if it can. pycocotools does not check this and would access other memory."""
     counts = segmentation.get("counts")
-    if finite(segmentation.get("size"), 2) != [height, width]:
-        return f"RLE of size {segmentation.get('size')}, not {[height, width]}"
+    if finite_numbers(segmentation.get("size"), 2) != [height, width]:
+        return f"RLE of size {segmentation.get('size')} instead of {[height, width]}"
     if isinstance(counts, str | bytes):
         counts = _run_lengths(counts.encode() if isinstance(counts, str) else counts)
     if not isinstance(counts, list) or not all(isinstance(count, int) and count >= 0 for count in counts):
         return "RLE whose counts are not run lengths"
-    return "" if sum(counts) == height * width else f"RLE of {sum(counts)} pixels, not {height * width}"
+    return "" if sum(counts) == height * width else f"RLE of {sum(counts)} pixels instead of {height * width}"
 
 
 def _run_lengths(text: bytes) -> list[int] | None:
-    """The counts of compressed RLE (pycocotools, rleFrString): 5 bits a letter, each but the first two a difference."""
+    """The counts of compressed RLE: 5 bits a letter; from the fourth on, the difference to the one two before.
+
+    Source: pycocotools, `rleFrString`.
+    """
     counts: list[int] = []
     value, shift = 0, 0
     for letter in text:

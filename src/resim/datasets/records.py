@@ -1,4 +1,4 @@
-"""The one form that every detection data set takes inside, whatever layout it was read from.
+"""A detection data set in memory, whatever layout it was read from: one record an image.
 
 Shapes: n objects of an image, K keypoints of an object.
 """
@@ -11,30 +11,32 @@ from typing import Any, Literal
 
 import numpy as np
 
-from resim.datasets.repair import Repairs
+from resim.datasets.repairs import Repairs
 from resim.errors import UserError
+
+OVERHANG = 1.0  # pixels by which a box may extend beyond its image: COCO's boxes do, by rounding
 
 Segmentation = list[list[float]] | dict[str, Any]  # polygons (x, y, x, y, ...), or COCO RLE, compressed or not
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Record:
-    """An image and what is annotated in it. Its pixels and masks are decoded only when asked for.
+    """An image and its annotated objects. Pixels and masks are decoded only when they are needed.
 
     Attributes:
         image: path of the image file.
-        image_id: as the data set says it; results refer to it.
+        image_id: as in the data set; results refer to it.
         width: of the upright image in pixels.
-        height: likewise.
+        height: of the upright image in pixels.
         boxes: (n, 4) float64, (x0, y0, x1, y1) in pixels: 0 is the left edge of the first pixel, `width` the right
-            edge of the last. A box may stick out by up to `repair.OVERHANG` pixels.
+            edge of the last. A box may extend beyond the image by up to `OVERHANG` pixels.
         labels: (n,) int64 from 1; label l is `DetectionData.classes[l - 1]`.
-        masks: n segmentations as they were read (None: this object has none); None where the data set has no masks.
-        keypoints: (n, K, 3) float64, COCO's (x, y, visibility), or None where the data set has none.
-        crowd: (n,) bool, regions of many objects: not learnt from, and detections in them are not held wrong.
-        difficult: (n,) bool, as VOC means it: not counted by the evaluation, whether found or not.
-        annotation_ids: (n,) int64, as the data set says them.
-        areas: (n,) float64, in pixels: what COCO's evaluation calls small, medium and large.
+        masks: n segmentations, None for an object without one; None if the data set has no masks.
+        keypoints: (n, K, 3) float64, COCO's (x, y, visibility); None if the data set has none.
+        crowd: (n,) bool, regions of many objects: not trained on, and detections in them do not count as wrong.
+        difficult: (n,) bool, in the sense of VOC: ignored by its evaluation, whether detected or not.
+        annotation_ids: (n,) int64, as in the data set.
+        areas: (n,) float64, in pixels: by them COCO's evaluation separates small, medium and large.
     """
 
     image: str
@@ -63,13 +65,13 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """How a part to evaluate on was drawn from a data set.
+    """The share of a data set that was sampled to evaluate on.
 
     Attributes:
-        fraction: of the images that was asked for.
-        seed: of the draw.
-        image_ids: of the images drawn.
-        images: of the whole data set.
+        fraction: of the images, as requested.
+        seed: of the sampling.
+        image_ids: of the sampled images.
+        images: number of images of the data set.
     """
 
     fraction: float
@@ -78,7 +80,7 @@ class HeldOut:
     images: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data, from which a run that goes on has the same part again."""
+        """As plain data, from which a resumed run restores the same share."""
         return {"val_fraction": self.fraction, "seed": self.seed, "val_images": list(self.image_ids)}
 
 
@@ -87,15 +89,15 @@ class DetectionData:
     """A split of a detection data set.
 
     Attributes:
-        records: one for each image, in the order of the data set; images without objects are among them.
+        records: one for each image, in the order of the data set, images without objects included.
         classes: names; label l is `classes[l - 1]`.
-        category_ids: of each class, as the data set and COCO results say it.
-        kind: the layout it was read from.
-        source: what was read, for messages.
+        category_ids: of each class, as in the data set and in COCO results.
+        kind: the layout that was read.
+        source: path and split that were read, for messages.
         keypoint_names: K names, empty without keypoints.
         keypoint_labels: labels of the classes that have keypoints.
-        repairs: what was wrong with the data and what was done about it.
-        held_out: how it was drawn, where it is a part of a data set that was drawn to evaluate on.
+        repairs: faults of the data and how they were repaired.
+        held_out: how the records were sampled, if they are a share that was sampled to evaluate on.
     """
 
     records: tuple[Record, ...]
@@ -113,7 +115,7 @@ class DetectionData:
 
     @property
     def num_objects(self) -> int:
-        """Objects and crowd regions of all images."""
+        """Number of objects and crowd regions of all images."""
         return sum(len(record) for record in self.records)
 
     @property
@@ -128,14 +130,14 @@ class DetectionData:
 
 
 def subset(data: DetectionData, fraction: float, seed: int = 0) -> DetectionData:
-    """A share of the images, in their order: the same for the same data, fraction and seed.
+    """A random share of the images, in their order, determined by data, fraction and seed.
 
-    With one seed a smaller share is part of every larger one. At least one image is left.
+    With one seed, a smaller share is part of each larger one. It has at least one image.
 
     Args:
-        data: the whole split.
+        data: the split.
         fraction: above 0, at most 1.
-        seed: 0 or more; another seed, another share.
+        seed: 0 or more.
 
     Raises:
         UserError: the fraction or the seed is out of its range.

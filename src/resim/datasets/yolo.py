@@ -1,7 +1,4 @@
-"""YOLO's layout: a text file an image, each line a class and a box or a polygon in shares of the image.
-
-Shapes: a line has a class and n numbers.
-"""
+"""YOLO's layout: a text file an image, each line a class and a box or polygon in fractions of the image."""
 
 from __future__ import annotations
 
@@ -13,21 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from resim.counts import counted
-from resim.datasets.objects import Annotated, make_record
+from resim.datasets.annotation_values import finite_numbers
+from resim.datasets.image_sizes import checked_size
+from resim.datasets.record_checks import Annotated, make_record
 from resim.datasets.records import DetectionData, Record
-from resim.datasets.repair import Repairs, finite, nothing_left, sound_size
-from resim.datasets.yolo_files import YoloSet, open_yolo, split_images
-from resim.datasets.yolo_labels import begins_as_labels, files_in, find_label_files
+from resim.datasets.repairs import Repairs, empty_split_error
+from resim.datasets.yolo_label_files import find_label_files, has_label_content, list_files
+from resim.datasets.yolo_layout import YoloSet, open_yolo, split_images
 from resim.errors import UserError
 from resim.views.text import decode_text
 from resim.views.walk import ending_of
 
-FARTHEST = 0.5  # shares of the image that a number may lie outside [0, 1]; beyond, it is no share
+MAX_OVERHANG = 0.5  # by which a coordinate may lie outside [0, 1]; beyond, it is not a fraction of the image
 
 
 @dataclass(frozen=True)
 class _Shape:
-    """A line's object, in shares of the image: a box (x0, y0, x1, y1), or a polygon (x, y, x, y, ...)."""
+    """The object of a line, in fractions of the image: a box (x0, y0, x1, y1), or a polygon (x, y, x, y, ...)."""
 
     number: int
     label: int
@@ -42,58 +41,58 @@ def read_yolo(
     classes: Sequence[str] | None = None,
     strict: bool = False,
 ) -> DetectionData:
-    """Images with boxes, and masks where there are polygons, in YOLO's layout.
+    """Images in YOLO's layout, with boxes, and with masks for polygons.
 
-    A line `class x y width height` is a box by its centre; `class x y x y x y ...` a polygon. A number after them is a
-    confidence, two are a confidence and a track; these are not read, nor are keypoints. Boxes are then
+    A line `class x y width height` is a box with its centre at x, y; `class x y x y x y ...` is a polygon. One more
+    number is a confidence, two are a confidence and a track; these are not read, nor are keypoints. Boxes become
     (x0, y0, x1, y1) in pixels. Image ids are paths below the root, annotation ids the numbers of the lines from 1,
-    category ids the numbers of the classes. An image without a label file has no objects. Every image is opened, for
-    its size.
+    category ids the numbers of the classes. An image without a label file has no objects. Every image is opened to
+    read its size.
 
     Args:
         path: `data.yaml`, Darknet's `obj.data`, a folder that has one, or one that has `images` and `labels`.
         split: `train`, `val` or `test`.
         classes: names in the order of their numbers; None: those of the files.
-        strict: raise at the first kind of fault instead of repairing.
+        strict: raise at the first kind of fault instead of repairing it.
 
     Raises:
-        UserError: no such split, no names of classes, nothing left that can be used; or strict.
+        UserError: no such split, no names of classes, no usable image or object; or strict.
     """
     data = open_yolo(Path(path), tuple(classes) if classes is not None else None)
-    images, odd = split_images(data, split)
+    images, renamed = split_images(data, split)
     source = f"{data.file} ({split})"
     repairs = Repairs()
-    for place in odd:
-        kind = "missing-image" if place.path is None else "other-name"
-        image_id = split if place.path is None else _id(data, place.path)
-        repairs.add(kind, file=str(data.file), image_id=image_id, detail=place.fault or place.note)
-    places = find_label_files(images)
-    for image, place in places.items():
-        if place.note:
-            repairs.add("other-name", file=str(data.file), image_id=_id(data, image), detail=place.note)
-    label_files = {image: place.path for image, place in places.items()}
-    used = {file for file in label_files.values() if file is not None}
+    for file in renamed:
+        kind = "missing-image" if file.path is None else "other-name"
+        image_id = split if file.path is None else _image_id(data, file.path)
+        repairs.add(kind, file=str(data.file), image_id=image_id, detail=file.fault or file.note)
+    located = find_label_files(images)
+    for image, file in located.items():
+        if file.note:
+            repairs.add("other-name", file=str(data.file), image_id=_image_id(data, image), detail=file.note)
+    label_files = {image: file.path for image, file in located.items()}
+    used = {path for path in label_files.values() if path is not None}
     if images and not used:
         raise UserError(
-            f"{source}: there is no label file for its {counted(len(images), 'image')}: labels/NAME.txt belongs to "
-            "images/NAME.jpg"
+            f"{source}: no label file for its {counted(len(images), 'image')}: images/NAME.jpg needs its labels in "
+            "labels/NAME.txt"
         )
-    for file in _without_image(images, used):
-        repairs.add("unknown-image", file=file, image_id=Path(file).stem, detail="no image of this name")
+    for path in _labels_without_image(images, used):
+        repairs.add("unknown-image", file=path, image_id=Path(path).stem, detail="no image of this name")
     shapes = {
-        image: [] if file is None else _shapes(data, file, _id(data, image), repairs)
-        for image, file in label_files.items()
+        image: [] if path is None else _read_shapes(data, path, _image_id(data, image), repairs)
+        for image, path in label_files.items()
     }
-    with_masks = any(shape.polygon is not None for found in shapes.values() for shape in found)
+    with_masks = any(shape.polygon is not None for of_image in shapes.values() for shape in of_image)
     records = [_record(data, image, label_files[image], shapes[image], with_masks, repairs) for image in images]
-    kept = tuple(record for record in records if record is not None)
+    usable = tuple(record for record in records if record is not None)
     repairs.stop_if(strict)
-    if not kept:
-        raise nothing_left(source, repairs, "no image that can be used")
-    if not any(len(record) for record in kept):
-        raise nothing_left(source, repairs, f"no object in its {counted(len(kept), 'image')}")
+    if not usable:
+        raise empty_split_error(source, repairs, "no usable image")
+    if not any(len(record) for record in usable):
+        raise empty_split_error(source, repairs, f"no object in its {counted(len(usable), 'image')}")
     return DetectionData(
-        records=kept,
+        records=usable,
         classes=tuple(data.names.values()),
         category_ids=tuple(data.names),
         kind="yolo",
@@ -102,24 +101,24 @@ def read_yolo(
     )
 
 
-def _id(data: YoloSet, image: str) -> str:
+def _image_id(data: YoloSet, image: str) -> str:
     return Path(os.path.relpath(image, data.root)).as_posix()
 
 
-def _without_image(images: Sequence[str], used: set[str]) -> list[str]:
-    """Label files in the folders of those that are used for which no folder of the images has a picture."""
+def _labels_without_image(images: Sequence[str], used: set[str]) -> list[str]:
+    """Label files, in the folders of those in use, for which no folder of the images has an image."""
     folders = [sorted({os.path.dirname(file) for file in files}) for files in (images, used)]  # noqa: PTH120
-    pictures, texts = ([file for folder in each for file in files_in(folder)] for each in folders)
-    stems = {os.path.splitext(name)[0] for _, name in pictures if ending_of(name) != ".txt"}  # noqa: PTH122
+    beside_images, beside_labels = ([file for folder in part for file in list_files(folder)] for part in folders)
+    stems = {os.path.splitext(name)[0] for _, name in beside_images if ending_of(name) != ".txt"}  # noqa: PTH122
     return [
         path
-        for path, name in texts
-        if ending_of(name) == ".txt" and path not in used and name[:-4] not in stems and begins_as_labels(path)
+        for path, name in beside_labels
+        if ending_of(name) == ".txt" and path not in used and name[:-4] not in stems and has_label_content(path)
     ]
 
 
-def _shapes(data: YoloSet, file: str, image_id: str, repairs: Repairs) -> list[_Shape]:
-    """The sound lines of a label file; what is wrong with the others is noted."""
+def _read_shapes(data: YoloSet, file: str, image_id: str, repairs: Repairs) -> list[_Shape]:
+    """The valid lines of a label file; the others are added to `repairs`."""
     labels = {number: label for label, number in enumerate(data.names, start=1)}
     by_name = {name: labels[number] for number, name in data.names.items()}
     try:
@@ -127,40 +126,40 @@ def _shapes(data: YoloSet, file: str, image_id: str, repairs: Repairs) -> list[_
     except OSError as error:
         repairs.add("missing-annotation", file=file, image_id=image_id, detail=str(error.strerror))
         return []
-    found = []
+    shapes = []
     for number, line in enumerate(lines, start=1):
         text = line.strip("\0\ufeff \t")
         if not text or text.startswith("#"):
             continue
         note = partial(repairs.add, file=file, image_id=image_id, annotation_id=number)
         first, *words = text.replace(",", " ").split()
-        values, which = finite(words), finite([first])
+        values, class_number = finite_numbers(words), finite_numbers([first])
         if values is None or len(values) < 4:
             note("not-finite", detail=repr(text[:80]))
             continue
-        is_whole = which is not None and which[0] == int(which[0])
-        label = labels.get(int(which[0])) if which is not None and is_whole else by_name.get(first)
+        is_number = class_number is not None and class_number[0] == int(class_number[0])
+        label = labels.get(int(class_number[0])) if class_number and is_number else by_name.get(first)
         if label is None:
-            note("unknown-category", detail=f"class {first}, there are {len(labels)}")
+            note("unknown-category", detail=f"class {first}, but there are {len(labels)} classes")
             continue
-        shape = _shape(number, label, values, words[-1], data.keypoints, note)
+        shape = _parse_shape(number, label, values, words[-1], data.keypoints, note)
         if shape is not None:
-            found.append(shape)
-    return found
+            shapes.append(shape)
+    return shapes
 
 
-def _shape(
+def _parse_shape(
     number: int, label: int, values: list[float], last: str, keypoints: tuple[int, int] | None, note: Any
 ) -> _Shape | None:
-    """A box or a polygon of a line's numbers."""
+    """The box or polygon of the numbers of a line; None, with a fault, if they are not fractions of the image."""
     count = len(values)
     is_pose = keypoints is not None and count in (4 + keypoints[0] * keypoints[1], 5 + keypoints[0] * keypoints[1])
     if is_pose:
         note("keypoints-left-out", detail=f"{keypoints[0]} keypoints")  # type: ignore[index]
-    has_track = count == 6 and last.lstrip("+-").isdigit()  # a box, a confidence and a track, not three points
+    has_track = count == 6 and last.lstrip("+-").isdigit()  # box, confidence and track, not three points
     is_box = is_pose or count <= 5 or has_track
-    used = values[:4] if is_box else values[: count - count % 2]  # an odd number at the end is a confidence
-    if not all(-FARTHEST <= value <= 1 + FARTHEST for value in used):
+    used = values[:4] if is_box else values[: count - count % 2]  # an unpaired number at the end is a confidence
+    if not all(-MAX_OVERHANG <= value <= 1 + MAX_OVERHANG for value in used):
         note("no-shares", detail=" ".join(f"{value:g}" for value in used[:4]))
         return None
     if not is_box:
@@ -172,8 +171,8 @@ def _shape(
 def _record(
     data: YoloSet, image: str, file: str | None, shapes: Sequence[_Shape], with_masks: bool, repairs: Repairs
 ) -> Record | None:
-    image_id = _id(data, image)
-    size = sound_size(image, None, file=file or image, image_id=image_id, check=True, repairs=repairs)
+    image_id = _image_id(data, image)
+    size = checked_size(image, None, file=file or image, image_id=image_id, check=True, repairs=repairs)
     if size is None:
         return None
     width, height = size
@@ -186,10 +185,8 @@ def _record(
             assert shape.polygon is not None
             xs = [min(max(value, 0.0), 1.0) * width for value in shape.polygon[::2]]
             ys = [min(max(value, 0.0), 1.0) * height for value in shape.polygon[1::2]]
-            box, polygon = (
-                [min(xs), min(ys), max(xs), max(ys)],
-                [[v for pair in zip(xs, ys, strict=True) for v in pair]],
-            )
+            box = [min(xs), min(ys), max(xs), max(ys)]
+            polygon = [[value for point in zip(xs, ys, strict=True) for value in point]]
         objects.append(Annotated(annotation_id=shape.number, label=shape.label, box=box, segmentation=polygon))
     return make_record(
         objects,

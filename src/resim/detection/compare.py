@@ -28,7 +28,7 @@ from resim.exchange.weights import read_weights
 from resim.runs.checkpoints import write_atomically
 from resim.runs.progress import Watch
 from resim.runs.provenance import describe_run
-from resim.scores.bootstrap import average_precision, match, paired_interval, resampled
+from resim.scores.bootstrap import average_precision, match_detections, paired_interval, resample_precision
 from resim.scores.results import read_results
 
 
@@ -221,8 +221,10 @@ def _differences(
         for folder in runs:
             if show:
                 print(f"resampling the images of {folder.name}, {replicates} times", flush=True)
-            classes = match(val, [found for found in read_results(folder / "results.json") if found["image_id"] in ids])
-            resampled_runs.append(resampled(classes, len(val), replicates=replicates, seed=0))
+            classes = match_detections(
+                val, [found for found in read_results(folder / "results.json") if found["image_id"] in ids]
+            )
+            resampled_runs.append(resample_precision(classes, len(val), replicates=replicates, seed=0))
             plain_runs.append(average_precision(classes, np.ones(len(val))))
         under[name], plain[name] = np.array(resampled_runs), float(np.mean(plain_runs))
     return tuple(

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
-from resim.datasets.split import recorded_split
+from resim.datasets.validation_split import recorded_split
 from resim.detection.agreement import agreement, raw_images, settings
 from resim.detection.card import detector_card, held_out_words
 from resim.detection.checkpoint import TrainedDetector, description_of, load_detector

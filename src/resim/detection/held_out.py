@@ -9,7 +9,7 @@ from typing import Any
 
 from resim.counts import counted
 from resim.datasets.records import DetectionData
-from resim.datasets.split import hold_out_again, recorded_split, split_line
+from resim.datasets.validation_split import recorded_split, restore_held_out, split_line
 from resim.detection.config import DetectRecipe
 from resim.detection.prepare import fingerprint, usable
 from resim.errors import UserError
@@ -30,7 +30,7 @@ def part_to_score(data: DetectionData, model: Path, recipe: DetectRecipe) -> tup
     noted = _noted_data(folder)
     split = recorded_split([folder])
     if split is not None:
-        held_out = hold_out_again(data, split)[1]
+        held_out = restore_held_out(data, split)[1]
         if held_out.records and fingerprint(held_out) == noted.get("val_hash"):
             rest = counted(len(data) - len(held_out), "image")
             return held_out, f"scored: {split_line(held_out)} (--all-images scores the {rest} of the training too)"

@@ -9,7 +9,7 @@ import torch
 
 from resim.counts import counted
 from resim.datasets.records import DetectionData
-from resim.datasets.split import split_line
+from resim.datasets.validation_split import split_line
 from resim.detection.config import DetectRecipe, DetectRun, TuneConfig
 from resim.detection.init import InitReport
 from resim.detection.left_out import set_aside

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from resim.counts import counted
 from resim.datasets.records import DetectionData
-from resim.datasets.yolo_files import open_yolo, split_images
+from resim.datasets.yolo_layout import open_yolo, split_images
 from resim.detection.checkpoint import load_detector
 from resim.detection.pictures import draw_results
 from resim.detection.samples import DetectionBatch, Sample, TestSet, collate_samples, read_samples

@@ -199,7 +199,7 @@ class RunConfig:
         if self.workers > 512:
             raise ValueError(f"workers {self.workers}: must be at most 512")
         at_least = {
-            "groups_at_a_time": 0, "workers": -1, "log_every": 1, "checkpoint_minutes": 0, "keep_every": 0,
+          "groups_at_a_time": 0, "workers": -1, "log_every": 1, "checkpoint_minutes": 0, "keep_every": 0,
             "picture_every": 0, "probe_every": 0, "probe_images": 0, "max_bad_share": 0, "stop_after": 0,
             "start_epoch": 0,
         }  # fmt: skip

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 
-from resim.datasets.cityscapes import truth_of
+from resim.datasets.cityscapes import annotation_paths
 from resim.datasets.records import DetectionData
 from resim.errors import UserError
 from resim.scores.results import Scores, check_results
@@ -24,29 +24,31 @@ INSTALL = "pip install '.[cityscapes]' in resim's clone"
 
 
 def cityscapes_scores(data: DetectionData, results: Sequence[dict[str, Any]], *, source: str = "results") -> Scores:
-    """Cityscapes' AP (mean over IoU 0.50:0.05:0.95) and AP50 of masks, against the annotation files themselves.
+    """Cityscapes' AP (mean over IoU 0.50:0.05:0.95) and AP50 of masks, computed from the annotation files.
 
     Args:
-        data: read by `read_cityscapes`; where an image of instance ids is missing it is drawn from the polygons.
+        data: from `read_cityscapes`; a missing image of instance ids is drawn from the polygons.
         results: detections in the form of COCO results: `image_id`, `category_id` (Cityscapes' own: 26 is a car),
-            `segmentation` (compressed RLE), `score`. The official evaluation lets two masks overlap, and so do we.
-        source: where the results come from, for messages.
+            `segmentation` (compressed RLE), `score`. As in the official evaluation, masks may overlap.
+        source: of the results, for messages.
 
     Returns:
         `values`: `AP`, `AP50`, from 0 to 1; means over the classes that have an instance of at least 100 pixels,
-        the smallest that count. `per_class`: AP.
+        the smallest size that counts. `per_class`: AP.
 
     Raises:
-        UserError: cityscapesScripts is not installed, the data set is another, or the results are of another.
+        UserError: cityscapesScripts is not installed, or data or results are not of Cityscapes.
     """
     try:
-        # not imported by name: this is an extra, and its types are not known
+        # imported by text: this is an extra, without types
         official: Any = importlib.import_module("cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling")
         draw: Any = importlib.import_module("cityscapesscripts.preparation.json2instanceImg")
     except ImportError:
         raise UserError(f"Cityscapes' scores need cityscapesScripts: {INSTALL}") from None
     if data.kind != "cityscapes":
-        raise UserError(f"{data.source}: not in Cityscapes' layout; its scores need the annotation files")
+        raise UserError(
+            f"{data.source}: not a Cityscapes data set, whose annotation files these scores need: choose other scores"
+        )
     check_results(data, results, "segm", source)
     official.np = _Numpy()
     by_image: dict[int | str, list[dict[str, Any]]] = {record.image_id: [] for record in data.records}
@@ -54,23 +56,23 @@ def cityscapes_scores(data: DetectionData, results: Sequence[dict[str, Any]], *,
         by_image[entry["image_id"]].append(entry)
 
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        place = Path(folder).resolve()
+        temporary = Path(folder).resolve()
         args = copy.copy(official.args)
         args.quiet, args.JSONOutput, args.colorized = True, False, False
-        args.gtInstancesFile = str(place / "gtInstances.json")
-        args.predictionPath = str(place)
+        args.gtInstancesFile = str(temporary / "gtInstances.json")
+        args.predictionPath = str(temporary)
         truths, predictions = [], []
         for record in data.records:
-            instances, polygons = truth_of(record.image)
+            instances, polygons = annotation_paths(record.image)
             if not instances.is_file():
-                instances = place / instances.name
+                instances = temporary / instances.name
                 annotation = draw.Annotation()
                 annotation.fromJsonFile(str(polygons))
                 drawn = np.asarray(draw.createInstanceImage(annotation, "ids"))
                 Image.fromarray(drawn.astype(np.uint16)).save(instances)  # Pillow 13 writes no 32-bit PNG
             truths.append(str(instances))
-            predictions.append(str(_write(place, str(record.image_id), by_image[record.image_id])))
-        # evaluateImgLists by its parts: as a whole it writes a matches.json where one stands
+            predictions.append(str(_write_predictions(temporary, str(record.image_id), by_image[record.image_id])))
+        # the parts of evaluateImgLists, which itself would write a matches.json into the current folder
         official.setInstanceLabels(args)
         matches = official.matchGtWithPreds(predictions, truths, official.getGtInstances(truths, args), args)
         averages = official.computeAverages(official.evaluateMatches(matches, args), args)
@@ -80,14 +82,14 @@ def cityscapes_scores(data: DetectionData, results: Sequence[dict[str, Any]], *,
 
 
 class _Numpy:
-    """numpy as cityscapesScripts 2.3 knows it: `in1d` is gone since numpy 2.4."""
+    """numpy with the `in1d` that cityscapesScripts 2.3 calls, which numpy 2.4 removed."""
 
     def __getattr__(self, name: str) -> Any:
         return np.isin if name == "in1d" else getattr(np, name)
 
 
-def _write(folder: Path, name: str, results: list[dict[str, Any]]) -> Path:
-    """The detections of an image as a list and an image for each mask, the form of Cityscapes' submissions."""
+def _write_predictions(folder: Path, name: str, results: list[dict[str, Any]]) -> Path:
+    """Write the detections of an image as in a submission to Cityscapes: a list, and an image for each mask."""
     lines = []
     for index, entry in enumerate(results):
         mask = np.asarray(rle.decode(entry["segmentation"]))

@@ -1,4 +1,4 @@
-"""COCO's average precision of boxes, masks and keypoints, by pycocotools or, where it is installed, its faster twin."""
+"""COCO's average precision of boxes, masks and keypoints, by pycocotools or, if installed, faster-coco-eval."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from resim.datasets.records import DetectionData, Record
 from resim.errors import UserError
 from resim.scores.results import FIELDS, Kind, Scores, check_results
 
-# positions in COCOeval.stats; keypoints have no small objects
+# indices in COCOeval.stats; for keypoints there are no small objects
 STATS: dict[Kind, dict[str, int]] = {
     "bbox": {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5},
     "segm": {"AP": 0, "AP50": 1, "AP75": 2, "APs": 3, "APm": 4, "APl": 5},
     "keypoints": {"AP": 0, "AP50": 1, "AP75": 2, "APm": 3, "APl": 4},
 }
-NUM_SIGMAS = 17  # of COCO's person, for which pycocotools knows them
+NUM_SIGMAS = 17  # those of COCO's person, which pycocotools contains
 
 
 def coco_scores(
@@ -34,33 +34,33 @@ def coco_scores(
     keypoint_sigmas: Sequence[float] | None = None,
     source: str = "results",
 ) -> dict[Kind, Scores]:
-    """COCO's AP over IoU 0.50:0.05:0.95, AP50, AP75, and by size (small, medium, large): what COCOeval computes.
+    """COCO's AP over IoU 0.50:0.05:0.95, AP50, AP75, and AP by size (small, medium, large), as COCOeval computes them.
 
-    Crowd regions count as COCO's evaluation does: a detection in one is neither right nor wrong. An object that has
-    lost its mask is such a region in the scores of masks. Boxes marked difficult are objects like any other here;
-    `voc_scores` leaves them out. A detection's size is that of what is scored: of its mask for masks.
+    As in COCO's evaluation, a detection in a crowd region is neither right nor wrong. In the scores of masks, an object
+    whose mask was dropped is such a region. Objects marked difficult count like any other here, unlike in `voc_scores`.
+    The size of a detection is that of the scored shape: of its mask in the scores of masks.
 
     Args:
-        data: the truth; scores are over all its images.
+        data: the ground truth; scores are over all its images.
         results: detections in the form of COCO results: `image_id`, `category_id`, `score`, and `bbox`
-            (x, y, width, height), `segmentation` (compressed RLE) or `keypoints`. They are not changed.
-        kinds: what to score. Of detections that hold several, each kind uses its own.
-        keypoint_sigmas: K numbers, how far each keypoint scatters; None: COCO's, of 17 keypoints of a person.
-        source: where the results come from, for messages.
+            (x, y, width, height), `segmentation` (compressed RLE) or `keypoints`. They are not modified.
+        kinds: what to score. Each kind uses only its own field of a detection.
+        keypoint_sigmas: K numbers, the spread of each keypoint; None: those of COCO's 17 keypoints of a person.
+        source: of the results, for messages.
 
     Returns:
-        Scores by kind, from 0 to 1. A score with nothing to find, such as of large objects where there are none, is
-        NaN. Keypoints have no APs.
+        Scores by kind, from 0 to 1. A score without objects, such as that of large objects if there are none, is NaN.
+        Keypoints have no APs.
 
     Raises:
-        UserError: results that are not of this data set, or a kind that the data set has not.
+        UserError: the results are not of this data set, or the data set does not have a kind.
     """
     scores: dict[Kind, Scores] = {}
     for kind in kinds:
         if kind == "segm" and not data.has_masks:
-            raise UserError(f"{data.source}: no masks to score against")
+            raise UserError(f"{data.source}: has no masks, so that masks cannot be scored: score boxes")
         if kind == "keypoints" and not data.has_keypoints:
-            raise UserError(f"{data.source}: no keypoints to score against")
+            raise UserError(f"{data.source}: has no keypoints, so that keypoints cannot be scored: score boxes")
         if kind == "keypoints" and len(keypoint_sigmas or [0] * NUM_SIGMAS) != len(data.keypoint_names):
             raise UserError(f"{data.source}: {len(data.keypoint_names)} keypoints need as many keypoint sigmas")
         check_results(data, results, kind, source)
@@ -78,11 +78,11 @@ def _scores(
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    values = {name: _or_nan(float(evaluation.stats[at])) for name, at in STATS[kind].items()}
+    values = {name: _or_nan(float(evaluation.stats[index])) for name, index in STATS[kind].items()}
     # (IoU, recall, class, all sizes, most detections)
     precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
     names = [data.classes[data.category_ids.index(number)] for number in evaluation.params.catIds]
-    per_class = {name: _or_nan(float(precision[:, :, at].mean())) for at, name in enumerate(names)}
+    per_class = {name: _or_nan(float(precision[:, :, index].mean())) for index, name in enumerate(names)}
     return Scores(kind=kind, values=values, per_class=per_class)
 
 
@@ -99,62 +99,62 @@ def coco_evaluation(
     results: Sequence[dict[str, Any]],
     kind: Kind,
     *,
-    difficult_aside: bool = False,
+    ignore_difficult: bool = False,
     fast: bool = False,
 ) -> COCOeval:
-    """pycocotools' evaluation of detections, before its first step. Images and objects are numbered from 1.
+    """A COCOeval of detections, before its `evaluate`. Images and objects are numbered from 1.
 
     Args:
-        data: the truth.
-        results: in the form of COCO results, of this data.
-        kind: what is compared.
-        difficult_aside: objects marked difficult are set aside like crowd regions.
-        fast: by faster-coco-eval (an extra) where it is installed, which computes the same numbers.
+        data: the ground truth.
+        results: detections in this data, in the form of COCO results.
+        kind: boxes, masks or keypoints.
+        ignore_difficult: ignore objects marked difficult like crowd regions.
+        fast: use faster-coco-eval (an extra) if it is installed; it computes the same numbers.
     """
     truth_type, evaluation_type = _implementation(fast)
-    # images are numbered anew, from 1: ids may be text
+    # ids may be text, so that images are numbered from 1
     numbers: dict[int | str, int] = {record.image_id: number for number, record in enumerate(data.records, start=1)}
     with contextlib.redirect_stdout(io.StringIO()):
         truth = truth_type()
-        truth.dataset = _truth(data, kind, difficult_aside)
+        truth.dataset = _ground_truth(data, kind, ignore_difficult)
         truth.createIndex()
-        found = [
+        detections = [
             {
                 "image_id": numbers[entry["image_id"]],
                 "category_id": entry["category_id"],
                 "score": float(entry["score"]),
-                FIELDS[kind]: entry[FIELDS[kind]],  # nothing else, or loadRes takes sizes and shapes from it
+                FIELDS[kind]: entry[FIELDS[kind]],  # no other field, from which loadRes would take sizes and shapes
             }
             for entry in results
             if entry["category_id"] in truth.cats
         ]
-        return evaluation_type(truth, truth.loadRes(found) if found else _none(truth), kind)
+        return evaluation_type(truth, truth.loadRes(detections) if detections else _no_detections(truth), kind)
 
 
 def _or_nan(value: float) -> float:
     return float("nan") if value < 0 else value
 
 
-def _none(truth: Any) -> Any:
-    """No detections, which loadRes cannot take."""
-    none = type(truth)()
-    none.dataset = {**truth.dataset, "annotations": []}
-    none.createIndex()
-    return none
+def _no_detections(truth: Any) -> Any:
+    """An empty set of detections, which loadRes does not accept."""
+    empty = type(truth)()
+    empty.dataset = {**truth.dataset, "annotations": []}
+    empty.createIndex()
+    return empty
 
 
-def _truth(data: DetectionData, kind: Kind, difficult_aside: bool) -> dict[str, Any]:
+def _ground_truth(data: DetectionData, kind: Kind, ignore_difficult: bool) -> dict[str, Any]:
     images, annotations = [], []
     labels = set(data.keypoint_labels) if kind == "keypoints" else set(range(1, len(data.classes) + 1))
     for number, record in enumerate(data.records, start=1):
         images.append({"id": number, "width": record.width, "height": record.height})
         for index in range(len(record)):
             if int(record.labels[index]) in labels:
-                # numbered anew, from 1: COCOeval takes id 0 for "not matched"
-                extra = {"id": len(annotations) + 1, "image_id": number}
+                # numbered from 1: to COCOeval, id 0 means "not matched"
+                ids = {"id": len(annotations) + 1, "image_id": number}
                 annotation = _annotation(data, record, index, kind)
-                annotation["iscrowd"] |= int(difficult_aside and record.difficult[index])
-                annotations.append({**annotation, **extra})
+                annotation["iscrowd"] |= int(ignore_difficult and record.difficult[index])
+                annotations.append({**annotation, **ids})
     categories = [
         {"id": number, "name": name}
         for label, (number, name) in enumerate(zip(data.category_ids, data.classes, strict=True), start=1)

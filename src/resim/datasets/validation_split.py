@@ -1,4 +1,4 @@
-"""A share of a labelled data set held out to evaluate on, where it has no validation part of its own."""
+"""A share of a labelled data set that is held out to evaluate on, for a data set without a validation split."""
 
 from __future__ import annotations
 
@@ -13,52 +13,53 @@ import numpy as np
 
 from resim.counts import counted
 from resim.datasets.records import DetectionData, HeldOut
-from resim.datasets.repair import Repairs
+from resim.datasets.repairs import Repairs
 from resim.errors import UserError
 
-_STREAM = 9  # before the seed: other draws than those of --fraction
-_COPY = ".rf."  # Roboflow's exports have augmented copies of one image: NAME.rf.HASH.jpg
+_STREAM = 9  # combined with the seed, so that other random numbers are used than for --fraction
+_COPY_MARK = ".rf."  # Roboflow exports augmented copies of an image as NAME.rf.HASH.jpg
 
 
 def hold_out(data: DetectionData, fraction: float, seed: int) -> tuple[DetectionData, DetectionData]:
-    """Split the images at random: what is left to train on, and what is evaluated on, both in the order of the data.
+    """Split the images at random into those to train on and those to evaluate on, both in the order of the data.
 
-    Entries of one file, and Roboflow's copies of one image, stay together, so that no picture is in both parts.
+    Entries of one file, and Roboflow's copies of one image, stay together, so that no image is in both parts.
 
     Args:
-        data: the whole.
-        fraction: of the images, rounded to a whole number of at least 1, above 0 and below 1.
+        data: to be split.
+        fraction: of the images, above 0 and below 1; rounded to at least one image.
         seed: 0 or more; the same data, fraction and seed give the same split.
 
     Raises:
         UserError: the fraction is out of its range, or the images are too few for two parts.
     """
     check_fraction(fraction)
-    pictures: dict[str, list[int]] = {}
+    groups_by_image: dict[str, list[int]] = {}
     for index, record in enumerate(data.records):
-        pictures.setdefault(_picture(record.image), []).append(index)
-    if len(pictures) < 2:
+        groups_by_image.setdefault(_original(record.image), []).append(index)
+    groups = list(groups_by_image.values())
+    if len(groups) < 2:
         raise UserError(
-            f"--val-fraction {fraction:g}: {data.source} has {counted(len(pictures), 'image')}, two are needed at least"
+            f"--val-fraction {fraction:g}: {data.source} has {counted(len(groups), 'image')}, but needs at least two: "
+            "add images, or name a validation set with --val"
         )
-    groups = list(pictures.values())
-    wanted = max(1, round(fraction * len(data)))
+    num_wanted = max(1, round(fraction * len(data)))
     chosen: set[int] = set()
-    left = len(groups)
-    for place in np.random.default_rng([_STREAM, seed]).permutation(len(groups)):
-        if len(chosen) >= wanted or left == 1:
+    num_left = len(groups)
+    for index in np.random.default_rng([_STREAM, seed]).permutation(len(groups)):
+        if len(chosen) >= num_wanted or num_left == 1:
             break
-        chosen.update(groups[place])
-        left -= 1
+        chosen.update(groups[index])
+        num_left -= 1
     ids = [data.records[index].image_id for index in sorted(chosen)]
     return _parts(data, HeldOut(fraction=fraction, seed=seed, image_ids=tuple(ids)))
 
 
-def hold_out_again(data: DetectionData, stored: Mapping[str, Any]) -> tuple[DetectionData, DetectionData]:
-    """The split that a run began with, whatever images have gone since.
+def restore_held_out(data: DetectionData, stored: Mapping[str, Any]) -> tuple[DetectionData, DetectionData]:
+    """The split of an earlier run, even if images were removed since then.
 
     Args:
-        data: the whole.
+        data: to be split.
         stored: `recorded_split` of the run.
     """
     ids = tuple(stored["val_images"])
@@ -66,26 +67,26 @@ def hold_out_again(data: DetectionData, stored: Mapping[str, Any]) -> tuple[Dete
 
 
 def recorded_split(folders: Iterable[Path]) -> dict[str, Any] | None:
-    """The split in the config.json of the first of some runs that has one; None: none has."""
+    """The split in the first config.json of some runs that has one; None if none has."""
     for folder in folders:
         try:
             content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             split = content["data"]["split"]
             if {"val_fraction", "seed", "val_images"} <= set(split):
                 return split
-        except (OSError, ValueError, KeyError, TypeError):  # what is damaged is said where the run is opened
+        except (OSError, ValueError, KeyError, TypeError):  # a damaged file is reported where the run is opened
             continue
     return None
 
 
 def check_fraction(fraction: float) -> None:
-    """Raise a UserError if no part would be left."""
+    """Raise a UserError unless both parts can have images."""
     if not 0 < fraction < 1:
         raise UserError(f"--val-fraction {fraction:g}: must be above 0 and below 1, such as 0.2")
 
 
 def split_line(val: DetectionData) -> str:
-    """For a person: how many images are held out, by what, and which classes have no object among them."""
+    """A line for the log: how many images are held out, and which classes have no object in them."""
     assert val.held_out is not None
     split = val.held_out
     labels = np.concatenate([np.zeros(0, dtype=np.int64), *(record.labels for record in val.records)])
@@ -93,8 +94,8 @@ def split_line(val: DetectionData) -> str:
     shown = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
     return (
         f"held out to evaluate on: {len(val)} of {split.images} images with "
-        f"{counted(val.num_objects, 'object')}, drawn at random by --val-fraction {split.fraction:g} and "
-        f"seed {split.seed}; never trained on" + (f"; no object of {shown} is among them" if empty else "")
+        f"{counted(val.num_objects, 'object')}, sampled by --val-fraction {split.fraction:g} and seed {split.seed}; "
+        "never trained on" + (f"; no object of {shown} is among them" if empty else "")
     )
 
 
@@ -108,8 +109,8 @@ def _parts(data: DetectionData, split: HeldOut) -> tuple[DetectionData, Detectio
     return dataclasses.replace(data, records=rest), val
 
 
-def _picture(image: str) -> str:
-    """What the copies of one picture have in common."""
+def _original(image: str) -> str:
+    """The path of the image of which a file is a copy."""
     path = Path(os.path.realpath(image))
-    stem, copy, _ = path.name.partition(_COPY)
+    stem, copy, _ = path.name.partition(_COPY_MARK)
     return str(path.with_name(stem + copy)) if stem else str(path)

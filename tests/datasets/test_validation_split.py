@@ -1,4 +1,4 @@
-"""A share of the images held out to evaluate on: by the seed, never trained on, and kept by a run that goes on."""
+"""A share of the images held out to evaluate on: determined by the seed, never trained on, kept by a resumed run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from detection_data import thing, write_coco
 from resim.cli.main import main
 from resim.datasets.coco import read_coco
 from resim.datasets.records import DetectionData
-from resim.datasets.split import hold_out, hold_out_again, recorded_split, split_line
+from resim.datasets.validation_split import hold_out, recorded_split, restore_held_out, split_line
 from resim.errors import UserError
 from tiny_detectors import things, write_things
 
@@ -50,18 +50,18 @@ def test_every_image_is_in_one_part(ten: DetectionData, fraction: float, count: 
     assert len({tuple(ids(hold_out(ten, 0.3, seed)[1])) for seed in range(8)}) > 1
 
 
-def test_the_parts_know_where_they_are_from(ten: DetectionData) -> None:
+def test_the_held_out_part_records_its_origin(ten: DetectionData) -> None:
     train, val = hold_out(ten, 0.3, 4)
     assert (train.source, train.held_out) == (ten.source, None)
     assert val.source == f"{ten.source} (held out by --val-fraction 0.3, seed 4)"
     objects = sum(image != 10 for image in ids(val))
     assert split_line(val) == (
-        f"held out to evaluate on: 3 of 10 images with {objects} objects, drawn at random by --val-fraction 0.3 and "
+        f"held out to evaluate on: 3 of 10 images with {objects} objects, sampled by --val-fraction 0.3 and "
         "seed 4; never trained on; no object of cat is among them"
     )
 
 
-def test_copies_of_a_picture_stay_together(ten: DetectionData, tmp_path: Path) -> None:
+def test_copies_of_an_image_stay_together(ten: DetectionData, tmp_path: Path) -> None:
     names = [
         "a_jpg.rf.1f.jpg",
         "a_jpg.rf.2e.jpg",
@@ -89,25 +89,25 @@ def test_copies_of_a_picture_stay_together(ten: DetectionData, tmp_path: Path) -
     assert sizes == {1, 2}
 
 
-def test_a_part_is_found_again_when_images_are_gone(ten: DetectionData) -> None:
+def test_a_split_is_restored_even_if_images_were_removed(ten: DetectionData) -> None:
     train, val = hold_out(ten, 0.4, 1)
     assert val.held_out is not None
     stored = json.loads(json.dumps(val.held_out.to_json()))
     for gone in (ids(train)[0], ids(val)[0]):
         fewer = dataclasses.replace(ten, records=tuple(r for r in ten.records if r.image_id != gone))
-        rest, again = hold_out_again(fewer, stored)
+        rest, again = restore_held_out(fewer, stored)
         assert ids(rest) == [image for image in ids(train) if image != gone]
         assert ids(again) == [image for image in ids(val) if image != gone]
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.2, 1.5, float("nan")])
-def test_shares_that_leave_nothing(ten: DetectionData, fraction: float) -> None:
+def test_shares_that_leave_a_part_empty_are_refused(ten: DetectionData, fraction: float) -> None:
     with pytest.raises(UserError, match=r"--val-fraction .*: must be above 0 and below 1"):
         hold_out(ten, fraction, 0)
 
 
 def test_one_image_cannot_be_split(ten: DetectionData) -> None:
-    with pytest.raises(UserError, match="has 1 image, two are needed"):
+    with pytest.raises(UserError, match="has 1 image, but needs at least two"):
         hold_out(dataclasses.replace(ten, records=ten.records[:1]), 0.5, 0)
 
 
@@ -122,9 +122,9 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def refusal(capsys: Captured, verb: str, *words: str | Path) -> str:
     capsys.readouterr()
     assert main([*verb.split(), *map(str, words)]) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    return told.rstrip("\n")
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    return message.rstrip("\n")
 
 
 @pytest.mark.slow
@@ -132,27 +132,26 @@ def test_a_run_keeps_its_split(capsys: Captured, coco: Path, tmp_path: Path) -> 
     out = tmp_path / "run"
     begin = ["detect", "train", str(coco), *TINY, "--seed", "3", "--out", str(out)]
     assert main([*begin, "--val-fraction", "0.34", "--stop-after", "1"]) == 0
-    assert (
-        "held out to evaluate on: 2 of 6 images with 4 objects, drawn at random by --val-fraction 0.34 and seed 3"
-        in (" ".join(capsys.readouterr().out.split()))
+    assert "held out to evaluate on: 2 of 6 images with 4 objects, sampled by --val-fraction 0.34 and seed 3" in (
+        " ".join(capsys.readouterr().out.split())
     )
     data = json.loads((out / "config.json").read_text())["data"]
     _, val = hold_out(read_coco(coco), 0.34, 3)
     assert data["split"] == {"val_fraction": 0.34, "seed": 3, "val_images": ids(val)}
     assert data["images"] == 4
     go_on = ["detect", "train", str(coco), "--out", str(out), "--resume"]
-    told = refusal(capsys, "detect train", *go_on[2:], "--val-fraction", "0.5")
-    assert told.endswith(
+    message = refusal(capsys, "detect train", *go_on[2:], "--val-fraction", "0.5")
+    assert message.endswith(
         "--val-fraction 0.5: the run holds out a share of 0.34 to evaluate on: leave the option out to go on with it, "
         "or name another --out"
     )
-    told = refusal(capsys, "detect train", *go_on[2:], "--val", str(coco))
-    assert f"--val {coco}: the run holds out a share of 0.34 to evaluate on: leave the option out" in told
+    message = refusal(capsys, "detect train", *go_on[2:], "--val", str(coco))
+    assert f"--val {coco}: the run holds out a share of 0.34 to evaluate on: leave the option out" in message
     assert main(go_on) == 0
     scores = [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
     assert [line["images"] for line in scores] == [2]
-    found = json.loads((out / "results.json").read_text())
-    assert {result["image_id"] for result in found} <= set(ids(val))
+    results = json.loads((out / "results.json").read_text())
+    assert {result["image_id"] for result in results} <= set(ids(val))
     capsys.readouterr()
     # the run's own data are scored where it was not trained, unless all are named
     score = [
@@ -169,8 +168,8 @@ def test_a_run_keeps_its_split(capsys: Captured, coco: Path, tmp_path: Path) -> 
     ]
     for words, number in ([], 2), (["--all-images"], 6):
         assert main([*score, *words]) == 0
-        told = capsys.readouterr().out
-        assert ("scored: held out to evaluate on: 2 of 6 images" in told) == (number == 2)
+        message = capsys.readouterr().out
+        assert ("scored: held out to evaluate on: 2 of 6 images" in message) == (number == 2)
         assert json.loads((tmp_path / "eval" / "scores.jsonl").read_text().splitlines()[-1])["images"] == number
     other = write_things(tmp_path / "other", 5)
     assert main([*score[:3], str(other), *score[4:]]) == 0
@@ -195,7 +194,7 @@ def test_a_comparison_has_one_split_for_all_its_runs(capsys: Captured, coco: Pat
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (
             ["--val-fraction", "0.2", "--val", "val"],
@@ -208,12 +207,12 @@ def test_a_comparison_has_one_split_for_all_its_runs(capsys: Captured, coco: Pat
         (["--val-fraction", "x"], "--val-fraction"),
     ],
 )
-def test_options_that_do_not_go_together(
-    capsys: Captured, coco: Path, tmp_path: Path, words: list[str], told: str
+def test_options_that_exclude_each_other_are_refused(
+    capsys: Captured, coco: Path, tmp_path: Path, words: list[str], message: str
 ) -> None:
     out = tmp_path / "out"
-    assert told in refusal(capsys, "detect train", coco, *TINY, *words, "--out", out)
-    assert told in refusal(capsys, "compare", coco, *TINY, "--init", "random", "--out", out, *words)
+    assert message in refusal(capsys, "detect train", coco, *TINY, *words, "--out", out)
+    assert message in refusal(capsys, "compare", coco, *TINY, "--init", "random", "--out", out, *words)
     assert not out.exists()
 
 
@@ -224,6 +223,6 @@ def test_a_run_with_a_validation_file_cannot_take_a_split(capsys: Captured, tmp_
     assert main(["detect", "train", *map(str, words), "--stop-after", "1"]) == 0
     assert main(["detect", "eval", str(out), str(coco), "--device", "cpu", "--workers", "0"]) == 0
     assert "warning: the detector was trained on these very images" in capsys.readouterr().out
-    told = refusal(capsys, "detect train", coco, "--val-fraction", "0.5", *TINY, "--out", out, "--resume")
-    assert f"--val-fraction 0.5: the run in {out} holds no share out: leave the option out" in told
+    message = refusal(capsys, "detect train", coco, "--val-fraction", "0.5", *TINY, "--out", out, "--resume")
+    assert f"--val-fraction 0.5: the run in {out} holds no share out: leave the option out" in message
     assert things(tmp_path / "few", 2).held_out is None

@@ -8,9 +8,10 @@ from xml.etree import ElementTree
 import pytest
 
 from detection_data import picture, xml_object
-from resim.datasets.read import read_detection
+from resim.datasets.layouts import read_detection
 from resim.datasets.voc import read_voc
-from resim.datasets.voc_files import parse_xml, read_flag, read_ids
+from resim.datasets.voc_layout import read_ids
+from resim.datasets.voc_xml import parse_xml, read_flag
 from resim.errors import UserError
 
 DOG = xml_object("dog", (11, 21, 50, 60))
@@ -80,10 +81,10 @@ def test_an_image_has_its_ids_name_with_any_ending(tmp_path: Path, ending: str) 
     assert data.records[0].boxes.tolist() == [[10, 20, 50, 60]]
 
 
-def test_filename_decides_where_the_id_does_not(tmp_path: Path) -> None:
+def test_filename_decides_if_the_id_does_not(tmp_path: Path) -> None:
     year(tmp_path, b"a\nb\nc\nd\ne\n", "a", "b")
     annotate(tmp_path, "a", filename="renamed.jpg")  # no such file: the id's is taken
-    annotate(tmp_path, "b", filename="a.jpg")  # another picture: the id's is taken, and it is said
+    annotate(tmp_path, "b", filename="a.jpg")  # another image: that of the id is used, and reported
     annotate(tmp_path, "c", filename="other name")
     picture(tmp_path / "JPEGImages" / "other name.png")
     annotate(tmp_path, "d", filename="a.jpg")  # the picture of another XML file
@@ -92,9 +93,9 @@ def test_filename_decides_where_the_id_does_not(tmp_path: Path) -> None:
     data = read_voc(tmp_path, "train")
     assert [Path(record.image).name for record in data.records] == ["a.jpg", "b.jpg", "other name.png"]
     assert data.repairs.counts == {"other-name": 2, "missing-image": 2}
-    told = data.repairs.lines()[0]
-    assert '<filename> is "a.jpg", "b.jpg" is taken' in told
-    assert '"c" is "other name.png" by its <filename>' in told
+    line = data.repairs.lines()[0]
+    assert '<filename> is "a.jpg", but "b.jpg" is used' in line
+    assert '"c" is "other name.png" by its <filename>' in line
 
 
 def test_names_differ_in_case_and_normal_form(tmp_path: Path) -> None:
@@ -134,7 +135,7 @@ def test_latin_1_without_a_declaration() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"<a>", b"no xml", b"\xff\xfe", b'<?xml encoding="gb2312"?><a>'])
-def test_no_xml(data: bytes) -> None:
+def test_other_data_than_xml_are_refused(data: bytes) -> None:
     with pytest.raises(ElementTree.ParseError):
         parse_xml(data)
 
@@ -151,7 +152,7 @@ def test_flags(text: str | None, flag: bool | None) -> None:
     assert read_flag(text) is flag
 
 
-def test_odd_values_are_read_or_counted(tmp_path: Path) -> None:
+def test_unusual_values_are_read_or_counted(tmp_path: Path) -> None:
     year(tmp_path, b"a\n", "a")
     objects = (
         xml_object("dog", (10.5, 20.25, 50.75, 60)),
@@ -184,13 +185,13 @@ def test_xml_without_lists(tmp_path: Path, xml: str, pictures: str) -> None:
         assert data.kind == "voc"
 
 
-def test_an_unknown_list_names_those_there_and_the_option(tmp_path: Path) -> None:
+def test_an_unknown_list_is_refused_with_the_existing_ones(tmp_path: Path) -> None:
     year(tmp_path, b"a\n", "a")
-    with pytest.raises(UserError, match=r"trainval\.txt: there is no such list; there is train: name one with --split"):
+    with pytest.raises(UserError, match=r"trainval\.txt: no such list: name one of train with --split"):
         read_voc(tmp_path)
 
 
-def test_a_list_that_is_utf_8_by_chance_is_read_by_the_names_that_are_there(tmp_path: Path) -> None:
+def test_the_encoding_of_a_list_is_the_one_whose_ids_exist(tmp_path: Path) -> None:
     listing = "\u732b\n".encode("gb18030")  # a cat; its bytes are an accented e in UTF-8
     assert listing.decode() == "\u00e8\n"
     assert images(year(tmp_path, listing, "\u732b")) == ["\u732b.jpg"]
@@ -202,15 +203,15 @@ def test_names_in_a_namespace_are_read(tmp_path: Path) -> None:
     assert read_voc(root, "train").records[0].boxes.tolist() == [[10, 20, 50, 60]]
 
 
-def test_an_object_without_a_box_is_said_to_have_none(tmp_path: Path) -> None:
+def test_an_object_without_a_box_is_reported(tmp_path: Path) -> None:
     root = year(tmp_path, b"a\n", "a")
     annotate(root, "a", DOG + "<object><name>dog</name><polygon><x1>3</x1></polygon></object>")
     (line,) = read_voc(root, "train").repairs.lines()
-    assert line.startswith("1 annotation without a bbox of four numbers")
+    assert line.startswith("1 annotation with neither a bbox of four numbers nor a mask")
     assert line.endswith("annotation 2 (no bndbox)")
 
 
-def test_exchanged_width_and_height_are_put_right_where_boxes_prove_it(tmp_path: Path) -> None:
+def test_exchanged_width_and_height_are_repaired_if_the_boxes_prove_it(tmp_path: Path) -> None:
     size = "<size><width>80</width><height>100</height></size>"  # the file is 100 x 80
     root = year(tmp_path, b"a\nb\n", "a", "b")
     annotate(root, "a", size + xml_object("dog", (11, 21, 95, 60)))  # wider than 80
@@ -219,11 +220,11 @@ def test_exchanged_width_and_height_are_put_right_where_boxes_prove_it(tmp_path:
     assert [record.boxes.tolist() for record in data.records] == [[[10, 20, 95, 60]], [[10, 20, 50, 60]]]
     (line,) = data.repairs.lines()
     assert line.startswith(
-        "2 images whose annotation exchanges width and height, the file's are taken, which boxes fit"
+        "2 images with width and height exchanged in their annotations, read with the size of the file"
     )
     annotate(root, "a", size + xml_object("dog", (11, 21, 50, 95)))  # higher than 80: of an image that was turned
-    with pytest.raises(UserError, match=r"2 image files of another size .* images skipped with 2 annotations"):
+    with pytest.raises(UserError, match=r"2 image files whose sizes differ .*, skipped with 2 annotations"):
         read_voc(root, "train")
     annotate(root, "a", size + DOG)  # which it was cannot be known
-    with pytest.raises(UserError, match="2 image files of another size"):
+    with pytest.raises(UserError, match="2 image files whose sizes differ"):
         read_voc(root, "train")

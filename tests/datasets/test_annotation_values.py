@@ -1,4 +1,4 @@
-"""Single values of COCO files in any dress: ids, flags, numbers, polygons, keypoints."""
+"""Single values in any notation: ids, flags, numbers, polygons, keypoints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from resim.datasets.coco_values import as_flag, as_id, as_keypoints, as_numbers, as_rle, as_segmentation
+from resim.datasets.annotation_values import as_flag, as_id, as_keypoints, as_numbers, as_rle, as_segmentation
 
 NAN = float("nan")
 
@@ -26,17 +26,17 @@ def test_ids(value: Any, expected: int | str | None) -> None:
 @pytest.mark.parametrize(
     "value", [None, "", " ", 0, 0.0, "0", "0.0", False, "false", "False", "no", "null", NAN, "nan"]
 )
-def test_flags_that_say_no(value: Any) -> None:
+def test_values_of_false(value: Any) -> None:
     assert as_flag(value) is False
 
 
 @pytest.mark.parametrize("value", [1, 1.0, True, "1", "1.0", "true", "True", "yes", 2])
-def test_flags_that_say_yes(value: Any) -> None:
+def test_values_of_true(value: Any) -> None:
     assert as_flag(value) is True
 
 
 @pytest.mark.parametrize("value", ["perhaps", [], {}, [1]])
-def test_flags_that_say_neither(value: Any) -> None:
+def test_values_that_are_neither_true_nor_false(value: Any) -> None:
     assert as_flag(value) is None
 
 
@@ -83,7 +83,7 @@ def test_polygons_in_other_forms(value: Any) -> None:
     assert form
 
 
-def test_polygons_in_cocos_form_stay_as_they_are() -> None:
+def test_polygons_in_cocos_form_are_not_changed() -> None:
     assert as_segmentation([TRIANGLE, TRIANGLE]) == ([TRIANGLE, TRIANGLE], "")
     assert as_segmentation([]) == ([], "")
     assert as_segmentation(None) == (None, "")
@@ -108,5 +108,5 @@ def test_keypoints(value: Any, expected: list[float] | None) -> None:
 
 
 @pytest.mark.parametrize("counts", ["X1f0h0", "b'X1f0h0'", 'b"X1f0h0"'])
-def test_rle_whose_bytes_were_written_by_str(counts: str) -> None:
+def test_rle_written_as_the_str_of_bytes_is_read(counts: str) -> None:
     assert as_rle({"size": [64, 96], "counts": counts}, 96, 64) == {"size": [64, 96], "counts": "X1f0h0"}

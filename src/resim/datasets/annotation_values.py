@@ -1,6 +1,6 @@
-"""Single values of a COCO file as the tools of this world write them: ids, flags, numbers and polygons in any dress.
+"""Single values of annotation files in any notation: numbers, ids, flags, polygons, RLE and keypoints.
 
-Each function gives the value in COCO's own form, or None where it cannot be worked out without a guess.
+Each function returns the value in COCO's form, or None if its meaning is not certain.
 """
 
 from __future__ import annotations
@@ -13,15 +13,25 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from resim.datasets.repair import finite
-
 _WHOLE = re.compile(r"[+-]?\d{1,30}(\.0*)?", re.ASCII)
 _TRUE = ("1", "true", "t", "yes", "y")
 _FALSE = ("", "0", "false", "f", "no", "n", "none", "null", "nan")
 
 
+def finite_numbers(values: object, count: int | None = None) -> list[float] | None:
+    """Numbers as floats; None unless `values` is a list of finite numbers, of length `count` if that is given."""
+    if not isinstance(values, Sequence) or isinstance(values, str) or (count is not None and len(values) != count):
+        return None
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    # inf - inf and NaN - NaN are not 0
+    return numbers if all(number - number == 0 for number in numbers) else None
+
+
 def as_id(value: Any) -> int | str | None:
-    """An id: a whole number however it is written (7, 7.0, "7", " 7.0 "), other text without spaces at its ends."""
+    """An id: an integer in any notation (7, 7.0, "7", " 7.0 "), or other text, stripped."""
     if isinstance(value, bool):
         return None
     if isinstance(value, int):
@@ -35,14 +45,14 @@ def as_id(value: Any) -> int | str | None:
 
 
 def as_flag(value: Any) -> bool | None:
-    """A flag such as `iscrowd`: a missing or empty one is False; None: neither yes nor no."""
+    """A flag such as `iscrowd`: False if missing or empty, None if neither true nor false."""
     if value is None:
         return False
     if isinstance(value, str):
         text = value.strip().lower()
         if text in _TRUE or text in _FALSE:
             return text in _TRUE
-        number = finite([text])
+        number = finite_numbers([text])
         return None if number is None else number[0] != 0
     if isinstance(value, int | float):
         return not (math.isnan(value) or value == 0)
@@ -50,7 +60,7 @@ def as_flag(value: Any) -> bool | None:
 
 
 def as_list(value: Any) -> Any:
-    """The list that a text holds, as a table of annotations would: "[1, 2]", "1, 2", "1 2"; anything else unchanged."""
+    """The list in a text such as "[1, 2]", "1, 2" or "1 2"; any other value unchanged."""
     if not isinstance(value, str):
         return value
     text = value.strip()
@@ -60,28 +70,28 @@ def as_list(value: Any) -> Any:
         except ValueError:
             text = text.strip("[]")
     parts = text.replace(",", " ").split()
-    return parts if finite(parts) is not None and parts else value
+    return parts if finite_numbers(parts) is not None and parts else value
 
 
 def as_numbers(value: Any, count: int) -> list[float] | None:
-    """`count` finite numbers: a list of numbers or of their texts, a text that holds one, or a list around one."""
+    """`count` finite numbers, from a list of numbers or of texts, a text that contains one, or a list around one."""
     value = as_list(value)
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
         value = value[0]
-    return finite(value, count)
+    return finite_numbers(value, count)
 
 
 def as_positive(value: Any) -> float | None:
     """A finite number above 0, such as an area."""
-    number = None if isinstance(value, bool) else finite([value])
+    number = None if isinstance(value, bool) else finite_numbers([value])
     return number[0] if number and number[0] > 0 else None
 
 
 def as_segmentation(value: Any) -> tuple[Any, str]:
-    """Polygons or RLE in COCO's form, and which other form they had (empty: none); nothing in them is checked.
+    """Polygons or RLE in COCO's form, unchecked; and the name of their form if it is another.
 
-    Read are also: one flat list of numbers (VIA, supervision), points as pairs ([[x, y], ...]) or as objects
-    ({"x": 1, "y": 2}), a list around one RLE, and any of these as a text.
+    Other forms are one flat list of numbers (VIA, supervision), points as pairs ([[x, y], ...]) or as objects
+    ({"x": 1, "y": 2}), a list around one RLE, and any of these as text.
     """
     is_text = isinstance(value, str)
     value = as_list(value)
@@ -102,29 +112,29 @@ def as_segmentation(value: Any) -> tuple[Any, str]:
 
 
 def as_rle(value: dict[str, Any], width: int, height: int) -> dict[str, Any]:
-    """RLE as pycocotools takes it: counts as whole numbers or as one text; a size that is missing is the image's."""
+    """RLE in the form of pycocotools: counts as integers or as one text; a missing size is that of the image."""
     size = value.get("size")
-    numbers = finite(as_list(size), 2)
+    numbers = finite_numbers(as_list(size), 2)
     if numbers is not None and all(number.is_integer() for number in numbers):
         size = [int(number) for number in numbers]
     counts = value.get("counts")
-    if isinstance(counts, str) and re.fullmatch(r"b'.*'|b\".*\"", counts, re.DOTALL):  # bytes, as str() writes them
+    if isinstance(counts, str) and re.fullmatch(r"b'.*'|b\".*\"", counts, re.DOTALL):  # the str() of bytes
         with contextlib.suppress(ValueError, SyntaxError):
             counts = ast.literal_eval(counts).decode("ascii")
-    if isinstance(counts, str) and ("," in counts or " " in counts.strip()):  # neither is a letter of compressed RLE
+    if isinstance(counts, str) and ("," in counts or " " in counts.strip()):  # neither occurs in compressed RLE
         counts = as_list(counts)
     if isinstance(counts, list):
-        numbers = finite(counts)
+        numbers = finite_numbers(counts)
         if numbers is not None and all(number.is_integer() for number in numbers):
             counts = [int(number) for number in numbers]
     return {"size": [height, width] if size in (None, [], "") else size, "counts": counts}
 
 
 def as_keypoints(value: Any, count: int) -> tuple[list[float] | None, str]:
-    """3 * `count` numbers (x, y, visibility), and what was made of others; None: they cannot be read.
+    """3 * `count` numbers (x, y, visibility), or None; and the name of their form if it is another.
 
-    Lists of (x, y, v) or (x, y), and x, y pairs without a visibility, are read (a pair other than 0, 0 is visible).
-    A keypoint with a number that is missing, NaN or infinite becomes one that is not labelled.
+    Other forms are lists of (x, y, v) or (x, y), and x, y pairs without a visibility (a pair other than 0, 0 is
+    visible). A keypoint with a missing, NaN or infinite number becomes one that is not labelled.
     """
     value = as_list(value)
     if not isinstance(value, list):
@@ -133,33 +143,35 @@ def as_keypoints(value: Any, count: int) -> tuple[list[float] | None, str]:
         value = [number for part in value for number in part]
     if len(value) == 2 * count and count:
         pairs = zip(value[0::2], value[1::2], strict=True)
-        value = [number for x, y in pairs for number in (x, y, 0 if finite([x, y]) in (None, [0.0, 0.0]) else 2)]
-        said = "x, y pairs without a visibility"
+        value = [
+            number for x, y in pairs for number in (x, y, 0 if finite_numbers([x, y]) in (None, [0.0, 0.0]) else 2)
+        ]
+        form = "x, y pairs without a visibility"
     elif len(value) == 3 * count:
-        said = ""
+        form = ""
     else:
         return None, f"{len(value)} numbers for {count} keypoints"
     points: list[float] = []
-    for at in range(0, 3 * count, 3):
-        numbers = finite(value[at : at + 3])
-        said = said or ("" if numbers else "a keypoint that is not finite")
+    for start in range(0, 3 * count, 3):
+        numbers = finite_numbers(value[start : start + 3])
+        form = form or ("" if numbers else "a keypoint with NaN, infinite or missing numbers")
         points += numbers or [0.0, 0.0, 0.0]
-    return points, said
+    return points, form
 
 
-def what_is_wrong(value: Any, count: int) -> str:
-    """Why `as_numbers` finds no `count` numbers in a value, for a message."""
+def numbers_fault(value: Any, count: int) -> str:
+    """Why `as_numbers` cannot read `count` numbers from a value, for a message."""
     if isinstance(value, str):
-        return f"text {value[:40]!r}"
+        return f"is the text {value[:40]!r}"
     if not isinstance(value, list):
-        return f"of type {type(value).__name__}"
+        return f"is of type {type(value).__name__}"
     if len(value) != count:
-        return f"{len(value)} numbers, not {count}" if value else "empty"
-    return f"{value}, not finite numbers"
+        return f"has {len(value)} numbers instead of {count}" if value else "is empty"
+    return f"is {value}, not {count} finite numbers"
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) or (isinstance(value, str) and finite([value]) is not None)
+    return isinstance(value, int | float) or (isinstance(value, str) and finite_numbers([value]) is not None)
 
 
 def _is_point(value: Any) -> bool:

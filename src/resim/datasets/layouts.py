@@ -1,4 +1,4 @@
-"""A detection data set by its path, whose layout is recognised."""
+"""Read a detection data set of any layout, which is recognised by its path."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from pathlib import Path
 
 from resim.datasets.cityscapes import read_cityscapes
 from resim.datasets.coco import read_coco
-from resim.datasets.recognise import is_supervisely, recognise_file, recognise_folder
+from resim.datasets.foreign_formats import is_supervisely, recognise_file, recognise_folder
 from resim.datasets.records import DetectionData
-from resim.datasets.voc import read_voc, xml_folder, years
+from resim.datasets.voc import read_voc
+from resim.datasets.voc_layout import find_xml_folder, find_years
 from resim.datasets.yolo import read_yolo
-from resim.datasets.yolo_files import is_yolo, names_its_classes
+from resim.datasets.yolo_layout import has_class_names, is_yolo
 from resim.errors import UserError
+
+_WHAT_TO_NAME = "name a COCO JSON file, a YOLO data.yaml, or the folder of a data set"
 
 
 def read_detection(
@@ -30,34 +33,34 @@ def read_detection(
     Args:
         path: a COCO JSON file; or a folder with COCO JSON files in it or in `annotations`, a VOC layout (`VOCdevkit`
             or a year), Cityscapes' `gtFine` and `leftImg8bit`, or YOLO's `data.yaml` (itself, or the folder).
-        split: `train2017` and the like for a folder of COCO files (not needed where there is one file only; a file
-            has none), `"2007 trainval+2012 trainval"` for VOC (None: `trainval`), `train` or `val` for Cityscapes
-            (None: `train`), `train`, `val` or `test` for YOLO (None: `train`).
-        images: for COCO, the folder or folders of the images if they are not beside the JSON file.
-        classes: for VOC, the names of the classes if they are not VOC's twenty; for YOLO, where no file has them.
-        strict: raise at the first kind of fault instead of repairing.
+        split: for a folder of COCO files such as `train2017` (None: the only file; a file itself has no split);
+            `"2007 trainval+2012 trainval"` for VOC (None: `trainval`); `train` or `val` for Cityscapes (None: `train`);
+            `train`, `val` or `test` for YOLO (None: `train`).
+        images: for COCO, the folder or folders of the images if they are not next to the JSON file.
+        classes: for VOC, the names of the classes if they are not VOC's twenty; for YOLO, if no file names them.
+        strict: raise at the first kind of fault instead of repairing it.
         check_images: open every image file to compare its size with the annotation.
-        crowd_as_objects: for COCO, take crowd regions (`iscrowd` 1) as objects.
+        crowd_as_objects: for COCO, read crowd regions (`iscrowd` 1) as objects.
 
     Raises:
-        UserError: no layout is recognised, an option does not go with the layout, or what the readers raise.
+        UserError: no layout is recognised, an option does not apply to the layout, or an error of the reader.
     """
     path = Path(path)
     if not path.exists():
-        raise UserError(f"{path}: there is no such file or folder")
-    is_voc = path.is_dir() and bool(years(path))
+        raise UserError(f"{path}: no such file or folder: {_WHAT_TO_NAME}")
+    is_voc = path.is_dir() and bool(find_years(path))
     is_cityscapes = path.is_dir() and (path / "gtFine").is_dir()
     has_yolo = not is_voc and not is_cityscapes and is_yolo(path) and not _is_coco(path, split)
     is_voc = is_voc or (path.is_dir() and not has_yolo and _is_xml(path, split))
     file = None if is_voc or is_cityscapes or has_yolo else _coco_file(path, split)
     if images is not None and file is None:
-        raise UserError(f"{path}: a folder of images is named, which goes with COCO files only")
+        raise UserError(f"{path}: --images-in applies only to COCO files: leave it out")
     if classes is not None and not is_voc and not has_yolo:
         raise UserError(
-            f"{path}: classes are named, which goes with VOC's and YOLO's layouts; other files say their own"
+            f"{path}: --classes applies only to VOC and YOLO data sets, as other files name their classes: leave it out"
         )
     if crowd_as_objects and file is None:
-        raise UserError(f"{path}: --crowd-as-objects goes with COCO files only, which have iscrowd: leave it out")
+        raise UserError(f"{path}: --crowd-as-objects applies only to COCO files, which have iscrowd: leave it out")
     if is_voc:
         return read_voc(path, split or "trainval", classes=classes, strict=strict, check_images=check_images)
     if is_cityscapes:
@@ -69,20 +72,20 @@ def read_detection(
 
 
 def _is_xml(path: Path, split: str | None) -> bool:
-    """Whether a folder holds VOC's XML without lists, and no JSON that would go before it."""
+    """Whether a folder has VOC's XML without lists, and no JSON, which takes precedence."""
     if _has_json(path) or (split and (path / split / "_annotations.coco.json").is_file()):
         return False
-    return xml_folder(path / split if split else path) is not None or xml_folder(path) is not None
+    return find_xml_folder(path / split if split else path) is not None or find_xml_folder(path) is not None
 
 
 def is_data_set(path: Path) -> bool:
-    """Whether there is anything at `path` that `read_detection` might read."""
+    """Whether `path` exists and `read_detection` may be able to read it."""
     if path.is_file():
         return path.suffix.lower() == ".json" or is_yolo(path)
     if not path.is_dir():
         return False
-    is_voc = bool(years(path)) or xml_folder(path) is not None
-    return _has_json(path) or is_voc or (path / "gtFine").is_dir() or names_its_classes(path)
+    is_voc = bool(find_years(path)) or find_xml_folder(path) is not None
+    return _has_json(path) or is_voc or (path / "gtFine").is_dir() or has_class_names(path)
 
 
 def _has_json(path: Path) -> bool:
@@ -90,7 +93,7 @@ def _has_json(path: Path) -> bool:
 
 
 def _is_coco(path: Path, split: str | None) -> bool:
-    """Whether a folder that might be YOLO's has COCO files, as COCO itself has with YOLO's labels beside it."""
+    """Whether a folder that may be YOLO's has COCO files: COCO is often stored together with labels for YOLO."""
     if path.is_file():
         return False
     if any(name.suffix in (".yaml", ".yml", ".data") for name in path.iterdir()):
@@ -99,24 +102,27 @@ def _is_coco(path: Path, split: str | None) -> bool:
 
 
 def _coco_file(path: Path, split: str | None) -> Path:
-    """The JSON file that is meant."""
+    """The COCO JSON file at a path, or that of a split in a folder."""
     if path.is_file():
-        what = recognise_file(path)
-        if what:
-            raise UserError(f"{path}: {what}")
+        fault = recognise_file(path)
+        if fault:
+            raise UserError(f"{path}: {fault}")
         if path.suffix.lower() != ".json":
-            raise UserError(f"{path}: not a .json file; a data set is a COCO JSON file, YOLO's data.yaml, or a folder")
+            raise UserError(f"{path}: not a .json file: {_WHAT_TO_NAME}")
         if split is not None:
-            raise UserError(f"{path}: is one file, which has no split {split!r}: leave it out, or name another file")
+            raise UserError(f"{path}: a single file has no split {split!r}: leave --split out, or name the folder")
         return path
     folders = [folder for folder in (path / "annotations", path) if folder.is_dir()]
     if split is None:
-        found = sorted(file for folder in folders for file in folder.glob("*.json"))
-        if len(found) == 1 and not is_supervisely(path):
-            return found[0]
-        if found:
-            told = recognise_folder(path) or f"{found[0].name}, ...: name a split, or one of them"
-            raise UserError(f"{path}: {told if len(found) == 1 else f'{len(found)} JSON files: {told}'}")
+        files = sorted(file for folder in folders for file in folder.glob("*.json"))
+        if len(files) == 1 and not is_supervisely(path):
+            return files[0]
+        if files:
+            message = (
+                recognise_folder(path)
+                or f"choose one of {files[0].name}, ...: name the split with --split, or the file itself"
+            )
+            raise UserError(f"{path}: {message if len(files) == 1 else f'{len(files)} JSON files: {message}'}")
     else:
         names = [f"instances_{split}.json", f"{split}.json", f"objects_{split}.json", f"person_keypoints_{split}.json"]
         usual = [folder / name for folder in folders for name in names]
@@ -124,12 +130,12 @@ def _coco_file(path: Path, split: str | None) -> Path:
         for file in usual:
             if file.is_file():
                 return file
-    told = recognise_folder(path)
-    if told:
-        wanted = f"no split {split!r}; " if split else ""
-        raise UserError(f"{path}: {wanted}{told}")
-    coco = f"instances_{split or 'SPLIT'}.json there or in annotations"
+    message = recognise_folder(path)
+    if message:
+        missing = f"no split {split!r}; " if split else ""
+        raise UserError(f"{path}: {missing}{message}")
+    coco = f"instances_{split or 'SPLIT'}.json, there or in annotations"
     raise UserError(
-        f"{path}: no detection data set; looked for COCO ({coco}), VOC (ImageSets/Main there, in VOC2007, ... or in "
-        "VOCdevkit, or XML files), Cityscapes (gtFine and leftImg8bit) and YOLO (data.yaml, or images and labels)"
+        f"{path}: no detection data set: name a folder of COCO ({coco}), VOC (ImageSets/Main there, in VOC2007, ... or "
+        "in VOCdevkit, or XML files), Cityscapes (gtFine and leftImg8bit) or YOLO (data.yaml, or images and labels)"
     )

@@ -1,4 +1,4 @@
-"""Folders of labelling tools are recognised, and what is to be typed is said; what is typed then works."""
+"""Exports of labelling tools are recognised, and the command that the message names works."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from detection_data import picture, thing, write_coco, xml_object
-from resim.datasets.read import read_detection
+from resim.datasets.layouts import read_detection
 from resim.errors import UserError
 
 OBJECT = thing(1, 1, 3, (0, 0, 9, 9))
@@ -29,10 +29,10 @@ def put(path: Path, content: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "images", "maker"),
+    ("name", "images", "tool"),
     [("_annotations.coco.json", ".", "Roboflow"), ("labels.json", "data", "FiftyOne"), ("annotations.json", ".", "a")],
 )
-def test_coco_files_in_the_folders_of_splits(tmp_path: Path, name: str, images: str, maker: str) -> None:
+def test_coco_files_in_the_folders_of_splits(tmp_path: Path, name: str, images: str, tool: str) -> None:
     for part in ("valid", "train"):
         folder = tmp_path / part
         write_coco(folder, [OBJECT]).rename(folder / name)
@@ -40,10 +40,10 @@ def test_coco_files_in_the_folders_of_splits(tmp_path: Path, name: str, images: 
         for image in (folder / "moved").iterdir():
             (folder / images).mkdir(exist_ok=True)
             image.rename(folder / images / image.name)
-    told = refusal(tmp_path)
-    assert f"this is an export of {maker}" in told
-    assert f"train/{name}, valid/{name}" in told
-    assert told.endswith(f"type resim detect train {tmp_path} --split train --val valid")
+    message = refusal(tmp_path)
+    assert f"this is an export of {tool}" in message
+    assert f"train/{name}, valid/{name}" in message
+    assert message.endswith(f"type resim detect train {tmp_path} --split train --val valid")
     for part in ("train", "valid"):
         data = read_detection(tmp_path, part)
         assert len(data) == 2
@@ -68,23 +68,23 @@ def test_several_coco_files_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "what"),
+    ("files", "words"),
     [
         ({"a.json": {"shapes": [], "imagePath": "a.jpg"}, "b.json": {"shapes": [], "imagePath": "b.jpg"}}, "LabelMe"),
-        ({"metadata.json": {}, "samples.json": {"samples": []}}, "FiftyOne's own form"),
-        ({"annotations.xml": "<annotations><version>1.1</version></annotations>"}, "CVAT's own form"),
+        ({"metadata.json": {}, "samples.json": {"samples": []}}, "a FiftyOne data set"),
+        ({"annotations.xml": "<annotations><version>1.1</version></annotations>"}, "in CVAT format"),
     ],
 )
-def test_folders_of_another_form(tmp_path: Path, files: dict[str, Any], what: str) -> None:
+def test_folders_of_another_format_are_named(tmp_path: Path, files: dict[str, Any], words: str) -> None:
     for name, content in files.items():
         put(tmp_path / name, content)
-    told = refusal(tmp_path)
-    assert what in told
-    assert "then type resim detect train" in told
+    message = refusal(tmp_path)
+    assert words in message
+    assert "then type resim detect train" in message
 
 
 @pytest.mark.parametrize(
-    ("content", "what"),
+    ("content", "words"),
     [
         ({"shapes": [], "imagePath": "a.jpg"}, "LabelMe"),
         ({"a.jpg123": {"filename": "a.jpg", "regions": []}}, "VIA"),
@@ -96,56 +96,56 @@ def test_folders_of_another_form(tmp_path: Path, files: dict[str, Any], what: st
         ([{"image": "a.jpg", "annotations": []}], "CreateML"),
     ],
 )
-def test_files_of_another_form(tmp_path: Path, content: Any, what: str) -> None:
-    told = refusal(put(tmp_path / "a.json", content))
-    assert what in told
-    assert "type resim detect" in told
+def test_files_of_another_format_are_named(tmp_path: Path, content: Any, words: str) -> None:
+    message = refusal(put(tmp_path / "a.json", content))
+    assert words in message
+    assert "type resim detect" in message
 
 
 @pytest.mark.parametrize("content", [{}, [], [1], "text", {"images": 1}])
-def test_a_json_file_of_no_known_form_is_just_no_coco_file(tmp_path: Path, content: Any) -> None:
+def test_a_json_file_of_an_unknown_format_is_not_a_coco_file(tmp_path: Path, content: Any) -> None:
     assert "not a COCO file" in refusal(put(tmp_path / "a.json", json.dumps(content)))
 
 
-def test_nothing_at_all(tmp_path: Path) -> None:
-    assert "looked for COCO" in refusal(tmp_path)
+def test_an_empty_folder_is_not_a_data_set(tmp_path: Path) -> None:
+    assert "name a folder of COCO" in refusal(tmp_path)
     put(tmp_path / "annotations.xml", "no xml")
-    assert "looked for COCO" in refusal(tmp_path)
+    assert "name a folder of COCO" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("name", "what"),
+    ("name", "words"),
     [
         ("data.zip", "data.zip is an archive: unpack it"),
-        ("boxes.csv", "boxes.csv is a table, which is not read: export COCO"),
-        ("export.ndjson", "export.ndjson is a JSON object a line"),
-        ("train.tfrecord", "a file of TFRecord or Parquet"),
+        ("boxes.csv", "boxes.csv is a table, which is not supported: export it as COCO"),
+        ("export.ndjson", "export.ndjson has a JSON object in each line"),
+        ("train.tfrecord", "is a TFRecord or Parquet file"),
     ],
 )
-def test_files_of_other_forms_are_named_alone_and_in_their_folder(tmp_path: Path, name: str, what: str) -> None:
+def test_files_of_other_formats_are_named_alone_and_in_their_folder(tmp_path: Path, name: str, words: str) -> None:
     picture(tmp_path / "a.jpg")
     file = put(tmp_path / name, "x")
-    assert what in refusal(file)
-    assert what in refusal(tmp_path)
+    assert words in refusal(file)
+    assert words in refusal(tmp_path)
 
 
-def test_supervisely_s_form_is_recognised(tmp_path: Path) -> None:
+def test_the_format_of_supervisely_is_recognised(tmp_path: Path) -> None:
     picture(tmp_path / "ds" / "img" / "a.jpg")
     put(tmp_path / "ds" / "ann" / "a.jpg.json", {"size": {}, "objects": []})
     put(tmp_path / "meta.json", {"classes": []})
     for folder in (tmp_path, tmp_path / "ds"):
-        assert "this is Supervisely's own form" in refusal(folder)
+        assert "this is in Supervisely format" in refusal(folder)
 
 
-def test_detectron2_s_list_is_no_list_of_images(tmp_path: Path) -> None:
+def test_a_list_of_detectron2_is_recognised(tmp_path: Path) -> None:
     file = put(tmp_path / "d2.json", [{"file_name": "a.jpg", "image_id": 1, "annotations": []}])
-    assert "a list of Detectron2's: convert its data set by convert_to_coco_json" in refusal(file)
+    assert "a Detectron2 data set: convert it with convert_to_coco_json" in refusal(file)
 
 
 def test_json_in_another_encoding_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes('{"images": ["\u00e4"]}'.encode("cp1252"))
     assert refusal(tmp_path / "a.json").endswith(
-        "not written in UTF-8, as JSON must be (byte 13 is 0xe4): save it as UTF-8"
+        "not encoded in UTF-8, as JSON must be (byte 13 is 0xe4): save it as UTF-8"
     )
 
 
@@ -154,21 +154,23 @@ def test_files_in_the_folders_of_splits_are_named(tmp_path: Path) -> None:
     assert "_annotations.createml.json is a CreateML file" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "maker"), [("label_2", "KITTI"), ("labelTxt", "DOTA")])
-def test_folders_of_labels_are_known_by_name(tmp_path: Path, name: str, maker: str) -> None:
+@pytest.mark.parametrize(("name", "tool"), [("label_2", "KITTI"), ("labelTxt", "DOTA")])
+def test_folders_of_labels_are_recognised_by_name(tmp_path: Path, name: str, tool: str) -> None:
     put(tmp_path / name / "a.txt", "Car 0 0 0 1 1 9 9")
-    assert f"this is {maker}'s own form ({name})" in refusal(tmp_path)
+    assert f"this is in {tool} format (folder {name})" in refusal(tmp_path)
 
 
 def test_json_files_with_the_names_of_splits(tmp_path: Path) -> None:
     for name in ("train.json", "val.json", "classes.json"):
         put(tmp_path / name, {"images": []})
-    told = "there is classes.json, train.json, val.json: "
-    assert refusal(tmp_path).endswith(f"{told}type resim detect train {tmp_path} --split train --val val")
-    assert "no split 'dev'; there is" in refusal(tmp_path, "dev")
+    files = "choose one of classes.json, train.json, val.json: "
+    assert refusal(tmp_path).endswith(f"{files}type resim detect train {tmp_path} --split train --val val")
+    assert "no split 'dev'; choose one of" in refusal(tmp_path, "dev")
     (tmp_path / "train.json").rename(tmp_path / "a.json")
     (tmp_path / "val.json").rename(tmp_path / "b.json")
-    assert refusal(tmp_path).endswith("there is a.json, b.json, classes.json: name a split, or one of them")
+    assert refusal(tmp_path).endswith(
+        "choose one of a.json, b.json, classes.json: name the split with --split, or the file itself"
+    )
 
 
 def test_xml_in_annotations_of_each_split(tmp_path: Path) -> None:
@@ -178,7 +180,7 @@ def test_xml_in_annotations_of_each_split(tmp_path: Path) -> None:
     assert len(read_detection(tmp_path, "train")) == 1
 
 
-def test_a_link_to_itself_is_no_image(tmp_path: Path) -> None:
+def test_a_link_to_itself_is_not_an_image(tmp_path: Path) -> None:
     write_coco(tmp_path, [OBJECT, thing(2, 2, 3, (0, 0, 9, 9))])
     image = next((tmp_path / "images").glob("2.*"))
     image.unlink()
@@ -187,4 +189,4 @@ def test_a_link_to_itself_is_no_image(tmp_path: Path) -> None:
     data = read_detection(tmp_path)
     assert data.repairs.counts == {"missing-image": 1}
     put(tmp_path / "other.json", {"images": {"1": {}}})
-    assert refusal(tmp_path / "other.json").endswith("an object whose images are not a list but of type dict")
+    assert refusal(tmp_path / "other.json").endswith("an object whose `images` are of type dict, but must be a list")

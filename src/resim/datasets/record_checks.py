@@ -1,0 +1,189 @@
+"""Check annotated objects and build the record of their image; the readers of all layouts end here.
+
+Shapes: n objects, K keypoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from resim.datasets.annotation_values import finite_numbers
+from resim.datasets.masks import has_pixels, mask_area, mask_box, rle_fault
+from resim.datasets.records import OVERHANG, Record, Segmentation
+from resim.datasets.repairs import Repairs
+
+MAX_REACH = 10  # of a polygon, in longer sides of its image: pycocotools' memory grows with the outline
+NO_BOX, NO_AREA = "no bbox", "no area"  # the faults of an annotation that states none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotated:
+    """An object as annotated; only its category is checked.
+
+    Attributes:
+        annotation_id: for messages and results.
+        label: from 1.
+        box: (x0, y0, x1, y1) in pixels; None: compute it from the segmentation.
+        box_fault: why the file states no usable box; empty if its layout has none.
+        segmentation: polygons or RLE; None or empty: no mask.
+        keypoints: 3 K numbers, or None.
+        crowd: a region of many objects.
+        difficult: to be ignored by the evaluation.
+        area: in pixels; None: that of the segmentation, or of the box if there is none.
+        area_fault: why the file states no usable area; empty if its layout has none.
+    """
+
+    annotation_id: int
+    label: int
+    box: Any
+    box_fault: str = ""
+    segmentation: Any = None
+    keypoints: Any = None
+    crowd: bool = False
+    difficult: bool = False
+    area: Any = None
+    area_fault: str = ""
+
+
+def make_record(
+    objects: Sequence[Annotated],
+    *,
+    file: str,
+    image: str,
+    image_id: int | str,
+    width: int,
+    height: int,
+    with_masks: bool,
+    num_keypoints: int = 0,
+    repairs: Repairs,
+) -> Record:
+    """The valid objects of an image as a record; repaired and dropped ones are added to `repairs`."""
+    kept: list[Annotated] = []
+    boxes: list[list[float]] = []
+    masks: list[Segmentation | None] = []
+    points: list[list[float]] = []
+    areas: list[float] = []
+    for annotated in objects:
+        note = partial(repairs.add, file=file, image_id=image_id, annotation_id=annotated.annotation_id)
+        mask = _checked_mask(annotated.segmentation, width, height, note)
+        box = _checked_box(annotated, mask, width, height, note)
+        if box is None:
+            continue
+        keypoints = finite_numbers(annotated.keypoints, 3 * num_keypoints) if num_keypoints else None
+        kept.append(annotated)
+        boxes.append(box)
+        masks.append(mask)
+        points.append(keypoints or [0.0] * (3 * num_keypoints))
+        area = finite_numbers([annotated.area])
+        areas.append(area[0] if area and area[0] > 0 else _area(mask, box, width, height))
+        if annotated.area_fault:
+            note("no-area" if annotated.area_fault == NO_AREA else "area", detail=annotated.area_fault)
+    return Record(
+        image=image,
+        image_id=image_id,
+        width=width,
+        height=height,
+        boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+        labels=np.array([annotated.label for annotated in kept], dtype=np.int64),
+        masks=tuple(masks) if with_masks else None,
+        keypoints=np.array(points, dtype=np.float64).reshape(-1, num_keypoints, 3) if num_keypoints else None,
+        crowd=np.array([annotated.crowd for annotated in kept], dtype=bool),
+        difficult=np.array([annotated.difficult for annotated in kept], dtype=bool),
+        annotation_ids=np.array([annotated.annotation_id for annotated in kept], dtype=np.int64),
+        areas=np.array(areas, dtype=np.float64),
+    )
+
+
+def _checked_box(
+    annotated: Annotated, mask: Segmentation | None, width: int, height: int, note: Any
+) -> list[float] | None:
+    """The box as annotated, repaired, or computed from the mask; None, with a fault, if none is usable."""
+    box = finite_numbers(annotated.box, 4)
+    around = mask_box(mask, height, width) if mask is not None and (box is None or _is_flat(box)) else None
+    if around is not None and not _is_flat(around):
+        if annotated.box is not None or annotated.box_fault:
+            kind = "no-bbox" if annotated.box_fault == NO_BOX else "box-from-mask"
+            note(kind, detail=annotated.box_fault or f"box {_format_box(annotated.box)}")
+        box = list(around)
+    if box is None:
+        fault = annotated.box_fault or f"box {annotated.box}"
+        note("no-box" if annotated.box_fault else "not-finite", detail=fault)
+        return None
+    return _repaired_box(box, width, height, note)
+
+
+def _is_flat(box: Sequence[float]) -> bool:
+    return box[0] == box[2] or box[1] == box[3]
+
+
+def _format_box(box: Any) -> str:
+    numbers = finite_numbers(box, 4)
+    return ", ".join(f"{value:g}" for value in numbers) if numbers else str(box)
+
+
+def _area(mask: Segmentation | None, box: Sequence[float], width: int, height: int) -> float:
+    """Number of pixels of the mask; that of the box if there is no mask or no pixel in it."""
+    pixels = mask_area(mask, height, width) if mask else 0.0
+    return pixels or (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _repaired_box(box: list[float], width: int, height: int, note: Any) -> list[float] | None:
+    x0, y0, x1, y1 = box
+    shown = f"box {x0:g}, {y0:g}, {x1:g}, {y1:g}"
+    if x1 == x0 or y1 == y0:
+        note("zero-area", detail=shown)
+        return None
+    if x1 < x0 or y1 < y0:
+        note("corners-reversed", detail=shown)
+        x0, y0, x1, y1 = box = [min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)]
+    if x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
+        note("outside", detail=f"{shown} in an image of {width} x {height}")
+        return None
+    if min(x0, y0) < -OVERHANG or x1 > width + OVERHANG or y1 > height + OVERHANG:
+        note("overhang", detail=f"{shown} in an image of {width} x {height}")
+        return [max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))]
+    return box
+
+
+def _checked_mask(segmentation: Any, width: int, height: int, note: Any) -> Segmentation | None:
+    if not segmentation:
+        return None
+    if isinstance(segmentation, dict):
+        fault = rle_fault(segmentation, width, height)
+        if fault:
+            note("bad-mask", detail=fault)
+            return None
+        if not has_pixels(segmentation):
+            note("empty-mask", detail="RLE")
+            return None
+        return segmentation
+    if not isinstance(segmentation, list):
+        note("bad-mask", detail=f"a segmentation of type {type(segmentation).__name__}")
+        return None
+    polygons = []
+    for polygon in segmentation:
+        numbers = finite_numbers(polygon)
+        if numbers is None or len(numbers) % 2:
+            note("bad-mask", detail="a polygon that is not a list of finite x, y pairs")
+        elif len(numbers) < 6:  # pycocotools would read two points as a box
+            note("short-polygon", detail=f"{len(numbers) // 2} points")
+        elif max(map(abs, numbers)) > MAX_REACH * max(width, height):
+            note(
+                "bad-mask",
+                detail=f"a polygon that extends to {max(numbers, key=abs):g} px in an image of {width} x {height}",
+            )
+        else:
+            x0, y0, x1, y1 = mask_box([numbers], height, width)
+            if x0 == x1 or y0 == y1 or x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
+                note(
+                    "empty-mask",
+                    detail=f"a polygon from {x0:g}, {y0:g} to {x1:g}, {y1:g} in an image of {width} x {height}",
+                )
+            else:
+                polygons.append(numbers)
+    return polygons or None

@@ -1,0 +1,266 @@
+"""YOLO's layout: classes and splits as in data.yaml, in Darknet's obj.data, or by the folders alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from resim.datasets.named_files import LocatedFile, locate_files
+from resim.datasets.yolo_label_files import has_labels_next_to_images
+from resim.errors import UserError
+from resim.views.folder import find_images
+from resim.views.text import decode_text
+
+SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
+_CLASS_FILES = (
+    "classes.txt",
+    "obj.names",
+    "names.txt",
+    "predefined_classes.txt",
+    "labels/classes.txt",
+    "data/obj.names",
+)
+_CLASS_FILES += ("_darknet.labels",)  # Roboflow's
+
+
+@dataclass(frozen=True, kw_only=True)
+class YoloSet:
+    """A YOLO data set before its labels are read.
+
+    Attributes:
+        root: folder to which its paths are relative.
+        file: that describes it, or the folder.
+        names: of the classes, by their number.
+        splits: folders, lists or images of each split, as written.
+        keypoints: `kpt_shape`: number of keypoints of an object, and of values of each; None without keypoints.
+    """
+
+    root: Path
+    file: Path
+    names: dict[int, str]
+    splits: dict[str, list[str]]
+    keypoints: tuple[int, int] | None = None
+
+
+def is_yolo(path: Path) -> bool:
+    """Whether a path is a YOLO data set: a YAML or .data file, a folder that has one, or a folder with label files.
+
+    The label files are in `labels` next to `images`, or next to the images themselves.
+    """
+    if path.is_file():
+        return path.suffix.lower() in (".yaml", ".yml", ".data")
+    return path.is_dir() and (
+        _description(path) is not None or _has_images_and_labels(path) or bool(_mixed_folders(path))
+    )
+
+
+def open_yolo(path: Path, classes: tuple[str, ...] | None = None) -> YoloSet:
+    """The data set at a path.
+
+    Args:
+        path: for which `is_yolo` is true.
+        classes: names in the order of their numbers, in place of those in the files.
+
+    Raises:
+        UserError: a file cannot be read or names no classes.
+    """
+    file = path if path.is_file() else _description(path)
+    if file is None:
+        data = _from_images_and_labels(path) if _has_images_and_labels(path) else _from_mixed_folders(path)
+    elif file.suffix.lower() == ".data":
+        data = _from_data(file)
+    else:
+        data = _from_yaml(file)
+    names = dict(enumerate(classes)) if classes else data.names
+    if not names:
+        raise UserError(
+            f"{data.file}: no class names (names:, classes.txt or obj.names): name the classes with --classes"
+        )
+    return dataclasses.replace(data, names=names)
+
+
+def split_images(data: YoloSet, split: str) -> tuple[list[str], list[LocatedFile]]:
+    """The images of a split, and the names in its lists that differ from the name of a file or match none.
+
+    Raises:
+        UserError: no such split, or its folder or list does not exist.
+    """
+    key = next((key for key, words in SPLITS.items() if split in words), split)
+    entries = data.splits.get(split) or data.splits.get(key)
+    if not entries:
+        splits = ", ".join(name for name, entries in data.splits.items() if entries)
+        remedy = f"name one of {splits} with --split or --val" if splits else "it has no splits: add train: and val:"
+        raise UserError(f"{data.file}: no split {split!r}: {remedy}")
+    images: dict[str, None] = {}
+    renamed: list[LocatedFile] = []
+    for entry in entries:
+        path = _resolve(data.root, entry)
+        if path is None:
+            raise UserError(
+                f"{data.file}: {split}: {entry!r} does not exist, neither as written nor below {data.root}: "
+                "correct the path"
+            )
+        if path.suffix.lower() == ".txt":
+            lines = decode_text(path.read_bytes()).splitlines()
+            names = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+            located = locate_files(names, [path.parent, data.root] if path.parent != data.root else [data.root])
+            images |= {os.path.normpath(file.path): None for file in located.values() if file.path is not None}
+            renamed += [file for file in located.values() if file.path is None or file.note]
+        else:
+            images |= dict.fromkeys(os.path.normpath(image) for image in find_images(_image_folder(path)))
+    return list(images), renamed
+
+
+def has_class_names(folder: Path) -> bool:
+    """Whether a folder is a YOLO data set with the names of its classes."""
+    if _description(folder) is not None:
+        return True
+    parts = [] if _has_images_and_labels(folder) else _mixed_folders(folder)
+    return bool(_has_images_and_labels(folder) or parts) and _find_class_file(folder, *parts) is not None
+
+
+def _description(folder: Path) -> Path | None:
+    """The file in a folder that describes a YOLO data set."""
+    for pattern in ("data.yaml", "data.yml", "dataset.yaml", "*.yaml", "*.yml", "obj.data", "*.data"):
+        for file in sorted(folder.glob(pattern)):
+            if file.suffix == ".data" or _is_description(file):
+                return file
+    return None
+
+
+def _is_description(file: Path) -> bool:
+    try:
+        content = yaml.safe_load(decode_text(file.read_bytes()))
+    except (OSError, yaml.YAMLError):
+        return file.name in ("data.yaml", "dataset.yaml")  # open_yolo reads it again and reports its fault
+    return isinstance(content, dict) and "names" in content and any(key in content for key in SPLITS)
+
+
+def _has_images_and_labels(folder: Path) -> bool:
+    return (folder / "images").is_dir() and (folder / "labels").is_dir() and any((folder / "labels").rglob("*.txt"))
+
+
+def _from_images_and_labels(folder: Path) -> YoloSet:
+    """`images` and `labels`, each with or without a folder for each split, and a file of class names."""
+    class_file = _find_class_file(folder)
+    names = {} if class_file is None else _read_class_file(class_file)
+    split_of = {word: key for key, words in SPLITS.items() for word in words}
+    parts = sorted(entry.name for entry in (folder / "images").iterdir() if entry.is_dir() and entry.name in split_of)
+    splits = {split_of[part]: [f"images/{part}"] for part in parts} or {"train": ["images"]}
+    return YoloSet(root=folder, file=folder, names=names, splits=splits)
+
+
+def _mixed_folders(folder: Path) -> list[Path]:
+    """The folder if it contains both images and label files, otherwise the folders of its splits that do."""
+    if has_labels_next_to_images(folder):
+        return [folder]
+    names = [word for words in SPLITS.values() for word in words]
+    return [folder / name for name in names if (folder / name).is_dir() and has_labels_next_to_images(folder / name)]
+
+
+def _from_mixed_folders(folder: Path) -> YoloSet:
+    """Label files next to the images, as LabelImg and Darknet write them, in one folder or one for each split."""
+    parts = _mixed_folders(folder)
+    class_file = _find_class_file(folder, *parts)
+    split_of = {word: key for key, words in SPLITS.items() for word in words}
+    splits = {"train": ["."]} if parts == [folder] else {split_of[part.name]: [part.name] for part in parts}
+    names = {} if class_file is None else _read_class_file(class_file)
+    return YoloSet(root=folder, file=folder, names=names, splits=splits)
+
+
+def _find_class_file(*folders: Path) -> Path | None:
+    """The first file of class names in the folders."""
+    return next((folder / name for folder in folders for name in _CLASS_FILES if (folder / name).is_file()), None)
+
+
+def _read_class_file(path: Path) -> dict[int, str]:
+    lines = [line.strip() for line in decode_text(path.read_bytes()).splitlines()]
+    return {number: name for number, name in enumerate(lines) if name}
+
+
+def _from_data(file: Path) -> YoloSet:
+    """Darknet's obj.data, as CVAT and Roboflow write it: `names = data/obj.names`, `train = data/train.txt`."""
+    pairs = (line.split("=", 1) for line in decode_text(file.read_bytes()).splitlines() if "=" in line)
+    fields = {key.strip(): value.strip() for key, value in pairs}
+    class_file = _resolve(file.parent, fields.get("names", "obj.names"))
+    names = {} if class_file is None or class_file.is_dir() else _read_class_file(class_file)
+    entries = {
+        "train": fields.get("train"),
+        "val": fields.get("valid") or fields.get("val"),
+        "test": fields.get("test"),
+    }
+    # CVAT names lists that it does not write
+    splits = {key: [text] for key, text in entries.items() if text and _resolve(file.parent, text) is not None}
+    return YoloSet(root=file.parent, file=file, names=names, splits=splits)
+
+
+def _from_yaml(file: Path) -> YoloSet:
+    try:
+        text = decode_text(file.read_bytes())
+        content: Any = yaml.safe_load(text)
+        if isinstance(content, dict) and content.get("names"):  # the class name `no` is not the value False
+            content["names"] = yaml.load(text, Loader=yaml.BaseLoader)["names"]
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{file}: not a valid YAML file ({' '.join(str(error).split())}): correct it") from None
+    if not isinstance(content, dict) or not any(content.get(word) for words in SPLITS.values() for word in words):
+        raise UserError(f"{file}: not the description of a YOLO data set: it needs names:, and train: or val:")
+    root = file.parent
+    written = content.get("path")
+    if isinstance(written, str) and written.strip():  # if it does not exist, it is the path of another machine
+        root = next((p for p in (root / written, Path(written)) if p.is_dir()), _resolve(root, written) or root)
+    splits = {}
+    for key, words in SPLITS.items():
+        value = next((content[word] for word in words if content.get(word)), None)
+        entries = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(entry, str) for entry in entries):
+            raise UserError(f"{file}: {key}: is {value!r}, but must be a folder, a .txt list or a list of these")
+        splits[key] = entries
+    shape = content.get("kpt_shape")
+    keypoints = None
+    if isinstance(shape, list) and len(shape) == 2 and all(isinstance(number, int) for number in shape):
+        keypoints = (shape[0], shape[1])
+    return YoloSet(root=root, file=file, names=_class_names(file, content), splits=splits, keypoints=keypoints)
+
+
+def _class_names(file: Path, content: dict[str, Any]) -> dict[int, str]:
+    names, count = content.get("names"), content.get("nc")
+    if isinstance(names, list):
+        classes = {number: str(name) for number, name in enumerate(names)}
+    elif isinstance(names, dict):
+        try:
+            classes = {int(number): str(name) for number, name in sorted(names.items(), key=lambda item: int(item[0]))}
+        except (TypeError, ValueError):
+            raise UserError(f"{file}: names: the number of each class must be an integer, such as 0: cat") from None
+    elif isinstance(names, str) and (path := _resolve(file.parent, names)) is not None and path.is_file():
+        classes = _read_class_file(path)
+    elif names is None and isinstance(count, int) and count > 0:
+        classes = {number: str(number) for number in range(count)}
+    else:
+        return {}
+    if isinstance(count, int) and count != len(classes):
+        raise UserError(f"{file}: nc: is {count}, but names: has {len(classes)} classes: correct one of them")
+    return classes
+
+
+def _resolve(root: Path, text: str) -> Path | None:
+    """A folder or file as written, or below the root without its first folders, which may be of another machine."""
+    written = root / text
+    if written.exists() and not text.startswith(".."):
+        return written
+    parts = [part for part in re.split(r"[/\\]", text) if part not in ("", ".", "..")]
+    below = (root.joinpath(*parts[start:]) for start in range(len(parts)))
+    return next((path for path in below if path.exists()), written if written.exists() else None)
+
+
+def _image_folder(path: Path) -> Path:
+    """The folder of a split, or `images` in it if that is next to `labels`."""
+    inner = path / "images"
+    return inner if path.is_dir() and inner.is_dir() and (path / "labels").is_dir() else path
