@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ import torch
 from resim import recipes
 from resim.distributed.processes import Processes
 from resim.errors import UserError
-from resim.fields import check_fields
+from resim.fields import Above, AtLeast, AtMost, Below, Share, check_fields
 from resim.regions.level import Level
 from resim.runs.config import OptimConfig, Recipe, RunConfig, read_recipe, read_run_settings
 from resim.runs.folder import hold
@@ -66,6 +66,45 @@ def test_python_values_are_checked_too() -> None:
         RunConfig(out="runs")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"levels .*: must be a tuple of Level"):
         dataclasses.replace(recipes.quick().model, levels=["P4"])  # type: ignore[list-item]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounded:
+    """One field for each kind of bound."""
+
+    count: Annotated[int, AtLeast(1), AtMost(8, "px")] = 1
+    rate: Annotated[float, Above(0), Below(1)] = 0.5
+    pair: tuple[Share, Annotated[float, AtLeast(2)]] = (0.0, 2.0)
+    many: tuple[Annotated[int, AtMost(3)], ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("count", 0, "count 0: must be at least 1"),
+        ("count", 9, "count 9: must be at most 8 px"),
+        ("count", 1.0, "count 1.0: must be a whole number"),
+        ("rate", 0.0, "rate 0.0: must be above 0"),
+        ("rate", 1, "rate 1: must be below 1"),
+        ("rate", float("nan"), "rate nan: must be a finite number"),
+        ("pair", (1.5, 2.0), "pair 1.5 2.0: each must be at most 1"),
+        ("pair", (1.0, 1.0), "pair 1.0 1.0: each must be at least 2"),
+        ("pair", (0.0, 2.0, 2.0), "pair (0.0, 2.0, 2.0): must be 2 finite numbers"),
+        ("many", (3, 4), "many 3 4: each must be at most 3"),
+        ("many", ("a",), "many ('a',): must be a tuple of int"),
+    ],
+)
+def test_a_value_beyond_a_bound_is_reported(field: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        check_fields(Bounded(**{field: value}))
+    assert str(refused.value) == message
+
+
+@pytest.mark.parametrize(
+    "values", [{"count": 8}, {"rate": 0.999}, {"pair": (1.0, 2.0)}, {"pair": (0, 5)}, {"many": (3, -9)}]
+)
+def test_a_value_on_a_closed_bound_passes(values: dict[str, Any]) -> None:
+    check_fields(Bounded(**values))
 
 
 def test_one_image_on_one_cell_has_no_batch_statistics() -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny_detectors import tiny_recipe, tiny_run, write_things
 
 from resim.cli.main import main
 from resim.cli.options import with_resume_values
@@ -19,8 +18,9 @@ from resim.detection.train import train_detector
 from resim.errors import UserError
 from resim.runs.checkpoints import load_checkpoint
 from resim.runs.config import RunConfig, read_run_settings
-from resim.runs.log import read_metrics
 from resim.runs.folder import goes_on
+from resim.runs.log import read_metrics
+from tiny_detectors import tiny_recipe, tiny_run, write_things
 
 Captured = pytest.CaptureFixture[str]
 TINY = [

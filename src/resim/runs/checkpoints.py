@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 
 import torch
 
-from resim.runs.archive import check_archive
 from resim.errors import UserError
+from resim.runs.archive import check_archive
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -12,11 +12,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, Protocol, TypeVar, get_args, get_type_hints
 
 from resim.acceleration import Kernels
 from resim.errors import UserError
-from resim.fields import check_fields
+from resim.fields import AtLeast, AtMost, Decay, Seed, check_fields
 from resim.model.config import ModelConfig
 from resim.regions.level import Level
 from resim.views.config import ViewsConfig
@@ -26,46 +26,36 @@ from resim.views.config import ViewsConfig
 class OptimConfig:
     """The optimisation over a number of epochs. Source: Xiao et al., ICCV 2021, section 4.1; He et al., 1911.05722."""
 
-    epochs: int = 200
+    epochs: Annotated[int, AtLeast(1)] = 200
     """Passes over the images."""
-    batch_size: int = 256
+    batch_size: Annotated[int, AtLeast(1)] = 256
     """Images a step, over all processes; an incomplete last batch is dropped. --lr is not rescaled with it: the linear
     rule is lr times the new batch over the recipe's."""
     optimizer: Literal["sgd", "adamw", "lars"] = "sgd"
     """SGD with momentum as published, AdamW, or LARS (timm's)."""
-    lr: float = 0.03
+    lr: Annotated[float, AtLeast(0)] = 0.03
     """Peak learning rate."""
     schedule: Literal["cosine", "cosine-per-step", "constant"] = "cosine"
     """Cosine to 0 over the epochs, constant within an epoch as published or lowered at every step; or constant."""
-    warmup_epochs: float = 0.0
+    warmup_epochs: Annotated[float, AtLeast(0)] = 0.0
     """Epochs over which the learning rate rises linearly from 0 at the start, step by step."""
-    momentum: float = 0.9
+    momentum: Annotated[float, AtLeast(0)] = 0.9
     """Momentum of SGD and LARS."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay rates of AdamW's first and second moments."""
-    weight_decay: float = 1e-4
+    weight_decay: Annotated[float, AtLeast(0)] = 1e-4
     """L2 penalty of SGD and LARS, decoupled decay of AdamW."""
     decay_norms: bool = True
     """Decay biases and the scales and shifts of BatchNorm too, as published."""
-    clip_norm: float = 0.0
+    clip_norm: Annotated[float, AtLeast(0)] = 0.0
     """Largest L2 norm of all gradients together; larger ones are scaled down to it; 0: no clipping."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the weights, the order of the images, the views and the shuffle."""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.seed >= 2**63:
-            raise ValueError(f"seed {self.seed}: must be below 2**63")
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
-        for name in ("lr", "momentum", "weight_decay", "warmup_epochs", "clip_norm", "seed"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name.replace('_', '-')} {getattr(self, name)}: must not be negative")
         if self.warmup_epochs >= self.epochs and self.warmup_epochs:
             raise ValueError(f"warmup-epochs {self.warmup_epochs:g}: must be below epochs {self.epochs}")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas {self.betas[0]:g} {self.betas[1]:g}: each must be in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +142,7 @@ class RunConfig:
     """Weights to begin with: random, a run's folder, a file of weights of any program that resim import reads, or
     torchvision:NAME such as torchvision:resnet50 (ImageNet's weights, downloaded once). What fits the recipe's network
     is loaded, keys, queue and momentum too, the rest begins new."""
-    start_epoch: int = 0
+    start_epoch: Annotated[int, AtLeast(0)] = 0
     """Epoch of the schedule at which a run with --start-from begins."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto: a GPU if there is one."""
@@ -165,19 +155,19 @@ class RunConfig:
     machine; norms: on a CPU those of BatchNorm alone; off: plain PyTorch."""
     keep_memory: bool = True
     """On a CPU, keep freed memory in the process: faster steps, and the memory is not there for other programs."""
-    groups_at_a_time: int = 0
+    groups_at_a_time: Annotated[int, AtLeast(0)] = 0
     """Groups in one pass through the encoders, less takes less memory; 0: one on a CPU, all on a GPU."""
-    workers: int = -1
+    workers: Annotated[int, AtLeast(-1), AtMost(512)] = -1
     """Processes that decode images, for each training process; -1: one a core, 16 at most."""
-    log_every: int = 10
+    log_every: Annotated[int, AtLeast(1)] = 10
     """Steps between two readings of the metrics (a line is written for every step all the same)."""
-    checkpoint_minutes: float = 15.0
+    checkpoint_minutes: Annotated[float, AtLeast(0)] = 15.0
     """Minutes between two checkpoints within an epoch; 0: after every step."""
-    keep_every: int = 20
+    keep_every: Annotated[int, AtLeast(0)] = 20
     """Keep the checkpoint of every k-th epoch beside the last one, epochs; 0: only the last."""
-    picture_every: int = 1
+    picture_every: Annotated[int, AtLeast(0)] = 1
     """Epochs between two pictures of view pairs; 0: none."""
-    probe_every: int = 0
+    probe_every: Annotated[int, AtLeast(0)] = 0
     """Epochs between two readings of the probes (kNN, linear segmentation, region correspondence, health); 0: only the
     queue's health."""
     probe_data: Path | None = None
@@ -186,26 +176,16 @@ class RunConfig:
     without classes."""
     probe_labels: Path | None = None
     """Label maps of the images of --probe-data, for linear segmentation: a folder of PNGs, or a COCO file."""
-    probe_images: int = 1024
+    probe_images: Annotated[int, AtLeast(0)] = 1024
     """Most images of the probes' training and test set; 0: all."""
-    max_bad_share: float = 0.1
+    max_bad_share: Annotated[float, AtLeast(0)] = 0.1
     """Stop when more than this share of the files read cannot be decoded."""
-    stop_after: int = 0
+    stop_after: Annotated[int, AtLeast(0)] = 0
     """Stop cleanly after this many steps of this invocation, with a checkpoint; 0: run to the end."""
 
     def __post_init__(self) -> None:
         check_fields(self)
         settle_resume(self)
-        if self.workers > 512:
-            raise ValueError(f"workers {self.workers}: must be at most 512")
-        at_least = {
-            "groups_at_a_time": 0, "workers": -1, "log_every": 1, "checkpoint_minutes": 0, "keep_every": 0,
-            "picture_every": 0, "probe_every": 0, "probe_images": 0, "max_bad_share": 0, "stop_after": 0,
-            "start_epoch": 0,
-        }  # fmt: skip
-        for name, least in at_least.items():
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name.replace('_', '-')} {getattr(self, name)}: must be at least {least}")
 
 
 class AnyRecipe(Protocol):
@@ -246,9 +226,9 @@ R = TypeVar("R", bound=AnyRecipe)
 D = TypeVar("D")
 
 _KEPT_ON_RESUME = (
-    "compile", "kernels", "keep_memory", "groups_at_a_time", "log_every", "checkpoint_minutes", "keep_every", "picture_every", "probe_every",
-    "probe_data", "probe_labels", "probe_images", "max_bad_share",
-    "start_from", "start_epoch",
+    "compile", "kernels", "keep_memory", "groups_at_a_time", "log_every", "checkpoint_minutes", "keep_every",
+    "picture_every", "probe_every", "probe_data", "probe_labels", "probe_images", "max_bad_share", "start_from",
+    "start_epoch",
 )  # fmt: skip
 
 

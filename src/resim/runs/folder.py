@@ -24,10 +24,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from resim.distributed.processes import Processes
 from resim.errors import UserError
 from resim.runs.checkpoints import load_checkpoint, save_checkpoint, write_atomically
 from resim.runs.config import AnyRecipe, differences, read_recipe
-from resim.distributed.processes import Processes
 from resim.runs.provenance import describe_run
 
 _LINES = ("metrics.jsonl", "scores.jsonl")

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from resim.distributed.processes import Processes
 from resim.errors import UserError
 from resim.runs.checkpoints import write_atomically
 from resim.runs.forecast import forecast
-from resim.distributed.processes import Processes
 from resim.runs.progress import Progress
 
 Batch = TypeVar("Batch")
