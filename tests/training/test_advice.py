@@ -18,7 +18,7 @@ from resim.cli.main import main
 from resim.detection.train import train_detector
 from resim.distributed.processes import Processes
 from resim.runs.config import Recipe
-from resim.runs.forecast import forecast, long
+from resim.runs.forecast import forecast, in_two_units
 from resim.runs.log import Log
 from resim.runs.progress import Progress
 from resim.training.advice import PUBLISHED_PAIRS, advise, fitted_command, program_words
@@ -160,7 +160,15 @@ def test_fewer_images_than_a_batch_get_the_whole_command(
 
 def test_lengths_in_two_units() -> None:
     seconds = (0, 12.4, 245, 3600, 3 * 3600 + 20 * 60 + 59, 51 * 3600, -5)
-    assert [long(s) for s in seconds] == ["0 s", "12 s", "4 min 5 s", "1 h 0 min", "3 h 20 min", "2 d 3 h", "0 s"]
+    assert [in_two_units(s) for s in seconds] == [
+        "0 s",
+        "12 s",
+        "4 min 5 s",
+        "1 h 0 min",
+        "3 h 20 min",
+        "2 d 3 h",
+        "0 s",
+    ]
 
 
 def test_how_long_all_of_it_takes_and_what_limits() -> None:

@@ -22,8 +22,8 @@ from resim.detection.config import DetectRecipe, DetectRun
 from resim.detection.recipes import probe_frozen
 from resim.detection.train import train_detector
 from resim.report.comparison import draw_ap_curves, draw_comparison_sheet
+from resim.runs.bars import Watch
 from resim.runs.config import Recipe
-from resim.runs.progress import Watch
 
 WHAT = "detectors with the backbone frozen"
 

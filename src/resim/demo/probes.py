@@ -21,8 +21,8 @@ from resim.probes.suite import Path as ScorePath
 from resim.probes.suite import Score
 from resim.probes.tables import record
 from resim.probes.unlabelled import correspondence_probe, health_probe, probe_window
+from resim.runs.bars import Watch
 from resim.runs.checkpoints import write_atomically
-from resim.runs.progress import Watch
 
 NAMES = {"random": "untrained", "resim": "ReSim", "moco-v2": "MoCo v2"}
 BACKBONE, PYRAMID = "C4", "P4"

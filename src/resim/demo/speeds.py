@@ -24,8 +24,8 @@ from resim.detection.step import make_detector_stepper
 from resim.distributed.processes import Processes, start_processes
 from resim.model.resim import ReSim
 from resim.probes.features import Network
+from resim.runs.bars import Watch
 from resim.runs.config import Recipe
-from resim.runs.progress import Watch
 from resim.scenes.scenes import draw_scene
 from resim.training.precision import choose_precision
 from resim.training.step import make_stepper

@@ -33,9 +33,10 @@ from resim.errors import UserError
 from resim.exchange.sources import is_at_hand, is_untrained, untrained_model
 from resim.exchange.weights import Weights, read_weights
 from resim.runs import folder as run_folder
+from resim.runs.bars import Watch
 from resim.runs.clock import Clock
 from resim.runs.log import Log
-from resim.runs.progress import Progress, Watch
+from resim.runs.progress import Progress
 from resim.training.optimizer import set_learning_rate
 from resim.training.precision import choose_precision
 from resim.training.starting import fetch_once
@@ -292,7 +293,7 @@ class _Tuning:
         if self.val is None:
             return
         bad: dict[str, str] = {}
-        with progress.aside(f"evaluation after step {done}", -(-len(self.val) // processes.count)) as seen:
+        with progress.show_bar(f"evaluation after step {done}", -(-len(self.val) // processes.count)) as seen:
             results = detect(
                 stepper.model, self.val, processes, precision=stepper.precision, batch=self.run.eval_images,
                 workers=workers, seen=seen, bad=bad,

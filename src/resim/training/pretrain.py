@@ -18,11 +18,12 @@ from resim.draw.curves import draw_curves
 from resim.draw.view_pairs import batch_pictures
 from resim.draw.windows import draw_pairs
 from resim.runs import folder as run_folder
+from resim.runs.bars import Watch
 from resim.runs.checkpoints import write_atomically
 from resim.runs.clock import Clock
 from resim.runs.config import Recipe, RunConfig
 from resim.runs.log import Log
-from resim.runs.progress import Progress, Watch
+from resim.runs.progress import Progress
 from resim.training.advice import advise
 from resim.training.optimizer import set_learning_rate
 from resim.training.precision import tell_precision
