@@ -16,7 +16,7 @@ from resim.errors import UserError
 from resim.fields import Above, AtLeast, AtMost, Below, Share, check_fields
 from resim.regions.level import Level
 from resim.runs.config import OptimConfig, Recipe, RunConfig, read_recipe, read_run_settings
-from resim.runs.folder import hold
+from resim.runs.folder import lock_folder
 
 
 @pytest.mark.parametrize(
@@ -127,11 +127,11 @@ def test_a_resumed_run_keeps_its_own_settings(tmp_path: Path) -> None:
 def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
     alone = Processes(rank=0, count=1, device=torch.device("cpu"), cores=1)
     out = tmp_path / "run"
-    with hold(out, alone), pytest.raises(UserError, match="another run is at work in it"), hold(out, alone):
+    with lock_folder(out, alone), pytest.raises(UserError, match="another run uses it"), lock_folder(out, alone):
         pass
     assert not out.exists()  # nothing was written, nothing stays
     out.mkdir()
     (out / "kept.txt").write_text("mine")
-    with hold(out, alone):
+    with lock_folder(out, alone):
         pass
     assert [path.name for path in out.iterdir()] == ["kept.txt"]

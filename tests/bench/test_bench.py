@@ -122,7 +122,7 @@ def test_the_fewest_workers_that_are_about_as_fast_as_any() -> None:
 @pytest.mark.parametrize(
     ("loader", "step", "fed", "waiting", "told"),
     [
-        (100.0, 400.0, 99.0, 0.7, "the loader limits: 4 workers bring 100.0 images/s, the step takes 400.0"),
+        (100.0, 400.0, 99.0, 0.7, "the loader limits: 4 workers load 100.0 images/s, the step takes 400.0"),
         (900.0, 400.0, 396.0, 0.01, "the step limits; fed, it reaches 99% of the step alone and waits 1.0%"),
         (90.0, 40.0, 30.0, 0.02, "the step limits, and loader and step share the same cores"),
     ],

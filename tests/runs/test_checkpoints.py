@@ -179,4 +179,4 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, form: str) -> None:
 @pytest.mark.parametrize("state", [{"state_dict": {"conv1.weight": torch.ones(1)}}, [1, 2], torch.ones(3)])
 def test_a_checkpoint_of_another_program_is_told_in_one_line(tmp_path: Path, state: object) -> None:
     torch.save(state, tmp_path / "theirs.pt")
-    assert "is no checkpoint of resim's own" in refused(tmp_path / "theirs.pt")
+    assert "is no checkpoint of resim: resim import reads" in refused(tmp_path / "theirs.pt")

@@ -18,7 +18,7 @@ from resim.detection.train import train_detector
 from resim.errors import UserError
 from resim.runs.checkpoints import load_checkpoint
 from resim.runs.config import RunConfig, read_run_settings
-from resim.runs.folder import goes_on
+from resim.runs.folder import should_resume
 from resim.runs.log import read_metrics
 from tiny_detectors import tiny_recipe, tiny_run, write_things
 
@@ -103,9 +103,9 @@ def test_words_that_cannot_be(verb: str, images: str, capsys: Captured) -> None:
 
 def test_it_needs_a_folder() -> None:
     with pytest.raises(UserError, match="--resume auto needs --out"):
-        goes_on(None, "auto")
-    assert goes_on(None, True)
-    assert not goes_on(None, False)
+        should_resume(None, "auto")
+    assert should_resume(None, True)
+    assert not should_resume(None, False)
 
 
 # -- begin and go on
@@ -155,18 +155,21 @@ def test_a_run_of_another_recipe(run: Path, images: str, capsys: Captured) -> No
     before = content(run)
     assert auto(images, run, "--lr", "0.5") == 2
     told = capsys.readouterr().err
-    assert "--resume with another recipe than the run's: --lr 0.03 -> 0.5; leave these options out to go on in" in told
+    assert "--resume with another recipe than the run's: --lr 0.03 -> 0.5; leave these options out to continue" in told
     assert told.endswith("or name another --out\n")
     assert auto(images, run, "--epochs", "4") == 2
     told = capsys.readouterr().err
-    assert f"begin a run with --start-from {run} --start-epoch 2 --epochs 4 and another --out" in told
+    assert f"start a run with --start-from {run} --start-epoch 2 --epochs 4 and another --out" in told
     assert content(run) == before
 
 
 @pytest.mark.parametrize(
     ("gone", "told"),
     [
-        ("config.json", "holds checkpoints/last.pt but no config.json, so it is no whole run, and is not overwritten"),
+        (
+            "config.json",
+            "contains checkpoints/last.pt but no config.json, so the run is incomplete and is not",
+        ),
         ("checkpoints", None),
     ],
 )
@@ -178,7 +181,7 @@ def test_parts_of_a_run_are_not_overwritten(
         shutil.rmtree(run / "checkpoints")
     before = content(run)
     assert auto(images, run) == 2
-    assert (told or "holds metrics.jsonl but no config.json") in capsys.readouterr().err
+    assert (told or "contains metrics.jsonl but no config.json") in capsys.readouterr().err
     assert content(run) == before
 
 
@@ -192,24 +195,27 @@ def test_damaged_files_are_not_overwritten(run: Path, images: str, capsys: Captu
     assert content(run) == before
     last.rename(last.with_name("epoch_0001.pt"))
     assert auto(images, run) == 2
-    assert "last.pt: is not there, though epoch_0001.pt is: copy that to last.pt to go on" in capsys.readouterr().err
+    assert (
+        "last.pt: is missing, though epoch_0001.pt is there: copy that to last.pt to continue"
+        in capsys.readouterr().err
+    )
     (run / "config.json").write_text("{")
     assert auto(images, run) == 2
-    assert "config.json: holds no recipe" in capsys.readouterr().err
+    assert "config.json: contains no recipe" in capsys.readouterr().err
 
 
 def test_kept_checkpoints_alone_are_a_run_too(run: Path, images: str, capsys: Captured) -> None:
     (run / "config.json").unlink()
     (run / "checkpoints" / "last.pt").rename(run / "checkpoints" / "epoch_0001.pt")
     assert main(["pretrain", images, *TINY, "--out", str(run)]) == 2
-    assert "holds a run already" in capsys.readouterr().err
+    assert "already contains a run" in capsys.readouterr().err
 
 
 # -- detectors
 
 
 @pytest.mark.slow
-def test_a_detector_begins_and_goes_on(tmp_path: Path, capsys: Captured) -> None:
+def test_a_detector_begins_and_should_resume(tmp_path: Path, capsys: Captured) -> None:
     data, out = read_coco(write_things(tmp_path / "data", 2)), tmp_path / "run"
     recipe = tiny_recipe(steps=2)
     results = [
@@ -220,5 +226,5 @@ def test_a_detector_begins_and_goes_on(tmp_path: Path, capsys: Captured) -> None
     assert "resumed after step 2, the last one: nothing is left to do" in capsys.readouterr().out
     assert len((out / "resumed.jsonl").read_text().splitlines()) == 2
     (out / "config.json").unlink()
-    with pytest.raises(UserError, match=r"holds checkpoints/last.pt but no config.json"):
+    with pytest.raises(UserError, match=r"contains checkpoints/last.pt but no config.json"):
         train_detector(recipe, tiny_run(out, resume="auto"), data, None, init="random:quick")

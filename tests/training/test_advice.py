@@ -83,7 +83,7 @@ def test_images_that_every_epoch_leaves_out() -> None:
     found = advise(dataclasses.replace(recipes.resim_fpn(), model=recipes.quick().model), 500)
     assert found.options == {"--batch-size": "32", "--lr": "0.00375"}
     assert found.reasons[0] == (
-        "244 of 500 images are left out of every epoch, as no whole batch of 256 is left: set --batch-size 32"
+        "244 of 500 images are left out of every epoch, as they do not fill a batch of 256: set --batch-size 32"
     )
     assert (
         advise(dataclasses.replace(recipes.resim_fpn(), model=recipes.quick().model), 500, processes=2).options[
@@ -194,7 +194,7 @@ def test_it_is_told_once_after_the_first_steps(
     alone = Processes(rank=0, count=1, device=torch.device(device), cores=1)
     console = Console(width=200, force_terminal=False)
     with Progress(steps=200, epoch_steps=200, console=console) as progress:
-        log = Log(tmp_path, alone, progress, batch_size=4, steps=200, end=200, workers=0)
+        log = Log(tmp_path, alone, progress, batch_size=4, epoch_steps=200, end=200, workers=0)
         log.start(0)
         told = []
         for reading in range(9):

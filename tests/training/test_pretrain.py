@@ -24,6 +24,7 @@ from resim.model.encoder import ModelConfig
 from resim.recipes import moco_v2, resim_c4
 from resim.regions.level import Level
 from resim.runs import folder as run_folder
+from resim.runs.bad_files import BadFiles
 from resim.runs.checkpoints import load_checkpoint
 from resim.runs.config import OptimConfig, Recipe, RunConfig, read_recipe
 from resim.runs.log import read_metrics
@@ -339,18 +340,18 @@ def test_who_is_killed_while_an_epoch_is_kept_keeps_it_when_resumed(
 @pytest.mark.parametrize("name", ["metrics.jsonl", "scores.jsonl"])
 def test_a_folder_with_lines_of_another_run_is_refused(name: str, images: Path, tmp_path: Path) -> None:
     (tmp_path / name).write_text("{}\n")
-    with pytest.raises(UserError, match=f"holds a {name} that a run would overwrite: name another folder"):
+    with pytest.raises(UserError, match=f"contains a {name} that a run would overwrite: name another folder"):
         go(tmp_path, images)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_run_is_not_overwritten(whole: Path, images: Path) -> None:
-    with pytest.raises(UserError, match=r"holds a run already: continue it with --resume"):
+    with pytest.raises(UserError, match=r"already contains a run: continue it with --resume"):
         go(whole, images)
 
 
 def test_there_must_be_a_run_to_resume(images: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no run \(no config.json\)"):
+    with pytest.raises(UserError, match=r"contains no run \(no config.json\)"):
         go(tmp_path / "run", images, resume=True)
 
 
@@ -445,9 +446,9 @@ def test_bad_files_are_replaced_and_listed(images: Path, tmp_path: Path, capsys:
 
 def test_bad_files_of_an_earlier_invocation_stay_listed(tmp_path: Path) -> None:
     alone = Processes(rank=0, count=1, device=torch.device("cpu"), cores=1)
-    for found in ({"a.jpg": "empty"}, {"b.jpg": "no image"}, {}):
-        bad = run_folder.BadFiles(tmp_path, alone, 1.0)
-        bad.seen(8, found)
+    for reasons in ({"a.jpg": "empty"}, {"b.jpg": "no image"}, {}):
+        bad = BadFiles(tmp_path, alone, 1.0)
+        bad.count(8, reasons)
         bad.write()
     assert (tmp_path / "bad_files.txt").read_text() == "a.jpg\tempty\nb.jpg\tno image\n"
 

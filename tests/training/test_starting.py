@@ -31,7 +31,7 @@ from resim.model.encoder import ModelConfig
 from resim.model.resim import ReSim
 from resim.runs.checkpoints import load_checkpoint, save_checkpoint
 from resim.runs.config import Recipe, RunConfig
-from resim.training.starting import Start, list_counts, list_parts, read_start, start
+from resim.training.starting import Start, list_counts, list_parts, load_start, read_start
 from resim.training.step import make_stepper
 
 Captured = pytest.CaptureFixture[str]
@@ -328,15 +328,15 @@ def test_momentum_goes_to_its_parameters_whatever_group_they_are_in(tmp_path: Pa
     parameters = list(stepper.model.query.parameters())
     groups = [{"params": parameters[1::2]}, {"params": parameters[::2]}]
     stepper = dataclasses.replace(stepper, optimizer=torch.optim.SGD(groups, lr=0.1, momentum=0.9))
-    start(stepper, imported.state)
+    load_start(stepper, imported.state)
     for name, parameter in stepper.model.query.named_parameters():
         assert torch.equal(stepper.optimizer.state[parameter]["momentum_buffer"], momentum[name]), name
 
 
 def test_parts_and_counts_in_words() -> None:
     names = ["backbone.conv1.weight", "head.0.weight", "head.0.bias", "fpn.lateral5.0.weight", "convs.C4.weight"]
-    assert list_parts(names, but=[]) == ["backbone", "head", "FPN", "convolutions of C levels"]
-    assert list_parts(names[1:4], but=["head.2.weight"]) == ["head's 0", "FPN"]
+    assert list_parts(names, without=[]) == ["backbone", "head", "FPN", "convolutions of C levels"]
+    assert list_parts(names[1:4], without=["head.2.weight"]) == ["head's 0", "FPN"]
     assert list_counts(["module.fc.weight", "module.fc.bias", "rpn.x.y"]) == ["fc (2)", "rpn (1)"]
     assert list_counts([f"{name}.weight" for name in "abcde"])[-1] == "... 5 in all"
     assert list_counts([]) == []
@@ -367,7 +367,7 @@ def test_a_run_begins_with_them_and_says_so(cached: dict[str, Tensor], tmp_path:
     # it goes on without them, and not with others
     assert main([*words, "--resume", "--start-from", "random"]) == 2
     told = capsys.readouterr().err
-    assert f"--start-from random: the run in {out} began with torchvision:resnet18" in told
+    assert f"--start-from random: the run in {out} started from torchvision:resnet18" in told
     (out / "checkpoints" / "last.pt").unlink()  # as one that was stopped before its first checkpoint
     assert main([*words, "--resume", "--stop-after", "1"]) == 0
     assert "starts from torchvision:resnet18" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What `resim bench` measures, and for how long, as plain data, without PyTorch."""
+"""The settings of `resim bench`, as plain data, without PyTorch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class BenchConfig:
     compile: bool = False
     """Compile the encoders with torch.compile."""
     seconds: Annotated[float, Above(0), AtMost(3600)] = 10.0
-    """Seconds that each measurement runs for, after a first turn that does not count."""
+    """Seconds of each measurement, after a first turn that does not count."""
     compare: bool = False
-    """Also run the same step written plainly, and ours in float32 and the chosen precision, each in its process."""
+    """Also run the reference implementation, and ours in float32 and the chosen precision, each in its process."""
 
     def __post_init__(self) -> None:
         check_fields(self)

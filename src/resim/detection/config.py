@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from resim.detection.fpn_parts import check_fixed
 from resim.fields import AtLeast, AtMost, Below, Decay, Positive, PositiveShare, Seed, Share, check_fields
-from resim.runs.config import Resume, settle_resume
+from resim.runs.config import Resume, normalize_resume
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,4 +231,4 @@ class DetectRun:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        settle_resume(self)
+        normalize_resume(self)

@@ -1,7 +1,7 @@
-"""What a pre-training is: a recipe (what is computed) and a run (where and how it is computed).
+"""The configuration of a pre-training: a recipe (what is computed) and a run (where and how it is computed).
 
-A recipe decides the weights that come out; a run's settings change speed, memory and what is written. Of them
-precision, compiling, groups at a time and the number of threads change the result too, but only by rounding.
+The recipe determines the resulting weights; the settings of a run determine speed, memory and what is written. Of the
+latter, precision, compiling, groups at a time and the number of threads change the result too, but only by rounding.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from resim.views.config import ViewsConfig
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """The optimisation over a number of epochs. Source: Xiao et al., ICCV 2021, section 4.1; He et al., 1911.05722."""
+    """The optimiser and its schedule. Source: Xiao et al., ICCV 2021, section 4.1; He et al., 1911.05722."""
 
     epochs: Annotated[int, AtLeast(1)] = 200
     """Passes over the images."""
@@ -60,10 +60,10 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that decides the result of a pre-training.
+    """All settings that determine the result of a pre-training.
 
     Raises:
-        ValueError: parts that do not go together, such as a window larger than the view.
+        ValueError: parts that do not fit each other, for example a window larger than the view.
     """
 
     name: str = "resim-fpn"
@@ -78,8 +78,8 @@ class Recipe:
             level.check_windows(size)
             if math.ceil(size / level.stride) < 3:
                 raise ValueError(
-                    f"level {level.name}: its map of a {size} px view has less than the 3 x 3 cells that a negative is "
-                    f"the mean of: set --image-size to {2 * level.stride + 1} or more"
+                    f"level {level.name}: its map of a {size} px view has fewer than the 3 x 3 cells "
+                    f"over which a negative is averaged: set --image-size to {2 * level.stride + 1} or more"
                 )
         batch, group = self.optim.batch_size, self.model.group_size
         if group * math.ceil(size / 32) ** 2 < 2:
@@ -93,7 +93,7 @@ class Recipe:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data; levels as their short text."""
+        """As plain data; levels in the form of the command line."""
         data = dataclasses.asdict(self)
         data["model"]["levels"] = [str(level) for level in self.model.levels]
         return data
@@ -103,7 +103,7 @@ class Recipe:
         """The recipe that `to_json` wrote.
 
         Raises:
-            ValueError: a field that a recipe does not have, or a value that does not fit.
+            ValueError: an unknown field, or a value that does not fit.
         """
         try:
             model, views, optim = dict(data["model"]), dict(data["views"]), dict(data["optim"])
@@ -121,11 +121,11 @@ class Recipe:
 
 
 Resume = bool | Literal["no", "yes", "auto"]
-"""Whether a run goes on: yes (or True), no, or auto: it goes on where --out holds a run, and else begins."""
+"""Whether a run continues: yes (or True), no, or auto: it continues where --out contains a run, and else starts."""
 
 
-def settle_resume(config: Any) -> None:
-    """In the `__post_init__` of a frozen config: `resume` "yes" and "no" become True and False; "auto" stays."""
+def normalize_resume(config: Any) -> None:
+    """Replace `resume` "yes" and "no" by True and False, in the `__post_init__` of a frozen config; "auto" stays."""
     object.__setattr__(config, "resume", {"yes": True, "no": False}.get(config.resume, config.resume))
 
 
@@ -136,14 +136,14 @@ class RunConfig:
     out: Path | None = None
     """Folder of the run; default: runs/RECIPE-DATE-TIME."""
     resume: Resume = False
-    """Continue the run in --out exactly where its last checkpoint is; auto: if there is one, else begin. --resume alone
+    """Continue the run in --out exactly where its last checkpoint is; auto: if there is one, else start. --resume alone
     is --resume yes."""
     start_from: str | None = None
-    """Weights to begin with: random, a run's folder, a file of weights of any program that resim import reads, or
+    """Weights to start from: random, a run's folder, a file of weights of any program that resim import reads, or
     torchvision:NAME such as torchvision:resnet50 (ImageNet's weights, downloaded once). What fits the recipe's network
-    is loaded, keys, queue and momentum too, the rest begins new."""
+    is loaded, key encoder, queue and momentum too; the rest is new."""
     start_epoch: Annotated[int, AtLeast(0)] = 0
-    """Epoch of the schedule at which a run with --start-from begins."""
+    """Epoch of the schedule at which a run with --start-from starts."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto: a GPU if there is one."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
@@ -151,20 +151,20 @@ class RunConfig:
     compile: bool = False
     """Compile the encoders with torch.compile."""
     kernels: Kernels = "auto"
-    """Kernels of our own (C on a CPU, Triton on a GPU) that make a bf16 step faster; auto: all that run on this
+    """The package's kernels (C on a CPU, Triton on a GPU), which make a bf16 step faster; auto: all that run on this
     machine; norms: on a CPU those of BatchNorm alone; off: plain PyTorch."""
     keep_memory: bool = True
-    """On a CPU, keep freed memory in the process: faster steps, and the memory is not there for other programs."""
+    """On a CPU, keep freed memory in the process: faster steps, but the memory is not free for other programs."""
     groups_at_a_time: Annotated[int, AtLeast(0)] = 0
-    """Groups in one pass through the encoders, less takes less memory; 0: one on a CPU, all on a GPU."""
+    """Groups in one pass through the encoders; fewer take less memory; 0: one on a CPU, all on a GPU."""
     workers: Annotated[int, AtLeast(-1), AtMost(512)] = -1
     """Processes that decode images, for each training process; -1: one a core, 16 at most."""
     log_every: Annotated[int, AtLeast(1)] = 10
-    """Steps between two readings of the metrics (a line is written for every step all the same)."""
+    """Steps between two readings of the metrics; a line is written for every step in any case."""
     checkpoint_minutes: Annotated[float, AtLeast(0)] = 15.0
     """Minutes between two checkpoints within an epoch; 0: after every step."""
     keep_every: Annotated[int, AtLeast(0)] = 20
-    """Keep the checkpoint of every k-th epoch beside the last one, epochs; 0: only the last."""
+    """Epochs between two checkpoints that are kept, in addition to the last one; 0: only the last."""
     picture_every: Annotated[int, AtLeast(0)] = 1
     """Epochs between two pictures of view pairs; 0: none."""
     probe_every: Annotated[int, AtLeast(0)] = 0
@@ -177,19 +177,19 @@ class RunConfig:
     probe_labels: Path | None = None
     """Label maps of the images of --probe-data, for linear segmentation: a folder of PNGs, or a COCO file."""
     probe_images: Annotated[int, AtLeast(0)] = 1024
-    """Most images of the probes' training and test set; 0: all."""
+    """Maximum number of images in the probes' training set, and in their test set; 0: all."""
     max_bad_share: Annotated[float, AtLeast(0)] = 0.1
     """Stop when more than this share of the files read cannot be decoded."""
     stop_after: Annotated[int, AtLeast(0)] = 0
-    """Stop cleanly after this many steps of this invocation, with a checkpoint; 0: run to the end."""
+    """Stop with a checkpoint after this many steps of this invocation; 0: run to the end."""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        settle_resume(self)
+        normalize_resume(self)
 
 
 class AnyRecipe(Protocol):
-    """All that decides the result of a training, as plain data and back: groups of settings by name."""
+    """All settings that determine the result of a training: groups of settings by name, to and from plain data."""
 
     @property
     def name(self) -> str:
@@ -202,15 +202,15 @@ class AnyRecipe(Protocol):
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Any:
-        """The recipe that `to_json` wrote; raises a ValueError where it is none."""
+        """The recipe that `to_json` wrote; a ValueError where it is none."""
         ...
 
 
 def differences(before: AnyRecipe, now: AnyRecipe) -> list[str]:
-    """Every setting in which two recipes differ, as `--name old -> new`; their names do not count."""
+    """Settings in which two recipes differ, as `--name old -> new`; the recipes' names are not compared."""
     old, new = before.to_json(), now.to_json()
     return [
-        f"--{key.replace('_', '-')} {_shown(old[part][key])} -> {_shown(new[part][key])}"
+        f"--{key.replace('_', '-')} {_text_of(old[part][key])} -> {_text_of(new[part][key])}"
         for part in old
         if isinstance(old[part], dict)
         for key in old[part]
@@ -218,7 +218,7 @@ def differences(before: AnyRecipe, now: AnyRecipe) -> list[str]:
     ]
 
 
-def _shown(value: object) -> str:
+def _text_of(value: object) -> str:
     return " ".join(map(str, value)) or "none" if isinstance(value, (list, tuple)) else str(value)
 
 
@@ -233,15 +233,20 @@ _KEPT_ON_RESUME = (
 
 
 def read_run_settings(path: Path) -> RunConfig:
-    """The settings with which the run of a `config.json` goes on; device, precision and workers are chosen anew."""
+    """The settings with which the run of a `config.json` continues, without device, precision and workers."""
     return read_settings(path, RunConfig, _KEPT_ON_RESUME)
 
 
 def read_settings(path: Path, kind: type[D], names: Sequence[str]) -> D:
-    """Of the settings in a run's `config.json` those of the given names, as a dataclass.
+    """Read settings from the `config.json` of a run.
+
+    Args:
+        path: the file.
+        kind: dataclass of the settings.
+        names: fields to read; the others have their defaults.
 
     Raises:
-        UserError: no such file, or settings that are none.
+        UserError: the file cannot be read, or a setting does not fit.
     """
     try:
         stored = json.loads(path.read_text(encoding="utf-8")).get("run", {})
@@ -252,18 +257,18 @@ def read_settings(path: Path, kind: type[D], names: Sequence[str]) -> D:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{path}: holds no run's settings ({error})") from None
+        raise UserError(f"{path}: contains no settings of a run ({error})") from None
 
 
 def read_recipe(path: Path, kind: type[R] = Recipe) -> R:
-    """The recipe in a run's `config.json`, or in a JSON file of the same form.
+    """Read the recipe in a run's `config.json`, or in a JSON file of the same form.
 
     Args:
         path: the file.
-        kind: the kind of recipe that it must hold.
+        kind: the kind of recipe.
 
     Raises:
-        UserError: no such file, or one that is no such recipe.
+        UserError: the file cannot be read, or contains no such recipe.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -271,4 +276,4 @@ def read_recipe(path: Path, kind: type[R] = Recipe) -> R:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: holds no recipe ({error})") from None
+        raise UserError(f"{path}: contains no recipe ({error})") from None
