@@ -1,4 +1,4 @@
-"""Values that come from a file or from Python are checked as those of the command line are."""
+"""Values from a file or from Python are checked like those of the command line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from resim.runs.folder import lock_folder
 
 
 @pytest.mark.parametrize(
-    ("part", "name", "value", "told"),
+    ("part", "name", "value", "message"),
     [
         ("views", "flip", "both", "flip 'both': must be one of shared, independent, none"),
         ("views", "photometric_order", "jitter-blur", "photometric-order 'jitter-blur': must be one of"),
@@ -36,7 +36,7 @@ from resim.runs.folder import lock_folder
     ],
 )
 def test_a_recipe_file_with_a_wrong_value_is_refused(
-    tmp_path: Path, part: str, name: str, value: Any, told: str
+    tmp_path: Path, part: str, name: str, value: Any, message: str
 ) -> None:
     data = recipes.quick().to_json()
     data[part][name] = value
@@ -44,7 +44,7 @@ def test_a_recipe_file_with_a_wrong_value_is_refused(
     path.write_text(json.dumps(data))
     with pytest.raises(UserError) as refused:
         read_recipe(path)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
@@ -116,12 +116,12 @@ def test_one_image_on_one_cell_has_no_batch_statistics() -> None:
         )
 
 
-def test_a_resumed_run_keeps_its_own_settings(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_settings(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"run": {"picture_every": 0, "groups_at_a_time": 2, "workers": 7, "device": "cpu"}}))
     settings = read_run_settings(path)
     assert (settings.picture_every, settings.groups_at_a_time) == (0, 2)
-    assert (settings.workers, settings.device) == (-1, "auto")  # of the machine, chosen anew
+    assert (settings.workers, settings.device) == (-1, "auto")  # these are chosen for the machine
 
 
 def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:

@@ -72,6 +72,6 @@ def test_warm_up_for_part_of_an_epoch_under_the_published_cosine() -> None:
         ({"optimizer": "adam"}, "optimizer 'adam': must be one of sgd, adamw, lars"),
     ],
 )
-def test_settings_that_cannot_be(settings: dict[str, object], message: str) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         OptimConfig(**settings)  # type: ignore[arg-type]

@@ -51,7 +51,7 @@ def make_scenes(out: Path, seed: int, sizes: Sizes | None = None) -> DemoImages:
         labelled=_write_shapes(out / "scenes" / "train", num_labelled),
         val=_write_shapes(out / "scenes" / "held_out", held_out[1]),
         num_labelled=num_labelled, num_evaluated=min(sizes.evaluated, held_out[1]),
-        description=f"{train[1]} scenes made by the package, {num_labelled} of them with labels, {held_out[1]} held out",
+        description=f"{train[1]} scenes made by the package, {num_labelled} with labels, {held_out[1]} held out",
     )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def sample_images(data: Path, out: Path, seed: int, sizes: Sizes | None = None) 
     sizes = sizes or Sizes()
     train, count, note = _write_list(data, out / "train.txt", sizes.most_images, seed)
     held_out, *_ = _write_list(train, out / "held_out.txt", sizes.held_out, seed)
-    description = f"{counted(count, 'image')} of {data}" + (", chosen at random" if count == sizes.most_images else "")
+    description = f"{counted(count, 'image')} of {data}" + (", sampled at random" if count == sizes.most_images else "")
     description += f" ({note})" if note else ""
     return DemoImages(train=train, count=count, held_out=held_out, description=description)
 
@@ -78,7 +78,7 @@ def _write_shapes(folder: Path, count: int) -> Path:
 
 
 def _write_list(source: Path, out: Path, most: int, seed: int = 0) -> tuple[Path, int, str]:
-    """Write a list of at most `most` of a folder's images, chosen at random; its path, length, and what is passed over."""
+    """Write a list of at most `most` random images of a folder; returns its path, its length and what is passed over."""
     paths = find_images([source])
     chosen = np.sort(np.random.default_rng([5, seed]).permutation(len(paths))[:most])
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -99,8 +99,8 @@ def _detected(comparison: Comparison | None, images: DemoImages) -> str:
     num_seeds = len(comparison.seeds)
     seeds = f"{num_seeds} seeds" if num_seeds > 1 else "one seed, the intervals are over images alone"
     return (
-        f"{TITLE[0].upper()}{TITLE[1:]}, trained on {images.num_labelled} labelled scenes to find shapes ({seeds}), box "
-        f"AP50 in percent on {images.num_evaluated} others: {values}. "
+        f"{TITLE[0].upper()}{TITLE[1:]}, trained on {images.num_labelled} labelled scenes to find shapes ({seeds}), "
+        f"box AP50 in percent on {images.num_evaluated} others: {values}. "
         f"Box AP, ReSim minus untrained {_box_change(pairs['random', 'resim'], turned=True)}, "
         f"ReSim minus MoCo v2 {_box_change(pairs['resim', 'moco-v2'])}"
     )
