@@ -112,9 +112,7 @@ def main() -> None:
             with torch.no_grad():
                 for slow, fast in zip(key.parameters(), query.parameters(), strict=True):
                     slow.lerp_(fast, 1 - MOMENTUM)
-                order = torch.randperm(
-                    len(views_k), device=device
-                )  # batch statistics must not reveal which key belongs to a query
+                order = torch.randperm(len(views_k), device=device)  # BatchNorm must not identify the key of a query
                 back = torch.argsort(order)
                 keys, maps_k = (x[back] for x in key(views_k[order]))
             vectors, maps_q = query(views_q)

@@ -30,9 +30,8 @@ def a_run_of_one_test_has_no_curves() -> Iterator[None]:
         Image.new("L", (8, 8)).save(out)
         return out
 
-    with (
-        pytest.MonkeyPatch.context() as patch
-    ):  # not the test's own fixture, which is undone before the folder of the test is removed
+    # not the fixture `monkeypatch`, which is undone before the folder of the test is removed
+    with pytest.MonkeyPatch.context() as patch:
         for name in ("resim.training.pretrain", "resim.detection.train"):
             if name in sys.modules:
                 patch.setattr(sys.modules[name], "draw_curves", draw_nothing)

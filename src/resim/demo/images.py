@@ -78,7 +78,7 @@ def _write_shapes(folder: Path, count: int) -> Path:
 
 
 def _write_list(source: Path, out: Path, most: int, seed: int = 0) -> tuple[Path, int, str]:
-    """Write a list of at most `most` random images of a folder; returns its path, its length and what is passed over."""
+    """Write a list of at most `most` random images of a folder; returns its path, length and what is passed over."""
     paths = find_images([source])
     chosen = np.sort(np.random.default_rng([5, seed]).permutation(len(paths))[:most])
     out.parent.mkdir(parents=True, exist_ok=True)
