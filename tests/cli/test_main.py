@@ -234,7 +234,7 @@ def test_resume_takes_the_runs_own_recipe_and_refuses_other_images(
     assert main(["pretrain", str(moved), *words]) == 0
     (moved / "00.jpg").rename(moved / "other.jpg")
     line = refusal(capsys, "pretrain", str(moved), *words)
-    assert "--resume with other images: the run began with 12" in line
+    assert "--resume with other images: the run started with 12" in line
 
 
 @pytest.mark.slow

@@ -369,7 +369,9 @@ def test_other_images_are_not_resumed(whole: Path, images: Path, tmp_path: Path)
     fewer = tmp_path / "fewer"
     shutil.copytree(images, fewer)
     (fewer / "000003.jpg").rename(fewer / "renamed.jpg")
-    with pytest.raises(UserError, match=r"--resume with other images: the run began with 24 \(\w+\), now there are 24"):
+    with pytest.raises(
+        UserError, match=r"--resume with other images: the run started with 24 \(\w+\), now there are 24"
+    ):
         go(whole, fewer, resume=True)
 
 

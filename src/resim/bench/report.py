@@ -44,45 +44,57 @@ def bench(paths: PathList, recipe: Recipe, config: BenchConfig) -> None:
             compare(paths, recipe, config, precision, device)
             print()
 
-        print("loader alone            images/s", flush=True)
-        loaders = {}
-        for workers in worker_counts(processes.cores):
-            loaders[workers] = measure.loader_rate(paths, recipe, workers, config.seconds).median
-            print(f"  {workers:>3} workers           {loaders[workers]:8.1f}", flush=True)
-        best = fewest_workers(loaders)
-
-        print("step alone              images/s (least to most)        peak memory", flush=True)
-        steps: dict[int, Rate] = {}
-        views = Finisher(recipe.views, device)(next(measure.batches(paths, recipe, 0)))
-        groups = recipe.optim.batch_size // recipe.model.group_size
-        stepper: Stepper | None = None
-        for at_a_time in groups_to_try(groups):
-            stepper = None  # one model in memory at a time
-            try:
-                stepper = _stepper(recipe, processes, precision, at_a_time, compiled=config.compile)
-                if device.type == "cuda":
-                    torch.cuda.reset_peak_memory_stats(device)
-                steps[at_a_time] = measure.step_rate(stepper, views, config.seconds)
-            except torch.cuda.OutOfMemoryError:
-                print(f"  {at_a_time:>3} groups at a time   does not fit into memory", flush=True)
-                torch.cuda.empty_cache()
-                break
-            memory = measure.peak_memory_gb(device)
-            print(f"  {at_a_time:>3} groups at a time   {steps[at_a_time]!s:<30} {memory:8.2f} GB", flush=True)
+        loaders = _measure_loaders(paths, recipe, processes.cores, config.seconds)
+        steps = _measure_steps(paths, recipe, config, processes, precision)
         if not steps:
             raise UserError("a single group does not fit into the GPU's memory: set --group-size or --image-size lower")
-        chosen = max(steps, key=lambda g: steps[g].median)
-        stepper = None
+        chosen = max(steps, key=lambda at_a_time: steps[at_a_time].median)
         stepper = _stepper(recipe, processes, precision, chosen, compiled=config.compile)
         both = {}
         print("step fed by the loader  images/s", flush=True)
-        for workers in sorted({best, max(loaders)}):
+        for workers in sorted({fewest_workers(loaders), max(loaders)}):
             both[workers] = measure.together_rate(stepper, paths, recipe, workers, config.seconds)
             text = f"{both[workers].median:8.1f}   waiting for data {both[workers].waiting:.1%}"
             print(f"  {workers:>3} workers           {text}", flush=True)
         workers = max(both, key=lambda w: both[w].median)
         print("\n" + verdict(loaders[workers], steps[chosen].median, both[workers], workers))
+        groups = recipe.optim.batch_size // recipe.model.group_size
         print(advice(recipe, len(paths), both[workers].median, workers, chosen, groups))
+
+
+def _measure_loaders(paths: PathList, recipe: Recipe, cores: int, seconds: float) -> dict[int, float]:
+    """Print and return the rate of the loader by its number of workers."""
+    print("loader alone            images/s", flush=True)
+    rates = {}
+    for workers in worker_counts(cores):
+        rates[workers] = measure.loader_rate(paths, recipe, workers, seconds).median
+        print(f"  {workers:>3} workers           {rates[workers]:8.1f}", flush=True)
+    return rates
+
+
+def _measure_steps(
+    paths: PathList, recipe: Recipe, config: BenchConfig, processes: Processes, precision: Literal["float32", "bf16"]
+) -> dict[int, Rate]:
+    """Print and return the rate of the step by the number of groups in one pass, as far as they fit into memory."""
+    print("step alone              images/s (least to most)        peak memory", flush=True)
+    device = processes.device
+    rates: dict[int, Rate] = {}
+    views = Finisher(recipe.views, device)(next(measure.batches(paths, recipe, 0)))
+    stepper: Stepper | None = None
+    for at_a_time in groups_to_try(recipe.optim.batch_size // recipe.model.group_size):
+        stepper = None  # one model in memory at a time
+        try:
+            stepper = _stepper(recipe, processes, precision, at_a_time, compiled=config.compile)
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            rates[at_a_time] = measure.step_rate(stepper, views, config.seconds)
+        except torch.cuda.OutOfMemoryError:
+            print(f"  {at_a_time:>3} groups at a time   does not fit into memory", flush=True)
+            torch.cuda.empty_cache()
+            break
+        memory = measure.peak_memory_gb(device)
+        print(f"  {at_a_time:>3} groups at a time   {rates[at_a_time]!s:<30} {memory:8.2f} GB", flush=True)
+    return rates
 
 
 def worker_counts(cores: int) -> list[int]:

@@ -21,7 +21,7 @@ class Progress:
     Args:
         steps: steps of the whole training.
         epoch_steps: steps of an epoch; None: the training is counted in steps alone.
-        first_step: step at which this invocation begins.
+        first_step: first step of this invocation.
         show: whether anything is printed.
         console: where to; None: the standard output.
         watch: called with the steps done and all steps, whatever is shown.

@@ -192,6 +192,6 @@ def _check_agreement(processes: Processes, paths: PathList, precision: str, stat
         )
     if state and (state["data"]["images"], state["data"]["hash"]) != ours[:2]:
         raise UserError(
-            f"--resume with other images: the run began with {state['data']['images']} "
+            f"--resume with other images: the run started with {state['data']['images']} "
             f"({state['data']['hash'][:6]}), now there are {ours[0]} ({ours[1][:6]}): name the same folders"
         )

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step alone, so that it needs no state of its own."""
+"""The learning rate as a function of the step alone, so that it needs no state."""
 
 from __future__ import annotations
 
