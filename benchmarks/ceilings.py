@@ -1,10 +1,11 @@
-"""What this machine can do at most, measured, and the least time that a step must take on it.
+"""The ceilings of this machine, measured, and the highest rate of a step that they permit.
 
     python benchmarks/ceilings.py [--device cuda] [--batch 256]
 
 Square matrix products (bfloat16 and float32, random data, the best of several sizes) and copies give the two ceilings.
 FLOPs of a step are counted by PyTorch's counter over the network and the losses; bytes are those of every activation
-that a layer reads or writes once, forward and backward, as separate layers do: a program that fuses layers needs fewer.
+that a layer reads or writes, forward and backward, where each layer is separate: a program that fuses layers needs
+fewer.
 """
 
 from __future__ import annotations
@@ -33,17 +34,17 @@ def median_seconds(device: torch.device, function: Callable[[], object]) -> floa
 def ceilings(device: torch.device) -> dict[str, float]:
     """FLOP/s of matrix products by dtype, and bytes/s of a copy (read and written both counted)."""
     gpu = device.type == "cuda"
-    found = {}
+    rates_by_name = {}
     for dtype in (torch.bfloat16, torch.float32):
         rates = []
         for side in (4096, 8192, 16384) if gpu else (1024, 1536, 2048, 3072):
             a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
             rates.append(2 * side**3 / median_seconds(device, lambda a=a, b=b: a @ b))
-        found[str(dtype).removeprefix("torch.")] = max(rates)
+        rates_by_name[str(dtype).removeprefix("torch.")] = max(rates)
     source = torch.randn((2**30 if gpu else 2**26) // 4, device=device)
     target = torch.empty_like(source)
-    found["copy"] = 2 * source.nbytes / median_seconds(device, lambda: target.copy_(source))
-    return found
+    rates_by_name["copy"] = 2 * source.nbytes / median_seconds(device, lambda: target.copy_(source))
+    return rates_by_name
 
 
 def work(backbone: str, image_size: int, group: int) -> tuple[float, float]:
@@ -84,14 +85,14 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    found = ceilings(device)
+    limits = ceilings(device)
     print(f"{name}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}")
-    print(f"matrix products: bfloat16 {found['bfloat16'] / 1e12:.2f}, float32 {found['float32'] / 1e12:.2f} TFLOP/s")
-    print(f"copies: {found['copy'] / 1e9:.1f} GB/s, read and written")
+    print(f"matrix products: bfloat16 {limits['bfloat16'] / 1e12:.2f}, float32 {limits['float32'] / 1e12:.2f} TFLOP/s")
+    print(f"copies: {limits['copy'] / 1e9:.1f} GB/s, read and written")
     flops, moved = work(options.backbone, options.image_size, options.group)
-    told = f"{flops / 1e9:.1f} GFLOP and {moved / 1e9:.3f} GB an image"
-    print(f"a step of {options.backbone} at {options.image_size} px: {told}")
-    by_products, by_memory = found["bfloat16"] / flops, found["copy"] / moved
+    text = f"{flops / 1e9:.1f} GFLOP and {moved / 1e9:.3f} GB an image"
+    print(f"a step of {options.backbone} at {options.image_size} px: {text}")
+    by_products, by_memory = limits["bfloat16"] / flops, limits["copy"] / moved
     print(f"at most {by_products:.1f} images/s by bfloat16 products, {by_memory:.1f} by memory")
 
 

@@ -1,7 +1,7 @@
 """Region InfoNCE at the published size: plain, in tiles, and the Triton kernel; forward and backward.
 
     python benchmarks/contrast.py --device cuda        # P4: 9,216 queries, 36,864 negatives; P3: 8 x 2,048, 21,632
-    python benchmarks/contrast.py --images 16          # what a CPU can hold
+    python benchmarks/contrast.py --images 16          # fits into a CPU's memory
 
 ms of a forward and backward pass (median of `--times`), peak memory beyond the inputs on a GPU, and the largest
 difference of the loss from the plain form in float32.
@@ -88,8 +88,8 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     for level, (of_queries, of_negatives) in shapes.items():
         print(f"{level}: queries {of_queries}, negatives {of_negatives}, {options.device}")
-        drawn = (torch.randn(shape, generator=generator) for shape in (of_queries, of_queries, of_negatives))
-        inputs = [F.normalize(x, dim=-1).to(device) for x in drawn]
+        samples = (torch.randn(shape, generator=generator) for shape in (of_queries, of_queries, of_negatives))
+        inputs = [F.normalize(x, dim=-1).to(device) for x in samples]
         inputs[2] = inputs[2].bfloat16()
         exact = measure("plain", plain, inputs, options.times, None)
         measure("tiles", tiles, inputs, options.times, exact)

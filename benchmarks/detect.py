@@ -135,7 +135,7 @@ def speeds(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = write_scenes(Path(folder), 64, seed=0, width=500, height=375)
         data = read_coco(path)
-        # weights drawn, not learnt, so that proposals are as many as can be; the same for all, so that detections are
+        # random weights, which give the maximum number of proposals, and the same for all, so that detections are
         torch.manual_seed(0)
         plain = Plain(data, options, device)
         variants: dict[str, Any] = {"torchvision, float32": plain}
@@ -149,10 +149,10 @@ def speeds(options: argparse.Namespace) -> None:
         for at in range(options.times + 1):  # the first is left out
             for name, variant in variants.items():
                 step = timed(lambda v=variant, b=ready[at % 2]: v.step(b), device)
-                found = timed(lambda v=variant, b=ready[at % 2]: v.detect(b), device)
+                seconds = timed(lambda v=variant, b=ready[at % 2]: v.detect(b), device)
                 if at:
                     training[name].append(step)
-                    detecting[name].append(found)
+                    detecting[name].append(seconds)
         what = f"batch {options.batch}, shorter side {options.size} px, {options.regions} regions an image"
         table(f"Fine-tuning, {what}", training, options.batch)
         table(f"Detecting, {what}", detecting, options.batch)
@@ -213,9 +213,9 @@ def _evaluate(name: str, truth: dict[str, Any], results: list[dict[str, Any]]) -
     else:
         faster = importlib.import_module("faster_coco_eval")
         truth_of, kind = faster.COCO(truth), faster.COCOeval_faster
-    found = truth_of.loadRes([dict(result) for result in results])
+    detections = truth_of.loadRes([dict(result) for result in results])
     start = time.perf_counter()
-    evaluator = kind(truth_of, found, "bbox")
+    evaluator = kind(truth_of, detections, "bbox")
     evaluator.evaluate()
     evaluator.accumulate()
     evaluator.summarize()

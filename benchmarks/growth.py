@@ -6,8 +6,8 @@
     python benchmarks/growth.py --tables workers --jpeg DIR
     python benchmarks/growth.py --tables processes                # 1, 2 and 4 processes of this machine, gloo
 
-Each row is a process of its own (a CPU's peak memory is its process's). On a GPU, whose allocator counts, rows follow
-each other in one process, unless `--own-processes` is given.
+Each row runs in a separate process (a CPU's peak memory is that of the process). On a GPU, whose allocator counts
+memory, all rows run in one process, unless `--own-processes` is set.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LEVELS = {"none": (), "P4": (P4,), "P4 P3": (P4, P3), "P5 P4 P3": (P5, P4, P3)}
 
 
 def rows(table: str, options: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
-    """What each row is called, and its options."""
+    """Titles of the rows, and their options."""
     gpu = options.device == "cuda"
     if table == "batch":
         batches = (32, 64, 128, 256, 512, 1024) if gpu or options.group else (8, 16, 32, 64)
@@ -107,7 +107,7 @@ def row_here(changes: dict[str, Any], options: argparse.Namespace) -> dict[str, 
     """A row in this process."""
     try:
         return run_row(argparse.Namespace(**vars(options) | changes))
-    except Exception as error:  # the next row may well fit
+    except Exception as error:  # the next row may fit
         return {"error": f"{type(error).__name__}: {error}".splitlines()[0][:100]}
     finally:
         gc.collect()
@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=2, help="steps before them that do not")
     parser.add_argument("--seconds", type=float, default=5, help="of a loader's measurement")
     parser.add_argument("--jpeg", default="", help="folder of photographs, for --tables workers")
-    parser.add_argument("--own-processes", action="store_true", help="each row in a process of its own on a GPU too")
+    parser.add_argument("--own-processes", action="store_true", help="each row in a separate process on a GPU too")
     parser.add_argument("--processes", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--only-loader", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--row", action="store_true", help=argparse.SUPPRESS)
@@ -171,8 +171,8 @@ def main() -> None:
         for name, changes in rows(table, options):
             here = options.device == "cuda" and table not in ("workers", "processes") and not options.own_processes
             result = (row_here if here else child)(changes, options)
-            told = result.get("error") or f"{result['rate']:>10.1f}{result['memory']:>10.2f}"
-            print(f"{name:<16}{told}", flush=True)
+            text = result.get("error") or f"{result['rate']:>10.1f}{result['memory']:>10.2f}"
+            print(f"{name:<16}{text}", flush=True)
 
 
 if __name__ == "__main__":

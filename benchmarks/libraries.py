@@ -2,12 +2,12 @@
 
     pip install lightly
     pip install pytorch-lightning==1.9.5 lightning-bolts==0.7.0 "setuptools<81" timm einops scipy
-    pip install --no-deps solo-learn==1.0.2    # with its dependencies it asks for torch==1.9.1
+    pip install --no-deps solo-learn==1.0.2    # its dependencies require torch==1.9.1
     python benchmarks/libraries.py --jpeg DIR [--device cuda --batch 256 --workers 16]
 
-Each row runs in a process of its own, the rows in turn, `--rounds` times. "step" has its views ready on the device;
-"fed" reads JPEG files with each library's own transforms. Others see the whole batch in BatchNorm; so do we here (the
-group is the batch). What cannot be installed or imported is told with its reason.
+Each row runs in a separate process, the rows in turn, `--rounds` times. "step" has its views ready on the device; "fed"
+reads JPEG files with the transforms of each library. In the other libraries BatchNorm is over the whole batch; so it is
+here (the group is the batch). A library that cannot be imported is reported with the reason.
 """
 
 from __future__ import annotations
@@ -105,15 +105,15 @@ def main() -> None:
     print(f"MoCo v2, {options.backbone}, {options.image_size} px, batch {options.batch}, {options.precision}")
     print(f"{options.device}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}\n")
     print(f"{'':<12}{'step, images/s':>16}{'least':>9}{'most':>9}{'peak GB':>9}{'fed, images/s':>15}")
-    for row, found in results.items():
-        if "error" in found[-1]:
-            print(f"{row:<12} cannot be run: {found[-1]['error']}")
+    for row, runs in results.items():
+        if "error" in runs[-1]:
+            print(f"{row:<12} cannot be run: {runs[-1]['error']}")
             continue
-        each = [rate for result in found for rate in result["step"]]
-        fed = [result["fed"] for result in found if "fed" in result]
-        told = f"{statistics.median(fed):.1f}" if fed else "-"
-        memory = max(result["memory"] for result in found)
-        print(f"{row:<12}{statistics.median(each):>16.1f}{min(each):>9.1f}{max(each):>9.1f}{memory:>9.2f}{told:>15}")
+        each = [rate for result in runs for rate in result["step"]]
+        fed = [result["fed"] for result in runs if "fed" in result]
+        text = f"{statistics.median(fed):.1f}" if fed else "-"
+        memory = max(result["memory"] for result in runs)
+        print(f"{row:<12}{statistics.median(each):>16.1f}{min(each):>9.1f}{max(each):>9.1f}{memory:>9.2f}{text:>15}")
     for row, other in OTHERS.items():
         if other.note and "error" not in results[row][-1]:
             print(f"\n{row}: {other.note}")

@@ -20,18 +20,18 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Other:
-    """A library: its parts, made for the options when its row runs, and what to know beside its figures."""
+    """A library: its parts, built from the options when its row runs, and a note on its figures."""
 
     method: Callable[[argparse.Namespace, torch.device], tuple[Loss, torch.optim.Optimizer, Callable[[], None]]]
-    """The loss of two views, the optimizer, and what follows each of its steps."""
+    """The loss of two views, the optimizer, and a function to call after each step."""
     dataset: Callable[[argparse.Namespace], Any]
     views_at: int
-    """Where the two views stand in a batch."""
+    """Index of the two views in a batch."""
     note: str = ""
 
 
 class LightlyMoCo(nn.Module):
-    """MoCo v2 of lightly's parts, put together as its documentation does."""
+    """MoCo v2 of lightly's parts, assembled as in its documentation."""
 
     def __init__(self, backbone: str) -> None:
         from lightly.loss import NTXentLoss  # type: ignore[import-not-found]
@@ -92,12 +92,12 @@ def solo_method(
     def loss(images_q: Tensor, images_k: Tensor) -> Tensor:
         return model.training_step((None, [images_q, images_k], labels), 0)
 
-    def follow() -> None:
-        # its hook for this asks for lightning's Trainer
+    def update_keys() -> None:
+        # its hook for this needs lightning's Trainer
         for pair in model.momentum_pairs:
             model.momentum_updater.update(*pair)
 
-    return loss, model.configure_optimizers(), follow
+    return loss, model.configure_optimizers(), update_keys
 
 
 def solo_dataset(options: argparse.Namespace) -> Any:
@@ -141,7 +141,7 @@ def run_other(
 ) -> dict[str, Any]:
     other = OTHERS[row]
     torch.manual_seed(0)
-    loss_of, optimizer, follow = other.method(options, device)
+    loss_of, optimizer, update_keys = other.method(options, device)
 
     def step(images_q: Tensor, images_k: Tensor) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16"):
@@ -149,7 +149,7 @@ def run_other(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        follow()
+        update_keys()
 
     rate = time_turns(lambda: step(*images), options.batch, options.seconds, device, warmup=2)
     result: dict[str, Any] = {"step": rate.each, "memory": peak_memory_gb(device)}

@@ -4,11 +4,11 @@
     python benchmarks/pretrain_step.py --device cuda --batch 256 --group 32
     python benchmarks/pretrain_step.py --jpeg DIR            # also fed from the images in DIR
 
-Each variant runs in a process of its own, in turn (plain, ours, plain, ours, ...), so that a drift of the machine's
+Each variant runs in a separate process, in turn (plain, ours, plain, ours, ...), so that a drift of the machine's
 speed hits all; peak memory is the process's own (CPU) or the allocator's (GPU). The step has all three losses; data
 loading is left out, except in the rows that say so. Parts are timed alone on the same shapes: they need not add up.
-What a process found is printed when it ends, the table of all at the end. On a GPU the fed run follows the step's in
-its process: an encoder is compiled once.
+The result of a process is printed when it ends, the table of all at the end. On a GPU the fed run comes after
+the step's in the same process: an encoder is compiled once.
 """
 
 from __future__ import annotations
@@ -263,18 +263,18 @@ def main() -> None:
         report(options)
 
 
-def tell(variant: str, turn: int, result: dict, options: argparse.Namespace) -> None:
-    """What a process found, at once: what comes after it may take too long."""
+def print_result(variant: str, turn: int, result: dict, options: argparse.Namespace) -> None:
+    """Print the result of a process at once: the next ones may take too long."""
     rate, memory = options.batch / statistics.median(result["seconds"]), result["memory_gb"]
     print(f"({variant}, turn {turn + 1}: {rate:.2f} images/s, {memory:.2f} GB)", flush=True)
     if options.device == "cuda":
-        told = [f"{name} {1e3 * value:.1f} ms" for name, value in result.get("parts", {}).items()]
-        told += [f"fed {tell_fed(result)}"] if "waiting" in result else []
-        for line in told:
+        lines = [f"{name} {1e3 * value:.1f} ms" for name, value in result.get("parts", {}).items()]
+        lines += [f"fed {describe_fed(result)}"] if "waiting" in result else []
+        for line in lines:
             print(f"  {variant}: {line}", flush=True)
 
 
-def tell_fed(result: dict) -> str:
+def describe_fed(result: dict) -> str:
     return f"{result['images_per_second']:>8.2f} images/s, waiting {result['waiting']:.1%}"
 
 
@@ -291,7 +291,7 @@ def report(options: argparse.Namespace) -> None:
             result = child(variant, options, *more)
             if result:
                 results[variant].append(result)
-                tell(variant, turn, result, options)
+                print_result(variant, turn, result, options)
     variants = [variant for variant in variants if results[variant]]
     if not variants:
         sys.exit("every variant failed")
@@ -323,7 +323,7 @@ def report(options: argparse.Namespace) -> None:
         for variant in variants:
             result = results[variant][0] if gpu else child(variant, options, "--feed", "alone")
             if result:
-                print(f"  {variant:<16}{tell_fed(result)}", flush=True)
+                print(f"  {variant:<16}{describe_fed(result)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -113,8 +113,8 @@ def main() -> None:
     received, messages, model = count(options.processes, bf16=True, **size)
     exact, _, _ = count(options.processes, bf16=False, **size)
     before = whole_maps(model, options.processes, options.image_size)
-    told = f"{options.processes} processes of {GROUP} images, {options.image_size} px, {options.backbone}"
-    print(f"{told}; a step and process")
+    title = f"{options.processes} processes of {GROUP} images, {options.image_size} px, {options.backbone}"
+    print(f"{title}; a step and process")
     print(f"\n{'received, MB':<44}{'bf16':>9}{'float32':>9}")
     for name, size_ in received.items():
         print(f"  {name:<42}{size_ / 1e6:>9.2f}{exact[name] / 1e6:>9.2f}")

@@ -3,7 +3,7 @@
     python examples/minimal.py DIR            # a folder of images; ResNet-18 at 128 px, a loss a step
 
 One process, one level (P4), nothing saved. `resim pretrain` does the same with groups, several levels, resuming,
-exports and speed. Method: Xiao et al., ICCV 2021 (arXiv 2103.12902), beside MoCo v2 (arXiv 2003.04297).
+exports and speed. Method: Xiao et al., ICCV 2021 (arXiv 2103.12902), with MoCo v2 (arXiv 2003.04297).
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def main() -> None:
             with torch.no_grad():
                 for slow, fast in zip(key.parameters(), query.parameters(), strict=True):
                     slow.lerp_(fast, 1 - MOMENTUM)
-                order = torch.randperm(len(views_k), device=device)  # batch statistics must not tell whose key is which
+                order = torch.randperm(len(views_k), device=device)  # BatchNorm must not identify the key of a query
                 back = torch.argsort(order)
                 keys, maps_k = (x[back] for x in key(views_k[order]))
             vectors, maps_q = query(views_q)

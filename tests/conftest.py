@@ -1,4 +1,4 @@
-"""What several test files need: one thread a process, nothing that only costs time, the golden data, photographs."""
+"""Fixtures of several rooms: one thread for each process, no flushing of files, the golden data, photographs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(scope="session", autouse=True)
 def no_waiting_for_the_disk() -> Iterator[None]:
-    """No test takes away the machine's power."""
+    """Files are not flushed to the disk: no test cuts the machine's power."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
@@ -24,13 +24,14 @@ def no_waiting_for_the_disk() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def a_run_of_one_test_has_no_curves() -> Iterator[None]:
-    """Curves take longer to draw than such a run to train; runs that several tests share draw theirs."""
+    """Curves, which take longer than the run of a single test, are drawn only for runs that several tests share."""
 
     def draw_nothing(metrics: Path, out: Path, *, title: str = "") -> Path:
         Image.new("L", (8, 8)).save(out)
         return out
 
-    with pytest.MonkeyPatch.context() as patch:  # of its own: a test's is undone before the folder of the test is gone
+    # not the fixture `monkeypatch`, which is undone before the folder of the test is removed
+    with pytest.MonkeyPatch.context() as patch:
         for name in ("resim.training.pretrain", "resim.detection.train"):
             if name in sys.modules:
                 patch.setattr(sys.modules[name], "draw_curves", draw_nothing)
@@ -58,5 +59,5 @@ def shared(request: pytest.FixtureRequest) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests first, so that no process is left alone with them at the end."""
+    """Run the longest tests first, so that parallel processes end at about the same time."""
     items.sort(key=lambda item: "end_to_end" not in item.path.parts)

@@ -1,11 +1,11 @@
-"""Values that come from a file or from Python are checked as those of the command line are."""
+"""Values from a file or from Python are checked like those of the command line."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import torch
@@ -13,14 +13,14 @@ import torch
 from resim import recipes
 from resim.distributed.processes import Processes
 from resim.errors import UserError
-from resim.fields import check_fields
+from resim.fields import Above, AtLeast, AtMost, Below, Share, check_fields
 from resim.regions.level import Level
 from resim.runs.config import OptimConfig, Recipe, RunConfig, read_recipe, read_run_settings
-from resim.runs.folder import hold
+from resim.runs.folder import lock_folder
 
 
 @pytest.mark.parametrize(
-    ("part", "name", "value", "told"),
+    ("part", "name", "value", "message"),
     [
         ("views", "flip", "both", "flip 'both': must be one of shared, independent, none"),
         ("views", "photometric_order", "jitter-blur", "photometric-order 'jitter-blur': must be one of"),
@@ -36,7 +36,7 @@ from resim.runs.folder import hold
     ],
 )
 def test_a_recipe_file_with_a_wrong_value_is_refused(
-    tmp_path: Path, part: str, name: str, value: Any, told: str
+    tmp_path: Path, part: str, name: str, value: Any, message: str
 ) -> None:
     data = recipes.quick().to_json()
     data[part][name] = value
@@ -44,7 +44,7 @@ def test_a_recipe_file_with_a_wrong_value_is_refused(
     path.write_text(json.dumps(data))
     with pytest.raises(UserError) as refused:
         read_recipe(path)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
@@ -68,6 +68,45 @@ def test_python_values_are_checked_too() -> None:
         dataclasses.replace(recipes.quick().model, levels=["P4"])  # type: ignore[list-item]
 
 
+@dataclasses.dataclass(frozen=True)
+class Bounded:
+    """One field for each kind of bound."""
+
+    count: Annotated[int, AtLeast(1), AtMost(8, "px")] = 1
+    rate: Annotated[float, Above(0), Below(1)] = 0.5
+    pair: tuple[Share, Annotated[float, AtLeast(2)]] = (0.0, 2.0)
+    many: tuple[Annotated[int, AtMost(3)], ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("count", 0, "count 0: must be at least 1"),
+        ("count", 9, "count 9: must be at most 8 px"),
+        ("count", 1.0, "count 1.0: must be a whole number"),
+        ("rate", 0.0, "rate 0.0: must be above 0"),
+        ("rate", 1, "rate 1: must be below 1"),
+        ("rate", float("nan"), "rate nan: must be a finite number"),
+        ("pair", (1.5, 2.0), "pair 1.5 2.0: each must be at most 1"),
+        ("pair", (1.0, 1.0), "pair 1.0 1.0: each must be at least 2"),
+        ("pair", (0.0, 2.0, 2.0), "pair (0.0, 2.0, 2.0): must be 2 finite numbers"),
+        ("many", (3, 4), "many 3 4: each must be at most 3"),
+        ("many", ("a",), "many ('a',): must be a tuple of int"),
+    ],
+)
+def test_a_value_beyond_a_bound_is_reported(field: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        check_fields(Bounded(**{field: value}))
+    assert str(refused.value) == message
+
+
+@pytest.mark.parametrize(
+    "values", [{"count": 8}, {"rate": 0.999}, {"pair": (1.0, 2.0)}, {"pair": (0, 5)}, {"many": (3, -9)}]
+)
+def test_a_value_on_a_closed_bound_passes(values: dict[str, Any]) -> None:
+    check_fields(Bounded(**values))
+
+
 def test_one_image_on_one_cell_has_no_batch_statistics() -> None:
     quick = recipes.quick()
     model = dataclasses.replace(quick.model, group_size=1, levels=(Level(name="P3", window=8, step=8),))
@@ -77,22 +116,22 @@ def test_one_image_on_one_cell_has_no_batch_statistics() -> None:
         )
 
 
-def test_a_resumed_run_keeps_its_own_settings(tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_its_settings(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"run": {"picture_every": 0, "groups_at_a_time": 2, "workers": 7, "device": "cpu"}}))
     settings = read_run_settings(path)
     assert (settings.picture_every, settings.groups_at_a_time) == (0, 2)
-    assert (settings.workers, settings.device) == (-1, "auto")  # of the machine, chosen anew
+    assert (settings.workers, settings.device) == (-1, "auto")  # these are chosen for the machine
 
 
 def test_two_runs_cannot_share_a_folder(tmp_path: Path) -> None:
     alone = Processes(rank=0, count=1, device=torch.device("cpu"), cores=1)
     out = tmp_path / "run"
-    with hold(out, alone), pytest.raises(UserError, match="another run is at work in it"), hold(out, alone):
+    with lock_folder(out, alone), pytest.raises(UserError, match="another run uses it"), lock_folder(out, alone):
         pass
     assert not out.exists()  # nothing was written, nothing stays
     out.mkdir()
     (out / "kept.txt").write_text("mine")
-    with hold(out, alone):
+    with lock_folder(out, alone):
         pass
     assert [path.name for path in out.iterdir()] == ["kept.txt"]

@@ -16,13 +16,13 @@ def resim_fpn() -> Recipe:
 
 
 def resim_c4() -> Recipe:
-    """ReSim-C4, our reading: windows on C4 through one 3 x 3 convolution, no FPN (its program was never released)."""
+    """ReSim-C4 as we read the paper (no program is published): windows on C4 through one 3 x 3 convolution, no FPN."""
     level = Level(name="C4", window=48, step=16, negatives="all", closed=True)
     return Recipe(name="resim-c4", model=ModelConfig(levels=(level,)))
 
 
 def moco_v2() -> Recipe:
-    """The MoCo v2 baseline: the global loss alone, a flip drawn for each view, blur after jitter."""
+    """The MoCo v2 baseline: the global loss alone, a random flip for each view, blur after jitter."""
     return Recipe(
         name="moco-v2",
         model=ModelConfig(levels=()),
@@ -31,7 +31,7 @@ def moco_v2() -> Recipe:
 
 
 def quick() -> Recipe:
-    """ReSim-FPN in minutes on a CPU: ResNet-18, 128 px, a few hundred images or more."""
+    """ReSim-FPN in minutes on a CPU: ResNet-18 at 128 px, for a few hundred images or more."""
     levels = (
         Level(name="P4", window=48, step=16, negatives="all"),
         Level(name="P3", window=32, step=16, negatives="group"),

@@ -1,4 +1,4 @@
-"""What the benchmarks compare is the same work, and what they tell follows from what was measured."""
+"""The benchmarks compare the same work, and their advice follows from the measurements."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_the_plain_step_is_our_step() -> None:
+def test_the_plain_step_equals_our_step() -> None:
     recipe = small()
     alone = Processes(rank=0, count=1, device=CPU, cores=1)
     ours = make_stepper(recipe.model, recipe.optim, alone, precision="float32")
     plain = PlainStepper(recipe, CPU)
-    plain.model.load_state_dict(ours.model.state_dict(), strict=False)  # but for the queue's position
+    plain.model.load_state_dict(ours.model.state_dict(), strict=False)  # all but the queue's position
     generator = torch.Generator().manual_seed(0)
     for step in range(2):
         crops = torch.rand(2, 8, 4, generator=generator, dtype=torch.float64) * 20
@@ -70,7 +70,7 @@ def test_the_plain_step_is_our_step() -> None:
         torch.testing.assert_close(value.float(), state[name].float(), rtol=1e-2, atol=1e-2)
 
 
-def test_the_plain_loader_gives_two_views_and_where_they_were_cut(images: Path) -> None:
+def test_the_plain_loader_returns_two_views_and_their_crops(images: Path) -> None:
     recipe = small(batch=4)
     (batch,) = plain_loader(find_images(images), recipe.views, 4, workers=0)
     for views, crops in ((batch[0], batch[1]), (batch[2], batch[3])):
@@ -80,11 +80,11 @@ def test_the_plain_loader_gives_two_views_and_where_they_were_cut(images: Path) 
     assert not torch.equal(batch[0], batch[2])
 
 
-def test_what_the_plain_loader_has_ready_at_first_does_not_count(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe, given, steps = small(), list[int](), list[int]()
+def test_batches_that_are_ready_at_first_do_not_count(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, lengths, steps = small(), list[int](), list[int]()
 
     def loader(paths: list[str], *_: object, **__: object) -> Iterator[tuple[torch.Tensor, ...]]:
-        given.append(len(paths))
+        lengths.append(len(paths))
         yield from [(torch.zeros(8, 3, 4, 4), torch.zeros(8, 4)) * 2] * 100
 
     plain = PlainStepper(recipe, CPU)
@@ -92,17 +92,17 @@ def test_what_the_plain_loader_has_ready_at_first_does_not_count(images: Path, m
     monkeypatch.setattr(measure, "plain_loader", loader)
     measure.plain_together_rate(plain, find_images(images), recipe, 5, 0.0)
     assert len(steps) == 5 + 3  # each of 5 workers has a batch ready; 3 are timed at least
-    assert given[0] >= 4 * 5 * 8  # several batches for each of them before they are started anew
+    assert lengths[0] >= 4 * 5 * 8  # several batches for each of them before they are started again
 
 
-def test_a_folder_with_fewer_images_than_a_batch_is_read_over_and_over(images: Path) -> None:
+def test_a_folder_with_fewer_images_than_a_batch_is_repeated(images: Path) -> None:
     source = measure.batches(find_images(images), small(batch=16), 0)
     first, second = next(source), next(source)
     assert len(first) == len(second) == 16
     assert first.indices != second.indices
 
 
-def test_a_rate_is_told_with_its_spread() -> None:
+def test_a_rate_is_printed_with_its_spread() -> None:
     assert str(Rate((2.0, 1.0, 4.0))) == "2.0 (1.0 to 4.0)"
 
 
@@ -120,21 +120,21 @@ def test_the_fewest_workers_that_are_about_as_fast_as_any() -> None:
 
 
 @pytest.mark.parametrize(
-    ("loader", "step", "fed", "waiting", "told"),
+    ("loader", "step", "fed", "waiting", "message"),
     [
-        (100.0, 400.0, 99.0, 0.7, "the loader limits: 4 workers bring 100.0 images/s, the step takes 400.0"),
+        (100.0, 400.0, 99.0, 0.7, "the loader limits: 4 workers load 100.0 images/s, the step takes 400.0"),
         (900.0, 400.0, 396.0, 0.01, "the step limits; fed, it reaches 99% of the step alone and waits 1.0%"),
         (90.0, 40.0, 30.0, 0.02, "the step limits, and loader and step share the same cores"),
     ],
 )
-def test_what_limits(loader: float, step: float, fed: float, waiting: float, told: str) -> None:
-    assert verdict(loader, step, Rate((fed,), waiting), 4).startswith(told)
+def test_the_verdict_names_what_limits(loader: float, step: float, fed: float, waiting: float, message: str) -> None:
+    assert verdict(loader, step, Rate((fed,), waiting), 4).startswith(message)
 
 
-def test_the_advice_by_hand() -> None:
+def test_the_advice_matches_numbers_by_hand() -> None:
     # 1000 images in batches of 256: 768 an epoch, 200 epochs, 100 a second: 1,536 s
-    told = advice(recipes.resim_fpn(), 1000, 100.0, 4, 2, 8)
-    assert told == (
+    text = advice(recipes.resim_fpn(), 1000, 100.0, 4, 2, 8)
+    assert text == (
         "use --workers 4 --groups-at-a-time 2 with --batch-size 256: 200 epochs of 1000 images take 25.6 minutes"
     )
 
@@ -158,17 +158,17 @@ def test_the_command_measures_and_advises(images: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["missing"], "missing: there is no such folder or file"),
         (["IMAGES", "--seconds", "0"], "seconds 0.0: must be above 0"),
         (["IMAGES", "--batch-size", "30"], "batch-size 30 is no whole number of groups"),
     ],
 )
-def test_what_cannot_be_measured_is_told_in_one_line(
-    images: Path, words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+def test_what_cannot_be_measured_is_reported_in_one_line(
+    images: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bench", *(word.replace("IMAGES", str(images)) for word in words)]) == 2
     err = capsys.readouterr().err
-    assert told in err
+    assert message in err
     assert err.count("\n") == 1

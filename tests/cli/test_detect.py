@@ -204,17 +204,17 @@ def test_data_that_cannot_be_read(capsys: Captured, coco: Path, finished: Path, 
         (["--neck", "c5"], "--neck"),
         (["--min-sizes", "1000"], "size 1000 px: must be from 32 to --max-size 128"),
         (["--min-sizes"], "min-sizes: at least one is needed (resim detect train --help explains the options)"),
-        (["--drops", "5", "3"], "drops 5 3: must rise, from 1"),
+        (["--drops", "5", "3"], "drops 5 3: each must be above the one before it"),
         (["--steps", "0"], "steps 0: must be at least 1"),
         (["--batch-size", "two"], "Error parsing --batch-size: invalid literal for int() with base 10: 'two' (resim"),
         (["--momentum", "1"], "momentum 1.0: must be below 1"),
         (["--score-threshold", "5"], "score-threshold 5.0: must be below 1"),
         (["--val-split", "val2017"], "--val-split val2017: goes with a --val that is the path of another data set"),
-        (["--fraction", "2"], "fraction 2.0: must be above 0 and at most 1"),
+        (["--fraction", "2"], "fraction 2.0: must be at most 1"),
         (["--workers", "999"], "workers 999: must be at most 512"),
         (["--device", "tpu"], "--device"),
         (["--anchor-sizes", "32"], "anchor-sizes: an FPN needs five, one a level, not 1"),
-        (["--resume"], "holds no run (no config.json); leave --resume out to start one there"),
+        (["--resume"], "contains no run (no config.json); leave --resume out to start one there"),
     ],
 )
 def test_settings_that_cannot_work(
@@ -234,7 +234,7 @@ def test_a_run_is_not_begun_twice_nor_resumed_as_another(capsys: Captured, coco:
     before = {path: path.read_bytes() for path in finished.iterdir() if path.is_file()}
     data = (coco, "--split", "train2017", "--val", "val2017", "--out", finished)
     for words, told in (
-        ((*data, *TINY), "holds a run already: continue it with --resume, or name another folder"),
+        ((*data, *TINY), "already contains a run: continue it with --resume, or name another folder"),
         ((*data, "--resume", "--lr", "0.5"), "--resume with another recipe than the run's: --lr 0.02 -> 0.5"),
         (
             (*data, "--resume", "--recipe", "quick"),
@@ -253,8 +253,8 @@ def test_a_recipe_of_another_kind(capsys: Captured, coco: Path, tmp_path: Path) 
 
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"recipe": quick().to_json()}))
-    assert f"{path}: holds no recipe (not a detection recipe" in refusal(capsys, *train(coco, "--recipe", path))
-    assert "config.json: holds no recipe" in refusal(capsys, "train", coco, "--out", tmp_path, "--resume")
+    assert f"{path}: contains no recipe (not a detection recipe" in refusal(capsys, *train(coco, "--recipe", path))
+    assert "config.json: contains no recipe" in refusal(capsys, "train", coco, "--out", tmp_path, "--resume")
 
 
 @pytest.mark.slow

@@ -94,9 +94,9 @@ def test_an_unknown_recipe(capsys: Captured, images: str, tmp_path: Path, verb: 
     missing = tmp_path / "mine.json"
     assert f"{missing}: cannot be read" in refusal(capsys, verb, images, "--recipe", str(missing))
     missing.write_text('{"name": "mine"}')
-    assert f"{missing}: holds no recipe" in refusal(capsys, verb, images, "--recipe", str(missing))
+    assert f"{missing}: contains no recipe" in refusal(capsys, verb, images, "--recipe", str(missing))
     missing.write_text("{")
-    assert f"{missing}: holds no recipe" in refusal(capsys, verb, images, "--recipe", str(missing))
+    assert f"{missing}: contains no recipe" in refusal(capsys, verb, images, "--recipe", str(missing))
 
 
 @pytest.mark.parametrize(
@@ -117,9 +117,9 @@ def test_an_unknown_recipe(capsys: Captured, images: str, tmp_path: Path, verb: 
         (["--batch-size", "four"], "--batch-size"),
         (["--batch-size", "4.5"], "--batch-size"),
         (["--batch-size"], "--batch-size"),
-        (["--lr", "-1"], "lr -1.0: must not be negative"),
+        (["--lr", "-1"], "lr -1.0: must be at least 0"),
         (["--temperature", "0"], "temperature 0.0: must be above 0"),
-        (["--crop-area", "0.5", "0.2"], "crop-area 0.5 0.2: two numbers above 0, the smaller one first"),
+        (["--crop-area", "0.5", "0.2"], "crop-area 0.5 0.2: the smaller number must be the first"),
         (["--flip", "sideways"], "--flip"),
         (["--workers", "-2"], "workers -2: must be at least -1"),
         (["--no-such-option", "3"], "--no-such-option"),
@@ -197,7 +197,7 @@ def test_what_the_command_line_says_reaches_the_recipe(finished: Path, images: s
 @pytest.mark.slow
 def test_a_folder_that_holds_a_run_takes_no_other(capsys: Captured, images: str, finished: Path) -> None:
     line = refusal(capsys, "pretrain", images, *TINY, "--out", str(finished))
-    assert f"--out {finished}: holds a run already: continue it with --resume, or name another folder" in line
+    assert f"--out {finished}: already contains a run: continue it with --resume, or name another folder" in line
 
 
 def test_a_file_is_no_folder_for_a_run(capsys: Captured, images: str, tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_a_file_is_no_folder_for_a_run(capsys: Captured, images: str, tmp_path: 
 
 def test_no_run_to_resume(capsys: Captured, images: str, tmp_path: Path) -> None:
     line = refusal(capsys, "pretrain", images, *TINY, "--resume", "--out", str(tmp_path / "none"))
-    assert f"--resume: {tmp_path / 'none'} holds no run" in line
+    assert f"--resume: {tmp_path / 'none'} contains no run" in line
     assert not (tmp_path / "none").exists()
 
 
@@ -234,7 +234,7 @@ def test_resume_takes_the_runs_own_recipe_and_refuses_other_images(
     assert main(["pretrain", str(moved), *words]) == 0
     (moved / "00.jpg").rename(moved / "other.jpg")
     line = refusal(capsys, "pretrain", str(moved), *words)
-    assert "--resume with other images: the run began with 12" in line
+    assert "--resume with other images: the run started with 12" in line
 
 
 @pytest.mark.slow
@@ -252,7 +252,7 @@ def test_a_truncated_config(capsys: Captured, images: str, run: Path) -> None:
     config.write_text(config.read_text()[:200])
     for words in ([], TINY):
         line = refusal(capsys, "pretrain", images, *words, "--resume", "--out", str(run))
-        assert f"{config}: holds no recipe" in line
+        assert f"{config}: contains no recipe" in line
 
 
 # -- help

@@ -421,7 +421,7 @@ def test_a_run_goes_on_only_as_what_it_is(
             lambda: train_detector(RECIPE, run, data, val, init=pretrained),
             "--resume with --init .*: the run began with r",
         ),
-        (lambda: train_detector(RECIPE, tiny_run(whole), data, val), "holds a run already"),
+        (lambda: train_detector(RECIPE, tiny_run(whole), data, val), "already contains a run"),
     ):
         with pytest.raises(UserError, match=told):
             call()
@@ -439,7 +439,7 @@ def test_what_cannot_work_leaves_nothing(data: DetectionData, tmp_path: Path) ->
         (RECIPE, data, others, {}, "has classes that .* lacks: horse"),
         (RECIPE, none, None, {}, "none of its 0 images has an object to learn from"),
         (RECIPE, data, None, {"init": tmp_path / "gone.pt"}, "gone.pt"),
-        (RECIPE, data, None, {"resume": True}, "--resume: .* holds no run"),
+        (RECIPE, data, None, {"resume": True}, "--resume: .* contains no run"),
     ):
         with pytest.raises(UserError, match=told) as error:
             train(out, train_on, val, recipe, **more)

@@ -1,4 +1,4 @@
-"""The images of the real runs, and the run that nothing interrupted."""
+"""The images of the real runs, and an uninterrupted run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real runs of the command in processes of their own, small enough for tests."""
+"""Real runs of the command in separate processes, small enough for tests."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 
 @dataclass(frozen=True)
 class Ended:
-    """A process that ended, with what it printed."""
+    """The exit code and the output of a process."""
 
     code: int
     out: str
@@ -57,7 +57,7 @@ class Started(Protocol):
 
 
 class Command:
-    """`python -m resim`, by itself or by a launcher such as torchrun, in a process group of its own."""
+    """`python -m resim`, started directly or by a launcher such as torchrun, in a separate process group."""
 
     def __init__(self, words: Sequence[str], launcher: Sequence[str] = ()) -> None:
         self._process = subprocess.Popen(
@@ -133,7 +133,7 @@ def frames_in_package(err: str) -> list[str]:
 
 
 def numbers(out: Path) -> list[dict[str, float]]:
-    """All that a run measured, but for how fast it was."""
+    """All numbers of a run, without its speed."""
     timing = ("images_per_second", "data_wait")
     lines = read_metrics(out / "metrics.jsonl")
     return [{name: value for name, value in line.items() if name not in timing} for line in lines]

@@ -1,4 +1,4 @@
-"""The demo says what was learned, on how much, and where it cannot tell."""
+"""The demo reports what was learned, on how many images, and which differences are within the noise."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from resim import recipes
 from resim.datasets.coco import read_coco
-from resim.demo.images import DemoImages, drawn_scenes
+from resim.demo.images import DemoImages, make_scenes
 from resim.demo.plan import DETECT, MOCO, PROBE, RESIM, Bounds
 from resim.demo.sizes import Sizes
 from resim.demo.story import demo, demo_recipes
@@ -29,13 +29,13 @@ from resim.runs.log import read_metrics
 NOISE = "within the noise: this run cannot tell them apart"
 SCENES = DemoImages(
     train=Path("train.txt"), count=512, held_out=Path("held_out.txt"), labelled=Path("shapes.json"),
-    val=Path("val.json"), num_labelled=64, num_evaluated=128, words="512 scenes",
+    val=Path("val.json"), num_labelled=64, num_evaluated=128, description="512 scenes",
 )  # fmt: skip
 OWN = dataclasses.replace(SCENES, labelled=None, val=None, num_labelled=0, num_evaluated=0)
 
 
 def regions(*correct: int) -> Score:
-    """So many of ten windows found again in each image."""
+    """A score with `correct` of ten windows right in each image."""
     value = Correspondence(
         correct=np.array(correct), windows=np.full(len(correct), 10), chance=0.02, median_error=12.0, radius=16.0
     )
@@ -43,16 +43,16 @@ def regions(*correct: int) -> Score:
 
 
 def pixels(*correct: int) -> Score:
-    """Of ten pixels of an object so many are answered right in each image, the others as background; and ten of that.
+    """A score with `correct` of an object's ten pixels right in each image, and the others taken for background.
 
-    The foreground IoU is the share of the right ones.
+    The ten pixels of the background are right, so that the foreground IoU is the share of right pixels.
     """
     confusion = np.array([[[10, 0], [10 - one, one]] for one in correct], dtype=np.int32)
     return Score(value=Segmentation(confusion=confusion, classes=("background", "shape"), background=0), details={})
 
 
 def scores(random: tuple[int, ...], resim: tuple[int, ...], moco: tuple[int, ...]) -> dict[str, dict[ScorePath, Score]]:
-    """The same answers to all probes; MoCo v2 has no P4."""
+    """The same scores for all probes; MoCo v2 has no P4."""
     results: dict[str, dict[ScorePath, Score]] = {}
     for name, correct in {"random": random, "resim": resim, "moco-v2": moco}.items():
         levels = ("C4",) if name == "moco-v2" else ("C4", "P4")
@@ -63,12 +63,12 @@ def scores(random: tuple[int, ...], resim: tuple[int, ...], moco: tuple[int, ...
 
 
 def regions_alone(results: dict[str, dict[ScorePath, Score]]) -> dict[str, dict[ScorePath, Score]]:
-    """As of images without labels."""
+    """The scores of images without labels."""
     return {name: {k: v for k, v in one.items() if k[0] == "correspondence"} for name, one in results.items()}
 
 
 def comparison(*, low: float, high: float) -> Comparison:
-    """Three detectors of two seeds; ReSim 10 points above the untrained and 4 above MoCo v2, so sure."""
+    """Three detectors of two seeds; ReSim is 10 points above the untrained and 4 above MoCo v2."""
     ap50 = {"random": [0.1, 0.2], "resim": [0.3, 0.4], "moco-v2": [0.25, 0.35]}
     return Comparison(
         names=tuple(ap50),
@@ -97,8 +97,8 @@ def test_the_verdict_leads_with_the_probes_and_ends_with_paths() -> None:
         assert "MoCo" not in pyramid
     assert "on scenes that were not trained on, n = 300 windows of 30 images" in lines[0]
     assert "foreground IoU, 64 labelled scenes, 30 others" in lines[1]
-    told = "backbone frozen, trained on 64 labelled scenes to find shapes (2 seeds), box AP50 in percent on 128 others"
-    assert f"{told}: untrained 15.0, ReSim 35.0, MoCo v2 30.0" in lines[3]
+    text = "backbone frozen, trained on 64 labelled scenes to find shapes (2 seeds), box AP50 in percent on 128 others"
+    assert f"{text}: untrained 15.0, ReSim 35.0, MoCo v2 30.0" in lines[3]
     assert "ReSim minus untrained +10.0 points (95 % interval +5.0 to +15.0)" in lines[3]
     assert "ReSim minus MoCo v2 +4.0 points (95 % interval +1.0 to +7.0)" in lines[3]
     assert "out/report.html" in lines[5]
@@ -126,7 +126,7 @@ def test_a_loss_is_stated_as_a_loss() -> None:
 def test_without_labels_regions_alone_are_stated() -> None:
     lines = verdict(regions_alone(scores((1,) * 30, (8,) * 30, (5,) * 30)), None, Path("out"), OWN)
     assert len(lines) == 4
-    assert "the training images, views drawn anew" in lines[0]
+    assert "the training images, in new views" in lines[0]
     assert "No labels, so no detector was trained" in lines[1]
 
 
@@ -143,7 +143,7 @@ def test_both_models_are_trained_alike() -> None:
 
 
 def test_the_labels_are_of_a_few_scenes_and_of_one_class(tmp_path: Path) -> None:
-    images = drawn_scenes(tmp_path, seed=0, sizes=Sizes(scenes=5, held_out=3, labelled=2))
+    images = make_scenes(tmp_path, seed=0, sizes=Sizes(scenes=5, held_out=3, labelled=2))
     assert (images.num_labelled, images.num_evaluated) == (2, 3)
     for path, count in ((images.labelled, 2), (images.val, 3)):
         assert path is not None
@@ -153,7 +153,7 @@ def test_the_labels_are_of_a_few_scenes_and_of_one_class(tmp_path: Path) -> None
         assert data.num_objects == sum(len(record) for record in drawn.records[:count])
 
 
-def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(UserError, match="is not empty, name another folder"):
         demo(None, tmp_path, pairs=32, seed=0)
@@ -169,7 +169,7 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
         ({"pairs": 31}, "--pairs 31: must be at least one batch of 32"),
     ],
 )
-def test_an_option_that_cannot_be_is_named(options: dict, message: str, tmp_path: Path) -> None:
+def test_an_invalid_option_is_named(options: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         demo(None, tmp_path / "demo", **options)
     assert not (tmp_path / "demo").exists()
@@ -193,7 +193,7 @@ def tiny() -> Sizes:
 def test_the_demo(own: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes, data = tiny(), None
     if own:
-        data = drawn_scenes(tmp_path / "mine", 0, sizes).train.parent / "scenes" / "train"
+        data = make_scenes(tmp_path / "mine", 0, sizes).train.parent / "scenes" / "train"
     out = tmp_path / "demo"
     demo(data, out, minutes=60, seed=0, sizes=sizes)
     lines = capsys.readouterr().out.splitlines()

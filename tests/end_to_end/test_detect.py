@@ -1,4 +1,4 @@
-"""Real fine-tunings in processes of their own: asked to stop, resumed, and on two processes."""
+"""Real fine-tunings in separate processes: stopped by a signal, resumed, and on two processes."""
 
 from __future__ import annotations
 
@@ -112,10 +112,10 @@ def test_two_processes_write_one_set_of_files(whole: Path, data: Path, tmp_path:
     assert scored(out) == [3, 6]
 
 
-def test_a_batch_that_cannot_be_shared_is_told_once(data: Path, tmp_path: Path) -> None:
+def test_a_batch_that_cannot_be_shared_is_message_once(data: Path, tmp_path: Path) -> None:
     ended = torchrun(data, tmp_path / "run", "--batch-size", "3")
     assert ended.code != 0
-    told = "resim detect: a batch of 3 cannot be shared among 2 processes: set --batch-size to a multiple"
-    assert ended.err.count(told) == 1
+    message = "resim detect: a batch of 3 cannot be shared among 2 processes: set --batch-size to a multiple"
+    assert ended.err.count(message) == 1
     assert frames_in_package(ended.err) == []
     assert not (tmp_path / "run").exists()

@@ -34,7 +34,7 @@ LEVELS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """Changes of shares of held-out windows whose place is found again on P3, and of shares of right keys."""
+    """Changes of the correspondence accuracy of held-out windows on P3, and of the accuracy of the keys."""
 
     over_untrained: float
     """ReSim's minus that of the network before training."""
@@ -81,8 +81,8 @@ def learned(folder: Path, seed: int) -> Learned:
     held_out, scores = read_images(folder / "held_out" / "images", labelled=False), {}
     for name, encoder in {"untrained": untrained, "resim": resim, "moco": grafted}.items():
         network = Network(name=name, encoder=encoder.eval(), precision="float32")
-        found = correspondence_probe(network, held_out, size=SIZE, seed=seed, changes=("both",))
-        scores[name] = Score(value=found["both"]["P3"], details={})
+        accuracies = correspondence_probe(network, held_out, size=SIZE, seed=seed, changes=("both",))
+        scores[name] = Score(value=accuracies["both"]["P3"], details={})
     over_untrained, over_moco = (difference(scores["resim"], scores[name]) for name in ("untrained", "moco"))
     assert over_untrained is not None
     assert over_moco is not None
@@ -96,7 +96,7 @@ def learned(folder: Path, seed: int) -> Learned:
 
 @pytest.mark.slow
 def test_region_features_are_learned_and_better_than_those_of_moco_v2(tmp_path: Path) -> None:
-    """What the seeds 0 to 9 of data, weights and training gave: ReSim's share of windows found again on P3, minus
+    """What the seeds 0 to 9 of data, weights and training gave: ReSim's correspondence accuracy on P3, minus
 
     * the untrained network's: 0.186 0.128 0.163 0.083 0.119 0.171 0.215 0.192 0.102 0.158, the bound is 0.04;
     * that of MoCo v2's backbone: 0.215 0.152 0.216 0.147 0.130 0.220 0.257 0.188 0.168 0.188, the bound is 0.06;
@@ -106,8 +106,8 @@ def test_region_features_are_learned_and_better_than_those_of_moco_v2(tmp_path: 
     * on P4: 0.210 0.182 0.207 0.213 0.200 0.214 0.239 0.187 0.199 0.243, the bound is 0.1;
     * on P3: 0.151 0.113 0.167 0.122 0.113 0.134 0.159 0.148 0.140 0.134, the bound is 0.05.
     """
-    found = learned(tmp_path, seed=0)
-    assert found.over_untrained > 0.04
-    assert found.over_moco > 0.06
-    assert found.accuracy["P4"] > 0.1
-    assert found.accuracy["P3"] > 0.05
+    result = learned(tmp_path, seed=0)
+    assert result.over_untrained > 0.04
+    assert result.over_moco > 0.06
+    assert result.accuracy["P4"] > 0.1
+    assert result.accuracy["P3"] > 0.05

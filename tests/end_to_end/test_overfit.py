@@ -52,7 +52,7 @@ def test_box_ap50_of_a_few_images_on_themselves_is_above_nine_tenths(tmp_path: P
         tiny(), tiny_images(min_sizes=(64,), flip=0.0), steps=STEPS, batch_size=IMAGES, optimizer="adamw", lr=0.001,
         drops=(STEPS * 3 // 4,), warmup_steps=10, precise_bn=4, clip_norm=10.0,
     )  # fmt: skip
-    found = train_detector(recipe, tiny_run(tmp_path / "run"), data, data, show=False)
-    ap50 = found.scores["bbox"]["AP50"]
+    result = train_detector(recipe, tiny_run(tmp_path / "run"), data, data, show=False)
+    ap50 = result.scores["bbox"]["AP50"]
     assert ap50 is not None
     assert ap50 > 0.9

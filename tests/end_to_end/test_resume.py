@@ -1,4 +1,4 @@
-"""A run that is killed or asked to stop goes on where it was: the end is the same, bit for bit."""
+"""A run that is killed or stopped by a signal continues where it was: the end is the same, bit for bit."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def test_a_flipped_bit_is_refused_with_its_place(tmp_path: Path, member: str) ->
     path = tmp_path / "w.pth"
     torch.save(torchvision.models.resnet18().state_dict(), path)
     flip(path, member)
-    with pytest.raises(UserError, match=rf"w\.pth: damaged: w/{member} in it is not what was written \(Bad CRC-32"):
+    with pytest.raises(UserError, match=rf"w\.pth: damaged: w/{member} in it does not match its checksum \(Bad CRC-32"):
         read_weights(path)
 
 
@@ -128,7 +128,7 @@ def test_a_flipped_bit_in_our_own_checkpoint(tmp_path: Path, member: str) -> Non
     load_checkpoint(path)
     flip(path, member)
     for read in (load_checkpoint, read_weights, import_state):
-        with pytest.raises(UserError, match=rf"last\.pt: damaged: \S+{member} in it is not what was written"):
+        with pytest.raises(UserError, match=rf"last\.pt: damaged: \S+{member} in it does not match its checksum"):
             read(path)
 
 

@@ -29,7 +29,7 @@ from resim.model.resim import ReSim
 from resim.recipes import moco_v2, resim_fpn
 from resim.runs.checkpoints import load_checkpoint, save_checkpoint
 from resim.runs.config import Recipe, RunConfig
-from resim.training.starting import read_start, start
+from resim.training.starting import load_start, read_start
 from resim.training.step import Stepper, make_stepper
 from resim.views.views import Views
 
@@ -102,7 +102,7 @@ def test_pre_training_goes_on_from_a_published_file_as_from_the_model_itself(tmp
     again = stepper_of(imported.recipe)
     first = read_start(RunConfig(start_from=str(tmp_path / "ours.pt")), imported.recipe)
     assert first is not None
-    start(again, first.state)
+    load_start(again, first.state)
     assert equal(again.model.state_dict(), stepper.model.state_dict())
     for seed in (3, 4):
         assert equal(take(again, seed), take(stepper, seed))
@@ -159,7 +159,7 @@ def test_a_plain_backbone_starts_resim(tmp_path: Path) -> None:
         ], name
         if name.startswith("key."):
             assert torch.equal(value, state[name.replace("key.", "query.", 1)])
-    start(stepper_of(imported.recipe), imported.state)
+    load_start(stepper_of(imported.recipe), imported.state)
 
 
 @pytest.mark.slow

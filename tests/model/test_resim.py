@@ -664,7 +664,7 @@ def test_views_smaller_than_a_window_are_refused() -> None:
         ({"group_size": 0}, "group-size 0: must be at least 1"),
         ({"temperature": 0.0}, "temperature 0.0: must be above 0"),
         ({"temperature": float("nan")}, "temperature nan: must be a finite number"),
-        ({"key_momentum": 1.5}, r"key-momentum 1.5: must be in \[0, 1\]"),
+        ({"key_momentum": 1.5}, "key-momentum 1.5: must be at most 1"),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused(changes: dict[str, Any], told: str) -> None:

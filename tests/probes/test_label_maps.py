@@ -123,7 +123,7 @@ def test_what_cannot_work(capsys: Captured, folder: Path, tmp_path: Path) -> Non
             "take 0.0 GiB, --dense-memory is 0.0001: raise it, or set --images",
         ),
         ([data, *dense, "--dense-cells", "0"], "dense-cells 0: must be at least 1"),
-        ([data, "--probes", "retrieval", "--retrieval-shares", "2"], "retrieval-shares 2.0: each must be above 0"),
+        ([data, "--probes", "retrieval", "--retrieval-shares", "2"], "retrieval-shares 2.0: each must be at most 1"),
         ([data, "--probes", "retrieval", "--retrieval-temperature", "0"], "retrieval-temperature 0.0: must be above 0"),
         ([data, *dense, "--classes", "cat"], "--classes cat: "),
         ([data, *dense, "--test-labels", data], "name the images that it belongs to with --test"),

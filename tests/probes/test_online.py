@@ -242,7 +242,7 @@ def test_probe_data_that_cannot_be_read_stops_before_anything_is_written(
 
 
 def test_asking_for_probes_needs_one() -> None:
-    with pytest.raises(ValueError, match="probe_every needs what measures"):
+    with pytest.raises(ValueError, match="probe_every needs a probe"):
         pretrain(RECIPE, RunConfig(probe_every=1), "nowhere")
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint is there whole or not at all, and no code in one is ever run."""
+"""A checkpoint is written completely or not at all, and code in one is never run."""
 
 from __future__ import annotations
 
@@ -29,38 +29,38 @@ def example() -> dict[str, Any]:
 
 
 def refused(path: Path) -> str:
-    """What is told about a file that is no checkpoint: one line that names it."""
+    """The error for a file that is no checkpoint: one line that names the file."""
     with pytest.raises(UserError) as caught:
         load_checkpoint(path)
-    told = str(caught.value)
-    assert str(path) in told
-    assert "\n" not in told
-    return told
+    message = str(caught.value)
+    assert str(path) in message
+    assert "\n" not in message
+    return message
 
 
 # -- writing
 
 
-def test_a_file_is_written_whole_and_its_folder_made(tmp_path: Path) -> None:
+def test_a_file_is_written_and_its_folder_created(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "file"
     write_atomically(path, lambda file: file.write(b"all of it"))
     assert path.read_bytes() == b"all of it"
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
 
 
-def test_the_old_file_is_replaced_only_by_a_whole_new_one(tmp_path: Path) -> None:
+def test_the_old_file_is_replaced_by_a_complete_new_one_only(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    seen: list[bytes] = []
+    contents: list[bytes] = []
 
     def write(file: BinaryIO) -> None:
         file.write(b"new, ")
         file.flush()
-        seen.append(path.read_bytes())
+        contents.append(path.read_bytes())
         file.write(b"and more")
 
     write_atomically(path, write)
-    assert seen == [b"old"]
+    assert contents == [b"old"]
     assert path.read_bytes() == b"new, and more"
 
 
@@ -69,7 +69,7 @@ class BrokenError(Exception):
 
 
 @pytest.mark.parametrize(
-    ("failure", "told"),
+    ("failure", "expected"),
     [
         (BrokenError(), BrokenError),
         (KeyboardInterrupt(), KeyboardInterrupt),
@@ -78,7 +78,7 @@ class BrokenError(Exception):
     ids=["error", "interrupt", "full-disk"],
 )
 def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(
-    tmp_path: Path, failure: BaseException, told: type[BaseException]
+    tmp_path: Path, failure: BaseException, expected: type[BaseException]
 ) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
@@ -87,11 +87,11 @@ def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(
         file.write(b"half of the n")
         raise failure
 
-    with pytest.raises(told) as caught:
+    with pytest.raises(expected) as caught:
         write_atomically(path, write)
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
-    if told is UserError:
+    if expected is UserError:
         assert str(caught.value) == f"{path}: cannot be written (No space left on device)"
 
 
@@ -110,7 +110,7 @@ def test_a_written_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> N
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640
 
 
-# -- there and back
+# -- write and read
 
 
 def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.1, 0.5, 0.9, 0.99, 0.999])
-def test_a_truncated_checkpoint_is_told_in_one_line(tmp_path: Path, share: float) -> None:
+def test_a_truncated_checkpoint_is_reported_in_one_line(tmp_path: Path, share: float) -> None:
     path = tmp_path / "last.pt"
     save_checkpoint(path, example())
     data = path.read_bytes()
@@ -140,12 +140,12 @@ def test_a_truncated_checkpoint_is_told_in_one_line(tmp_path: Path, share: float
 
 
 @pytest.mark.parametrize("size", [1, 100, 10_000])
-def test_a_file_of_zeros_is_told_in_one_line(tmp_path: Path, size: int) -> None:
+def test_a_file_of_zeros_is_reported_in_one_line(tmp_path: Path, size: int) -> None:
     (tmp_path / "last.pt").write_bytes(bytes(size))
     assert f"damaged, or no checkpoint ({size} bytes" in refused(tmp_path / "last.pt")
 
 
-def test_a_folder_and_a_missing_file_are_told_in_one_line(tmp_path: Path) -> None:
+def test_a_folder_and_a_missing_file_are_reported_in_one_line(tmp_path: Path) -> None:
     assert "Is a directory" in refused(tmp_path)
     assert "No such file" in refused(tmp_path / "none.pt")
 
@@ -177,6 +177,6 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, form: str) -> None:
 
 
 @pytest.mark.parametrize("state", [{"state_dict": {"conv1.weight": torch.ones(1)}}, [1, 2], torch.ones(3)])
-def test_a_checkpoint_of_another_program_is_told_in_one_line(tmp_path: Path, state: object) -> None:
+def test_a_checkpoint_of_another_program_is_reported_in_one_line(tmp_path: Path, state: object) -> None:
     torch.save(state, tmp_path / "theirs.pt")
-    assert "is no checkpoint of resim's own" in refused(tmp_path / "theirs.pt")
+    assert "is no checkpoint of resim: resim import reads" in refused(tmp_path / "theirs.pt")

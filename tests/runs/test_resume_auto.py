@@ -1,4 +1,4 @@
-"""One command begins a run and goes on with it: `--resume auto`, what it goes on with and what it never overwrites."""
+"""One command starts a run and continues it: `--resume auto`, what it continues and what it never overwrites."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from resim.detection.train import train_detector
 from resim.errors import UserError
 from resim.runs.checkpoints import load_checkpoint
 from resim.runs.config import RunConfig, read_run_settings
-from resim.runs.folder import goes_on
+from resim.runs.folder import should_resume
 from resim.runs.log import read_metrics
 from tiny_detectors import tiny_recipe, tiny_run, write_things
 
@@ -42,7 +42,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def begun(images: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that `--resume auto` began and that stopped after its first step."""
+    """A run that `--resume auto` started and that was stopped after its first step."""
     out = tmp_path_factory.mktemp("runs") / "begun"
     assert main(["pretrain", images, *TINY, "--out", str(out), "--resume", "auto", "--stop-after", "1"]) == 0
     return out
@@ -50,7 +50,7 @@ def begun(images: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(begun: Path, tmp_path: Path) -> Path:
-    """A copy of it that a test may spoil."""
+    """A copy of it that a test may change."""
     return Path(shutil.copytree(begun, tmp_path / "run"))
 
 
@@ -92,27 +92,27 @@ def test_python_and_old_files_say_true_and_false(kind: type[RunConfig] | type[De
 
 
 @pytest.mark.parametrize("verb", ["pretrain", "detect train"])
-def test_words_that_cannot_be(verb: str, images: str, capsys: Captured) -> None:
-    for words, told in (
+def test_invalid_values_are_refused(verb: str, images: str, capsys: Captured) -> None:
+    for words, message in (
         (["--resume", "auto"], "--resume needs --out"),
         (["--resume=always"], "invalid choice 'always' for argument '--resume'. Expected one of ('no', 'yes', 'auto')"),
     ):
         assert main([*verb.split(), images, *words]) == 2
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
-def test_it_needs_a_folder() -> None:
+def test_auto_needs_a_folder() -> None:
     with pytest.raises(UserError, match="--resume auto needs --out"):
-        goes_on(None, "auto")
-    assert goes_on(None, True)
-    assert not goes_on(None, False)
+        should_resume(None, "auto")
+    assert should_resume(None, True)
+    assert not should_resume(None, False)
 
 
-# -- begin and go on
+# -- start and continue
 
 
 @pytest.mark.slow
-def test_where_there_is_no_run_it_begins(begun: Path, images: str, tmp_path: Path) -> None:
+def test_without_a_run_it_starts_one(begun: Path, images: str, tmp_path: Path) -> None:
     assert load_checkpoint(begun / "checkpoints" / "last.pt")["step"] == 1
     assert not (begun / "resumed.jsonl").exists()
     (tmp_path / "slurm-17.out").write_text("a scheduler's log\n")
@@ -122,7 +122,7 @@ def test_where_there_is_no_run_it_begins(begun: Path, images: str, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_the_same_words_go_on_to_the_end_and_then_do_nothing(run: Path, images: str, capsys: Captured) -> None:
+def test_the_same_command_continues_to_the_end_and_then_does_nothing(run: Path, images: str, capsys: Captured) -> None:
     assert auto(images, run) == 0
     assert "resumed after step 1" in capsys.readouterr().out
     assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == [0, 1]
@@ -135,50 +135,53 @@ def test_the_same_words_go_on_to_the_end_and_then_do_nothing(run: Path, images: 
 
 
 @pytest.mark.slow
-def test_without_a_recipe_it_takes_the_runs_own(run: Path, images: str, capsys: Captured) -> None:
+def test_without_a_recipe_it_takes_that_of_the_run(run: Path, images: str, capsys: Captured) -> None:
     words = ["--out", str(run), "--resume", "auto", "--workers", "0", "--device", "cpu", "--precision", "float32"]
     assert main(["pretrain", images, *words]) == 0
     assert "quick: resnet18" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_a_run_stopped_before_its_first_checkpoint_begins_again(run: Path, images: str) -> None:
+def test_a_run_stopped_before_its_first_checkpoint_starts_from_the_beginning(run: Path, images: str) -> None:
     (run / "checkpoints" / "last.pt").unlink()
     assert auto(images, run, "--stop-after", "1") == 0
     assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == [0]
 
 
-# -- what it leaves alone
+# -- what it does not overwrite
 
 
 def test_a_run_of_another_recipe(run: Path, images: str, capsys: Captured) -> None:
     before = content(run)
     assert auto(images, run, "--lr", "0.5") == 2
-    told = capsys.readouterr().err
-    assert "--resume with another recipe than the run's: --lr 0.03 -> 0.5; leave these options out to go on in" in told
-    assert told.endswith("or name another --out\n")
+    error = capsys.readouterr().err
+    assert "--resume with another recipe than the run's: --lr 0.03 -> 0.5; leave these options out to continue" in error
+    assert error.endswith("or name another --out\n")
     assert auto(images, run, "--epochs", "4") == 2
-    told = capsys.readouterr().err
-    assert f"begin a run with --start-from {run} --start-epoch 2 --epochs 4 and another --out" in told
+    error = capsys.readouterr().err
+    assert f"start a run with --start-from {run} --start-epoch 2 --epochs 4 and another --out" in error
     assert content(run) == before
 
 
 @pytest.mark.parametrize(
-    ("gone", "told"),
+    ("gone", "message"),
     [
-        ("config.json", "holds checkpoints/last.pt but no config.json, so it is no whole run, and is not overwritten"),
+        (
+            "config.json",
+            "contains checkpoints/last.pt but no config.json, so the run is incomplete and is not",
+        ),
         ("checkpoints", None),
     ],
 )
 def test_parts_of_a_run_are_not_overwritten(
-    run: Path, images: str, capsys: Captured, gone: str, told: str | None
+    run: Path, images: str, capsys: Captured, gone: str, message: str | None
 ) -> None:
     (run / "config.json").unlink()
     if gone == "checkpoints":
         shutil.rmtree(run / "checkpoints")
     before = content(run)
     assert auto(images, run) == 2
-    assert (told or "holds metrics.jsonl but no config.json") in capsys.readouterr().err
+    assert (message or "contains metrics.jsonl but no config.json") in capsys.readouterr().err
     assert content(run) == before
 
 
@@ -192,24 +195,27 @@ def test_damaged_files_are_not_overwritten(run: Path, images: str, capsys: Captu
     assert content(run) == before
     last.rename(last.with_name("epoch_0001.pt"))
     assert auto(images, run) == 2
-    assert "last.pt: is not there, though epoch_0001.pt is: copy that to last.pt to go on" in capsys.readouterr().err
+    assert (
+        "last.pt: is missing, though epoch_0001.pt is there: copy that to last.pt to continue"
+        in capsys.readouterr().err
+    )
     (run / "config.json").write_text("{")
     assert auto(images, run) == 2
-    assert "config.json: holds no recipe" in capsys.readouterr().err
+    assert "config.json: contains no recipe" in capsys.readouterr().err
 
 
 def test_kept_checkpoints_alone_are_a_run_too(run: Path, images: str, capsys: Captured) -> None:
     (run / "config.json").unlink()
     (run / "checkpoints" / "last.pt").rename(run / "checkpoints" / "epoch_0001.pt")
     assert main(["pretrain", images, *TINY, "--out", str(run)]) == 2
-    assert "holds a run already" in capsys.readouterr().err
+    assert "already contains a run" in capsys.readouterr().err
 
 
 # -- detectors
 
 
 @pytest.mark.slow
-def test_a_detector_begins_and_goes_on(tmp_path: Path, capsys: Captured) -> None:
+def test_a_detector_begins_and_should_resume(tmp_path: Path, capsys: Captured) -> None:
     data, out = read_coco(write_things(tmp_path / "data", 2)), tmp_path / "run"
     recipe = tiny_recipe(steps=2)
     results = [
@@ -220,5 +226,5 @@ def test_a_detector_begins_and_goes_on(tmp_path: Path, capsys: Captured) -> None
     assert "resumed after step 2, the last one: nothing is left to do" in capsys.readouterr().out
     assert len((out / "resumed.jsonl").read_text().splitlines()) == 2
     (out / "config.json").unlink()
-    with pytest.raises(UserError, match=r"holds checkpoints/last.pt but no config.json"):
+    with pytest.raises(UserError, match=r"contains checkpoints/last.pt but no config.json"):
         train_detector(recipe, tiny_run(out, resume="auto"), data, None, init="random:quick")

@@ -1,6 +1,6 @@
-"""A training step never reads a number from the device: it runs on the meta device, where there is none to be read.
+"""A training step never reads a number from the device: it runs on the meta device, which has no numbers.
 
-What crosses to the device must not wait for it either (`non_blocking`); a copy back would need a number.
+Copies to the device must not wait for it either (`non_blocking`).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def batch(config: ViewsConfig) -> PairBatch:
 
 @pytest.fixture
 def no_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Autocast does not know the meta device; in single precision it is off anyway."""
+    """Autocast does not support the meta device; in single precision it is off anyway."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
 
@@ -77,7 +77,7 @@ def stepper() -> Stepper:
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_autocast")
 @pytest.mark.parametrize("flip", ["shared", "independent"])
-def test_a_whole_step_reads_nothing_from_the_device_and_waits_for_nothing(flip: Any) -> None:
+def test_a_step_reads_nothing_from_the_device_and_waits_for_nothing(flip: Any) -> None:
     config = ViewsConfig(image_size=SIZE, flip=flip)
     made = stepper()
     pixels = batch(config)
@@ -91,7 +91,7 @@ def test_a_whole_step_reads_nothing_from_the_device_and_waits_for_nothing(flip: 
     assert not any(crossings.waits)
 
 
-def test_the_meta_device_would_tell() -> None:
+def test_the_meta_device_refuses_to_be_read() -> None:
     model = ReSim(ModelConfig(backbone="resnet18", levels=(), queue_size=8)).to(META)
     with pytest.raises(RuntimeError, match="meta"):
         model.queue_position.item()

@@ -1,4 +1,4 @@
-"""A pre-training from end to end in this process: what it writes, what changes its result and what does not."""
+"""A pre-training from end to end in this process: the files that it writes, and what changes its result."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from resim.model.encoder import ModelConfig
 from resim.recipes import moco_v2, resim_c4
 from resim.regions.level import Level
 from resim.runs import folder as run_folder
+from resim.runs.bad_files import BadFiles
 from resim.runs.checkpoints import load_checkpoint
 from resim.runs.config import OptimConfig, Recipe, RunConfig, read_recipe
 from resim.runs.log import read_metrics
@@ -43,7 +44,7 @@ LEVELS = tuple(
 
 
 def small(**changes: Any) -> Recipe:
-    """A recipe of seconds; changes go to the part that has a field of that name."""
+    """A small recipe; a change replaces the field of its name in any part."""
     model = {
         "backbone": "resnet18", "levels": LEVELS, "fpn_width": 16, "conv_width": 16, "dim": 16, "queue_size": 16,
         "group_size": 4,
@@ -62,13 +63,13 @@ def small(**changes: Any) -> Recipe:
 
 
 def go(out: Path, images: Path, recipe: Recipe | None = None, **settings: Any) -> RunResult:
-    """Run it without pictures unless they are asked for."""
+    """Pre-train, by default without pictures."""
     usual: dict[str, Any] = {"device": "cpu", "precision": "float32", "workers": 0, "picture_every": 0}
     return pretrain(recipe or small(), RunConfig(out=out, **(usual | settings)), [images])
 
 
 def numbers(out: Path) -> list[dict[str, float]]:
-    """All that a run measured, but for how fast it was."""
+    """All numbers of a run, without its speed."""
     lines = read_metrics(out / "metrics.jsonl")
     return [{name: value for name, value in line.items() if name not in TIMING} for line in lines]
 
@@ -169,7 +170,7 @@ def test_one_line_of_metrics_a_step(whole: Path) -> None:
         assert all(0 <= share <= 1 for share in shares)
 
 
-def test_the_rate_follows_the_schedule(whole: Path) -> None:
+def test_the_learning_rate_matches_the_schedule(whole: Path) -> None:
     assert [line["lr"] for line in numbers(whole)] == [0.03] * STEPS + [pytest.approx(0.015)] * STEPS
     state = load_checkpoint(whole / "checkpoints" / "last.pt")
     assert state["optimizer"]["param_groups"][0]["lr"] == learning_rate(small().optim, STEPS, STEPS)
@@ -225,7 +226,9 @@ def test_a_run_without_pictures_and_kept_checkpoints(whole: Path, images: Path, 
     [{"workers": 2, "log_every": 4}, {"log_every": 1, "checkpoint_minutes": 0}],
     ids=["workers", "log_every"],
 )
-def test_how_it_is_run_changes_nothing(whole: Path, images: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_the_settings_of_a_run_do_not_change_the_result(
+    whole: Path, images: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
     go(tmp_path / "run", images, keep_every=1, **settings)
     assert same_end(tmp_path / "run", whole)
 
@@ -269,8 +272,8 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(
     assert (result.step, result.finished) == (2, False)
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.pt")["step"] == 2
     assert [line["step"] for line in numbers(tmp_path / "run")] == [0, 1]
-    told = capsys.readouterr().out
-    assert f"stopped after step 2 of 6, saved; go on with --out {tmp_path / 'run'} --resume" in told
+    output = capsys.readouterr().out
+    assert f"stopped after step 2 of 6, saved; go on with --out {tmp_path / 'run'} --resume" in output
     assert signal.getsignal(number) == before
 
 
@@ -291,7 +294,7 @@ def test_what_a_killed_run_wrote_after_its_last_checkpoint_is_written_once(
 
 
 @pytest.mark.slow
-def test_a_finished_run_that_is_resumed_does_nothing(
+def test_a_finished_run_does_nothing_when_resumed(
     whole: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
@@ -303,20 +306,20 @@ def test_a_finished_run_that_is_resumed_does_nothing(
     result = go(out, tmp_path / "moved", resume=True)
     assert (result.step, result.finished) == (6, True)
     assert [path.read_bytes() for path in watched] == before
-    told = capsys.readouterr().out
-    assert f"done: {out / 'checkpoints' / 'last.pt'}, {out / 'curves.png'}, {out / 'pictures'}" in told
-    assert "warning" not in told  # the queue is smaller than the data set
+    output = capsys.readouterr().out
+    assert f"done: {out / 'checkpoints' / 'last.pt'}, {out / 'curves.png'}, {out / 'pictures'}" in output
+    assert "warning" not in output  # the queue is smaller than the data set
 
 
 @pytest.mark.slow
-def test_who_is_killed_while_an_epoch_is_kept_keeps_it_when_resumed(
+def test_a_run_killed_while_it_keeps_an_epoch_keeps_it_when_resumed(
     whole: Path, stopped: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(stopped, out)
 
     class Killed(BaseException):
-        """Here the power went."""
+        """Simulates a kill."""
 
     write: Callable[..., None] = run_folder.save_checkpoint
 
@@ -333,24 +336,24 @@ def test_who_is_killed_while_an_epoch_is_kept_keeps_it_when_resumed(
     assert same(*kept)
 
 
-# -- what it does not go on with
+# -- what it does not continue
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "scores.jsonl"])
 def test_a_folder_with_lines_of_another_run_is_refused(name: str, images: Path, tmp_path: Path) -> None:
     (tmp_path / name).write_text("{}\n")
-    with pytest.raises(UserError, match=f"holds a {name} that a run would overwrite: name another folder"):
+    with pytest.raises(UserError, match=f"contains a {name} that a run would overwrite: name another folder"):
         go(tmp_path, images)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_run_is_not_overwritten(whole: Path, images: Path) -> None:
-    with pytest.raises(UserError, match=r"holds a run already: continue it with --resume"):
+    with pytest.raises(UserError, match=r"already contains a run: continue it with --resume"):
         go(whole, images)
 
 
 def test_there_must_be_a_run_to_resume(images: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no run \(no config.json\)"):
+    with pytest.raises(UserError, match=r"contains no run \(no config.json\)"):
         go(tmp_path / "run", images, resume=True)
 
 
@@ -366,12 +369,14 @@ def test_other_images_are_not_resumed(whole: Path, images: Path, tmp_path: Path)
     fewer = tmp_path / "fewer"
     shutil.copytree(images, fewer)
     (fewer / "000003.jpg").rename(fewer / "renamed.jpg")
-    with pytest.raises(UserError, match=r"--resume with other images: the run began with 24 \(\w+\), now there are 24"):
+    with pytest.raises(
+        UserError, match=r"--resume with other images: the run started with 24 \(\w+\), now there are 24"
+    ):
         go(whole, fewer, resume=True)
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_told(whole: Path, images: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_reported(whole: Path, images: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "run")
     last = tmp_path / "run" / "checkpoints" / "last.pt"
     last.write_bytes(last.read_bytes()[:1000])
@@ -380,14 +385,14 @@ def test_a_damaged_checkpoint_is_told(whole: Path, images: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"batch_size": 32}, "24 images are fewer than one batch of 32: set --batch-size 24, or add images"),
         ({"batch_size": 64, "group_size": 32}, "set --batch-size 24 --group-size 24, or add images"),
     ],
 )
-def test_fewer_images_than_a_batch(images: Path, tmp_path: Path, changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(UserError, match=re.escape(told)):
+def test_fewer_images_than_a_batch(images: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
         go(tmp_path / "run", images, small(**changes))
     assert not (tmp_path / "run").exists()
 
@@ -408,9 +413,9 @@ def test_a_queue_larger_than_the_data_set_is_warned_of(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     go(tmp_path / "large", images, small(queue_size=32), stop_after=1)
-    told = capsys.readouterr().out
-    assert "warning: the queue of 32 keys is larger than the data set of 24 images" in told
-    assert "set --queue-size 16 or less" in told
+    output = capsys.readouterr().out
+    assert "warning: the queue of 32 keys is larger than the data set of 24 images" in output
+    assert "set --queue-size 16 or less" in output
 
 
 @pytest.mark.slow
@@ -445,9 +450,9 @@ def test_bad_files_are_replaced_and_listed(images: Path, tmp_path: Path, capsys:
 
 def test_bad_files_of_an_earlier_invocation_stay_listed(tmp_path: Path) -> None:
     alone = Processes(rank=0, count=1, device=torch.device("cpu"), cores=1)
-    for found in ({"a.jpg": "empty"}, {"b.jpg": "no image"}, {}):
-        bad = run_folder.BadFiles(tmp_path, alone, 1.0)
-        bad.seen(8, found)
+    for reasons in ({"a.jpg": "empty"}, {"b.jpg": "no image"}, {}):
+        bad = BadFiles(tmp_path, alone, 1.0)
+        bad.count(8, reasons)
         bad.write()
     assert (tmp_path / "bad_files.txt").read_text() == "a.jpg\tempty\nb.jpg\tno image\n"
 

@@ -66,12 +66,12 @@ def test_warm_up_for_part_of_an_epoch_under_the_published_cosine() -> None:
     ("settings", "message"),
     [
         ({"warmup_epochs": 3.0, "epochs": 3}, "warmup-epochs 3: must be below epochs 3"),
-        ({"warmup_epochs": -1.0}, "warmup-epochs -1.0: must not be negative"),
-        ({"clip_norm": -1.0}, "clip-norm -1.0: must not be negative"),
-        ({"betas": (0.9, 1.0)}, "betas 0.9 1: each must be in [0, 1)"),
+        ({"warmup_epochs": -1.0}, "warmup-epochs -1.0: must be at least 0"),
+        ({"clip_norm": -1.0}, "clip-norm -1.0: must be at least 0"),
+        ({"betas": (0.9, 1.0)}, "betas 0.9 1.0: each must be below 1"),
         ({"optimizer": "adam"}, "optimizer 'adam': must be one of sgd, adamw, lars"),
     ],
 )
-def test_settings_that_cannot_be(settings: dict[str, object], message: str) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         OptimConfig(**settings)  # type: ignore[arg-type]

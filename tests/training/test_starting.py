@@ -1,4 +1,4 @@
-"""A run begins with any weights in one step: what is named, what fits and is loaded, what is new and what is left."""
+"""A run starts from any weights: which source is named, which entries are loaded, are new and are left over."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from resim.model.encoder import ModelConfig
 from resim.model.resim import ReSim
 from resim.runs.checkpoints import load_checkpoint, save_checkpoint
 from resim.runs.config import Recipe, RunConfig
-from resim.training.starting import Start, list_counts, list_parts, read_start, start
+from resim.training.starting import Start, list_counts, list_parts, load_start, read_start
 from resim.training.step import make_stepper
 
 Captured = pytest.CaptureFixture[str]
@@ -61,9 +61,9 @@ def cached(cache: Path) -> dict[str, Tensor]:
 
 
 def begin(recipe: Recipe, word: str | Path) -> Start:
-    found = read_start(RunConfig(start_from=str(word)), recipe)
-    assert found is not None
-    return found
+    start = read_start(RunConfig(start_from=str(word)), recipe)
+    assert start is not None
+    return start
 
 
 # -- what is named
@@ -79,13 +79,13 @@ def test_torchvision_keeps_its_files_where_torch_hub_does(cache: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_is_not_in_the_cache_is_downloaded_into_it(
+def test_weights_that_are_not_in_the_cache_are_downloaded_into_it(
     cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
-    asked = []
+    urls = []
 
     def download(url: str, path: Path) -> None:
-        asked.append(url)
+        urls.append(url)
         torch.save(torchvision.models.resnet18().state_dict(), path)
 
     monkeypatch.setattr(sources, "download", download)
@@ -93,23 +93,25 @@ def test_what_is_not_in_the_cache_is_downloaded_into_it(
         weights = read_weights("torchvision:resnet18")
         assert (weights.path, weights.config.backbone) == (cache / RESNET18, "resnet18")
         assert weights.origin == "torchvision's resnet18, IMAGENET1K_V1"
-    assert asked == [f"https://download.pytorch.org/models/{RESNET18}"]
+    assert urls == [f"https://download.pytorch.org/models/{RESNET18}"]
     assert capsys.readouterr().out.count("downloading") == 1
 
 
 def test_without_a_network_the_file_can_be_fetched_by_hand(cache: Path) -> None:
     with pytest.raises(UserError) as caught:
         locate("torchvision:resnet50")
-    told = str(caught.value)
-    assert told.startswith("torchvision:resnet50: https://download.pytorch.org/models/resnet50-11ad3fa6.pth cannot be")
-    assert told.endswith(f"(no network): fetch it by hand to {cache / 'resnet50-11ad3fa6.pth'}")
+    message = str(caught.value)
+    assert message.startswith(
+        "torchvision:resnet50: https://download.pytorch.org/models/resnet50-11ad3fa6.pth cannot be"
+    )
+    assert message.endswith(f"(no network): fetch it by hand to {cache / 'resnet50-11ad3fa6.pth'}")
     torch.save({}, cache / "resnet50-0676ba61.pth")
     with pytest.raises(UserError, match=r"or use torchvision:resnet50:IMAGENET1K_V1, which is in the cache$"):
         locate("torchvision:resnet50")
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("word", "message"),
     [
         ("nowhere.pth", f"possible are {NAMES}"),
         ("resnet50", "did you mean torchvision:resnet50?"),
@@ -123,11 +125,11 @@ def test_without_a_network_the_file_can_be_fetched_by_hand(cache: Path) -> None:
         ("torchvision:resnet50:V3", "resnet50 has no weights 'V3': one of IMAGENET1K_V1, IMAGENET1K_V2"),
     ],
 )
-def test_a_word_that_names_nothing(cache: Path, word: str, told: str) -> None:
+def test_an_unknown_source_is_refused(cache: Path, word: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         read_weights(word)
     assert str(caught.value).startswith(f"{word}: ")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.slow
@@ -159,8 +161,8 @@ def test_encoders_are_called_by_the_word(cached: dict[str, Tensor]) -> None:
 
 def test_an_untrained_network_gives_a_detector_its_backbone() -> None:
     quick = recipes.quick().model
-    found = resolve(DetectorConfig(), None, quick)
-    assert (found.backbone, found.fpn_width) == ("resnet18", quick.fpn_width)
+    start = resolve(DetectorConfig(), None, quick)
+    assert (start.backbone, start.fpn_width) == ("resnet18", quick.fpn_width)
     assert resolve(DetectorConfig(), None, dataclasses.replace(quick, levels=())).fpn_width == 256
     with pytest.raises(UserError, match="an untrained resnet18, the detector's backbone is resnet50"):
         resolve(DetectorConfig(backbone="resnet50"), None, quick)
@@ -189,7 +191,7 @@ def test_names_of_a_comparison(tmp_path: Path) -> None:
     ],
     ids=lambda words: words[0],
 )
-def test_every_verb_takes_the_same_and_says_the_same(
+def test_every_verb_takes_the_same_sources(
     capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
     from detection_data import thing, write_coco
@@ -202,9 +204,9 @@ def test_every_verb_takes_the_same_and_says_the_same(
     monkeypatch.chdir(tmp_path)
     names = {"IMAGES": str(images), "DATA": str(data), "OUT": "out"}
     assert main([names.get(word, word) for word in words]) == 2
-    told = capsys.readouterr().err
-    assert f"mine: cannot be read (No such file or directory); possible are {NAMES}" in told
-    assert told.count("\n") == 1
+    output = capsys.readouterr().err
+    assert f"mine: cannot be read (No such file or directory); possible are {NAMES}" in output
+    assert output.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -213,8 +215,8 @@ def test_every_verb_takes_the_same_and_says_the_same(
 def test_every_help_has_the_same_sentence(capsys: Captured, words: list[str]) -> None:
     with pytest.raises(SystemExit):
         main([*words, "--help"])
-    told = capsys.readouterr().out
-    assert NAMES in " ".join(told.replace("│", " ").split())
+    output = capsys.readouterr().out
+    assert NAMES in " ".join(output.replace("│", " ").split())
 
 
 # -- what fits
@@ -222,17 +224,17 @@ def test_every_help_has_the_same_sentence(capsys: Captured, words: list[str]) ->
 
 @pytest.mark.slow
 def test_a_backbone_of_torchvisions_and_all_else_new(cached: dict[str, Tensor]) -> None:
-    found = begin(SMALL, "torchvision:resnet18")
-    model, fresh = found.state["model"], ReSim(SMALL.model, seed=SMALL.optim.seed).state_dict()
+    start = begin(SMALL, "torchvision:resnet18")
+    model, fresh = start.state["model"], ReSim(SMALL.model, seed=SMALL.optim.seed).state_dict()
     for name, value in model.items():
         rest = name.partition("backbone.")[2]
         assert torch.equal(value, cached[rest] if rest else fresh[name]), name
-    assert found.line == (
+    assert start.line == (
         f"starts from torchvision:resnet18 ({read_weights('torchvision:resnet18').path}: ResNet with torchvision's "
         "names, as torchvision and timm save it (resnet18)): loaded backbone; new, from seed 0: head, FPN, key encoder "
         "(a copy of the query), queue (8 keys, random: the file has none), momentum (0); left over: fc (2)"
     )
-    assert found.state["imported"]["origin"] == "torchvision's resnet18, IMAGENET1K_V1"
+    assert start.state["imported"]["origin"] == "torchvision's resnet18, IMAGENET1K_V1"
 
 
 def test_another_backbone_is_refused(cached: dict[str, Tensor]) -> None:
@@ -250,14 +252,14 @@ def changed(**fields: object) -> Recipe:
 
 
 @pytest.mark.slow
-def test_the_same_network_comes_in_whole(tmp_path: Path) -> None:
+def test_the_same_network_is_loaded_completely(tmp_path: Path) -> None:
     model = trained(SMALL)
     own_checkpoint(tmp_path / "last.pt", SMALL, model)
-    found = begin(SMALL, tmp_path / "last.pt")
-    assert all(torch.equal(value, found.state["model"][name]) for name, value in model.state_dict().items())
-    assert "loaded backbone, head, FPN, key encoder, queue (8 keys); new, from seed 0: momentum (0)" in found.line
-    assert found.line.endswith("left over: nothing")
-    assert "imported" not in found.state  # what we trained from random weights is nobody else's
+    start = begin(SMALL, tmp_path / "last.pt")
+    assert all(torch.equal(value, start.state["model"][name]) for name, value in model.state_dict().items())
+    assert "loaded backbone, head, FPN, key encoder, queue (8 keys); new, from seed 0: momentum (0)" in start.line
+    assert start.line.endswith("left over: nothing")
+    assert "imported" not in start.state  # what we trained from random weights is nobody else's
 
 
 @pytest.mark.slow
@@ -265,10 +267,10 @@ def test_levels_that_the_file_has_are_loaded_and_others_are_new(tmp_path: Path) 
     p4, p3 = SMALL.model.levels
     model = trained(changed(levels=(p4,)))
     own_checkpoint(tmp_path / "last.pt", changed(levels=(p4,)), model)
-    found = begin(changed(levels=(p4, p3)), tmp_path / "last.pt")
-    assert "loaded backbone, head, FPN's lateral5 lateral4 output4, key encoder" in found.line
-    assert "new, from seed 0: FPN's lateral3 output3" in found.line
-    state, fresh = found.state["model"], ReSim(SMALL.model, seed=0).state_dict()
+    start = begin(changed(levels=(p4, p3)), tmp_path / "last.pt")
+    assert "loaded backbone, head, FPN's lateral5 lateral4 output4, key encoder" in start.line
+    assert "new, from seed 0: FPN's lateral3 output3" in start.line
+    state, fresh = start.state["model"], ReSim(SMALL.model, seed=0).state_dict()
     assert torch.equal(state["query.fpn.output4.weight"], model.query.get_parameter("fpn.output4.weight"))
     for side in ("query", "key"):
         assert torch.equal(state[f"{side}.fpn.output3.weight"], fresh["query.fpn.output3.weight"])
@@ -277,13 +279,13 @@ def test_levels_that_the_file_has_are_loaded_and_others_are_new(tmp_path: Path) 
 @pytest.mark.slow
 def test_another_width_or_head_starts_new_and_so_does_the_queue(tmp_path: Path) -> None:
     own_checkpoint(tmp_path / "last.pt", SMALL)
-    found = begin(changed(fpn_width=16), tmp_path / "last.pt")
-    assert "loaded backbone, head, key encoder, queue (8 keys); new, from seed 0: FPN, momentum" in found.line
-    found = begin(changed(dim=16), tmp_path / "last.pt")
-    assert "loaded backbone, head's 0, FPN, key encoder; new, from seed 0: head's 2, " in found.line
-    assert "queue (8 keys, random: the file's 8 keys belong to another head)" in found.line
-    assert "left over: query.head (2)" in found.line
-    assert torch.equal(found.state["model"]["queue"], ReSim(changed(dim=16).model, seed=0).queue)
+    start = begin(changed(fpn_width=16), tmp_path / "last.pt")
+    assert "loaded backbone, head, key encoder, queue (8 keys); new, from seed 0: FPN, momentum" in start.line
+    start = begin(changed(dim=16), tmp_path / "last.pt")
+    assert "loaded backbone, head's 0, FPN, key encoder; new, from seed 0: head's 2, " in start.line
+    assert "queue (8 keys, random: the file's 8 keys belong to another head)" in start.line
+    assert "left over: query.head (2)" in start.line
+    assert torch.equal(start.state["model"]["queue"], ReSim(changed(dim=16).model, seed=0).queue)
 
 
 def test_a_queue_of_another_size() -> None:
@@ -301,16 +303,16 @@ def test_a_queue_of_another_size() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "told"), [(4, "the newest 4 of 8 keys"), (16, "random: the file has only 8")])
-def test_the_queue_of_a_start_may_differ(tmp_path: Path, size: int, told: str) -> None:
+@pytest.mark.parametrize(("size", "message"), [(4, "the newest 4 of 8 keys"), (16, "random: the file has only 8")])
+def test_the_queue_of_a_start_may_differ(tmp_path: Path, size: int, message: str) -> None:
     model = trained(SMALL)
     model.queue_position.fill_(6)
     own_checkpoint(tmp_path / "last.pt", SMALL, model)
-    found = begin(changed(queue_size=size), tmp_path / "last.pt")
-    assert told in found.line
+    start = begin(changed(queue_size=size), tmp_path / "last.pt")
+    assert message in start.line
     expected = model.queue[2:6] if size == 4 else ReSim(changed(queue_size=16).model, seed=0).queue
-    assert torch.equal(found.state["model"]["queue"], expected)
-    assert found.state["model"]["queue_position"] == 0
+    assert torch.equal(start.state["model"]["queue"], expected)
+    assert start.state["model"]["queue_position"] == 0
 
 
 @pytest.mark.slow
@@ -328,15 +330,15 @@ def test_momentum_goes_to_its_parameters_whatever_group_they_are_in(tmp_path: Pa
     parameters = list(stepper.model.query.parameters())
     groups = [{"params": parameters[1::2]}, {"params": parameters[::2]}]
     stepper = dataclasses.replace(stepper, optimizer=torch.optim.SGD(groups, lr=0.1, momentum=0.9))
-    start(stepper, imported.state)
+    load_start(stepper, imported.state)
     for name, parameter in stepper.model.query.named_parameters():
         assert torch.equal(stepper.optimizer.state[parameter]["momentum_buffer"], momentum[name]), name
 
 
 def test_parts_and_counts_in_words() -> None:
     names = ["backbone.conv1.weight", "head.0.weight", "head.0.bias", "fpn.lateral5.0.weight", "convs.C4.weight"]
-    assert list_parts(names, but=[]) == ["backbone", "head", "FPN", "convolutions of C levels"]
-    assert list_parts(names[1:4], but=["head.2.weight"]) == ["head's 0", "FPN"]
+    assert list_parts(names, without=[]) == ["backbone", "head", "FPN", "convolutions of C levels"]
+    assert list_parts(names[1:4], without=["head.2.weight"]) == ["head's 0", "FPN"]
     assert list_counts(["module.fc.weight", "module.fc.bias", "rpn.x.y"]) == ["fc (2)", "rpn (1)"]
     assert list_counts([f"{name}.weight" for name in "abcde"])[-1] == "... 5 in all"
     assert list_counts([]) == []
@@ -346,7 +348,7 @@ def test_parts_and_counts_in_words() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_begins_with_them_and_says_so(cached: dict[str, Tensor], tmp_path: Path, capsys: Captured) -> None:
+def test_a_run_starts_from_weights_and_says_so(cached: dict[str, Tensor], tmp_path: Path, capsys: Captured) -> None:
     images, out = tmp_path / "photos", tmp_path / "run"
     images.mkdir()
     for number in range(4):
@@ -364,10 +366,10 @@ def test_a_run_begins_with_them_and_says_so(cached: dict[str, Tensor], tmp_path:
     assert config["start"]["left_over"] == ["fc.weight", "fc.bias"]
     assert len(config["start"]["loaded"]) == 120
     assert load_checkpoint(out / "checkpoints" / "last.pt")["imported"]["origin"].startswith("torchvision's resnet18")
-    # it goes on without them, and not with others
+    # it is resumed without naming them, and not with others
     assert main([*words, "--resume", "--start-from", "random"]) == 2
-    told = capsys.readouterr().err
-    assert f"--start-from random: the run in {out} began with torchvision:resnet18" in told
+    output = capsys.readouterr().err
+    assert f"--start-from random: the run in {out} started from torchvision:resnet18" in output
     (out / "checkpoints" / "last.pt").unlink()  # as one that was stopped before its first checkpoint
     assert main([*words, "--resume", "--stop-after", "1"]) == 0
     assert "starts from torchvision:resnet18" in capsys.readouterr().out

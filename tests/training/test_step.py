@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import weakref
 from typing import Any, Literal
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from resim.training import step as stepping
 from resim.training.step import Stepper, make_stepper
 from resim.views.views import Views
 
-NEVER = 2**62  # bytes: gradients stay to be looked at
+NEVER = 2**62  # bytes: all gradients remain after the step
 ALONE = Processes(rank=0, count=1, device=torch.device("cpu"), cores=1)
 BATCH, GROUP, SIZE = 8, 2, 64
 ORDER = torch.tensor([5, 0, 3, 6, 1, 7, 2, 4])  # moves keys between groups
@@ -43,18 +43,19 @@ def views(step: int, dtype: torch.dtype) -> tuple[Views, Views]:
     return Views(images[0], crops[0]), Views(images[1], crops[1])
 
 
-def stepper(dtype: torch.dtype, *, precision: Literal["float32", "bf16"] = "float32", groups: int = 0) -> Stepper:
+def stepper(
+    dtype: torch.dtype, *, precision: Literal["float32", "bf16"] = "float32", groups: int = 0, early: int = NEVER
+) -> Stepper:
     made = make_stepper(MODEL, OPTIM, ALONE, precision=precision, groups_at_a_time=groups)
     made.model.to(dtype)
-    return made
+    return dataclasses.replace(made, early_bytes=early)
 
 
 def run(made: Stepper, steps: int, dtype: torch.dtype) -> dict[str, Tensor]:
     """Losses, gradients, weights, statistics and queue after some steps."""
     result: dict[str, Tensor] = {}
     for step in range(steps):
-        with patch.object(stepping, "EARLY", NEVER):
-            losses = made(*views(step, dtype), ORDER.roll(step))
+        losses = made(*views(step, dtype), ORDER.roll(step))
         result |= {f"{step}/loss/{name}": value for name, value in losses.items()}
         for name, parameter in made.model.query.named_parameters():
             assert parameter.grad is not None
@@ -115,34 +116,29 @@ def test_what_is_compared_is_not_trivial(plain: dict[str, Tensor]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("early", [1, 7_000_000])
-def test_early_steps_are_the_same_to_the_last_bit_and_leave_no_gradient(
-    early: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stepping, "EARLY", NEVER)
-    at_the_end, as_they_come = stepper(torch.float32, groups=100), stepper(torch.float32, groups=100)
+def test_early_updates_give_the_same_bits_and_leave_no_gradient(early: int) -> None:
+    updated_last, updated_early = stepper(torch.float32, groups=100), stepper(torch.float32, groups=100, early=early)
     calls: list[int] = []
     for step in range(3):
-        at_the_end(*views(step, torch.float32), ORDER)
-    monkeypatch.setattr(stepping, "EARLY", early)
-    as_they_come.optimizer.register_step_post_hook(lambda *_: calls.append(1))
+        updated_last(*views(step, torch.float32), ORDER)
+    updated_early.optimizer.register_step_post_hook(lambda *_: calls.append(1))
     for step in range(3):
-        as_they_come(*views(step, torch.float32), ORDER)
+        updated_early(*views(step, torch.float32), ORDER)
     assert len(calls) > 6
-    assert all(parameter.grad is None for parameter in as_they_come.model.query.parameters()) == (early == 1)
-    assert any(parameter.grad is not None for parameter in at_the_end.model.query.parameters())
-    found, expected = as_they_come.model.state_dict(), at_the_end.model.state_dict()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
-    found, expected = (made.optimizer.state_dict()["state"] for made in (as_they_come, at_the_end))
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[i]["momentum_buffer"], expected[i]["momentum_buffer"]) for i in expected)
-    for made in (as_they_come, at_the_end):
+    assert all(parameter.grad is None for parameter in updated_early.model.query.parameters()) == (early == 1)
+    assert any(parameter.grad is not None for parameter in updated_last.model.query.parameters())
+    actual, expected = updated_early.model.state_dict(), updated_last.model.state_dict()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+    actual, expected = (made.optimizer.state_dict()["state"] for made in (updated_early, updated_last))
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[i]["momentum_buffer"], expected[i]["momentum_buffer"]) for i in expected)
+    for made in (updated_early, updated_last):
         assert not any(parameter._post_accumulate_grad_hooks for parameter in made.model.query.parameters())
 
 
 @pytest.mark.slow
-def test_gradients_that_processes_average_are_not_taken_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stepping, "EARLY", 1)
-    made, calls = stepper(torch.float32, groups=100), list[int]()
+def test_gradients_that_processes_average_are_not_applied_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, calls = stepper(torch.float32, groups=100, early=1), list[int]()
     made.optimizer.register_step_post_hook(lambda *_: calls.append(1))
     monkeypatch.setattr(stepping, "DistributedDataParallel", type(made.query))
     made(*views(0, torch.float32), ORDER)
@@ -150,27 +146,25 @@ def test_gradients_that_processes_average_are_not_taken_early(monkeypatch: pytes
 
 
 @pytest.mark.slow
-def test_the_keys_of_the_levels_are_gone_on_the_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stepping, "EARLY", 1)
-    made, levels = stepper(torch.float32, groups=100), list[Any]()
-    encode_keys, seen = made.model.encode_keys, list[bool]()
+def test_the_keys_of_the_levels_are_freed_before_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, levels = stepper(torch.float32, groups=100, early=1), list[Any]()
+    encode_keys, have_keys = made.model.encode_keys, list[bool]()
 
-    def encode(*arguments: Any, **more: Any) -> Any:
-        keys = encode_keys(*arguments, **more)
+    def encode(*arguments: Any, **settings: Any) -> Any:
+        keys = encode_keys(*arguments, **settings)
         levels.extend(weakref.ref(level) for level in keys.levels.values())
         return keys
 
     monkeypatch.setattr(made.model, "encode_keys", encode)
-    made.optimizer.register_step_pre_hook(lambda *_: seen.append(any(level() is not None for level in levels)))
+    made.optimizer.register_step_pre_hook(lambda *_: have_keys.append(any(level() is not None for level in levels)))
     made(*views(0, torch.float32), ORDER)
     assert len(levels) == 2
-    assert seen[0] is False
+    assert have_keys[0] is False
 
 
 @pytest.mark.slow
-def test_a_frozen_parameter_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stepping, "EARLY", 1)
-    made = stepper(torch.float32, groups=100)
+def test_a_frozen_parameter_is_not_updated() -> None:
+    made = stepper(torch.float32, groups=100, early=1)
     first, *others = made.model.query.parameters()
     first.requires_grad_(False)
     before = [parameter.clone() for parameter in (first, others[0])]
@@ -180,9 +174,8 @@ def test_a_frozen_parameter_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_gradients_of_several_passes_are_whole_before_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stepping, "EARLY", 1)
-    made, calls = stepper(torch.float32, groups=2), list[int]()
+def test_gradients_of_several_passes_are_complete_before_an_update() -> None:
+    made, calls = stepper(torch.float32, groups=2, early=1), list[int]()
     made.optimizer.register_step_post_hook(lambda *_: calls.append(1))
     made(*views(0, torch.float32), ORDER)
     assert calls == [1]

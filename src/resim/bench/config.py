@@ -1,9 +1,11 @@
-"""What `resim bench` measures, and for how long, as plain data, without PyTorch."""
+"""The settings of `resim bench`, as plain data, without PyTorch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from resim.fields import Above, AtMost, check_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,11 +18,10 @@ class BenchConfig:
     """Precision of convolutions; auto: bf16 where it is faster."""
     compile: bool = False
     """Compile the encoders with torch.compile."""
-    seconds: float = 10.0
-    """Seconds that each measurement runs for, after a first turn that does not count."""
+    seconds: Annotated[float, Above(0), AtMost(3600)] = 10.0
+    """Seconds of each measurement, after a first turn that does not count."""
     compare: bool = False
-    """Also run the same step written plainly, and ours in float32 and the chosen precision, each in its process."""
+    """Also run the reference implementation, and ours in float32 and the chosen precision, each in its process."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.seconds <= 3600:
-            raise ValueError(f"seconds {self.seconds}: must be above 0 and at most 3600")
+        check_fields(self)

@@ -1,7 +1,7 @@
-"""How fast the parts of a pre-training are on this machine: the loader, the step, both together; and how much memory.
+"""The speed of the parts of a pre-training on this machine (loader, step, both together), and their memory.
 
-A rate is images a second. What is timed runs for a number of seconds and at least twice, after one turn that does not
-count.
+A rate is in images per second. A measurement lasts a number of seconds and at least two turns, after one turn that does
+not count.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FOREVER = 10**9  # steps
 
 @dataclass(frozen=True)
 class Rate:
-    """Images a second of each turn."""
+    """Images per second of each turn."""
 
     each: tuple[float, ...]
     waiting: float = 0.0
@@ -38,7 +38,7 @@ class Rate:
 
     @property
     def median(self) -> float:
-        """The turn in the middle."""
+        """The median over the turns."""
         return statistics.median(self.each)
 
     def __str__(self) -> str:
@@ -48,7 +48,7 @@ class Rate:
 def batches(paths: PathList, recipe: Recipe, workers: int, *, pin_memory: bool = False) -> Iterator[PairBatch]:
     """The recipe's batches, without end."""
     batch = recipe.optim.batch_size
-    # a folder with fewer images than a batch is read several times over
+    # a folder with fewer images than a batch is repeated
     copies = -(-batch // len(paths))
     listed = PathList([*paths] * copies) if copies > 1 else paths
     order = BatchOrder(len(listed), batch, seed=recipe.optim.seed, end_step=FOREVER, shards=listed.shards)
@@ -64,7 +64,7 @@ def _wait_for(device: torch.device) -> None:
 def time_turns(
     turn: Callable[[], object], images: int, seconds: float, device: torch.device, *, warmup: int = 1
 ) -> Rate:
-    """Call `turn`, which handles so many images, again and again."""
+    """Call `turn`, which processes `images` images, for `seconds` and at least twice."""
     for _ in range(warmup):
         turn()
     each: list[float] = []
@@ -79,22 +79,22 @@ def time_turns(
 
 
 def loader_rate(paths: PathList, recipe: Recipe, workers: int, seconds: float) -> Rate:
-    """Of the loader alone: decoded, cut and handed over, nobody else at work."""
+    """The rate of the loader alone: images are decoded, cropped and collated, and nothing else runs."""
     source = batches(paths, recipe, workers)
     size = recipe.optim.batch_size
-    # what the workers had ready when the clock starts is used up first
+    # batches that the workers have ready when the clock starts do not count
     rate = time_turns(lambda: next(source), size, seconds, torch.device("cpu"), warmup=_ready(workers, size))
-    total = len(rate.each) / sum(1 / each for each in rate.each)  # parts come in bursts: the mean counts
+    total = len(rate.each) / sum(1 / each for each in rate.each)  # batches arrive in bursts: the mean over them
     return Rate((total,))
 
 
 def _ready(workers: int, batch: int) -> int:
-    """Batches that the workers may have ready, two parts of 32 images each; 20 at most."""
+    """Batches that the workers may have ready (two parts of 32 images for each worker); at most 20."""
     return min(3 + workers * 2 * 32 // batch, 20)
 
 
 def time_run(turn: Callable[[], object], images: int, seconds: float, device: torch.device, *, warmup: int = 1) -> Rate:
-    """As `time_turns`, but the device is waited for at the end alone, so that turns may overlap: one rate over all."""
+    """As `time_turns`, but it waits for the device at the end alone, so that turns overlap: one rate over all turns."""
     for _ in range(warmup):
         turn()
     _wait_for(device)
@@ -107,17 +107,17 @@ def time_run(turn: Callable[[], object], images: int, seconds: float, device: to
 
 
 def step_rate(stepper: Stepper, views: tuple[Views, Views], seconds: float) -> Rate:
-    """Of the step alone, its views ready on the device."""
+    """The rate of the step alone, with its views ready on the device."""
     device = views[0].images.device
     return time_turns(lambda: stepper(*views, None), len(views[0]), seconds, device, warmup=2)
 
 
 def together_rate(stepper: Stepper, paths: PathList, recipe: Recipe, workers: int, seconds: float) -> Rate:
-    """Of the step fed by the loader, views finished on the device, as a pre-training does it."""
+    """The rate of the step fed by the loader; views are finished on the device as in a pre-training."""
     device = next(stepper.model.parameters()).device
     source = batches(paths, recipe, workers, pin_memory=device.type == "cuda")
     finish = Finisher(recipe.views, device)
-    # steps in which a GPU would use up what the workers had ready; a CPU does not outrun them
+    # a GPU uses up the batches that the workers have ready in these steps; a CPU is slower than the workers
     for _ in range(_ready(workers, recipe.optim.batch_size) if device.type == "cuda" else 2):
         stepper(*finish(next(source)), None)
     _wait_for(device)
@@ -134,11 +134,11 @@ def together_rate(stepper: Stepper, paths: PathList, recipe: Recipe, workers: in
 
 
 class PlainStepper:
-    """The plain step with its optimiser, called as `Stepper` is."""
+    """The reference implementation with its optimiser, called like `Stepper`."""
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         if device.type == "cuda":
-            torch.set_float32_matmul_precision("high")  # TF32, as published programs run
+            torch.set_float32_matmul_precision("high")  # TF32, which published programs use
         torch.manual_seed(0)
         self.model = ReferenceReSim(recipe.model).to(device).train()
         self.optimizer = build_optimizer(self.model.query, recipe.optim, plain=True)
@@ -153,10 +153,10 @@ class PlainStepper:
 
 
 def plain_together_rate(stepper: PlainStepper, paths: PathList, recipe: Recipe, workers: int, seconds: float) -> Rate:
-    """Of the plain step fed by the plain loader."""
+    """The rate of the plain step fed by the plain loader."""
     device = next(stepper.model.parameters()).device
     batch = recipe.optim.batch_size
-    # a worker makes whole batches: an epoch has several for each, and what they have ready at first does not count
+    # each worker makes whole batches: an epoch has several for each, and those that are ready at first do not count
     listed = [*paths] * -(-(batch * 4 * max(workers, 1)) // len(paths))
     began, waited, turns, taken = 0.0, 0.0, -max(workers, 2), 0.0
     while taken < seconds or turns < 3:
@@ -180,7 +180,7 @@ def plain_together_rate(stepper: PlainStepper, paths: PathList, recipe: Recipe, 
 
 
 def peak_memory_gb(device: torch.device) -> float:
-    """The most memory so far: of the GPU's allocator, or of this process."""
+    """The peak memory so far: of the GPU's allocator, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes there

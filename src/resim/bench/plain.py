@@ -1,6 +1,6 @@
-"""Views written plainly, as this field's programs make them: what our own are measured against.
+"""A plain loader, to compare ours with: views are made image by image in the loader processes, by torchvision.
 
-Image by image in the loader processes, with Pillow and torchvision. The plain step is `resim.model.reference`.
+The plain step is `resim.model.reference`.
 """
 
 from __future__ import annotations

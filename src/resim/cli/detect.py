@@ -181,7 +181,7 @@ def _eval(argv: Sequence[str]) -> None:
     from resim.detection.predict import detect
     from resim.detection.prepare import with_classes_of
     from resim.distributed.processes import start_processes
-    from resim.runs.folder import BadFiles
+    from resim.runs.bad_files import BadFiles
     from resim.scores.results import check_masks, match_ids, read_results, result_kinds
 
     with start_processes(options.device) as processes:

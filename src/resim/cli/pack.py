@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from rich.progress import Progress
 
 from resim.counts import counted
 from resim.errors import UserError
+from resim.runs.bars import show_bar
 from resim.views.folder import find_images
 
 if TYPE_CHECKING:
@@ -63,9 +62,8 @@ def run(options: PackOptions) -> None:
     paths = find_images(sources)
     if note := paths.note():
         print(note)
-    with Progress(transient=True, disable=not sys.stdout.isatty()) as progress:
-        task = progress.add_task("packing", total=len(paths))
-        packed = pack(paths, out, config, lambda done: progress.update(task, completed=done))
+    with show_bar("packing", len(paths)) as show_done:
+        packed = pack(paths, out, config, show_done)
     print(_told(packed, out))
 
 

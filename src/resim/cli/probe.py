@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from resim.errors import UserError
 from resim.probes.config import DENSE, LEAST_SIZE, LabelOptions, ProbeConfig
+from resim.runs.bars import Bar, Bars
 from resim.views.config import ViewsConfig
 
 if TYPE_CHECKING:
@@ -114,12 +114,13 @@ def run_probe(options: ProbeOptions) -> None:
     precision = choose_precision(options.precision, device)
     results: dict[str, Any] = {}
     untrained = next((item.name for item in loaded if item.path is None), None)
-    with _Bars(console) as bars:
+    with Bars(console, is_transient=True) as bars:
         for item in loaded:
             network = Network(
                 name=item.name, encoder=_at(item.encoder, device), has_head=item.has_head, precision=precision
             )
-            results[item.name] = probe_network(network, train, test, config, labels=maps, told=bars.told(item.name))
+            shown = _bar_by_part(bars, item.name)
+            results[item.name] = probe_network(network, train, test, config, labels=maps, told=shown)
             item.encoder.cpu()
     settings = dataclasses.asdict(config) | {"precision": precision}
     if maps is not None:
@@ -224,31 +225,17 @@ def _print(console: Console, results: Results, reference: str | None) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
 
-class _Bars:
-    """One bar for what is being measured; nothing where the output is no terminal."""
+def _bar_by_part(bars: Bars, name: str) -> Told:
+    """Show the progress of `probe_network` with the network of this name: one bar, for the part that is under way."""
+    part: str | None = None
+    bar: Bar | None = None
 
-    def __init__(self, console: Console) -> None:
-        self._bars = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            console=console, transient=True, disable=not console.is_terminal,
-        )  # fmt: skip
+    def show(what: str, done: int, of: int) -> None:
+        nonlocal part, bar
+        if bar is None or what != part:
+            if bar is not None:
+                bar.remove()
+            part, bar = what, bars.add(f"{name}: {what}", of or None)
+        bar.advance(done)
 
-    def __enter__(self) -> _Bars:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bars.stop()
-
-    def told(self, name: str) -> Told:
-        """What `probe_network` tells of its progress with the network of this name."""
-        now: dict[str, Any] = {}
-
-        def tell(what: str, done: int, of: int) -> None:
-            if now.get("what") != what:
-                if now:
-                    self._bars.remove_task(now["task"])
-                now.update(what=what, task=self._bars.add_task(f"{name}: {what}", total=of or None))
-            self._bars.update(now["task"], advance=done)
-
-        return tell
+    return show

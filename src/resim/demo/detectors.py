@@ -1,7 +1,7 @@
-"""The demo's detectors: small ones with the backbone frozen, trained from each network on a few labelled scenes.
+"""The demo's detectors: small ones with a frozen backbone, trained from each network on a few labelled scenes.
 
 All shapes are one class, and few scenes have labels: the regime in which pre-training is meant to help. The backbone is
-as the pre-training (or chance) left it; the FPN, its pre-trained parts among it, the RPN and the heads are trained.
+not trained; the FPN (including its pre-trained parts), the RPN and the heads are.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from resim.detection.config import DetectRecipe, DetectRun
 from resim.detection.recipes import probe_frozen
 from resim.detection.train import train_detector
 from resim.report.comparison import draw_ap_curves, draw_comparison_sheet
+from resim.runs.bars import Watch
 from resim.runs.config import Recipe
-from resim.runs.progress import Watch
 
-WHAT = "detectors with the backbone frozen"
+TITLE = "detectors with the backbone frozen"
 
 
 def demo_detector(pretrained: Recipe, steps: int) -> DetectRecipe:
@@ -53,9 +53,9 @@ def read_scenes(images: DemoImages) -> tuple[DetectionData, DetectionData]:
 def train_detectors(
     out: Path, images: DemoImages, pretrained: Recipe, plan: Plan, seed: int, story: Stages, watch: Watch, sizes: Sizes
 ) -> Comparison | None:
-    """Train the small detector from each network, with as many seeds as the time left allows; None if it was stopped.
+    """Train the small detector from each network, with as many seeds as fit the time left; None if it was stopped.
 
-    The seconds of the first run decide how many seeds that are; every network has the same ones.
+    The duration of the first run determines the number of seeds; every network has the same seeds.
     """
     data, val = read_scenes(images)
     recipe = demo_detector(pretrained, plan.steps)
@@ -66,16 +66,16 @@ def train_detectors(
     began = time.perf_counter()
     first = dataclasses.replace(recipe, tune=dataclasses.replace(recipe.tune, seed=seed))
     settings = dataclasses.replace(run, out=folder / f"{starts[0].name}-seed{seed}")
-    ended = train_detector(
+    first_result = train_detector(
         first, settings, data, val, init=starts[0].weights, show=False, watch=lambda done, of: watch(done, runs * of)
     )
-    if not ended.finished:
+    if not first_result.finished:
         return None
-    many = seeds_that_fit(plan, time.perf_counter() - began, story.left, sizes.bounds)
-    found = compare(
-        recipe, run, data, val, starts, [seed + number for number in range(many)], folder, show=False, watch=watch
+    num_seeds = seeds_that_fit(plan, time.perf_counter() - began, story.left, sizes.bounds)
+    comparison = compare(
+        recipe, run, data, val, starts, [seed + number for number in range(num_seeds)], folder, show=False, watch=watch
     )
-    if found is not None:
-        draw_ap_curves(found, folder / "curves.png", title=f"{WHAT}, {images.num_labelled} labelled scenes")
-        draw_comparison_sheet(found, val, folder / "detections.png")
-    return found
+    if comparison is not None:
+        draw_ap_curves(comparison, folder / "curves.png", title=f"{TITLE}, {images.num_labelled} labelled scenes")
+        draw_comparison_sheet(comparison, val, folder / "detections.png")
+    return comparison

@@ -1,9 +1,9 @@
-"""How the demo shares out its minutes: pre-training, probes and detectors, by the speeds of this machine.
+"""The plan of the demo: the time of pre-training, probes and detectors, by the speeds of this machine.
 
-Arithmetic alone: nothing here reads a clock, so that the same speeds give the same plan. Pre-training gets about half
-of the time, probes what their images need, detectors what remains. Where time is short the detectors go first, then
-pre-training and probes shrink to the least that shows anything; where there is plenty, every part ends at a size beyond
-which it shows little more, and the demo ends early.
+Nothing here reads a clock, so that the same speeds give the same plan. Pre-training gets about half of the time, probes
+what their images need, detectors the rest. If time is short, the detectors are left out first; then pre-training and
+probes shrink to the smallest useful size. If there is plenty, every part ends at a size beyond which it shows little
+more, and the demo ends early.
 """
 
 from __future__ import annotations
@@ -12,26 +12,28 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from resim.counts import counted
+
 NETWORKS = 3  # untrained, ReSim, MoCo v2
 EVALUATIONS = 2  # of a detector: at half of its steps, and at the end
 _SCORING = 1.5  # seconds of an evaluation with its scores, intervals and pictures, over those of detection alone
 DRAW, MEASURE, RESIM, MOCO = "draw the scenes", "measure this machine", "pre-train ReSim", "pre-train MoCo v2"
 PROBE, DETECT, REPORT = "probe", "train detectors", "write the report"
-_DRAWING = 0.08  # at most this share of the minutes
-_PRETRAINING, _PROBES = 0.5, 0.2  # at most these shares of the time left, where there are detectors
-_MOST_OVER = 0.1  # share of the minutes by which detectors that were promised may overrun them
+_DRAWING = 0.08  # maximum share of the minutes
+_PRETRAINING, _PROBES = 0.5, 0.2  # maximum shares of the time left, where there are detectors
+_MOST_OVER = 0.1  # share of the minutes by which planned detectors may overrun them
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speeds:
-    """Seconds that each unit of the demo's work takes."""
+    """Seconds of each unit of the demo's work."""
 
     start: float
-    """From the beginning of a training to its first step."""
+    """From the start of a training to its first step."""
     resim_pair: float
     """A view pair of ReSim's pre-training."""
     moco_pair: float
-    """The same of MoCo v2's."""
+    """A view pair of MoCo v2's pre-training."""
     probe_image: float
     """All probes of one network, for each held-out image."""
     detector_step: float = 0.0
@@ -42,13 +44,13 @@ class Speeds:
     """The report."""
 
     def scaled(self, factor: float) -> Speeds:
-        """The same machine, when everything takes `factor` times as long."""
+        """The speeds if everything takes `factor` times as long."""
         return Speeds(**{name: value * factor for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """The least that shows anything, and the most that is of use."""
+    """The smallest and the largest useful size of each part."""
 
     pairs: tuple[int, int] = (1024, 40_960)
     """View pairs that each model is pre-trained on."""
@@ -57,32 +59,33 @@ class Bounds:
     steps: tuple[int, int] = (60, 300)
     """Steps of a detector, even numbers."""
     good_steps: int = 120
-    """From here on time goes to another seed rather than to more steps."""
+    """Number of steps from which on time is spent on another seed rather than on more steps."""
     seeds: int = 3
-    """Of the detectors, at most."""
+    """Maximum number of seeds of the detectors."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What the demo does with its time."""
+    """The sizes of all parts, and their expected times."""
 
     minutes: float
-    """For the whole demo."""
+    """Minutes for the whole demo."""
     used: float
-    """Seconds of them that had passed when the plan was made."""
+    """Seconds that had passed when the plan was made."""
     epochs: int
-    """Of each pre-training."""
+    """Epochs of each pre-training."""
     pairs: int
     """View pairs of each pre-training."""
     probe_images: int
+    """Held-out images of the probes."""
     steps: int
-    """Of a detector; 0: there are no detectors."""
+    """Steps of a detector; 0: there are no detectors."""
     seeds: int
-    """Of the detectors."""
+    """Seeds of the detectors."""
     seconds: Mapping[str, float]
-    """Of each stage still to come, in their order."""
+    """Expected seconds of each remaining stage, in their order."""
     notes: tuple[str, ...] = ()
-    """What a reader must know: a slow machine, what is left out and why."""
+    """Lines to print: that the machine is slow, what is left out and why."""
 
     @property
     def total(self) -> float:
@@ -93,13 +96,13 @@ class Plan:
 def scenes_that_fit(
     minutes: float, seconds: float, most: tuple[int, int], least: tuple[int, int] = (128, 64)
 ) -> tuple[int, int]:
-    """Scenes to train on, in steps of 32, and scenes to hold out: as many as fit, in the proportion of the most.
+    """Numbers of training scenes (a multiple of 32) and of held-out scenes that fit, in the proportion of `most`.
 
     Args:
         minutes: for the whole demo.
-        seconds: that one scene takes.
-        most: of either kind.
-        least: of either kind, where the most are not fewer.
+        seconds: time of one scene.
+        most: maximum number of either kind.
+        least: minimum number of either kind, unless `most` is smaller.
     """
     share = _DRAWING * 60 * minutes / (seconds * sum(most))
     if share >= 1:
@@ -118,16 +121,16 @@ def make_plan(
     labels: int = 0,
     bounds: Bounds | None = None,
 ) -> Plan:
-    """Share out what is left of the minutes.
+    """Plan the rest of the minutes.
 
     Args:
         minutes: for the whole demo.
-        speeds: of this machine.
+        speeds: speeds of this machine.
         epoch_pairs: view pairs of one epoch; pre-training takes whole epochs.
         used: seconds that have passed.
-        pairs: view pairs of each pre-training; None: as the time allows.
-        labels: images that a detector is evaluated on; 0: there are no labels, and no detectors.
-        bounds: least and most of each part; None: the demo's.
+        pairs: view pairs of each pre-training; None: as many as fit.
+        labels: images on which a detector is evaluated; 0: there are no labels, and no detectors.
+        bounds: minimum and maximum of each part; None: the demo's.
     """
     bounds = bounds or Bounds()
     left = 60 * minutes - used
@@ -170,8 +173,8 @@ def make_plan(
     elif plan.total > 60 * minutes:
         notes.append(f"this machine is slow: the least that shows anything takes about {_minutes(plan.total)}")
     if labels and not with_detectors:
-        whole = _minutes(used + needed + least_detectors)
-        notes.append(f"no time for detectors: a demo with them takes about {whole} here")
+        minutes_needed = _minutes(used + needed + least_detectors)
+        notes.append(f"no time for detectors: a demo with them takes about {minutes_needed} here")
     at_most = (most, bounds.probe_images[1], *((bounds.steps[1], bounds.seeds) if labels else (0, 0)))
     if pairs is None and (epochs, probe_images, steps, seeds) == at_most and plan.total < 60 * minutes:
         notes.append(f"this machine is fast: more than {_minutes(plan.total)} would show little more")
@@ -181,15 +184,15 @@ def make_plan(
 def plan_rest(
     plan: Plan, speeds: Speeds, *, used: float, probed: bool, labels: int = 0, bounds: Bounds | None = None
 ) -> Plan:
-    """The plan of what remains after pre-training, or after the probes too: detectors fill the time that is left.
+    """Plan what remains after pre-training, or after the probes: detectors fill the time that is left.
 
     Args:
-        plan: under way.
-        speeds: of this machine.
+        plan: the current plan.
+        speeds: speeds of this machine.
         used: seconds that have passed.
-        probed: the probes are done.
-        labels: as for `make_plan`.
-        bounds: as for `make_plan`.
+        probed: whether the probes are done.
+        labels: as in `make_plan`.
+        bounds: as in `make_plan`.
     """
     bounds = bounds or Bounds()
     left = 60 * plan.minutes - used
@@ -216,13 +219,13 @@ def plan_rest(
 
 
 def seeds_that_fit(plan: Plan, run_seconds: float, left: float, bounds: Bounds | None = None) -> int:
-    """Seeds of the detectors, once the first of all runs has shown how long one takes: at least one.
+    """The number of seeds of the detectors (at least one), given the duration of the first run.
 
     Args:
-        plan: with the report's seconds.
-        run_seconds: of the first run.
-        left: seconds, after that run.
-        bounds: as for `make_plan`.
+        plan: the current plan.
+        run_seconds: seconds of the first run.
+        left: seconds left after that run.
+        bounds: as in `make_plan`.
     """
     runs = 1 + math.floor((left - plan.seconds[REPORT]) / run_seconds)
     return max(1, min((bounds or Bounds()).seeds, runs // NETWORKS))
@@ -239,7 +242,7 @@ def _detectors(steps: int, seeds: int, speeds: Speeds, images: int) -> float:
 
 
 def _steps_and_seeds(left: float, speeds: Speeds, images: int, bounds: Bounds) -> tuple[int, int]:
-    """As many seeds as fit with good steps each, then as many steps as fit."""
+    """As many seeds as fit with `good_steps` each, then as many steps as fit."""
     steps = 0
     for seeds in range(bounds.seeds, 0, -1):
         room = left / (NETWORKS * seeds) - _detectors(0, 1, speeds, images) / NETWORKS
@@ -254,5 +257,4 @@ def _within(value: float, bounds: tuple[int, int]) -> int:
 
 
 def _minutes(seconds: float) -> str:
-    whole = math.ceil(seconds / 60)
-    return f"{whole} minute{'' if whole == 1 else 's'}"
+    return counted(math.ceil(seconds / 60), "minute")

@@ -1,4 +1,4 @@
-"""The demo's probes of the untrained network, ReSim's and MoCo v2's on images that were held out."""
+"""The demo's probes of the untrained network, ReSim's and MoCo v2's, on held-out images."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from resim.probes.suite import Path as ScorePath
 from resim.probes.suite import Score
 from resim.probes.tables import record
 from resim.probes.unlabelled import correspondence_probe, health_probe, probe_window
+from resim.runs.bars import Watch
 from resim.runs.checkpoints import write_atomically
-from resim.runs.progress import Watch
 
 NAMES = {"random": "untrained", "resim": "ReSim", "moco-v2": "MoCo v2"}
 BACKBONE, PYRAMID = "C4", "P4"
-"""The maps that are compared: the backbone's, which all three networks have, and the FPN's, which MoCo v2 has not."""
+"""The maps that are compared: one of the backbone, which all three networks have, and one of ReSim's FPN."""
 _HEALTH_IMAGES = 64
 _STRENGTHS = (0.1, 1e-2, 1e-3)  # of linear segmentation's penalty, to choose from
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeSets:
-    """What networks are measured on."""
+    """The images and labels of the probes."""
 
     held_out: ProbeImages
     labels: tuple[LabelMaps, LabelMaps] | None
-    """Of the labelled scenes to learn from, and of the held-out ones; None: there are no labels."""
+    """Label maps of the training scenes that have labels, and of the held-out scenes; None: no labels."""
     size: int
     """Side of a view, px."""
 
 
 def read_sets(images: DemoImages, *, size: int, most: int = 0, most_labelled: int = 0, seed: int = 0) -> ProbeSets:
-    """At most so many held-out images, and at most so many labelled ones (0: all)."""
+    """Read at most `most` held-out images, and at most `most_labelled` labelled ones (0: all)."""
     held_out, labels = read_images(images.held_out, labelled=False), None
     if images.labelled is not None and images.val is not None:
         train, test = read_labelled_sets(str(images.labelled), str(images.val))
@@ -52,11 +52,12 @@ def read_sets(images: DemoImages, *, size: int, most: int = 0, most_labelled: in
 
 
 def measure_network(network: Network, sets: ProbeSets, seed: int) -> dict[ScorePath, Score]:
-    """Region correspondence, health, and where there are labels linear segmentation and dense retrieval."""
-    found = correspondence_probe(network, sets.held_out, size=sets.size, seed=seed, changes=("both",))
+    """Measure region correspondence and health, and where there are labels linear segmentation and dense retrieval."""
+    accuracies = correspondence_probe(network, sets.held_out, size=sets.size, seed=seed, changes=("both",))
     details = {"window_px": probe_window(sets.size)}
     scores: dict[ScorePath, Score] = {
-        ("correspondence", "both", level): Score(value=value, details=details) for level, value in found["both"].items()
+        ("correspondence", "both", level): Score(value=value, details=details)
+        for level, value in accuracies["both"].items()
     }
     if sets.labels is not None:
         levels = tuple(level for level in (BACKBONE, PYRAMID) if level in network.strides)
@@ -75,10 +76,10 @@ def probe(
 
     Args:
         out: folder of the demo, with the two runs in `resim` and `moco-v2`.
-        images: what the demo works on.
-        seed: of everything random.
-        watch: called with the number of networks done, and of all.
-        most: held-out images; 0: all.
+        images: the demo's images.
+        seed: seed of everything random.
+        watch: called with the number of networks done and of all networks.
+        most: maximum number of held-out images; 0: all.
 
     Returns:
         Scores by the networks' names: random, resim, moco-v2.

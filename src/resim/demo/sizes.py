@@ -1,4 +1,4 @@
-"""How large the demo's data, networks and parts are."""
+"""The sizes of the demo's data, networks and parts."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from resim.runs.config import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How large the demo's data, networks and parts are. Smaller ones show less, in seconds."""
+    """The sizes of the demo's data, networks and parts. Smaller ones show less, in seconds."""
 
     scenes: int = 512
-    """Scenes that are drawn to train on, at most."""
+    """Maximum number of scenes to train on."""
     held_out: int = 256
-    """Scenes that are drawn to measure on, at most, or images of one's own that are measured on."""
+    """Maximum number of scenes to evaluate on, or number of the user's images for the probes."""
     labelled: int = 64
-    """Scenes of those to train on whose labels are used."""
+    """Training scenes whose labels are used."""
     evaluated: int = 128
-    """Held-out scenes that detectors are evaluated on."""
+    """Held-out scenes on which detectors are evaluated."""
     most_images: int = 2048
-    """Of one's own, to train on."""
+    """Maximum number of the user's images to train on."""
     measured: float = 2.0
-    """Seconds over which each speed is measured, two turns at least."""
+    """Seconds over which each speed is measured (at least two turns)."""
     recipe: Recipe = field(default_factory=recipes.quick)
-    """Of ReSim's pre-training, without its length and queue."""
+    """Recipe of ReSim's pre-training; its length and queue are set by the plan."""
     bounds: Bounds = field(default_factory=Bounds)
-    """Least and most of each part."""
+    """Minimum and maximum of each part."""

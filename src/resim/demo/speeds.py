@@ -1,4 +1,4 @@
-"""How fast this machine does each part of the demo, by the first steps of each kind: some seconds in all."""
+"""The speed of this machine in each part of the demo, measured in a few steps of each kind."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from resim.detection.step import make_detector_stepper
 from resim.distributed.processes import Processes, start_processes
 from resim.model.resim import ReSim
 from resim.probes.features import Network
+from resim.runs.bars import Watch
 from resim.runs.config import Recipe
-from resim.runs.progress import Watch
 from resim.scenes.scenes import draw_scene
 from resim.training.precision import choose_precision
 from resim.training.step import make_stepper
@@ -34,23 +34,23 @@ from resim.views.folder import find_images
 from resim.views.loader import make_loader
 
 _SCENES = 6
-_WRITING = 1.3  # seconds of drawing a scene and writing it with its masks, over those of drawing it
-_STEPS = 1000  # of the schedule of a detector that is measured
+_WRITING = 1.3  # time of making and writing a scene with its masks, over that of making it
+_STEPS = 1000  # of the measured detector's schedule
 _IMAGES = 8
-_REPORT_IMAGES = 60  # network and image probed in the time that the report takes
+_REPORT_IMAGES = 60  # the report takes as long as the probes of one network on so many images
 
 
 def measure_speeds(
     images: DemoImages, recipes: tuple[Recipe, Recipe], seed: int, watch: Watch, seconds: float
 ) -> Speeds:
-    """Take a few steps of each kind on the demo's images.
+    """Time a few steps of each kind on the demo's images.
 
     Args:
-        images: what the demo works on; without labels no detector is measured.
-        recipes: of ReSim and MoCo v2.
-        seed: of everything random.
-        watch: called with the number of parts done, and of all.
-        seconds: over which each is measured; two turns at least, the first of which does not count.
+        images: the demo's images; without labels no detector is measured.
+        recipes: recipes of ReSim and MoCo v2.
+        seed: seed of everything random.
+        watch: called with the number of parts done and of all parts.
+        seconds: duration of each measurement, at least two turns, the first of which does not count.
     """
     with start_processes("auto") as processes:
         resim_pair, _ = _pair_seconds(images, recipes[0], processes, seconds)
@@ -71,7 +71,7 @@ def measure_speeds(
 
 
 def scene_seconds(seed: int) -> float:
-    """Seconds in which a scene is drawn and written."""
+    """Seconds in which a scene is made and written."""
     began = time.perf_counter()
     for index in range(_SCENES):
         draw_scene(seed, index)
@@ -79,7 +79,7 @@ def scene_seconds(seed: int) -> float:
 
 
 def _pair_seconds(images: DemoImages, recipe: Recipe, processes: Processes, seconds: float) -> tuple[float, float]:
-    """Seconds of a view pair, and until the first step begins."""
+    """Seconds of a view pair, and seconds from the start to the first step."""
     began = time.perf_counter()
     device = processes.device
     paths = find_images([images.train])
@@ -94,13 +94,13 @@ def _pair_seconds(images: DemoImages, recipe: Recipe, processes: Processes, seco
 
 
 def _turn_seconds(turn: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Mean seconds of a turn, after the first: what is slow now and then counts."""
+    """Mean seconds of a turn after the first; the mean includes turns that are slow now and then."""
     rates = measure.time_turns(turn, 1, seconds, device, warmup=0).each[1:]
     return sum(1 / rate for rate in rates) / len(rates)
 
 
 def _probe_seconds(images: DemoImages, recipe: Recipe, seed: int) -> float:
-    """Seconds of all probes of one network, for a held-out image; there are at least as many of these as labels."""
+    """Seconds of all probes of one network for each held-out image, of which there are as many as labelled ones."""
     sets = read_sets(images, size=recipe.views.image_size, most=_IMAGES, most_labelled=_IMAGES, seed=seed)
     network = Network(name="untrained", encoder=ReSim(recipe.model, seed=seed).query.eval())
     began = time.perf_counter()
@@ -111,7 +111,7 @@ def _probe_seconds(images: DemoImages, recipe: Recipe, seed: int) -> float:
 def _detector_seconds(
     data: DetectionData, val: DetectionData, recipe: DetectRecipe, processes: Processes, seconds: float
 ) -> tuple[float, float]:
-    """Seconds of a step, and of detection in an image, by a detector that has just begun."""
+    """Seconds of a training step, and of detection in an image, of an untrained detector."""
     config, tune = recipe.detector, recipe.tune
     model = build_detector(
         config, recipe.images, num_classes=len(data.classes), num_keypoints=0, processes=processes, seed=tune.seed
@@ -120,9 +120,9 @@ def _detector_seconds(
     precision = choose_precision("auto", processes.device)
     stepper = make_detector_stepper(model, tune, processes, precision=precision)
     for group in stepper.optimizer.param_groups:
-        group["lr"] = 0.0  # the same step, whose losses cannot run away without a warm-up
-    lying = np.array([record.width >= record.height for record in data.records])
-    order = ShapeOrder(lying, tune.batch_size, seed=tune.seed, start_step=0, end_step=tune.steps)
+        group["lr"] = 0.0  # the same step, whose losses cannot diverge without a warm-up
+    is_landscape = np.array([record.width >= record.height for record in data.records])
+    order = ShapeOrder(is_landscape, tune.batch_size, seed=tune.seed, start_step=0, end_step=tune.steps)
     dataset = TrainingSet(data, recipe.images, tune.seed)
     batches = read_samples(make_loader(dataset, order, workers=0, join=collate_samples))
     step = _turn_seconds(lambda: stepper(next(batches)), processes.device, seconds)

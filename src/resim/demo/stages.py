@@ -1,4 +1,4 @@
-"""One display for a story of several stages: what is under way, how far it is, and how much time is left."""
+"""The progress of several stages: which one is under way, how far it is, and how much time is left."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from resim.runs.forecast import long
-from resim.runs.progress import Watch
+from resim.runs.bars import Bars, Watch
+from resim.runs.forecast import in_two_units
 
-_PLAIN_SECONDS = 20.0  # at least between two plain lines of a stage
+_LINE_SECONDS = 20.0  # at least between two lines of a stage where there are no bars
 
 
 class Stages:
-    """Bars of the stages and of the whole on a terminal, a line now and then elsewhere.
+    """A bar for each stage and one for the time on a terminal, a line now and then elsewhere.
 
     Args:
-        names: of the stages, in their order.
-        seconds: that all of them may take together.
+        names: names of the stages, in their order.
+        seconds: time that all of them may take together.
         began: `time.perf_counter` when the clock started.
         console: where to.
     """
@@ -28,19 +27,17 @@ class Stages:
     def __init__(self, names: Sequence[str], seconds: float, began: float, console: Console) -> None:
         self.console, self._seconds, self._began = console, seconds, began
         self._expected: dict[str, float] = {}
-        self._bars = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=None), TaskProgressColumn(), TimeElapsedColumn(),
-            console=console, expand=True, disable=not console.is_terminal,
-        )  # fmt: skip
-        self._tasks = {name: self._bars.add_task(name, total=1.0, start=False) for name in names}
-        self._all = self._bars.add_task("[bold]all of it", total=seconds)
+        self._bars = Bars(console)
+        self._bar_of = {name: self._bars.add(name, is_started=False) for name in names}
+        self._all_seconds = round(seconds)
+        self._all = self._bars.add("all of it, seconds", self._all_seconds)
 
     def __enter__(self) -> Stages:
-        self._bars.start()
+        self._bars.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._bars.stop()
+        self._bars.__exit__(*error)
 
     @property
     def used(self) -> float:
@@ -49,46 +46,48 @@ class Stages:
 
     @property
     def left(self) -> float:
-        """Seconds of those that all stages may take."""
+        """Seconds left of those that all stages may take."""
         return self._seconds - self.used
 
     def expect(self, seconds: Mapping[str, float]) -> None:
-        """Take over a plan: the seconds of each stage still to come; stages that it does not name are left out."""
+        """Show a plan: the expected seconds of each stage that is not done; the others are not shown."""
         self._expected = dict(seconds)
-        for name, task in self._tasks.items():
-            if not self._bars.tasks[task].started:
-                self._bars.update(task, visible=name in seconds)
-        self._bars.update(self._all, total=max(self.used + sum(seconds.values()), 1e-9))
+        for name, bar in self._bar_of.items():
+            if not bar.is_started:
+                bar.set_visible(name in seconds)
+        self._all_seconds = max(round(self.used + sum(seconds.values())), 1)
+        self._show_time()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Watch]:
-        """While inside, the stage is under way; call what is given with how much of it is done, and how much there is.
-
-        The stage's expected seconds are printed with the time that is left.
-        """
-        task = self._tasks[name]
+        """While inside, the stage is under way; call what it gives with the amount that is done and all of it."""
+        bar = self._bar_of[name]
         started = printed = time.perf_counter()
-        self._bars.start_task(task)
-        about = f"about {long(self._expected[name])}; " if name in self._expected else ""
-        self._say(f"{name} ... ({about}{self._time_left()})")
+        total = 1
+        expected = f"about {in_two_units(self._expected[name])}; " if name in self._expected else ""
+        self._print(f"{name} ... ({expected}{self._time_left()})")
+        bar.set_visible(True)
+        bar.update(0)
 
         def watch(done: int, of: int) -> None:
-            nonlocal printed
-            part = done / max(of, 1)
-            self._bars.update(task, completed=part)
-            self._bars.update(self._all, completed=self.used, description=f"[bold]all of it, {self._time_left()}")
-            if time.perf_counter() - printed >= _PLAIN_SECONDS:
+            nonlocal printed, total
+            total = max(of, 1)
+            bar.update(done, total)
+            self._show_time()
+            if time.perf_counter() - printed >= _LINE_SECONDS:
                 printed = time.perf_counter()
-                self._say(f"{name}: {part:.0%} ({self._time_left()})")
+                self._print(f"{name}: {done / total:.0%} ({self._time_left()})")
 
         yield watch
-        watch(1, 1)
-        self._bars.stop_task(task)
-        self._say(f"{name}: done in {long(time.perf_counter() - started)}")
+        watch(total, total)
+        self._print(f"{name}: done in {in_two_units(time.perf_counter() - started)}")
+
+    def _show_time(self) -> None:
+        self._all.update(round(self.used), self._all_seconds, title=f"all of it, seconds, {self._time_left()}")
 
     def _time_left(self) -> str:
-        return f"{long(self.left)} left" if self.left >= 0 else f"{long(-self.left)} over"
+        return f"{in_two_units(self.left)} left" if self.left >= 0 else f"{in_two_units(-self.left)} over"
 
-    def _say(self, text: str) -> None:
-        if not self.console.is_terminal:
+    def _print(self, text: str) -> None:
+        if not self._bars.is_shown:
             self.console.print(text, markup=False)

@@ -1,8 +1,8 @@
-"""The demo: the method's whole story in the minutes that there are, on drawn scenes or on one's own images.
+"""The demo: the whole method in a number of minutes, on scenes that the package makes or on the user's images.
 
-ReSim and MoCo v2 are pre-trained on as many view pairs; both and the untrained network are probed: region
-correspondence, linear segmentation, dense retrieval; a small detector is trained on each frozen backbone; a report
-shows it all. How much of each is planned by this machine's speed.
+ReSim and MoCo v2 are pre-trained on the same number of view pairs. Both and an untrained network are probed (region
+correspondence, linear segmentation, dense retrieval), and a small detector is trained on each frozen backbone. A report
+shows the results. The size of each part is planned by the speed of this machine.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from resim import recipes
+from resim.counts import counted
 from resim.demo.detectors import train_detectors
-from resim.demo.images import DemoImages, drawn_scenes, own_images
+from resim.demo.images import DemoImages, make_scenes, sample_images
 from resim.demo.plan import (
     DETECT,
     DRAW,
@@ -46,7 +47,7 @@ from resim.training.pretrain import pretrain
 
 __all__ = ["demo", "demo_recipes", "probe"]
 
-MOST_MINUTES = 24 * 60
+MAX_MINUTES = 24 * 60
 
 
 def demo(
@@ -59,16 +60,16 @@ def demo(
     began: float | None = None,
     sizes: Sizes | None = None,
 ) -> None:
-    """Run the demo on `data`, or on scenes that the package draws itself.
+    """Run the demo on `data`, or on scenes that the package makes.
 
     Args:
         data: a folder of images, or None; without labels there are no detectors.
-        out: folder for everything that is written; None: runs/demo-DATE-TIME.
-        minutes: that all of it may take.
-        pairs: view pairs that each model is pre-trained on; None: as the time allows.
-        seed: of everything random.
+        out: folder of the results; None: runs/demo-DATE-TIME.
+        minutes: time for the whole demo.
+        pairs: view pairs of each pre-training; None: as many as fit.
+        seed: seed of everything random.
         began: `time.perf_counter` when the clock started; None: now.
-        sizes: of data, networks and parts; None: the demo's.
+        sizes: sizes of data, networks and parts; None: the demo's.
 
     Raises:
         UserError: fewer images than one batch, or a folder that cannot be used.
@@ -78,8 +79,8 @@ def demo(
     batch = sizes.recipe.optim.batch_size
     if pairs is not None and pairs < batch:
         raise UserError(f"--pairs {pairs}: must be at least one batch of {batch}")
-    if not 0 < minutes <= MOST_MINUTES:
-        raise UserError(f"--minutes {minutes:g}: must be above 0 and at most {MOST_MINUTES}")
+    if not 0 < minutes <= MAX_MINUTES:
+        raise UserError(f"--minutes {minutes:g}: must be above 0 and at most {MAX_MINUTES}")
     out = out or Path("runs") / f"demo-{time.strftime('%Y%m%d-%H%M%S')}"
     run_folder.check_folder(out)
     if out.exists() and any(out.iterdir()):
@@ -91,33 +92,35 @@ def demo(
             with story.stage(DRAW):
                 most = sizes.scenes, sizes.held_out
                 scenes, held_out = scenes_that_fit(minutes, scene_seconds(2 * seed), most)
-                images = drawn_scenes(out, seed, dataclasses.replace(sizes, scenes=scenes, held_out=held_out))
+                images = make_scenes(out, seed, dataclasses.replace(sizes, scenes=scenes, held_out=held_out))
         else:
-            images = own_images(data, out, seed, sizes)
+            images = sample_images(data, out, seed, sizes)
         epoch_pairs = images.count // batch * batch
-        made = demo_recipes(images.count, epoch_pairs, seed, sizes.recipe)
+        recipe_pair = demo_recipes(images.count, epoch_pairs, seed, sizes.recipe)
         with story.stage(MEASURE) as watch:
-            speeds = measure_speeds(images, made, seed, watch, sizes.measured)
+            speeds = measure_speeds(images, recipe_pair, seed, watch, sizes.measured)
         plan = make_plan(
             minutes, speeds, epoch_pairs=epoch_pairs, used=story.used, pairs=pairs, labels=images.num_evaluated,
             bounds=sizes.bounds,
         )  # fmt: skip
-        show_plan(plan, images, console)
-        ended = _follow(plan, speeds, out, images, seed, story, sizes)
-    if ended is None:
+        print_plan(plan, images, console)
+        results = _run_plan(plan, speeds, out, images, seed, story, sizes)
+    if results is None:
         console.print("The demo was stopped.")
         return
     taken = (time.perf_counter() - began) / 60
-    console.print(f"\n{images.words}; it took {taken:.1f} minutes, {plan.total / 60:.1f} were planned of {minutes:g}")
-    scores, found = ended
-    for line in verdict(scores, found, out, images):
+    console.print(
+        f"\n{images.description}; it took {taken:.1f} minutes, {plan.total / 60:.1f} were planned of {minutes:g}"
+    )
+    scores, comparison = results
+    for line in verdict(scores, comparison, out, images):
         console.print(line)
 
 
-def _follow(
+def _run_plan(
     plan: Plan, speeds: Speeds, out: Path, images: DemoImages, seed: int, story: Stages, sizes: Sizes
 ) -> tuple[dict, Comparison | None] | None:
-    """Pre-train, probe, train detectors, report; the plan is made again after the first two. None: it was stopped."""
+    """Pre-train, probe, train detectors, report; the first two update the plan. None: it was stopped."""
     console, bounds, labels = story.console, sizes.bounds, images.num_evaluated
     story.expect(plan.seconds)
     recipe_pair = demo_recipes(images.count, plan.pairs, seed, sizes.recipe)
@@ -127,14 +130,14 @@ def _follow(
             run = RunConfig(out=out / recipe.name, keep_every=0, picture_every=math.ceil(plan.epochs / 4))
             if not pretrain(recipe, run, [images.train], show=False, watch=watch).finished:
                 return None
-    # others may have come or gone on this machine: what is left goes at the speed of what was done
+    # the load of this machine may have changed: the rest is planned at the speed of what is done
     pace = (story.used - before) / (plan.seconds[RESIM] + plan.seconds[MOCO])
     speeds = speeds.scaled(pace)
     plan = plan_rest(plan, speeds, used=story.used, probed=False, labels=labels, bounds=bounds)
     story.expect(plan.seconds)
     with story.stage(PROBE) as watch:
         scores = probe(out, images, seed, watch, most=plan.probe_images)
-    found = None
+    comparison = None
     if labels:
         plan = plan_rest(plan, speeds, used=story.used, probed=True, labels=labels, bounds=bounds)
         story.expect(plan.seconds)
@@ -142,23 +145,23 @@ def _follow(
             console.print(line)
         if plan.steps:
             with story.stage(DETECT) as watch:
-                found = train_detectors(out, images, recipe_pair[0], plan, seed, story, watch, sizes)
-            if found is None:
+                comparison = train_detectors(out, images, recipe_pair[0], plan, seed, story, watch, sizes)
+            if comparison is None:
                 return None
     with story.stage(REPORT):
         folders = [out / recipe.name for recipe in recipe_pair] + [out / "probe"]
-        report([*folders, *([out / "detectors"] if found else [])], out / "report.html", images=[images.held_out])
-    return scores, found
+        report([*folders, *([out / "detectors"] if comparison else [])], out / "report.html", images=[images.held_out])
+    return scores, comparison
 
 
-def show_plan(plan: Plan, images: DemoImages, console: Console) -> None:
-    """Print the plan: each stage with how much of it there is and the minutes that it takes."""
+def print_plan(plan: Plan, images: DemoImages, console: Console) -> None:
+    """Print the plan: the size of each stage, and the minutes that it takes."""
     amounts = {
         RESIM: f"{plan.pairs:,} view pairs, {plan.epochs} times every image",
         MOCO: "as many",
         PROBE: f"{plan.probe_images} held-out images",
         DETECT: f"{plan.steps} steps on {images.num_labelled} labelled scenes, from 3 networks, "
-        f"{plan.seeds} seed{'' if plan.seeds == 1 else 's'}",
+        f"{counted(plan.seeds, 'seed')}",
         REPORT: "",
     }
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -177,7 +180,7 @@ def show_plan(plan: Plan, images: DemoImages, console: Console) -> None:
 def demo_recipes(images: int, pairs: int, seed: int, recipe: Recipe | None = None) -> tuple[Recipe, Recipe]:
     """A recipe (the quick one) for `pairs` view pairs of `images` images, and MoCo v2 of the same size and length.
 
-    Both are trained by AdamW with a tenth of the steps as warm-up, which at so few pairs gets further than SGD.
+    Both are trained by AdamW with a tenth of the steps as warm-up, which learns faster than SGD from so few pairs.
 
     Raises:
         UserError: fewer images or pairs than one batch.

@@ -1,4 +1,4 @@
-"""What the demo found, in a few lines that say so where a difference is within the noise: probes first."""
+"""The verdict of the demo in a few lines, which say if a difference is within the noise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from resim.demo.detectors import WHAT
+from resim.demo.detectors import TITLE
 from resim.demo.images import DemoImages
 from resim.demo.probes import BACKBONE, NAMES, PYRAMID
 from resim.detection.compare import Comparison, Difference
@@ -26,15 +26,15 @@ _DENSE = (
 )
 
 
-def verdict(scores: Scores, found: Comparison | None, out: Path, images: DemoImages) -> list[str]:
-    """What was learned, a numbered line each, for a person; they say so where a difference is within the noise."""
-    new = images.labelled is not None
-    where = "scenes that were not trained on" if new else "the training images, views drawn anew"
+def verdict(scores: Scores, comparison: Comparison | None, out: Path, images: DemoImages) -> list[str]:
+    """The results, one numbered line for each; a line says if a difference is within the noise."""
+    is_held_out = images.labelled is not None
+    test_images = "scenes that were not trained on" if is_held_out else "the training images, in new views"
     some: Any = scores["resim"][*_CORRESPONDENCE, PYRAMID].value
     windows = f"n = {some.windows.sum()} windows of {len(some.windows)} images"
     lines = [
         f"Where is this region in the other view? {_compared(scores, _CORRESPONDENCE)} "
-        f"(right within {some.radius:.0f} px, chance {some.chance:.1%}, on {where}, {windows})"
+        f"(right within {some.radius:.0f} px, chance {some.chance:.1%}, on {test_images}, {windows})"
     ]
     for probe, words in _DENSE:
         path = (*probe, BACKBONE)
@@ -42,7 +42,7 @@ def verdict(scores: Scores, found: Comparison | None, out: Path, images: DemoIma
             about = f"foreground IoU, {images.num_labelled} labelled scenes, {_num_images(scores, path)} others"
             lines.append(f"{words} ({about}). {_compared(scores, probe)}")
     lines += [
-        _detected(found, images),
+        _detected(comparison, images),
         "One seed of pre-training, minutes of it, small images: other seeds or images can give another order.",
         f"See {out / 'report.html'}; the backbone with its FPN is {out / 'resim' / 'checkpoints' / 'last.pt'}",
     ]
@@ -50,7 +50,7 @@ def verdict(scores: Scores, found: Comparison | None, out: Path, images: DemoIma
 
 
 def _compared(scores: Scores, probe: ScorePath) -> str:
-    """All networks on the backbone's map, and those with an FPN on its."""
+    """All networks on the backbone's map, and those with an FPN on the FPN's map."""
     return f"On {BACKBONE}, the backbone: {_on(scores, probe, BACKBONE)}; on {PYRAMID} of the FPN: " + _on(
         scores, probe, PYRAMID
     )
@@ -88,18 +88,19 @@ def _num_images(scores: Scores, path: ScorePath) -> int:
     return len(value.confusion)
 
 
-def _detected(found: Comparison | None, images: DemoImages) -> str:
+def _detected(comparison: Comparison | None, images: DemoImages) -> str:
     if images.labelled is None:
         return "No labels, so no detector was trained: resim detect train LABELS --init the checkpoint below does it."
-    if found is None:
+    if comparison is None:
         return "There was no time for detectors: a larger --minutes trains them."
-    means = {name: float(np.mean(found.scores[name]["bbox"]["AP50"])) for name in found.names}
+    means = {name: float(np.mean(comparison.scores[name]["bbox"]["AP50"])) for name in comparison.names}
     values = ", ".join(f"{NAMES[name]} {100 * value:.1f}" for name, value in means.items())
-    pairs = {(one.first, one.second): one for one in found.differences}
-    many = f"{len(found.seeds)} seeds" if len(found.seeds) > 1 else "one seed, the intervals are over images alone"
+    pairs = {(one.first, one.second): one for one in comparison.differences}
+    num_seeds = len(comparison.seeds)
+    seeds = f"{num_seeds} seeds" if num_seeds > 1 else "one seed, the intervals are over images alone"
     return (
-        f"{WHAT[0].upper()}{WHAT[1:]}, trained on {images.num_labelled} labelled scenes to find shapes ({many}), box "
-        f"AP50 in percent on {images.num_evaluated} others: {values}. "
+        f"{TITLE[0].upper()}{TITLE[1:]}, trained on {images.num_labelled} labelled scenes to find shapes ({seeds}), "
+        f"box AP50 in percent on {images.num_evaluated} others: {values}. "
         f"Box AP, ReSim minus untrained {_box_change(pairs['random', 'resim'], turned=True)}, "
         f"ReSim minus MoCo v2 {_box_change(pairs['resim', 'moco-v2'])}"
     )
@@ -110,6 +111,6 @@ def _box_change(one: Difference, *, turned: bool = False) -> str:
 
 
 def points(value: float, low: float, high: float) -> str:
-    """A difference of shares in points, with its interval, and whether that leaves out zero."""
-    sure = "" if low > 0 or high < 0 else ", within the noise: this run cannot tell them apart"
-    return f"{100 * value:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f}{sure})"
+    """A difference of shares in points, with its interval, and whether the interval excludes zero."""
+    noise = "" if low > 0 or high < 0 else ", within the noise: this run cannot tell them apart"
+    return f"{100 * value:+.1f} points (95 % interval {100 * low:+.1f} to {100 * high:+.1f}{noise})"

@@ -25,8 +25,8 @@ from resim.distributed.processes import start_processes
 from resim.errors import UserError
 from resim.exchange.sources import TORCHVISION, is_untrained, untrained_model
 from resim.exchange.weights import read_weights
+from resim.runs.bars import Watch
 from resim.runs.checkpoints import write_atomically
-from resim.runs.progress import Watch
 from resim.runs.provenance import describe_run
 from resim.scores.bootstrap import average_precision, match_detections, paired_interval, resample_precision
 from resim.scores.results import read_results

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from resim.detection.fpn_parts import check_fixed
-from resim.fields import check_fields
-from resim.runs.config import Resume, settle_resume
+from resim.fields import AtLeast, AtMost, Below, Decay, Positive, PositiveShare, Seed, Share, check_fields
+from resim.runs.config import Resume, normalize_resume
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +24,13 @@ class DetectorConfig:
     """torchvision ResNet or ResNeXt by name; auto: that of --init."""
     neck: Literal["fpn", "c4"] = "fpn"
     """fpn: boxes are seen on P2 to P5; c4: on C4, by the fifth stage, with an extra BatchNorm after it."""
-    fpn_width: int = 0
+    fpn_width: Annotated[int, AtLeast(0)] = 0
     """Channels of every FPN map; 0: that of --init, or 256."""
     norm: Literal["sync", "batch", "frozen"] = "sync"
     """BatchNorm of the backbone: over all processes, of each, or with fixed statistics and weights."""
     fpn_norm: bool = True
     """The same normalisation after each FPN convolution, which then has no bias."""
-    frozen_stages: int = 0
+    frozen_stages: Annotated[int, AtLeast(0), AtMost(5)] = 0
     """Stages that are not trained: 0: none, 1: the stem, 2: the stem and the first stage (Detectron2's FREEZE_AT)."""
     freeze: Literal["none", "backbone", "backbone+fpn"] = "none"
     """backbone: it is computed without gradient and never changes (on C4: up to the fourth stage); backbone+fpn: nor do
@@ -45,38 +44,31 @@ class DetectorConfig:
     """Mask R-CNN."""
     keypoints: bool = False
     """Keypoint R-CNN."""
-    rpn_regions: int = 256
+    rpn_regions: Annotated[int, AtLeast(1)] = 256
     """Anchors an image that the RPN's losses sample."""
-    box_regions: int = 512
+    box_regions: Annotated[int, AtLeast(1)] = 512
     """Proposals an image that the box head's losses sample."""
-    candidates_train: int = 0
+    candidates_train: Annotated[int, AtLeast(0)] = 0
     """Anchors a level that suppression sees in training; 0: Detectron2's 2,000 on an FPN, 12,000 on C4."""
-    candidates_test: int = 0
+    candidates_test: Annotated[int, AtLeast(0)] = 0
     """The same at test; 0: Detectron2's 1,000 on an FPN, 6,000 on C4."""
-    proposals_train: int = 1000
+    proposals_train: Annotated[int, AtLeast(1)] = 1000
     """Proposals an image that the RPN gives in training."""
-    proposals_test: int = 1000
+    proposals_test: Annotated[int, AtLeast(1)] = 1000
     """The same at test."""
-    rpn_beta: float = 1 / 9
+    rpn_beta: Positive = 1 / 9
     """Where the RPN's smooth L1 turns into L1."""
-    box_beta: float = 1 / 9
+    box_beta: Positive = 1 / 9
     """Where the box head's smooth L1 turns into L1."""
-    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
+    anchor_sizes: tuple[Annotated[int, AtLeast(1, "px")], ...] = (32, 64, 128, 256, 512)
     """Side of the anchors, px: one a level of the FPN, all of them on C4."""
-    score_threshold: float = 0.05
+    score_threshold: Annotated[float, AtLeast(0), Below(1)] = 0.05
     """Detections below it are not given."""
-    detections: int = 100
+    detections: Annotated[int, AtLeast(1)] = 100
     """Detections an image, at most."""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        at_least = {
-            "fpn_width": 0, "frozen_stages": 0, "rpn_regions": 1, "box_regions": 1, "candidates_train": 0,
-            "candidates_test": 0, "proposals_train": 1, "proposals_test": 1, "score_threshold": 0, "detections": 1,
-        }  # fmt: skip
-        _at_least(self, at_least)
-        if self.frozen_stages > 5:
-            raise ValueError(f"frozen-stages {self.frozen_stages}: must be at most 5, the stem and four stages")
         check_fixed(self.frozen_fpn)
         if self.frozen_fpn and self.freeze != "backbone+fpn":
             parts = " ".join(self.frozen_fpn)
@@ -91,13 +83,8 @@ class DetectorConfig:
             raise ValueError("keypoints need --neck fpn")
         if self.neck == "fpn" and len(self.anchor_sizes) != 5:
             raise ValueError(f"anchor-sizes: an FPN needs five, one a level, not {len(self.anchor_sizes)}")
-        if not self.anchor_sizes or min(self.anchor_sizes) < 1:
-            raise ValueError("anchor-sizes: must be at least 1 px")
-        if self.score_threshold >= 1:
-            raise ValueError(f"score-threshold {self.score_threshold}: must be below 1")
-        for name in ("rpn_beta", "box_beta"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
+        if not self.anchor_sizes:
+            raise ValueError("anchor-sizes: name at least one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +97,7 @@ class ImagesConfig:
     """Longer side, px, at most."""
     test_size: int = 800
     """Shorter side at test, px."""
-    flip: float = 0.5
+    flip: Share = 0.5
     """Probability of a horizontal flip in training."""
     empty: bool = False
     """Train on images without objects too."""
@@ -124,64 +111,49 @@ class ImagesConfig:
         for size in (*self.min_sizes, self.test_size):
             if not 32 <= size <= self.max_size:
                 raise ValueError(f"size {size} px: must be from 32 to --max-size {self.max_size}")
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f"flip {self.flip}: must be in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig:
     """An optimiser over a number of steps. Source: the published protocols, and Detectron2's defaults."""
 
-    steps: int = 90_000
+    steps: Annotated[int, AtLeast(1)] = 90_000
     """Steps of the whole training."""
-    batch_size: int = 16
+    batch_size: Annotated[int, AtLeast(1)] = 16
     """Images a step, over all processes and passes. --lr is not rescaled with it unless --lr-batch says so."""
-    lr: float = 0.02
+    lr: Annotated[float, AtLeast(0)] = 0.02
     """Learning rate after the warm-up; as it is, unless --lr-batch says otherwise."""
-    lr_batch: int = 0
+    lr_batch: Annotated[int, AtLeast(0)] = 0
     """Batch that --lr is meant for: the lr is scaled by batch-size over it; 0: never scaled."""
-    drops: tuple[int, ...] = (60_000, 80_000)
+    drops: tuple[Annotated[int, AtLeast(1)], ...] = (60_000, 80_000)
     """Steps after which the lr is multiplied by 0.1."""
-    warmup_steps: int = 1000
+    warmup_steps: Annotated[int, AtLeast(0)] = 1000
     """Steps of linear warm-up."""
-    warmup_factor: float = 0.001
+    warmup_factor: Annotated[float, AtLeast(0)] = 0.001
     """Share of the lr at the first step."""
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd: with --momentum, weight decay an L2 penalty; adamw: with --betas, weight decay apart from the gradients."""
-    momentum: float = 0.9
+    momentum: Decay = 0.9
     """Momentum of SGD."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay of AdamW's running means of the gradients and of their squares."""
-    weight_decay: float = 1e-4
+    weight_decay: Annotated[float, AtLeast(0)] = 1e-4
     """Weight decay of weights and biases."""
-    norm_weight_decay: float = 0.0
+    norm_weight_decay: Annotated[float, AtLeast(0)] = 0.0
     """Weight decay of normalisation layers."""
-    clip_norm: float = 0.0
+    clip_norm: Annotated[float, AtLeast(0)] = 0.0
     """Gradients are scaled to this norm at most; 0: never."""
-    precise_bn: int = 0
+    precise_bn: Annotated[int, AtLeast(0)] = 0
     """Training batches over which BatchNorm's statistics are recomputed before each evaluation; 0: running ones."""
-    fraction: float = 1.0
+    fraction: PositiveShare = 1.0
     """Share of the training images that is used, drawn by the seed; with one seed a smaller is part of a larger."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the new weights, the order, the flips and sizes, the sampled regions and the share of the images."""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        at_least = {
-            "steps": 1, "batch_size": 1, "lr": 0, "lr_batch": 0, "warmup_steps": 0, "warmup_factor": 0, "momentum": 0,
-            "weight_decay": 0, "norm_weight_decay": 0, "clip_norm": 0, "precise_bn": 0, "seed": 0,
-        }  # fmt: skip
-        _at_least(self, at_least)
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction {self.fraction}: must be above 0 and at most 1")
-        if self.momentum >= 1:
-            raise ValueError(f"momentum {self.momentum}: must be below 1")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas {' '.join(map(str, self.betas))}: must be at least 0 and below 1")
-        if self.seed >= 2**63:
-            raise ValueError(f"seed {self.seed}: must be below 2**63")
-        if list(self.drops) != sorted(set(self.drops)) or any(drop < 1 for drop in self.drops):
-            raise ValueError(f"drops {' '.join(map(str, self.drops))}: must rise, from 1")
+        if list(self.drops) != sorted(set(self.drops)):
+            raise ValueError(f"drops {' '.join(map(str, self.drops))}: each must be above the one before it")
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of a step (from 0): linear warm-up, then a tenth after each drop."""
@@ -240,36 +212,23 @@ class DetectRun:
     """Where to compute; auto: a GPU if there is one."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """bf16 runs convolutions in bfloat16 (autocast), weights stay float32; auto: bf16 where it is faster."""
-    images_per_pass: int = 0
+    images_per_pass: Annotated[int, AtLeast(0)] = 0
     """Images that go forward and backward together, a process: less takes less memory; 0: all of the process's."""
-    eval_images: int = 1
+    eval_images: Annotated[int, AtLeast(1)] = 1
     """Images that are detected in together at test."""
-    workers: int = -1
+    workers: Annotated[int, AtLeast(-1), AtMost(512)] = -1
     """Processes that decode images, for each training process; -1: one a core, 16 at most."""
-    eval_every: int = 0
+    eval_every: Annotated[int, AtLeast(0)] = 0
     """Steps between two evaluations; 0: at the end alone."""
-    log_every: int = 20
+    log_every: Annotated[int, AtLeast(1)] = 20
     """Steps between two readings of the metrics (a line is written for every step all the same)."""
-    checkpoint_minutes: float = 15.0
+    checkpoint_minutes: Annotated[float, AtLeast(0)] = 15.0
     """Minutes between two checkpoints; 0: after every step."""
-    max_bad_share: float = 0.1
+    max_bad_share: Annotated[float, AtLeast(0)] = 0.1
     """Stop when more than this share of the files read, or of the images evaluated on, cannot be decoded."""
-    stop_after: int = 0
+    stop_after: Annotated[int, AtLeast(0)] = 0
     """Stop cleanly after this many steps of this invocation, with a checkpoint; 0: run to the end."""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        settle_resume(self)
-        at_least = {
-            "images_per_pass": 0, "eval_images": 1, "workers": -1, "eval_every": 0, "log_every": 1,
-            "checkpoint_minutes": 0, "max_bad_share": 0, "stop_after": 0,
-        }  # fmt: skip
-        _at_least(self, at_least)
-        if self.workers > 512:
-            raise ValueError(f"workers {self.workers}: must be at most 512")
-
-
-def _at_least(config: object, bounds: Mapping[str, float]) -> None:
-    for name, least in bounds.items():
-        if not getattr(config, name) >= least:
-            raise ValueError(f"{name.replace('_', '-')} {getattr(config, name)}: must be at least {least}")
+        normalize_resume(self)

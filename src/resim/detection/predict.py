@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pycocotools import mask as rle
-from rich.progress import track
 from torch import Tensor, nn
 
 from resim.counts import counted
@@ -26,6 +25,7 @@ from resim.detection.samples import DetectionBatch, Sample, TestSet, collate_sam
 from resim.detection.summary import summary
 from resim.distributed.processes import Processes, start_processes
 from resim.errors import UserError
+from resim.runs.bars import show_bar
 from resim.runs.checkpoints import write_atomically
 from resim.views.decode import BadImageError, Photo
 from resim.views.folder import find_images
@@ -174,10 +174,11 @@ def predict_images(
     scores: dict[str, list[float]] = {}
     passed_over = []
     taken: set[str] = set()
-    with start_processes(device) as processes:
+    with start_processes(device) as processes, show_bar("detecting", len(paths)) as show_done:
         detector = load_detector(model, processes.device)
         names = dict(zip(detector.category_ids, detector.classes, strict=True))
-        for path in track(paths, description="detecting", transient=True):
+        for number, path in enumerate(paths):
+            show_done(number)
             try:
                 pixels = np.array(Photo(path).decode())
             except BadImageError as error:

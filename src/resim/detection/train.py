@@ -33,12 +33,14 @@ from resim.errors import UserError
 from resim.exchange.sources import is_at_hand, is_untrained, untrained_model
 from resim.exchange.weights import Weights, read_weights
 from resim.runs import folder as run_folder
+from resim.runs.bad_files import BadFiles
+from resim.runs.bars import Watch
 from resim.runs.clock import Clock
 from resim.runs.log import Log
-from resim.runs.progress import Progress, Watch
+from resim.runs.progress import Progress
 from resim.training.optimizer import set_learning_rate
 from resim.training.precision import choose_precision
-from resim.training.starting import fetch_once
+from resim.training.starting import download_once
 from resim.views.loader import make_loader, tell_of_killed_workers
 
 _PRECISE_STREAM = 1  # added to the seed: batches for statistics are other draws than those trained on
@@ -87,12 +89,12 @@ def train_detector(
                 "set --batch-size to a multiple"
             )
         open_fields = leaves_open(recipe.detector)
-        resume = run_folder.goes_on(run.out, run.resume)
+        resume = run_folder.should_resume(run.out, run.resume)
         has_state = resume and run.out is not None and (run.out / "checkpoints" / "last.pt").exists()
         # a run that goes on needs its weights no more, but they are compared where they still are
         needed = not is_untrained(init) and (open_fields or not has_state or is_at_hand(init))
         if needed:
-            fetch_once(str(init), processes)
+            download_once(str(init), processes)
         weights = read_weights(init) if needed else None
         model = untrained_model(init) if is_untrained(init) else None
         recipe = dataclasses.replace(recipe, detector=resolve(recipe.detector, weights, model))
@@ -102,7 +104,7 @@ def train_detector(
         val = None if val is None else with_classes_of(val, data.classes, data.category_ids, data.source)
         out = Path(processes.gather_objects(run.out or run_folder.default_folder(recipe))[0])
         run_folder.check_folder(out, resume=resume)
-        held.enter_context(run_folder.hold(out, processes))
+        held.enter_context(run_folder.lock_folder(out, processes))
         state = run_folder.open_run(out, recipe, resume=resume)
         precision = state["precision"] if state else choose_precision(run.precision, processes.device)
         precision = processes.gather_objects(precision)[0]
@@ -126,14 +128,14 @@ def train_detector(
             stepper.model.load_state_dict(state["model"])
             stepper.optimizer.load_state_dict(state["optimizer"])
             if processes.first:
-                run_folder.note_resume(out, state["step"])
+                run_folder.record_resume(out, state["step"])
         elif processes.first:
             resolved = dataclasses.replace(run, out=out, device=processes.device.type, precision=precision)
             run_folder.write_config(
                 out, recipe, resolved, told, kind="detect", init=str(init), processes=processes.count,
                 classes=data.classes, weights=dataclasses.asdict(report),
             )  # fmt: skip
-        bad_files = run_folder.BadFiles(out, processes, run.max_bad_share)
+        bad_files = BadFiles(out, processes, run.max_bad_share)
         tuning = _Tuning(
             recipe,
             run,
@@ -170,7 +172,7 @@ class _Tuning:
     """Lines on what is left out of the training."""
     whole: DetectionData
     """What is trained on as it was read, with the images that the recipe leaves out."""
-    bad_files: run_folder.BadFiles
+    bad_files: BadFiles
     gone: int
     """Images that could not be decoded and have been taken out since."""
 
@@ -188,8 +190,8 @@ class _Tuning:
             contextlib.closing(self._batches(step, end, workers)) as batches,
         ):
             log = Log(
-                self.out, processes, progress, batch_size=tune.batch_size, steps=len(self.data) / tune.batch_size,
-                end=end, workers=workers,
+                self.out, processes, progress, batch_size=tune.batch_size,
+                epoch_steps=len(self.data) / tune.batch_size, end=end, workers=workers,
             )  # fmt: skip
             log.start(step)
             for line in opening_lines(
@@ -229,7 +231,7 @@ class _Tuning:
                     if self._is_due(step):
                         self._evaluate(step, progress, workers)
                         self._save(step, evaluated=True)
-                    clock.saved()
+                    clock.restart_minutes()
 
             log.close()
             self._list_bad()
@@ -254,16 +256,16 @@ class _Tuning:
         """Count and list what could not be decoded; too much of it stops the run."""
         bad = {file.path: file.reason for sample in batch.samples for file in sample.bad}
         try:
-            self.bad_files.seen(len(batch), bad)
+            self.bad_files.count(len(batch), bad)
         except UserError:
-            bad_images.remember(self.out, "train", self.whole, self.bad_files.found)
+            bad_images.remember(self.out, "train", self.whole, self.bad_files.reasons)
             raise
 
     def _list_bad(self) -> None:
         """Bring the lists of files that cannot be decoded up to date. All processes must call it."""
         self.bad_files.write()
-        if self.stepper.processes.first and self.bad_files.found:
-            bad_images.remember(self.out, "train", self.whole, self.bad_files.found)
+        if self.stepper.processes.first and self.bad_files.reasons:
+            bad_images.remember(self.out, "train", self.whole, self.bad_files.reasons)
 
     @property
     def _every(self) -> int:
@@ -292,7 +294,7 @@ class _Tuning:
         if self.val is None:
             return
         bad: dict[str, str] = {}
-        with progress.aside(f"evaluation after step {done}", -(-len(self.val) // processes.count)) as seen:
+        with progress.show_bar(f"evaluation after step {done}", -(-len(self.val) // processes.count)) as seen:
             results = detect(
                 stepper.model, self.val, processes, precision=stepper.precision, batch=self.run.eval_images,
                 workers=workers, seen=seen, bad=bad,
@@ -316,14 +318,14 @@ class _Tuning:
             evaluated=evaluated, metadata=self.origin, model=self.stepper.model.state_dict(),
             optimizer=self.stepper.optimizer.state_dict(),
         )  # fmt: skip
-        run_folder.save(self.out, state)
+        run_folder.save_state(self.out, state)
 
     def _close(self, progress: Progress, step: int, end: int) -> None:
         metrics = self.out / "metrics.jsonl"
         if metrics.exists() and metrics.stat().st_size:
             draw_curves(metrics, self.out / "curves.png", title=f"{self.recipe.name}, {self.init}")
-        if self.bad_files.found:
-            count, listed = len(self.bad_files.found), self.out / "bad_files.txt"
+        if self.bad_files.reasons:
+            count, listed = len(self.bad_files.reasons), self.out / "bad_files.txt"
             what = "replaced in training, left out of evaluations"
             progress.say(f"{counted(count, 'file')} could not be decoded ({what}): see {listed}")
         if step < end:

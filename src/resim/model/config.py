@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from resim.fields import check_fields
+from resim.fields import AtLeast, AtMost, Positive, Share, check_fields
 from resim.regions.level import Level
 
 
@@ -22,23 +23,23 @@ class ModelConfig:
         Level(name="P3", window=32, step=24, negatives="group"),
     )
     """Levels of the region loss, such as P4:window=48,step=32,negatives=all (px); none: MoCo v2."""
-    fpn_width: int = 256
+    fpn_width: Annotated[int, AtLeast(1)] = 256
     """Channels of every FPN map."""
     fpn_norm: bool = False
     """BatchNorm after each FPN convolution, which then has no bias."""
-    conv_width: int = 128
+    conv_width: Annotated[int, AtLeast(1)] = 128
     """Output channels of the convolution on a C level's map."""
-    dim: int = 128
+    dim: Annotated[int, AtLeast(1)] = 128
     """Width of the global vector."""
-    queue_size: int = 65536
+    queue_size: Annotated[int, AtLeast(1), AtMost(2**26)] = 65536
     """Keys that the queue holds, images."""
-    key_momentum: float = 0.999
+    key_momentum: Share = 0.999
     """Share of the key encoder that stays at each step."""
-    temperature: float = 0.2
+    temperature: Positive = 0.2
     """Temperature of every InfoNCE."""
-    instance_weight: float = 1.0
+    instance_weight: Annotated[float, AtLeast(0)] = 1.0
     """Weight of the loss on whole images in the total; each level has its own."""
-    group_size: int = 32
+    group_size: Annotated[int, AtLeast(1)] = 32
     """Images that BatchNorm and the group's negatives see together (a process of the published program)."""
 
     def __post_init__(self) -> None:
@@ -46,14 +47,3 @@ class ModelConfig:
         names = [level.name for level in self.levels]
         if len(set(names)) != len(names):
             raise ValueError(f"levels {', '.join(names)}: each level can be there once")
-        for name in ("fpn_width", "conv_width", "dim", "queue_size", "group_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
-        if self.queue_size > 2**26:
-            raise ValueError(f"queue-size {self.queue_size}: must be at most {2**26}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature {self.temperature}: must be above 0")
-        if self.instance_weight < 0:
-            raise ValueError(f"instance-weight {self.instance_weight}: must not be negative")
-        if not 0 <= self.key_momentum <= 1:
-            raise ValueError(f"key-momentum {self.key_momentum}: must be in [0, 1]")

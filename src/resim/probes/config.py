@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from resim.fields import check_fields
+from resim.fields import AtLeast, AtMost, Positive, PositiveShare, check_fields
 
 NEIGHBOURS, TEMPERATURE = 200, 0.07  # Wu et al.
 LEAST_SIZE = 64  # px: below it the top map has a single cell
@@ -24,28 +24,23 @@ DENSE: tuple[Literal["segmentation", "retrieval"], ...] = ("segmentation", "retr
 class LinearConfig:
     """SGD of the published linear probe; every default is MoCo's."""
 
-    epochs: int = 100
+    epochs: Annotated[int, AtLeast(1)] = 100
     """Passes over the images."""
-    lr: float = 30.0
+    lr: Positive = 30.0
     """Learning rate at the start, for the batch size as it is."""
     steps: tuple[int, ...] = (60, 80)
     """Epochs at which the learning rate is divided by ten."""
-    batch_size: int = 256
+    batch_size: Annotated[int, AtLeast(1)] = 256
     """Images a step; the last batch of an epoch may be smaller."""
     momentum: float = 0.9
     """Momentum of SGD; there is no weight decay."""
     crop_area: tuple[float, float] = (0.08, 1.0)
     """Least and largest share of the image's area in a crop."""
-    seed: int = 0
+    seed: Annotated[int, AtLeast(0)] = 0
     """Of the weights, the order of the images and the crops."""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0 or self.seed < 0:
-            raise ValueError(
-                f"epochs {self.epochs}, batch-size {self.batch_size}, lr {self.lr:g}, seed {self.seed}: "
-                "epochs and batch size must be at least 1, lr above 0, the seed not negative"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,30 +49,23 @@ class DenseConfig:
 
     dense_levels: tuple[str, ...] = ()
     """Maps for segmentation and retrieval, such as C4 C5 P4; default: every map of a network, and all together."""
-    dense_cells: int = SEGMENTATION_CELLS
+    dense_cells: Annotated[int, AtLeast(1)] = SEGMENTATION_CELLS
     """Most training cells of a map for linear segmentation, the same number of each image."""
-    dense_memory: float = 4.0
+    dense_memory: Positive = 4.0
     """Most memory for the maps of the training or the test images, and for a fit, GiB."""
-    retrieval_shares: tuple[float, ...] = RETRIEVAL_SHARES
+    retrieval_shares: tuple[PositiveShare, ...] = RETRIEVAL_SHARES
     """Shares of the training images that are put into the memory of dense retrieval, each in turn."""
-    retrieval_k: int = RETRIEVAL_NEIGHBOURS
+    retrieval_k: Annotated[int, AtLeast(1)] = RETRIEVAL_NEIGHBOURS
     """Neighbours of a cell in dense retrieval."""
-    retrieval_temperature: float = RETRIEVAL_TEMPERATURE
+    retrieval_temperature: Positive = RETRIEVAL_TEMPERATURE
     """Temperature of the softmax over them."""
-    retrieval_cells: int = RETRIEVAL_CELLS
+    retrieval_cells: Annotated[int, AtLeast(1)] = RETRIEVAL_CELLS
     """Most cells in the memory of dense retrieval, the same number of each image."""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("dense_cells", "retrieval_k", "retrieval_cells"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
-        for name in ("dense_memory", "retrieval_temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
-        wrong = next((share for share in self.retrieval_shares if not 0 < share <= 1), None)
-        if wrong is not None or not self.retrieval_shares:
-            raise ValueError(f"retrieval-shares {wrong}: each must be above 0 and at most 1")
+        if not self.retrieval_shares:
+            raise ValueError("retrieval-shares: name at least one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,56 +77,43 @@ class ProbeConfig:
     ] = ("knn", "linear", "correspondence", "health")
     """What to measure; linear: on cached features, in minutes; linear-sgd: MoCo's protocol, 100 epochs; segmentation
     and retrieval need label maps (docs/probes.md says how they are read)."""
-    image_size: int = 0
+    image_size: Annotated[int, AtLeast(0), AtMost(MOST_SIZE, "px")] = 0
     """Side of a view, px; 0: that of the first checkpoint's recipe, 224 where none has one."""
-    k: int = NEIGHBOURS
+    k: Annotated[int, AtLeast(1)] = NEIGHBOURS
     """Neighbours that vote (of fewer training images all do)."""
-    temperature: float = TEMPERATURE
+    temperature: Positive = TEMPERATURE
     """Temperature of their votes."""
     linear_level: str = "C5"
     """Level of the linear probe on cached features: C3, C4, C5, an FPN level such as P4, or global."""
-    pairs: int = 256
+    pairs: Annotated[int, AtLeast(0)] = 256
     """Images whose views are compared for correspondence and health, drawn at random; 0: all."""
-    radius: float = 0.0
+    radius: Annotated[float, AtLeast(0)] = 0.0
     """Distance at which a cell counts as the right one, px of the view; 0: one stride of its level."""
-    images: int = 0
+    images: Annotated[int, AtLeast(0)] = 0
     """Most images of each set, drawn at random; 0: all."""
-    sgd_epochs: int = LinearConfig.epochs
+    sgd_epochs: Annotated[int, AtLeast(1)] = LinearConfig.epochs
     """Of linear-sgd: epochs."""
     sgd_steps: tuple[int, ...] = LinearConfig.steps
     """Of linear-sgd: epochs at which the learning rate is divided by ten."""
-    sgd_lr: float = LinearConfig.lr
+    sgd_lr: Positive = LinearConfig.lr
     """Of linear-sgd: learning rate at the start, for the batch size as it is."""
-    sgd_batch_size: int = LinearConfig.batch_size
+    sgd_batch_size: Annotated[int, AtLeast(1)] = LinearConfig.batch_size
     """Of linear-sgd: images a step."""
-    seed: int = 0
+    seed: Annotated[int, AtLeast(0)] = 0
     """Seed of everything random."""
     dense: DenseConfig = field(default_factory=DenseConfig)
 
     def __post_init__(self) -> None:
         check_fields(self)
-        least = {"image_size": 0, "k": 1, "pairs": 0, "radius": 0, "images": 0, "seed": 0}
-        for name, value in least.items():
-            if getattr(self, name) < value:
-                raise ValueError(f"{name.replace('_', '-')} {getattr(self, name)}: must be at least {value}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature {self.temperature}: must be above 0")
         if not self.probes:
             raise ValueError(
                 "probes: name at least one of knn, linear, linear-sgd, correspondence, health, segmentation, retrieval"
             )
-        self.sgd()
         if 0 < self.image_size < LEAST_SIZE:
             raise ValueError(f"image-size {self.image_size}: must be at least {LEAST_SIZE} px")
-        if self.image_size > MOST_SIZE:
-            raise ValueError(f"image-size {self.image_size}: must be at most {MOST_SIZE} px")
 
     def sgd(self) -> LinearConfig:
-        """The schedule of linear-sgd.
-
-        Raises:
-            ValueError: a setting that cannot be.
-        """
+        """The schedule of linear-sgd."""
         return LinearConfig(
             epochs=self.sgd_epochs,
             steps=self.sgd_steps,

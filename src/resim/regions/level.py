@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from resim.fields import check_fields
+from resim.fields import AtLeast, check_fields
 from resim.regions.grid import window_starts
 
 if TYPE_CHECKING:
@@ -25,15 +25,15 @@ class Level:
     name: str
     """P3, P4, P5: an FPN output. C3, C4, C5: a backbone stage seen through a convolution of its own. The digit is
     log2 of the stride."""
-    window: int = 48
+    window: Annotated[int, AtLeast(1, "px")] = 48
     """Side of a window, px of the view."""
-    step: int = 32
+    step: Annotated[int, AtLeast(1, "px")] = 32
     """Distance between neighbouring windows, px of the view."""
     negatives: Literal["all", "group"] = "all"
     """Negatives are the key cells of all the processes' images, or only those of the own group's."""
     closed: bool = False
     """Also keep the windows that end exactly at the view's far edge."""
-    weight: float = 1.0
+    weight: Annotated[float, AtLeast(0)] = 1.0
     """Weight of this level's loss in the total."""
 
     def __post_init__(self) -> None:
@@ -43,10 +43,6 @@ class Level:
             raise ValueError(f"level {self.name}: {error}") from None
         if len(self.name) != 2 or self.name[0] not in "PC" or self.name[1] not in "345":
             raise ValueError(f"level {self.name!r}: a level is one of P3, P4, P5 (FPN) and C3, C4, C5 (backbone)")
-        if self.window < 1 or self.step < 1:
-            raise ValueError(f"level {self.name}: window={self.window} and step={self.step} must be at least 1 px")
-        if self.weight < 0:
-            raise ValueError(f"level {self.name}: weight={self.weight} must not be negative")
 
     @property
     def stride(self) -> int:

@@ -1,4 +1,4 @@
-"""Checkpoints that are there whole or not at all."""
+"""Checkpoints, written atomically: a reader sees a complete file or none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from resim.runs.archive import check_archive
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file so that a reader sees the old one or the whole new one, whatever happens in between.
+    """Write a file so that a reader sees either the old content or all of the new, even if the program is killed.
 
     A temporary file in the same folder is written, flushed to the disk and renamed; then the folder is flushed.
 
@@ -58,18 +58,17 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """
     try:
         write_atomically(path, lambda file: torch.save(state, file))
-    except RuntimeError as error:  # torch raises its own while the error of a failed write is on its way
+    except RuntimeError as error:  # torch raises its own error while it handles that of a failed write
         if not isinstance(error.__context__, OSError):
             raise
         raise UserError(f"{path}: cannot be written ({error.__context__.strerror})") from None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """What `save_checkpoint` wrote, on the CPU. No code in a file is ever run (`weights_only`).
+    """Read a file that `save_checkpoint` wrote, onto the CPU. No code in a file is run (`weights_only`).
 
     Raises:
-        UserError: no such file, a truncated one, one whose bytes are not those that were written (by the checksums in
-            it), or one that is no checkpoint of ours.
+        UserError: the file is missing, truncated, does not match the checksums in it, or is no checkpoint of resim.
     """
     try:
         data = path.read_bytes()
@@ -82,5 +81,5 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
         raise UserError(f"{path}: damaged, or no checkpoint ({len(data)} bytes; {reason})") from None
     if not isinstance(state, dict) or "resim" not in state:
-        raise UserError(f"{path}: is no checkpoint of resim's own")
+        raise UserError(f"{path}: is no checkpoint of resim: resim import reads those of other programs")
     return state

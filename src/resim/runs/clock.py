@@ -1,4 +1,4 @@
-"""When a training reads its metrics, saves and ends: the same answer on every process."""
+"""When a training reads its metrics, saves a checkpoint and ends: the same answer on every process."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import NamedTuple, Protocol
 
 from resim.distributed.processes import Processes
 
-_SLOW_STEPS = 2  # kernels are compiled and loader processes start in them: their speed is read separately
+_SLOW_STEPS = 2  # in them kernels are compiled and loader processes start: their speed is read separately
 
 
 class LoopSettings(Protocol):
-    """What a run says about its loop: see `RunConfig`."""
+    """The settings of a run that its loop reads: see `RunConfig`."""
 
     @property
     def log_every(self) -> int:
@@ -31,7 +31,7 @@ class LoopSettings(Protocol):
 
 
 class Due(NamedTuple):
-    """What follows a step."""
+    """What is due after a step."""
 
     read: bool
     """Read the metrics from the device."""
@@ -43,14 +43,14 @@ class Clock:
     """Counts the steps of a training and says what is due after each.
 
     A checkpoint is due at every boundary (the end of an epoch, an evaluation), every `run.checkpoint_minutes`, and
-    before an early end, which a signal or `run.stop_after` asks for. All processes must call `tick` alike.
+    before an early end by a signal or by `run.stop_after`. All processes must call `tick` alike.
 
     Args:
-        run: how often.
-        processes: all of which take part.
-        signals: what `catch_termination` gives: a signal that any process has received ends the training.
+        run: how often metrics are read and checkpoints saved.
+        processes: all processes of the training.
+        signals: the list of `catch_termination`: a signal that any process has received ends the training.
         step: steps done so far.
-        end: steps in all.
+        end: steps of the whole training.
         boundary: steps from one boundary to the next.
     """
 
@@ -65,15 +65,15 @@ class Clock:
         self._boundary = boundary
         self._saved_at = time.monotonic()
         self.is_over = step >= self._last
-        """Whether no step follows."""
+        """Whether the last step of this invocation is done."""
 
     def tick(self) -> Due:
-        """Count a step that has been taken."""
+        """Count a step, and return what is due after it."""
         self.step += 1
         boundary = self.step % self._boundary == 0
         read = boundary or self.step % self._run.log_every == 0 or self.step in (self._first_reading, self._last)
         save = boundary
-        # on GPUs agreeing waits for the device, so it is done where the metrics are read anyway
+        # an agreement of GPUs waits for the device, so it is made only when the metrics are read anyway
         if self._processes.device.type == "cpu" or self._processes.count == 1 or read:
             overdue = time.monotonic() - self._saved_at >= 60 * self._run.checkpoint_minutes
             stop, due = self._processes.agree(bool(self._signals), overdue)
@@ -81,6 +81,6 @@ class Clock:
             save = save or due or self.is_over
         return Due(read or save, save)
 
-    def saved(self) -> None:
+    def restart_minutes(self) -> None:
         """Count the minutes to the next checkpoint from now."""
         self._saved_at = time.monotonic()

@@ -1,7 +1,7 @@
-"""What a pre-training is: a recipe (what is computed) and a run (where and how it is computed).
+"""The configuration of a pre-training: a recipe (what is computed) and a run (where and how it is computed).
 
-A recipe decides the weights that come out; a run's settings change speed, memory and what is written. Of them
-precision, compiling, groups at a time and the number of threads change the result too, but only by rounding.
+The recipe determines the resulting weights; the settings of a run determine speed, memory and what is written. Of the
+latter, precision, compiling, groups at a time and the number of threads change the result too, but only by rounding.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, Protocol, TypeVar, get_args, get_type_hints
 
 from resim.acceleration import Kernels
 from resim.errors import UserError
-from resim.fields import check_fields
+from resim.fields import AtLeast, AtMost, Decay, Seed, check_fields
 from resim.model.config import ModelConfig
 from resim.regions.level import Level
 from resim.views.config import ViewsConfig
@@ -24,56 +24,46 @@ from resim.views.config import ViewsConfig
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """The optimisation over a number of epochs. Source: Xiao et al., ICCV 2021, section 4.1; He et al., 1911.05722."""
+    """The optimiser and its schedule. Source: Xiao et al., ICCV 2021, section 4.1; He et al., 1911.05722."""
 
-    epochs: int = 200
+    epochs: Annotated[int, AtLeast(1)] = 200
     """Passes over the images."""
-    batch_size: int = 256
+    batch_size: Annotated[int, AtLeast(1)] = 256
     """Images a step, over all processes; an incomplete last batch is dropped. --lr is not rescaled with it: the linear
     rule is lr times the new batch over the recipe's."""
     optimizer: Literal["sgd", "adamw", "lars"] = "sgd"
     """SGD with momentum as published, AdamW, or LARS (timm's)."""
-    lr: float = 0.03
+    lr: Annotated[float, AtLeast(0)] = 0.03
     """Peak learning rate."""
     schedule: Literal["cosine", "cosine-per-step", "constant"] = "cosine"
     """Cosine to 0 over the epochs, constant within an epoch as published or lowered at every step; or constant."""
-    warmup_epochs: float = 0.0
+    warmup_epochs: Annotated[float, AtLeast(0)] = 0.0
     """Epochs over which the learning rate rises linearly from 0 at the start, step by step."""
-    momentum: float = 0.9
+    momentum: Annotated[float, AtLeast(0)] = 0.9
     """Momentum of SGD and LARS."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay rates of AdamW's first and second moments."""
-    weight_decay: float = 1e-4
+    weight_decay: Annotated[float, AtLeast(0)] = 1e-4
     """L2 penalty of SGD and LARS, decoupled decay of AdamW."""
     decay_norms: bool = True
     """Decay biases and the scales and shifts of BatchNorm too, as published."""
-    clip_norm: float = 0.0
+    clip_norm: Annotated[float, AtLeast(0)] = 0.0
     """Largest L2 norm of all gradients together; larger ones are scaled down to it; 0: no clipping."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the weights, the order of the images, the views and the shuffle."""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.seed >= 2**63:
-            raise ValueError(f"seed {self.seed}: must be below 2**63")
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
-        for name in ("lr", "momentum", "weight_decay", "warmup_epochs", "clip_norm", "seed"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name.replace('_', '-')} {getattr(self, name)}: must not be negative")
         if self.warmup_epochs >= self.epochs and self.warmup_epochs:
             raise ValueError(f"warmup-epochs {self.warmup_epochs:g}: must be below epochs {self.epochs}")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas {self.betas[0]:g} {self.betas[1]:g}: each must be in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that decides the result of a pre-training.
+    """All settings that determine the result of a pre-training.
 
     Raises:
-        ValueError: parts that do not go together, such as a window larger than the view.
+        ValueError: parts that do not fit each other, for example a window larger than the view.
     """
 
     name: str = "resim-fpn"
@@ -88,8 +78,8 @@ class Recipe:
             level.check_windows(size)
             if math.ceil(size / level.stride) < 3:
                 raise ValueError(
-                    f"level {level.name}: its map of a {size} px view has less than the 3 x 3 cells that a negative is "
-                    f"the mean of: set --image-size to {2 * level.stride + 1} or more"
+                    f"level {level.name}: its map of a {size} px view has fewer than the 3 x 3 cells "
+                    f"over which a negative is averaged: set --image-size to {2 * level.stride + 1} or more"
                 )
         batch, group = self.optim.batch_size, self.model.group_size
         if group * math.ceil(size / 32) ** 2 < 2:
@@ -103,7 +93,7 @@ class Recipe:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data; levels as their short text."""
+        """As plain data; levels in the form of the command line."""
         data = dataclasses.asdict(self)
         data["model"]["levels"] = [str(level) for level in self.model.levels]
         return data
@@ -113,7 +103,7 @@ class Recipe:
         """The recipe that `to_json` wrote.
 
         Raises:
-            ValueError: a field that a recipe does not have, or a value that does not fit.
+            ValueError: an unknown field, or a value that does not fit.
         """
         try:
             model, views, optim = dict(data["model"]), dict(data["views"]), dict(data["optim"])
@@ -131,11 +121,11 @@ class Recipe:
 
 
 Resume = bool | Literal["no", "yes", "auto"]
-"""Whether a run goes on: yes (or True), no, or auto: it goes on where --out holds a run, and else begins."""
+"""Whether a run continues: yes (or True), no, or auto: it continues where --out contains a run, and else starts."""
 
 
-def settle_resume(config: Any) -> None:
-    """In the `__post_init__` of a frozen config: `resume` "yes" and "no" become True and False; "auto" stays."""
+def normalize_resume(config: Any) -> None:
+    """Replace `resume` "yes" and "no" by True and False, in the `__post_init__` of a frozen config; "auto" stays."""
     object.__setattr__(config, "resume", {"yes": True, "no": False}.get(config.resume, config.resume))
 
 
@@ -146,14 +136,14 @@ class RunConfig:
     out: Path | None = None
     """Folder of the run; default: runs/RECIPE-DATE-TIME."""
     resume: Resume = False
-    """Continue the run in --out exactly where its last checkpoint is; auto: if there is one, else begin. --resume alone
+    """Continue the run in --out exactly where its last checkpoint is; auto: if there is one, else start. --resume alone
     is --resume yes."""
     start_from: str | None = None
-    """Weights to begin with: random, a run's folder, a file of weights of any program that resim import reads, or
+    """Weights to start from: random, a run's folder, a file of weights of any program that resim import reads, or
     torchvision:NAME such as torchvision:resnet50 (ImageNet's weights, downloaded once). What fits the recipe's network
-    is loaded, keys, queue and momentum too, the rest begins new."""
-    start_epoch: int = 0
-    """Epoch of the schedule at which a run with --start-from begins."""
+    is loaded, key encoder, queue and momentum too; the rest is new."""
+    start_epoch: Annotated[int, AtLeast(0)] = 0
+    """Epoch of the schedule at which a run with --start-from starts."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto: a GPU if there is one."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
@@ -161,23 +151,23 @@ class RunConfig:
     compile: bool = False
     """Compile the encoders with torch.compile."""
     kernels: Kernels = "auto"
-    """Kernels of our own (C on a CPU, Triton on a GPU) that make a bf16 step faster; auto: all that run on this
+    """The package's kernels (C on a CPU, Triton on a GPU), which make a bf16 step faster; auto: all that run on this
     machine; norms: on a CPU those of BatchNorm alone; off: plain PyTorch."""
     keep_memory: bool = True
-    """On a CPU, keep freed memory in the process: faster steps, and the memory is not there for other programs."""
-    groups_at_a_time: int = 0
-    """Groups in one pass through the encoders, less takes less memory; 0: one on a CPU, all on a GPU."""
-    workers: int = -1
+    """On a CPU, keep freed memory in the process: faster steps, but the memory is not free for other programs."""
+    groups_at_a_time: Annotated[int, AtLeast(0)] = 0
+    """Groups in one pass through the encoders; fewer take less memory; 0: one on a CPU, all on a GPU."""
+    workers: Annotated[int, AtLeast(-1), AtMost(512)] = -1
     """Processes that decode images, for each training process; -1: one a core, 16 at most."""
-    log_every: int = 10
-    """Steps between two readings of the metrics (a line is written for every step all the same)."""
-    checkpoint_minutes: float = 15.0
+    log_every: Annotated[int, AtLeast(1)] = 10
+    """Steps between two readings of the metrics; a line is written for every step in any case."""
+    checkpoint_minutes: Annotated[float, AtLeast(0)] = 15.0
     """Minutes between two checkpoints within an epoch; 0: after every step."""
-    keep_every: int = 20
-    """Keep the checkpoint of every k-th epoch beside the last one, epochs; 0: only the last."""
-    picture_every: int = 1
+    keep_every: Annotated[int, AtLeast(0)] = 20
+    """Epochs between two checkpoints that are kept, in addition to the last one; 0: only the last."""
+    picture_every: Annotated[int, AtLeast(0)] = 1
     """Epochs between two pictures of view pairs; 0: none."""
-    probe_every: int = 0
+    probe_every: Annotated[int, AtLeast(0)] = 0
     """Epochs between two readings of the probes (kNN, linear segmentation, region correspondence, health); 0: only the
     queue's health."""
     probe_data: Path | None = None
@@ -186,30 +176,20 @@ class RunConfig:
     without classes."""
     probe_labels: Path | None = None
     """Label maps of the images of --probe-data, for linear segmentation: a folder of PNGs, or a COCO file."""
-    probe_images: int = 1024
-    """Most images of the probes' training and test set; 0: all."""
-    max_bad_share: float = 0.1
+    probe_images: Annotated[int, AtLeast(0)] = 1024
+    """Maximum number of images in the probes' training set, and in their test set; 0: all."""
+    max_bad_share: Annotated[float, AtLeast(0)] = 0.1
     """Stop when more than this share of the files read cannot be decoded."""
-    stop_after: int = 0
-    """Stop cleanly after this many steps of this invocation, with a checkpoint; 0: run to the end."""
+    stop_after: Annotated[int, AtLeast(0)] = 0
+    """Stop with a checkpoint after this many steps of this invocation; 0: run to the end."""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        settle_resume(self)
-        if self.workers > 512:
-            raise ValueError(f"workers {self.workers}: must be at most 512")
-        at_least = {
-          "groups_at_a_time": 0, "workers": -1, "log_every": 1, "checkpoint_minutes": 0, "keep_every": 0,
-            "picture_every": 0, "probe_every": 0, "probe_images": 0, "max_bad_share": 0, "stop_after": 0,
-            "start_epoch": 0,
-        }  # fmt: skip
-        for name, least in at_least.items():
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name.replace('_', '-')} {getattr(self, name)}: must be at least {least}")
+        normalize_resume(self)
 
 
 class AnyRecipe(Protocol):
-    """All that decides the result of a training, as plain data and back: groups of settings by name."""
+    """All settings that determine the result of a training: groups of settings by name, to and from plain data."""
 
     @property
     def name(self) -> str:
@@ -222,15 +202,15 @@ class AnyRecipe(Protocol):
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Any:
-        """The recipe that `to_json` wrote; raises a ValueError where it is none."""
+        """The recipe that `to_json` wrote; a ValueError where it is none."""
         ...
 
 
 def differences(before: AnyRecipe, now: AnyRecipe) -> list[str]:
-    """Every setting in which two recipes differ, as `--name old -> new`; their names do not count."""
+    """Settings in which two recipes differ, as `--name old -> new`; the recipes' names are not compared."""
     old, new = before.to_json(), now.to_json()
     return [
-        f"--{key.replace('_', '-')} {_shown(old[part][key])} -> {_shown(new[part][key])}"
+        f"--{key.replace('_', '-')} {_text_of(old[part][key])} -> {_text_of(new[part][key])}"
         for part in old
         if isinstance(old[part], dict)
         for key in old[part]
@@ -238,7 +218,7 @@ def differences(before: AnyRecipe, now: AnyRecipe) -> list[str]:
     ]
 
 
-def _shown(value: object) -> str:
+def _text_of(value: object) -> str:
     return " ".join(map(str, value)) or "none" if isinstance(value, (list, tuple)) else str(value)
 
 
@@ -246,22 +226,27 @@ R = TypeVar("R", bound=AnyRecipe)
 D = TypeVar("D")
 
 _KEPT_ON_RESUME = (
-    "compile", "kernels", "keep_memory", "groups_at_a_time", "log_every", "checkpoint_minutes", "keep_every", "picture_every", "probe_every",
-    "probe_data", "probe_labels", "probe_images", "max_bad_share",
-    "start_from", "start_epoch",
+    "compile", "kernels", "keep_memory", "groups_at_a_time", "log_every", "checkpoint_minutes", "keep_every",
+    "picture_every", "probe_every", "probe_data", "probe_labels", "probe_images", "max_bad_share", "start_from",
+    "start_epoch",
 )  # fmt: skip
 
 
 def read_run_settings(path: Path) -> RunConfig:
-    """The settings with which the run of a `config.json` goes on; device, precision and workers are chosen anew."""
+    """The settings with which the run of a `config.json` continues, without device, precision and workers."""
     return read_settings(path, RunConfig, _KEPT_ON_RESUME)
 
 
 def read_settings(path: Path, kind: type[D], names: Sequence[str]) -> D:
-    """Of the settings in a run's `config.json` those of the given names, as a dataclass.
+    """Read settings from the `config.json` of a run.
+
+    Args:
+        path: the file.
+        kind: dataclass of the settings.
+        names: fields to read; the others have their defaults.
 
     Raises:
-        UserError: no such file, or settings that are none.
+        UserError: the file cannot be read, or a setting does not fit.
     """
     try:
         stored = json.loads(path.read_text(encoding="utf-8")).get("run", {})
@@ -272,18 +257,18 @@ def read_settings(path: Path, kind: type[D], names: Sequence[str]) -> D:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{path}: holds no run's settings ({error})") from None
+        raise UserError(f"{path}: contains no settings of a run ({error})") from None
 
 
 def read_recipe(path: Path, kind: type[R] = Recipe) -> R:
-    """The recipe in a run's `config.json`, or in a JSON file of the same form.
+    """Read the recipe in a run's `config.json`, or in a JSON file of the same form.
 
     Args:
         path: the file.
-        kind: the kind of recipe that it must hold.
+        kind: the kind of recipe.
 
     Raises:
-        UserError: no such file, or one that is no such recipe.
+        UserError: the file cannot be read, or contains no such recipe.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -291,4 +276,4 @@ def read_recipe(path: Path, kind: type[R] = Recipe) -> R:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: holds no recipe ({error})") from None
+        raise UserError(f"{path}: contains no recipe ({error})") from None

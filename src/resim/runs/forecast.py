@@ -1,4 +1,4 @@
-"""How long all of a training takes, told after its first steps, and whether the loader or the step limits it."""
+"""A forecast after the first steps of a training: how long the rest takes, and what limits, loader or step."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import time
 
 from resim.counts import counted
 
-_MOST_WAITING = 0.03  # share of the time, as `resim bench` has it
+_MOST_WAITING = 0.03  # share of the time, the same as in `resim bench`
 
 
 def forecast(*, seconds: float, steps: int, left: int, waiting: float, workers: int, now: float) -> str:
     """One line: how long the rest takes, until when, and what limits.
 
     Args:
-        seconds: that the steps measured took together.
-        steps: measured.
-        left: steps that are still to be taken.
+        seconds: time that the measured steps took together.
+        steps: number of measured steps.
+        left: number of steps that are left.
         waiting: share of that time in which the step waited for images.
         workers: loader processes of each training process.
-        now: seconds since the epoch of the clock.
+        now: current time, in seconds since the epoch of the clock.
     """
     rest = seconds / steps * left
     until = time.strftime("%a %d %b %Y %H:%M", time.localtime(now + rest))
@@ -28,13 +28,12 @@ def forecast(*, seconds: float, steps: int, left: int, waiting: float, workers: 
         limit = f"the loader limits ({share}; {loaders}): raise --workers, or measure by resim bench"
     else:
         limit = f"the step limits ({share})"
-    return f"all of it takes about {long(rest)}, until {until}; {limit}"
+    return f"all of it takes about {in_two_units(rest)}, until {until}; {limit}"
 
 
-def long(seconds: float) -> str:
+def in_two_units(seconds: float) -> str:
     """A length of time in its two largest units: 2 d 3 h, 3 h 20 min, 4 min 5 s, 12 s."""
-    whole = max(0, round(seconds))
-    days, rest = divmod(whole, 86400)
+    days, rest = divmod(max(0, round(seconds)), 86400)
     hours, rest = divmod(rest, 3600)
     minutes, seconds = divmod(rest, 60)
     if days:

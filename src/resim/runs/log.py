@@ -1,4 +1,4 @@
-"""Numbers of a run: one line a step in metrics.jsonl, TensorBoard, and what a person watches."""
+"""Numbers of a run: one line for each step in metrics.jsonl, TensorBoard, and the progress on the terminal."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ Batch = TypeVar("Batch")
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What was found out about a model between two steps."""
+    """A measurement of a model between two steps."""
 
     values: dict[str, float]
     """Numbers by name, such as knn/C5."""
     lines: tuple[str, ...] = ()
-    """What to tell a person."""
+    """Lines to print."""
 
 
 class Log:
-    """Collects each step's numbers on the device and reads them together, so that a step never waits for them.
+    """Collects the numbers of each step on the device and reads many steps together, so that no step waits for them.
 
     Only the first process writes; all must call `add` and `flush` alike, because numbers are averaged over processes.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         processes: whose numbers are averaged.
         progress: shows the last numbers.
         batch_size: images a step.
-        steps: of an epoch; where an epoch is no whole number of steps, a fraction.
-        end: steps of the whole training, of which it says after the first ones how long they take.
+        epoch_steps: steps of an epoch; a fraction where an epoch is no whole number of steps.
+        end: steps of the whole training; after the first ones the log prints how long the rest takes.
         workers: loader processes.
     """
 
@@ -56,14 +56,14 @@ class Log:
         progress: Progress,
         *,
         batch_size: int,
-        steps: float,
+        epoch_steps: float,
         end: int,
         workers: int,
     ) -> None:
         self.folder, self.processes, self.progress = folder, processes, progress
-        self.batch_size, self.steps_per_epoch = batch_size, steps
+        self.batch_size, self.epoch_steps = batch_size, epoch_steps
         self._end, self._workers = end, workers
-        self._readings = self._steps_measured = 0
+        self._num_flushes = self._steps_measured = 0
         self._seconds_measured = self._seconds_waited = 0.0
         self._has_forecast = False
         self._pending: list[tuple[int, float, dict[str, Tensor]]] = []
@@ -72,14 +72,14 @@ class Log:
         self._board: SummaryWriter | None = None
 
     def start(self, step: int) -> None:
-        """Open the files at `step`; what a stopped run wrote beyond it is dropped."""
+        """Open the files at `step`, and remove lines that a stopped run wrote after it."""
         if not self.processes.first:
             return
-        # a line of the metrics is of the step that follows, one of the probes is of the steps done
+        # a line of metrics.jsonl has the index of its step, one of probes.jsonl the number of steps done
         for name, end in (("metrics.jsonl", step), ("probes.jsonl", step + 1)):
             path = self.folder / name
             if path.exists():
-                kept = "".join(line for line in _whole_lines(path) if json.loads(line)["step"] < end)
+                kept = "".join(line for line in _complete_lines(path) if json.loads(line)["step"] < end)
                 write_atomically(path, lambda file, kept=kept: file.write(kept.encode()))
         self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
         self._since = time.perf_counter()
@@ -92,11 +92,11 @@ class Log:
         return batch
 
     def add(self, step: int, lr: float, values: dict[str, Tensor]) -> None:
-        """Remember a step's numbers; nothing is read from the device yet."""
+        """Keep the numbers of a step until `flush`; nothing is read from the device."""
         self._pending.append((step, lr, values))
 
     def flush(self) -> None:
-        """Read what is pending, average it over the processes, write and show it.
+        """Read the numbers that were added, average them over the processes, write and show them.
 
         Raises:
             UserError: a loss that is not finite.
@@ -109,20 +109,20 @@ class Log:
         rows = table.tolist()
         now = time.perf_counter()
         seconds = max(now - self._since, 1e-9)
-        rate, waited = self.batch_size * len(rows) / seconds, min(1.0, self._waited / seconds)
+        rate, waiting = self.batch_size * len(rows) / seconds, min(1.0, self._waited / seconds)
         self._since, self._waited = now, 0.0
         last = self._pending[-1][0]
         lines = []
         for (step, lr, _), row in zip(self._pending, rows, strict=True):
             values = {name if "/" in name else f"loss/{name}": value for name, value in zip(names, row, strict=True)}
-            epoch = step / self.steps_per_epoch
+            epoch = step / self.epoch_steps
             line = {"step": step, "epoch": int(epoch), "epoch_progress": epoch, "lr": lr} | values
-            lines.append(line | {"images_per_second": rate, "data_wait": waited})
+            lines.append(line | {"images_per_second": rate, "data_wait": waiting})
         self._pending.clear()
         if self.processes.first:
             self._write(lines)
             self.progress.update(lines[-1])
-            self._forecast(seconds, waited * seconds, len(rows), self._end - last - 1)
+            self._print_forecast(seconds, waiting * seconds, len(rows), self._end - last - 1)
         broken = next((line for line in lines if not math.isfinite(line["loss/total"])), None)
         if broken is not None:
             raise UserError(
@@ -130,22 +130,22 @@ class Log:
                 f"what was saved before it stays in {self.folder / 'checkpoints'}"
             )
 
-    def _forecast(self, seconds: float, waited: float, steps: int, left: int) -> None:
-        """Once, after the first steps: how long the rest takes. The first reading, of slow steps, does not count."""
-        self._readings += 1
-        if self._readings == 1 or self._has_forecast:
+    def _print_forecast(self, seconds: float, waited: float, steps: int, left: int) -> None:
+        """Print once, after the first steps, how long the rest takes. The first flush has slow steps and is ignored."""
+        self._num_flushes += 1
+        if self._num_flushes == 1 or self._has_forecast:
             return
         self._seconds_measured += seconds
         self._seconds_waited += waited
         self._steps_measured += steps
-        # a GPU uses up first what the loader had ready
+        # a GPU first uses up the batches that the loader has ready
         if left and self._steps_measured >= (1 if self.processes.device.type == "cpu" else 50):
             self._has_forecast = True
-            told = forecast(
+            text = forecast(
                 seconds=self._seconds_measured, steps=self._steps_measured, left=left,
                 waiting=self._seconds_waited / self._seconds_measured, workers=self._workers, now=time.time(),
             )  # fmt: skip
-            self.progress.say(told)
+            self.progress.say(text)
 
     def _write(self, lines: list[dict[str, float]]) -> None:
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
@@ -156,29 +156,29 @@ class Log:
                 if name not in ("step", "epoch"):
                     self._board.add_scalar(name, value, int(line["step"]))
 
-    def look(self, step: int, look: Callable[[], Reading]) -> None:
-        """Write and show what is found out after `step` steps; the time that it takes is not the training's.
+    def record_reading(self, step: int, measure: Callable[[], Reading]) -> None:
+        """Measure the model after `step` steps, write and show the result; its time does not count as training.
 
-        A reading that an earlier invocation of the run has written is not taken again.
+        A reading that an earlier invocation of the run has written is not repeated.
         """
         path = self.folder / "probes.jsonl"
-        if path.exists() and any(json.loads(line)["step"] == step for line in _whole_lines(path)):
+        if path.exists() and any(json.loads(line)["step"] == step for line in _complete_lines(path)):
             return
-        started = time.perf_counter()
-        reading = look()
+        start = time.perf_counter()
+        reading = measure()
         assert self._board is not None
         if reading.values:
-            line = {"step": step, "epoch": step // self.steps_per_epoch} | reading.values
+            line = {"step": step, "epoch": step // self.epoch_steps} | reading.values
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             for name, value in reading.values.items():
                 self._board.add_scalar(f"probe/{name}", value, step)
         for text in reading.lines:
             self.progress.say(text)
-        self._since += time.perf_counter() - started
+        self._since += time.perf_counter() - start
 
-    def picture(self, name: str, step: int, pixels: np.ndarray) -> None:
-        """Show a picture (H, W, 3) uint8 in TensorBoard."""
+    def add_picture(self, name: str, step: int, pixels: np.ndarray) -> None:
+        """Add a picture (H, W, 3) uint8 to TensorBoard."""
         if self._board is not None:
             self._board.add_image(name, pixels, step, dataformats="HWC")
 
@@ -188,18 +188,18 @@ class Log:
             self._board.close()
 
 
-def _whole_lines(path: Path) -> list[str]:
+def _complete_lines(path: Path) -> list[str]:
     """The lines of a file, without one that was cut off while it was written."""
     return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Every step's numbers of a run, in order.
+    """The numbers of every step of a run, in order.
 
     Raises:
         UserError: no such file.
     """
     try:
-        return [json.loads(line) for line in _whole_lines(path)]
+        return [json.loads(line) for line in _complete_lines(path)]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None

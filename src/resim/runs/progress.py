@@ -1,43 +1,30 @@
-"""What a person watches while a model trains: bars and numbers on a terminal, plain lines elsewhere."""
+"""The progress of a training: bars and numbers on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 
 from rich.columns import Columns
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
+from rich.console import Console
 from rich.text import Text
 
-Watch = Callable[[int, int], None]
-"""Called with how much is done, and how much there is."""
-_PLAIN_SECONDS = 10.0  # at least between two plain lines
+from resim.runs.bars import Bars, Watch, open_console
 
-
-class _Console(Console):
-    """A console whose reader may go away (`| head`): the training goes on in silence."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+_LINE_SECONDS = 10.0  # at least between two lines where there are no bars
 
 
 class Progress:
-    """Epoch and total bars with the last numbers below them; where the output is no terminal, a line now and then.
+    """Bars of the epoch and of the whole training with the last numbers below them, or a line now and then.
 
     Args:
-        steps: of the whole training.
+        steps: steps of the whole training.
         epoch_steps: steps of an epoch; None: the training is counted in steps alone.
-        first_step: where it begins.
-        show: nothing is printed otherwise.
+        first_step: first step of this invocation.
+        show: whether anything is printed.
         console: where to; None: the standard output.
-        watch: told of the steps done and of all steps, whatever is shown.
+        watch: called with the steps done and all steps, whatever is shown.
     """
 
     def __init__(
@@ -51,80 +38,64 @@ class Progress:
         watch: Watch | None = None,
     ) -> None:
         self._watch = watch
-        self.console = console or _Console(stderr=False, quiet=not show, highlight=False)
+        self._bars = Bars(console or open_console(show=show))
         self._steps, self._epoch_steps = steps, epoch_steps
-        self._bars = Bars(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-            expand=True,
-        )
         if epoch_steps is not None:
-            self._epoch = self._bars.add_task("epoch", total=epoch_steps, completed=first_step % epoch_steps)
-        self._total = self._bars.add_task("total" if epoch_steps else "steps", total=steps, completed=first_step)
-        self._live: Live | None = None
-        self._shown_epoch = -1
+            self._epoch_bar = self._bars.add("epoch", epoch_steps, done=first_step % epoch_steps)
+        self._total_bar = self._bars.add("total" if epoch_steps else "steps", steps, done=first_step)
+        self._epoch = -1
         self._first_step, self._started, self._printed = first_step, time.perf_counter(), 0.0
 
     def __enter__(self) -> Progress:
         self._started = time.perf_counter()
-        if self.console.is_terminal and not self.console.quiet:
-            self._live = Live(self._bars, console=self.console, refresh_per_second=4)
-            self._live.start()
+        self._bars.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
+    def __exit__(self, *error: object) -> None:
+        self._bars.__exit__(*error)
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self._bars.console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
-    def aside(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        """While inside, a bar for something between two steps; it is given how much of the total is done."""
-        self.say(what)
-        bar = self._bars.add_task(what, total=total)
+    def show_bar(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+        """While inside, a bar for work between two steps; call what it gives with the amount that is done."""
+        self.say(title)
+        bar = self._bars.add(title, total)
         try:
-            yield lambda done: self._bars.update(bar, completed=done)
+            yield bar.update
         finally:
-            self._bars.remove_task(bar)
+            bar.remove()
 
     def update(self, line: dict[str, float]) -> None:
-        """Show the numbers of a step, as they stand in metrics.jsonl."""
+        """Show the numbers of a step, in the form that they have in metrics.jsonl."""
         done = int(line["step"]) + 1
         if self._watch is not None:
             self._watch(done, self._steps)
-        self._bars.update(self._total, completed=done)
-        where = [f"step {done}/{self._steps}"]
+        self._total_bar.update(done)
+        position = [f"step {done}/{self._steps}"]
         if self._epoch_steps is not None:
             epoch, epochs = int(line["epoch"]), self._steps // self._epoch_steps
             in_epoch = done - epoch * self._epoch_steps
-            if epoch != self._shown_epoch:
-                self._shown_epoch = epoch
-                self._bars.reset(self._epoch, description=f"epoch {epoch + 1}/{epochs}")
-            self._bars.update(self._epoch, completed=in_epoch)
-            where = [f"epoch {epoch + 1}/{epochs}", f"step {in_epoch}/{self._epoch_steps}"]
-        if self._live is not None:
-            self._live.update(Group(self._bars, _numbers(line)))
+            if epoch != self._epoch:
+                self._epoch = epoch
+                self._epoch_bar.restart(f"epoch {epoch + 1}/{epochs}")
+            self._epoch_bar.update(in_epoch)
+            position = [f"epoch {epoch + 1}/{epochs}", f"step {in_epoch}/{self._epoch_steps}"]
+        if self._bars.is_shown:
+            self._bars.show_below(_numbers(line))
             return
         now = time.perf_counter()
-        if now - self._printed >= _PLAIN_SECONDS or done == self._steps:
+        if now - self._printed >= _LINE_SECONDS or done == self._steps:
             self._printed = now
             left = (now - self._started) / max(1, done - self._first_step) * (self._steps - done)
             numbers = [f"{label} {value}" for label, value in _columns(line)]
-            self.say("  ".join([*where, *numbers, f"left {_duration(left)}"]))
+            self.say("  ".join([*position, *numbers, f"left {_duration(left)}"]))
 
 
 def _columns(line: dict[str, float]) -> list[tuple[str, str]]:
-    """The numbers worth a glance, as label and text."""
+    """The numbers that are shown, as label and text."""
     columns = [("loss", f"{line['loss/total']:.3f}")]
     for name, value in line.items():
         if name.startswith("loss/") and name != "loss/total":
@@ -141,7 +112,7 @@ def _columns(line: dict[str, float]) -> list[tuple[str, str]]:
 
 
 def _numbers(line: dict[str, float]) -> Columns:
-    """Label and value side by side, in as many rows as the terminal's width asks for."""
+    """Labels and values in columns, in as many rows as fit the terminal's width."""
     cells = [Text.assemble((f"{label} ", "dim"), value) for label, value in _columns(line)]
     return Columns(cells, padding=(0, 3))
 

@@ -1,4 +1,4 @@
-"""What ran, written down: versions, the state of the source, the command."""
+"""A record of what ran: versions, the state of the source, the command."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _PACKAGES = ("torch", "torchvision", "numpy", "pillow", "timm")
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that shape a result."""
-    found = {"resim": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    """Versions of Python and of the packages that affect a result."""
+    numbers = {"resim": __version__, "python": platform.python_version(), "platform": platform.platform()}
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            numbers[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return numbers
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit of the checkout that holds `folder` and whether files differ from it; None outside a checkout."""
+    """Commit of the checkout that contains `folder`, and whether files differ from it; None outside a checkout."""
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(folder), *words]

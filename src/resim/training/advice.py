@@ -1,4 +1,4 @@
-"""What is odd about a recipe for so many images, and the one command line that fits them better."""
+"""Advice on settings that do not fit the number of images, and the command line that fits them better."""
 
 from __future__ import annotations
 
@@ -16,35 +16,36 @@ from resim.runs.config import Recipe
 
 PUBLISHED_PAIRS = 200 * 1_281_167
 """View pairs of the published pre-training: 200 epochs of ImageNet."""
-_MOST_STALE, _LEAST_STALE = 0.25, 0.05  # share of its initial weights in the key encoder at the end of a run
-_MOST_LEFT_OUT = 0.2  # share of the images that every epoch leaves out
-_STEPS = 8  # of an epoch, at least, where a batch is chosen
+_MAX_STALE, _GOOD_STALE = 0.25, 0.05  # share of its initial weights in the key encoder at the end of a run
+_MAX_LEFT_OUT = 0.2  # share of the images that every epoch leaves out
+_MIN_STEPS = 8  # of an epoch, where a batch size is chosen
 
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """What does not go together, and the options that would."""
+    """Settings that do not fit, and options that do."""
 
     reasons: tuple[str, ...]
+    """Why each setting does not fit."""
     options: dict[str, str]
-    """By name, such as `--queue-size`, the value that fits."""
+    """The value that fits, by name such as `--queue-size`."""
 
     def lines(self, command: Sequence[str], *, out_is_used: bool = True) -> list[str]:
-        """For a person: each reason, and the command with the options that fit; without a command the options alone."""
-        told = [f"warning: {reason}" for reason in self.reasons]
+        """Lines to print: each reason, and the command with the options that fit (without a command, the options)."""
+        warnings = [f"warning: {reason}" for reason in self.reasons]
         if not self.options:
-            return told
-        return [*told, f"  fits better: {fitted_command(command, self.options, out_is_used=out_is_used)}"]
+            return warnings
+        return [*warnings, f"  fits better: {fitted_command(command, self.options, out_is_used=out_is_used)}"]
 
 
 def advise(recipe: Recipe, images: int, *, processes: int = 1, start_epoch: int = 0) -> Advice:
-    """What is odd about a recipe for a number of images.
+    """Compare a recipe with the number of images.
 
     Args:
-        recipe: what is trained, with at least one whole batch of images.
-        images: how many there are.
-        processes: that share a batch.
-        start_epoch: where the run begins.
+        recipe: what is trained; there is at least one batch of images.
+        images: number of images.
+        processes: number of processes that share a batch.
+        start_epoch: epoch at which the run starts.
     """
     model, optim = recipe.model, recipe.optim
     reasons: list[str] = []
@@ -53,26 +54,26 @@ def advise(recipe: Recipe, images: int, *, processes: int = 1, start_epoch: int 
         fitting = 2 ** int(math.log2(images))
         options["--queue-size"] = str(fitting)
         reasons.append(
-            f"the queue of {model.queue_size} keys is larger than the data set of {images} images, so it holds keys of "
-            f"the same image as negatives: set --queue-size {fitting} or less"
+            f"the queue of {model.queue_size} keys is larger than the data set of {images} images, so it contains "
+            f"keys of the same image as negatives: set --queue-size {fitting} or less"
         )
     batch = optim.batch_size
     left_out = images % batch
-    if left_out > _MOST_LEFT_OUT * images:
+    if left_out > _MAX_LEFT_OUT * images:
         fitting = _fitting_batch(batch, images, model.group_size * processes)
         if images % fitting < left_out:
             reasons.append(
-                f"{left_out} of {images} images are left out of every epoch, as no whole batch of {batch} is left: set "
-                f"--batch-size {fitting}"
+                f"{left_out} of {images} images are left out of every epoch, as they do not fill a batch of {batch}: "
+                f"set --batch-size {fitting}"
             )
             batch = fitting
             options["--batch-size"] = str(batch)
     lr = _linear_rule(recipe, batch)
     if lr is not None:
-        was, value = lr
+        base_batch, value = lr
         reasons.append(
-            f"--lr {optim.lr:g} is meant for a batch of {was} and is not rescaled: for {batch} the linear rule gives "
-            f"--lr {value:g}"
+            f"--lr {optim.lr:g} is meant for a batch of {base_batch} and is not rescaled: for {batch} the linear "
+            f"rule gives --lr {value:g}"
         )
         options["--lr"] = f"{value:g}"
     steps = images // batch
@@ -81,40 +82,40 @@ def advise(recipe: Recipe, images: int, *, processes: int = 1, start_epoch: int 
 
 
 def _fitting_batch(batch: int, images: int, unit: int) -> int:
-    """The batch halved until an epoch has some steps, as a multiple of `unit` and at least that."""
-    while batch > images // _STEPS and batch % (2 * unit) == 0:
+    """The batch size halved until an epoch has `_MIN_STEPS` steps: a multiple of `unit`, and at least `unit`."""
+    while batch > images // _MIN_STEPS and batch % (2 * unit) == 0:
         batch //= 2
-    return batch if batch <= images // _STEPS else max(images // _STEPS // unit, 1) * unit
+    return batch if batch <= images // _MIN_STEPS else max(images // _MIN_STEPS // unit, 1) * unit
 
 
 def _linear_rule(recipe: Recipe, batch: int) -> tuple[int, float] | None:
-    """The batch that the learning rate is meant for, and the rate that the linear rule gives; None where it fits.
+    """The batch size that the learning rate is meant for, and the rate of the linear rule; None where it fits.
 
     Source: Goyal et al., arXiv 1706.02677, section 2.1.
     """
     optim = recipe.optim
     base = recipes.RECIPES[recipe.name]().optim if recipe.name in recipes.RECIPES else optim
-    meant = base.batch_size if optim.lr == base.lr else optim.batch_size
-    return None if batch == meant else (meant, optim.lr * batch / meant)
+    base_batch = base.batch_size if optim.lr == base.lr else optim.batch_size
+    return None if batch == base_batch else (base_batch, optim.lr * batch / base_batch)
 
 
 def _length(recipe: Recipe, images: int, steps: int, start_epoch: int, options: dict[str, str]) -> list[str]:
-    """Whether the run is too short for its key encoder, or far longer than the published one; fills `options`."""
+    """Reasons why a run is too short for its key encoder, or far longer than the published one; adds to `options`."""
     momentum, epochs = recipe.model.key_momentum, recipe.optim.epochs
     left = epochs - start_epoch
     stale = momentum ** (steps * left)
-    if stale > _MOST_STALE and 0 < momentum < 1:
-        needed = math.ceil(math.log(_LEAST_STALE) / math.log(momentum) / steps)
-        if needed > 5 * left and momentum > 0.99:  # hundreds of passes over few images: a faster key encoder instead
+    if stale > _MAX_STALE and 0 < momentum < 1:
+        needed = math.ceil(math.log(_GOOD_STALE) / math.log(momentum) / steps)
+        if needed > 5 * left and momentum > 0.99:  # instead of hundreds of passes over few images
             momentum = 0.99
             options["--key-momentum"] = "0.99"
-            needed = math.ceil(math.log(_LEAST_STALE) / math.log(momentum) / steps)
+            needed = math.ceil(math.log(_GOOD_STALE) / math.log(momentum) / steps)
         if needed > left:
             options["--epochs"] = str(start_epoch + needed)
-        set_ = " ".join(f"{name} {options[name]}" for name in ("--key-momentum", "--epochs") if name in options)
+        remedy = " ".join(f"{name} {options[name]}" for name in ("--key-momentum", "--epochs") if name in options)
         return [
             f"{steps * left} steps are few for --key-momentum {recipe.model.key_momentum:g}: at the end the key "
-            f"encoder is still {stale:.0%} its initial weights: set {set_}"
+            f"encoder is still {stale:.0%} its initial weights: set {remedy}"
         ]
     if images * left > 4 * PUBLISHED_PAIRS:
         fitting = start_epoch + max(1, round(PUBLISHED_PAIRS / images))
@@ -130,12 +131,12 @@ def _length(recipe: Recipe, images: int, steps: int, start_epoch: int, options: 
 
 
 def fitted_command(command: Sequence[str], options: Mapping[str, str], *, out_is_used: bool) -> str:
-    """A command with options replaced or added, ready to be pasted; the options alone where there is no command.
+    """A command line with options replaced or added, quoted for a shell; the options alone where it is unknown.
 
     Args:
-        command: its words; none: unknown.
-        options: by name, their values.
-        out_is_used: the folder that `--out` names is taken by now: another is named.
+        command: words of the command line; none: unknown.
+        options: values by name.
+        out_is_used: whether the folder of `--out` is in use by now, so that another must be named.
     """
     if not command:
         return shlex.join(word for option in options.items() for word in option)
@@ -149,9 +150,9 @@ def fitted_command(command: Sequence[str], options: Mapping[str, str], *, out_is
 
 
 def program_words() -> list[str]:
-    """How this program was started, as it can be started again: resim, python -m resim, or torchrun with it.
+    """The words that start this program again: resim, python -m resim, or torchrun with it.
 
-    Empty where several machines take part, each of which was called by words of its own.
+    Empty for a run on several machines, each of which has a different command line.
     """
     local, world = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
     if world > local:
@@ -178,7 +179,7 @@ def _value_of(words: Sequence[str], name: str) -> str | None:
 
 
 def _without(words: Sequence[str], name: str) -> list[str]:
-    """The words without an option and its one value."""
+    """The words without an option and its value."""
     kept: list[str] = []
     skip = False
     for word in words:

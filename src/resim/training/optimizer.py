@@ -13,19 +13,19 @@ from resim.runs.config import OptimConfig
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig, *, plain: bool = False) -> torch.optim.Optimizer:
-    """The optimiser of `module`'s parameters; the learning rate is set before each step.
+    """Build the optimiser of a module's parameters; the learning rate is set before each step.
 
-    With `config.decay_norms` all parameters form one group, in the module's order. Otherwise those of fewer than two
-    dimensions (biases, BatchNorm's scales and shifts) form a second group without weight decay, which LARS does not
-    scale by the trust ratio either.
+    With `config.decay_norms` all parameters form one group, in the module's order. Otherwise parameters of fewer than
+    two dimensions (biases, scales and shifts of BatchNorm) form a second group without weight decay, to which LARS
+    does not apply the trust ratio either.
 
     Args:
         module: the query encoder.
         config: optimiser, momentum, betas, weight decay.
-        plain: update one parameter at a time rather than by PyTorch's fused kernels; updates differ in rounding only.
+        plain: update one parameter at a time, without PyTorch's fused kernels; updates differ in rounding only.
 
     Raises:
-        UserError: LARS without timm, whose implementation it is.
+        UserError: LARS is chosen and timm, which implements it, is not installed.
 
     Source: Loshchilov and Hutter, arXiv 1711.05101 (AdamW); You et al., arXiv 1708.03888 (LARS).
     """
@@ -45,13 +45,13 @@ def build_optimizer(module: nn.Module, config: OptimConfig, *, plain: bool = Fal
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give all parameters of the optimiser this learning rate, from its next step on."""
+    """Set the learning rate of all parameters, from the next step on."""
     for group in optimizer.param_groups:
         group["lr"] = lr
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale all gradients so that their joint L2 norm is at most `max_norm`; returns the norm before."""
+    """Scale all gradients so that their joint L2 norm is at most `max_norm`; returns the norm before scaling."""
     return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
 
 

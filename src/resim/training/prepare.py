@@ -1,4 +1,4 @@
-"""What a pre-training needs before its first step: images, the run's folder, the model and its optimiser."""
+"""The preparation of a pre-training: images, the run's folder, the model and its optimiser."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from resim.runs.config import Recipe, RunConfig
 from resim.runs.log import Reading
 from resim.training.advice import advise, fitted_command
 from resim.training.precision import choose_precision
-from resim.training.starting import Start, read_start, start
+from resim.training.starting import Start, load_start, read_start
 from resim.training.step import Stepper, make_stepper
 from resim.version import __version__
 from resim.views.folder import PathList, find_images
 
 Precision = Literal["float32", "bf16"]
 Measure = Callable[[ReSim, int], Reading]
-"""A model and the number of steps that it has been trained -> measurements of it."""
+"""A model and the number of steps done -> a measurement of the model."""
 MakeProbe = Callable[[Recipe, RunConfig, Precision, Sequence[str], int], Measure]
-"""The recipe, the run, its precision, the training images and the steps of an epoch -> what measures the model."""
+"""The recipe, the run, its precision, the training images and the steps of an epoch -> a `Measure`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A pre-training that can take its next step."""
+    """A pre-training that is ready for its next step."""
 
     out: Path
     """The run's folder."""
     paths: PathList
-    """Images."""
+    """The images."""
     stepper: Stepper
     measure: Measure | None
-    """On the first process, if the run is to be measured on its way."""
+    """Measures the model during the run, on the first process; None: nothing does."""
     precision: Precision
     workers: int
     """Loader processes."""
@@ -51,12 +51,13 @@ class Prepared:
     end: int
     """Steps in all."""
     is_resumed: bool
-    begun: Start | None
-    """What a new run begins with; None: it is resumed, or begins with random weights."""
+    """Whether the run continues from a checkpoint."""
+    start: Start | None
+    """The weights of a new run; None: it is resumed, or starts from random weights."""
     data: dict[str, Any]
-    """What is said of the images in config.json and in checkpoints."""
+    """Description of the images in config.json and in checkpoints."""
     imported: dict[str, Any]
-    """Licence and origin of imported weights, which go with what is made of them; empty: none."""
+    """Licence and origin of imported weights, which every checkpoint of the run repeats; empty: none."""
 
 
 def prepare(
@@ -72,38 +73,38 @@ def prepare(
     """Find the images, open or resume the run's folder, build the model.
 
     Args:
-        recipe: as `pretrain`.
-        run: likewise.
-        sources: likewise.
-        processes: that take part; all must call it.
-        resources: keeps the folder's lock.
-        probe: as `pretrain`.
-        command: likewise.
+        recipe: as in `pretrain`.
+        run: as in `pretrain`.
+        sources: as in `pretrain`.
+        processes: all processes of the training; all must call this function.
+        resources: releases the lock of the folder at the end.
+        probe: as in `pretrain`.
+        command: as in `pretrain`.
 
     Raises:
-        UserError: as `pretrain`.
+        UserError: as in `pretrain`.
     """
     paths = find_images(sources)
     epoch_steps = _steps_per_epoch(recipe, paths, processes, command)
-    resume = run_folder.goes_on(run.out, run.resume)
+    resume = run_folder.should_resume(run.out, run.resume)
     out = Path(processes.gather_objects(run.out or run_folder.default_folder(recipe))[0])
     run_folder.check_folder(out, resume=resume)
-    resources.enter_context(run_folder.hold(out, processes))
+    resources.enter_context(run_folder.lock_folder(out, processes))
     state = run_folder.open_run(out, recipe, resume=resume)
     if resume:
-        start_from, start_epoch = run_folder.begun_with(out, run.start_from, run.start_epoch)
+        start_from, start_epoch = run_folder.starting_point(out, run.start_from, run.start_epoch)
         run = dataclasses.replace(run, start_from=start_from, start_epoch=start_epoch)
-    begun = None if state else read_start(run, recipe, processes)
+    start = None if state else read_start(run, recipe, processes)
     acceleration.choose(kernels=run.kernels, keep_memory=run.keep_memory)
     precision = state["precision"] if state else choose_precision(run.precision, processes.device)
-    precision = processes.gather_objects(precision)[0]  # it is a measurement: the first process's counts
+    precision = processes.gather_objects(precision)[0]  # it depends on a timing: that of the first process
     if run.precision not in ("auto", precision):
-        raise UserError(f"--resume in {run.precision}: the run is in {precision}; leave --precision out")
+        raise UserError(f"--precision {run.precision}: the run to resume is in {precision}: leave --precision out")
     _check_agreement(processes, paths, precision, state)
     listed = [sources] if isinstance(sources, str | Path) else sources
     measure = probe(recipe, run, precision, paths, epoch_steps) if probe is not None and processes.first else None
     data = {"sources": [str(source) for source in listed], "images": len(paths), "hash": paths.fingerprint()}
-    origin = (state or (begun.state if begun else {})).get("imported")
+    origin = (state or (start.state if start else {})).get("imported")
     workers = run.workers if run.workers >= 0 else min(processes.cores, 16)
     stepper = make_stepper(
         recipe.model, recipe.optim, processes, precision=precision, groups_at_a_time=run.groups_at_a_time,
@@ -114,24 +115,24 @@ def prepare(
         step = state["step"]
         stepper.model.load_state_dict(state["model"])
         stepper.optimizer.load_state_dict(state["optimizer"])
-    elif begun:
-        start(stepper, begun.state)
+    elif start:
+        load_start(stepper, start.state)
     if processes.first and state:
-        run_folder.note_resume(out, step)
+        run_folder.record_resume(out, step)
     elif processes.first:
         resolved = dataclasses.replace(run, out=out, device=processes.device.type, precision=precision, workers=workers)
-        begins = {"start": begun.record} if begun else {}
-        speed = acceleration.describe()
-        run_folder.write_config(out, recipe, resolved, data, processes=processes.count, acceleration=speed, **begins)
+        extra = {"processes": processes.count, "acceleration": acceleration.describe()}
+        extra |= {"start": start.record} if start else {}
+        run_folder.write_config(out, recipe, resolved, data, **extra)
     return Prepared(
         out=out, paths=paths, stepper=stepper, measure=measure, precision=precision, workers=workers, step=step,
-        epoch_steps=epoch_steps, end=epoch_steps * recipe.optim.epochs, is_resumed=bool(state), begun=begun, data=data,
+        epoch_steps=epoch_steps, end=epoch_steps * recipe.optim.epochs, is_resumed=bool(state), start=start, data=data,
         imported={"imported": origin} if origin else {},
     )  # fmt: skip
 
 
 def checkpoint_state(recipe: Recipe, prepared: Prepared, step: int) -> dict[str, Any]:
-    """The whole state after `step` steps: what a checkpoint holds."""
+    """The content of a checkpoint after `step` steps."""
     return {
         "resim": __version__,
         "recipe": recipe.to_json(),
@@ -148,12 +149,12 @@ def _steps_per_epoch(recipe: Recipe, paths: PathList, processes: Processes, comm
     images = len(paths)
     batch, group = recipe.optim.batch_size, recipe.model.group_size
     if images < batch:
-        fits = images // group * group
-        remedy = f"--batch-size {fits}" if fits else f"--batch-size {images} --group-size {images}"
-        others = f"; {paths.passed}" if paths.passed else ""
-        few = "1 image is" if images == 1 else f"{images} images are"
-        reason = f"{few} fewer than one batch of {batch}: set {remedy}, or add images{others}"
-        raise UserError(reason + _fitted(recipe, images, fits or images, min(group, images), command))
+        fitting = images // group * group
+        remedy = f"--batch-size {fitting}" if fitting else f"--batch-size {images} --group-size {images}"
+        passed_over = f"; {paths.passed}" if paths.passed else ""
+        available = "1 image is" if images == 1 else f"{images} images are"
+        reason = f"{available} fewer than one batch of {batch}: set {remedy}, or add images{passed_over}"
+        raise UserError(reason + _fitting_command(recipe, images, fitting or images, min(group, images), command))
     if batch % (processes.count * group):
         raise UserError(
             f"a batch of {batch} over {processes.count} processes is no whole number of groups of {group} in each: "
@@ -162,8 +163,8 @@ def _steps_per_epoch(recipe: Recipe, paths: PathList, processes: Processes, comm
     return images // batch
 
 
-def _fitted(recipe: Recipe, images: int, batch: int, group: int, command: Sequence[str]) -> str:
-    """The whole command for fewer images than a batch, with whatever else does not fit so few."""
+def _fitting_command(recipe: Recipe, images: int, batch: int, group: int, command: Sequence[str]) -> str:
+    """The command for fewer images than a batch, with every option that such a number needs."""
     if not command:
         return ""
     try:
@@ -180,14 +181,17 @@ def _fitted(recipe: Recipe, images: int, batch: int, group: int, command: Sequen
 
 
 def _check_agreement(processes: Processes, paths: PathList, precision: str, state: dict[str, Any] | None) -> None:
-    """All processes see the same images and settings, and a resumed run sees those it began with."""
-    own = (len(paths), paths.fingerprint(), precision)
-    everyone = processes.gather_objects(own)
-    if any(other != own for other in everyone):
-        counts = ", ".join(f"{count} ({name[:6]}, {kind})" for count, name, kind in everyone)
-        raise UserError(f"the processes differ in their images or precision: {counts}; give all the same --precision")
-    if state and (state["data"]["images"], state["data"]["hash"]) != own[:2]:
+    """Check that all processes have the same images and precision, and a resumed run the images it started with."""
+    ours = (len(paths), paths.fingerprint(), precision)
+    gathered = processes.gather_objects(ours)
+    if any(other != ours for other in gathered):
+        counts = ", ".join(f"{count} ({name[:6]}, {kind})" for count, name, kind in gathered)
         raise UserError(
-            f"--resume with other images: the run began with {state['data']['images']} "
-            f"({state['data']['hash'][:6]}), now there are {own[0]} ({own[1][:6]}); give it the same folders"
+            f"the processes differ in their images or precision: {counts}: start all with the same folders and "
+            "--precision"
+        )
+    if state and (state["data"]["images"], state["data"]["hash"]) != ours[:2]:
+        raise UserError(
+            f"--resume with other images: the run started with {state['data']['images']} "
+            f"({state['data']['hash'][:6]}), now there are {ours[0]} ({ours[1][:6]}): name the same folders"
         )

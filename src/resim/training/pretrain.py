@@ -1,4 +1,4 @@
-"""The pre-training loop, from top to bottom: images in, checkpoints out."""
+"""The pre-training loop, from images to checkpoints."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from resim.draw.curves import draw_curves
 from resim.draw.view_pairs import batch_pictures
 from resim.draw.windows import draw_pairs
 from resim.runs import folder as run_folder
+from resim.runs.bad_files import BadFiles
+from resim.runs.bars import Watch
 from resim.runs.checkpoints import write_atomically
 from resim.runs.clock import Clock
 from resim.runs.config import Recipe, RunConfig
 from resim.runs.log import Log
-from resim.runs.progress import Progress, Watch
+from resim.runs.progress import Progress
 from resim.training.advice import advise
 from resim.training.optimizer import set_learning_rate
-from resim.training.precision import tell_precision
+from resim.training.precision import describe_precision
 from resim.training.prepare import MakeProbe, Prepared, checkpoint_state, prepare
 from resim.training.schedule import learning_rate
 from resim.views.finish import Finisher
@@ -40,17 +42,19 @@ from resim.views.loader import (
 )
 from resim.views.views import Views
 
-PICTURE_PAIRS = 4
+_PICTURE_PAIRS = 4
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """Where a pre-training ended."""
+    """The end of a pre-training."""
 
     out: Path
+    """The run's folder."""
     step: int
+    """Steps done."""
     finished: bool
-    """False: it was asked to stop before the end, and can be resumed."""
+    """False: it was stopped before the end, and can be resumed."""
 
 
 def pretrain(
@@ -69,24 +73,24 @@ def pretrain(
         recipe: what is computed.
         run: where and how.
         sources: folders, images, text files of paths.
-        show: print progress.
-        probe: makes what measures the model before the first step and after every epoch, on the first process, such as
-            `resim.probes.online.OnlineProbe`; it must not change it.
+        show: whether progress is printed.
+        probe: makes the function that measures the model before the first step and after every epoch, on the first
+            process; `resim.probes.online.OnlineProbe` is one. It must not change the model.
         watch: called with the steps done and all steps.
-        command: the words by which it was called, from which a command that fits the images better is made where this
-            recipe is odd for so many; none: only the options are named.
+        command: words of the command line, for the advice on a recipe that does not fit the number of images; none:
+            the advice names options alone.
 
     Raises:
-        ValueError: `run` asks for probes and `probe` is None.
-        UserError: images, settings or a run folder that cannot work; what the remedy is.
+        ValueError: `run.probe_every` is set and `probe` is None.
+        UserError: images, settings or a run folder that cannot be used, with the remedy.
     """
     if run.probe_every and probe is None:
-        raise ValueError("probe_every needs what measures: pretrain(..., probe=resim.probes.online.OnlineProbe)")
+        raise ValueError("probe_every needs a probe: pretrain(..., probe=resim.probes.online.OnlineProbe)")
     with start_processes(run.device) as processes, catch_termination() as signals, contextlib.ExitStack() as resources:
         ready = prepare(recipe, run, sources, processes, resources, probe=probe, command=command)
         stepper, step, epoch_steps = ready.stepper, ready.step, ready.epoch_steps
         optim, is_first = recipe.optim, processes.first
-        bad_files = run_folder.BadFiles(ready.out, processes, run.max_bad_share)
+        bad_files = BadFiles(ready.out, processes, run.max_bad_share)
         finish_views = Finisher(recipe.views, processes.device)
         with (
             tell_of_killed_workers(),
@@ -96,8 +100,8 @@ def pretrain(
             ) as progress,
         ):
             log = Log(
-                ready.out, processes, progress, batch_size=optim.batch_size, steps=epoch_steps, end=ready.end,
-                workers=ready.workers,
+                ready.out, processes, progress, batch_size=optim.batch_size, epoch_steps=epoch_steps,
+                end=ready.end, workers=ready.workers,
             )  # fmt: skip
             log.start(step)
             _print_opening(progress, recipe, run, ready, processes, command)
@@ -105,8 +109,8 @@ def pretrain(
             clock = Clock(run, processes, signals, step=step, end=ready.end, boundary=epoch_steps)
             while not clock.is_over:
                 batch = log.next_batch(batches)
-                bad_files.seen(len(batch), {file.path: file.reason for file in batch.bad})
-                if step % epoch_steps == 0:  # after the checkpoint: nothing is lost while it measures
+                bad_files.count(len(batch), {file.path: file.reason for file in batch.bad})
+                if step % epoch_steps == 0:  # after the checkpoint: nothing is lost if it is interrupted
                     _measure(log, ready, step)
 
                 lr = learning_rate(optim, step, epoch_steps)
@@ -128,7 +132,7 @@ def pretrain(
                     bad_files.write()
                     if is_first:
                         _save(recipe, run, ready, step)
-                    clock.saved()
+                    clock.restart_minutes()
 
             if step == ready.end:
                 _measure(log, ready, step)
@@ -150,16 +154,16 @@ def _load_batches(recipe: Recipe, ready: Prepared, processes: Processes) -> Gene
 
 
 def _measure(log: Log, ready: Prepared, step: int) -> None:
-    """Measure the model between two steps, on the process that does so."""
+    """Measure the model between two steps, on the first process."""
     if ready.measure is not None:
-        log.look(step, functools.partial(ready.measure, ready.stepper.model, step))
+        log.record_reading(step, functools.partial(ready.measure, ready.stepper.model, step))
 
 
 def _save(recipe: Recipe, run: RunConfig, ready: Prepared, step: int) -> None:
     epoch, in_epoch = divmod(step, ready.epoch_steps)
     is_kept = in_epoch == 0 and run.keep_every > 0 and epoch % run.keep_every == 0
     state = checkpoint_state(recipe, ready, step)
-    run_folder.save(ready.out, state, keep_as=f"epoch_{epoch:04d}.pt" if is_kept else None)
+    run_folder.save_state(ready.out, state, keep_as=f"epoch_{epoch:04d}.pt" if is_kept else None)
 
 
 def _print_opening(
@@ -172,30 +176,31 @@ def _print_opening(
         f"{recipe.name}: {model.backbone}, {levels}, {recipe.views.image_size} px, {len(ready.paths)} images, "
         f"{counted(optim.epochs, 'epoch')} of {counted(ready.epoch_steps, 'step')} of {optim.batch_size}"
     )
-    how = tell_precision(ready.precision, processes.device)
-    where = f"on {processes.count} x {device}, {how}, {ready.workers} loader processes; the run's folder is {ready.out}"
+    precision = describe_precision(ready.precision, processes.device)
+    place = f"{processes.count} x {device}, {precision}, {ready.workers} loader processes"
+    line = f"on {place}; the run's folder is {ready.out}"
     if ready.is_resumed:
-        where += f"; resumed after step {ready.step}"
+        line += f"; resumed after step {ready.step}"
         if ready.step == ready.end:
-            where += ", the last one: nothing is left to do"
-    progress.say(where)
+            line += ", the last one: nothing is left to do"
+    progress.say(line)
     if ready.paths.note():
         progress.say(ready.paths.note())
-    if ready.begun:
-        progress.say(ready.begun.line)
+    if ready.start:
+        progress.say(ready.start.line)
     if not ready.is_resumed:
         advice = advise(recipe, len(ready.paths), processes=processes.count, start_epoch=run.start_epoch)
-        for line in advice.lines(command):
-            progress.say(line)
+        for text in advice.lines(command):
+            progress.say(text)
 
 
 def _draw_views(
     log: Log, recipe: Recipe, ready: Prepared, batch: PairBatch, views: tuple[Views, Views], epoch: int, step: int
 ) -> None:
-    sheet = draw_pairs(batch_pictures(batch, views, recipe.model.levels, ready.paths, PICTURE_PAIRS))
+    sheet = draw_pairs(batch_pictures(batch, views, recipe.model.levels, ready.paths, _PICTURE_PAIRS))
     path = ready.out / "pictures" / f"epoch_{epoch + 1:04d}.png"
     write_atomically(path, lambda file: sheet.save(file, format="png"))
-    log.picture("views", step, np.asarray(sheet))
+    log.add_picture("views", step, np.asarray(sheet))
 
 
 def _close(progress: Progress, ready: Prepared, recipe: Recipe, step: int, num_bad: int) -> None:

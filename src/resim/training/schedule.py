@@ -1,4 +1,4 @@
-"""The learning rate, as a function of the step alone: no counter lives outside the training state."""
+"""The learning rate as a function of the step alone, so that it needs no state."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from resim.runs.config import OptimConfig
 
 
 def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of a step (from 0).
+    """The learning rate of a step.
 
-    Without warm-up: lr * (1 + cos(pi * t / epochs)) / 2, where t is the number of epochs done: whole ones for "cosine",
-    with their fraction for "cosine-per-step"; or lr for "constant". Over the first `warmup_epochs` epochs it rises
-    linearly, lr * (step + 1) / warm-up steps, and the cosine covers the epochs that are left.
+    Without warm-up it is lr for "constant", and otherwise lr * (1 + cos(pi * t / epochs)) / 2, where t is the number of
+    epochs done: completed epochs for "cosine", with the fraction of the current one for "cosine-per-step". Over the
+    first `warmup_epochs` epochs it rises linearly, lr * (step + 1) / warm-up steps, and the cosine covers the rest.
+
+    Args:
+        config: optimiser and schedule.
+        step: steps done.
+        steps_per_epoch: steps of an epoch.
 
     Source: the published ReSim-FPN recipe (MoCo's `--cos`); with warm-up and per step, MoCo v3 (arXiv 2104.02057).
     """

@@ -1,4 +1,4 @@
-"""A run that begins with weights that are there already: of another run, of another program, of torchvision."""
+"""The start of a run from existing weights: of another run, of another program, or of torchvision."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from resim.training.step import Stepper
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """What a run begins with.
+    """The weights that a run starts from.
 
     Attributes:
-        state: a whole checkpoint of the recipe's network.
-        line: what came from where, what is new and what was left over, for people.
+        state: a complete checkpoint of the recipe's network.
+        line: what was loaded and from where, what is new and what was left over, to print.
         record: the same in full, as plain data for config.json.
     """
 
@@ -31,17 +31,17 @@ class Start:
 
 
 def read_start(run: RunConfig, recipe: Recipe, processes: Processes | None = None) -> Start | None:
-    """What `--start-from` names, fitted to the recipe's network, or None where the run begins with random weights.
+    """Read the weights that `--start-from` names, fitted to the recipe's network; None: the run has random weights.
 
     Args:
-        run: of which `start_from` and `start_epoch` count.
+        run: its `start_from` and `start_epoch` are read.
         recipe: what is trained.
-        processes: the first of them downloads what has to be downloaded; None: this one alone.
+        processes: the first one downloads weights that are not on the disk; None: there is this process alone.
 
     Raises:
-        UserError: no such weights, those of another backbone, or an epoch to start at that is none.
+        UserError: no such weights, weights of another backbone, or an epoch that is not in the schedule.
     """
-    from resim.exchange.sources import is_untrained, untrained_model  # exchange builds on this package's configs
+    from resim.exchange.sources import is_untrained, untrained_model  # slow to import, and rarely needed
     from resim.exchange.training_state import start_state
 
     if run.start_from is None or is_untrained(run.start_from):
@@ -57,16 +57,16 @@ def read_start(run: RunConfig, recipe: Recipe, processes: Processes | None = Non
     if run.start_epoch >= recipe.optim.epochs:
         raise UserError(f"--start-epoch {run.start_epoch}: must be below --epochs {recipe.optim.epochs}")
     if processes is not None:
-        fetch_once(run.start_from, processes)
+        download_once(run.start_from, processes)
     imported, queue = start_state(run.start_from, recipe)
     weights, momentum = imported.weights, imported.momentum
     query = [name.removeprefix("query.") for name in imported.loaded if name.startswith("query.")]
-    fresh = [name.removeprefix("query.") for name in imported.new if name.startswith("query.")]
-    loaded, new = list_parts(query, but=fresh), list_parts(fresh, but=query)
-    own_keys = any(name.startswith("key.") for name in imported.loaded)
+    new_query = [name.removeprefix("query.") for name in imported.new if name.startswith("query.")]
+    loaded, new = list_parts(query, without=new_query), list_parts(new_query, without=query)
+    has_keys = any(name.startswith("key.") for name in imported.loaded)
     has_queue = "queue" in imported.loaded
-    loaded += ["key encoder"] * own_keys + [f"queue ({queue})"] * has_queue + ["momentum"] * (momentum > 0)
-    new += ["key encoder (a copy of the query)"] * (not own_keys)
+    loaded += ["key encoder"] * has_keys + [f"queue ({queue})"] * has_queue + ["momentum"] * (momentum > 0)
+    new += ["key encoder (a copy of the query)"] * (not has_keys)
     new += [f"queue ({queue})"] * (not has_queue) + ["momentum (0)"] * (not momentum)
     left_over = list_counts(imported.left_over)
     line = (
@@ -82,43 +82,43 @@ def read_start(run: RunConfig, recipe: Recipe, processes: Processes | None = Non
     return Start(state=imported.state, line=line, record=record)
 
 
-def fetch_once(word: str, processes: Processes) -> None:
-    """Let the first process download the weights that a word names, while the others wait. All must call it.
+def download_once(source: str, processes: Processes) -> None:
+    """Download the weights that `source` names, on the first process, while the others wait. All must call it.
 
-    An error is left to the reading that follows, which all processes do and of which one tells.
+    An error is ignored: it occurs again when all processes read the weights, and one of them reports it.
     """
     from resim.exchange.sources import is_untrained, locate
 
-    if processes.first and not is_untrained(word):
+    if processes.first and not is_untrained(source):
         with contextlib.suppress(UserError):
-            locate(word)
+            locate(source)
     processes.gather_objects(None)
 
 
-def start(stepper: Stepper, state: dict[str, Any]) -> None:
-    """Load the state of a `Start` into a model and its optimiser; the recipe's settings stay as they are.
+def load_start(stepper: Stepper, state: dict[str, Any]) -> None:
+    """Load the state of a `Start` into a model and its optimiser; the settings of the optimiser are not changed.
 
-    Momentum is taken over by SGD alone: other optimisers begin with moments of their own.
+    Only SGD takes the momentum; the moments of other optimisers start at zero.
     """
     stepper.model.load_state_dict(state["model"])
     momentum = (state.get("optimizer") or {}).get("state")
     if not momentum or not isinstance(stepper.optimizer, torch.optim.SGD):
         return
-    # numbered in the order of the network's parameters, whatever groups this optimiser has them in
+    # numbered in the order of the network's parameters, independent of the groups of this optimiser
     for index, parameter in enumerate(stepper.model.query.parameters()):
-        # the fused SGD takes numbers as they lie in memory: momentum must lie as its parameter does (channels last)
+        # the fused SGD ignores strides: momentum must have the memory format of its parameter (channels last)
         buffer = torch.empty_like(parameter, requires_grad=False).copy_(momentum[index]["momentum_buffer"])
         stepper.optimizer.state[parameter]["momentum_buffer"] = buffer
 
 
-def list_parts(names: Sequence[str], *, but: Sequence[str]) -> list[str]:
-    """The parts of an encoder that its entries belong to: a part whole, or its modules where `but` has some of it too.
+def list_parts(names: Sequence[str], *, without: Sequence[str]) -> list[str]:
+    """The parts of an encoder that its entries belong to, or a part's modules where `without` has entries of it too.
 
-    `head.0.weight`, `fpn.lateral5.0.weight` -> `head`, `FPN`; and with `but` holding `fpn.output3.weight`: `head`,
+    `head.0.weight`, `fpn.lateral5.0.weight` -> `head`, `FPN`; and without `fpn.output3.weight`: `head`,
     `FPN's lateral5`.
     """
     titles = {"fpn": "FPN", "convs": "convolutions of C levels"}
-    others = {name.partition(".")[0] for name in but}
+    others = {name.partition(".")[0] for name in without}
     modules: dict[str, dict[str, None]] = {}
     for name in names:
         part, _, rest = name.partition(".")
@@ -130,11 +130,11 @@ def list_parts(names: Sequence[str], *, but: Sequence[str]) -> list[str]:
 
 
 def list_counts(names: Sequence[str], at_most: int = 4) -> list[str]:
-    """Names by what they begin with, and how many there are of each: `fc (2)`; of many kinds the first few."""
+    """The beginnings of names and how many names have each, such as `fc (2)`; at most the first few, and the total."""
     counts: dict[str, int] = {}
     for name in names:
         words = [word for word in name.split(".") if word != "module"] or [name]
-        start = ".".join(words[:2] if words[0] in ("query", "encoder_q", "backbone") else words[:1])
-        counts[start] = counts.get(start, 0) + 1
+        beginning = ".".join(words[:2] if words[0] in ("query", "encoder_q", "backbone") else words[:1])
+        counts[beginning] = counts.get(beginning, 0) + 1
     listed = [f"{name} ({count})" for name, count in counts.items()]
     return listed[:at_most] + ([f"... {len(names)} in all"] if len(listed) > at_most else [])

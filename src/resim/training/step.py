@@ -20,38 +20,37 @@ from resim.runs.config import OptimConfig
 from resim.training.optimizer import build_optimizer, clip_gradients
 from resim.views.views import Views
 
-EARLY = 16 * 2**20
-"""Bytes of gradients that wait at least for an early step."""
-
 
 @dataclass(frozen=True)
 class Stepper:
-    """A model with what a step needs beside it."""
+    """A model with its optimiser and the settings of a step."""
 
     model: ReSim
     optimizer: torch.optim.Optimizer
     query: nn.Module
-    """The query encoder as it is called: compiled, in DistributedDataParallel, or itself."""
+    """The query encoder, possibly compiled and in DistributedDataParallel."""
     key: Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
-    """The key encoder as it is called: compiled, or itself."""
+    """The key encoder, possibly compiled."""
     groups_at_a_time: int
     precision: Literal["float32", "bf16"]
     clip_norm: float = 0.0
     """Largest L2 norm of all gradients together; 0: no clipping."""
+    early_bytes: int = 16 * 2**20
+    """Bytes of gradients after which the optimiser updates their parameters during the backward pass."""
 
     def __call__(self, views_q: Views, views_k: Views, order: Tensor | None) -> dict[str, Tensor]:
-        """Losses of this process's images, their gradients averaged over all processes, one step of the optimiser.
+        """Take one step: losses, gradients averaged over all processes, one step of the optimiser.
 
-        All keys are computed first, then the queries go forward and backward `groups_at_a_time` groups at a time: the
-        same gradients in the memory of those groups.
+        All keys are computed first. Then the queries go forward and backward `groups_at_a_time` groups at a time, which
+        gives the same gradients in less memory.
 
         Args:
             views_q: this process's query views.
             views_k: the key views of the same images.
-            order: the shuffle of the global batch for the key encoder.
+            order: permutation of the global batch for the key encoder; None: no shuffle.
 
         Returns:
-            Losses and shares as `ReSim.forward` gives them, detached.
+            Losses and shares of this process's images as in `ReSim.forward`, detached.
         """
         images = len(views_q)
         groups = count_groups(images, self.model.config.group_size)
@@ -64,8 +63,8 @@ class Stepper:
             )
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
-        whole = device == "cpu" and len(starts) == 1 and not isinstance(self.query, DistributedDataParallel)
-        whole = whole and not self.clip_norm  # clipping needs all the gradients at once
+        updates_early = device == "cpu" and len(starts) == 1 and not isinstance(self.query, DistributedDataParallel)
+        updates_early = updates_early and not self.clip_norm  # clipping needs all gradients together
         for start in starts:
             part = views_q.images[start : start + per_pass]
             share = len(part) / images
@@ -75,8 +74,8 @@ class Stepper:
                         part, keys, first_group=start * groups // images, encoder=self.query
                     )
                 if start == starts[-1]:
-                    keys = keys.without_levels()  # their memory, for the way back
-                with _stepping_early(self.optimizer) if whole else nullcontext():
+                    keys = keys.without_levels()  # frees memory for the backward pass
+                with _early_updates(self.optimizer, self.early_bytes) if updates_early else nullcontext():
                     (losses["total"] * share).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach() * share
@@ -87,31 +86,31 @@ class Stepper:
         if spoiled is not None:
             sums["total"] = sums["total"] + spoiled
         if device == "cpu" and (memory := allocator()) is not None:
-            memory.keep_memory()  # all that stays has been asked for
+            memory.keep_memory()  # all lasting tensors are allocated by now
         return sums
 
 
 @contextmanager
-def _stepping_early(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Around a step's only backward pass: the optimiser moves parameters as their gradients come, and frees these.
+def _early_updates(optimizer: torch.optim.Optimizer, early_bytes: int) -> Iterator[None]:
+    """While inside, the backward pass updates parameters as soon as their gradients are complete, and frees these.
 
-    Each optimiser looks at one parameter at a time, so that the result is the same to the last bit. What is left at the
-    end the caller moves. After an exception some parameters have moved and others have not.
+    An optimiser updates each parameter independently, so that the result is the same bit for bit. The caller updates
+    the parameters that remain. After an exception some parameters are updated and others are not.
     """
-    waiting = 0
+    pending = 0
 
-    def count(parameter: Tensor) -> None:
-        nonlocal waiting
-        waiting += parameter.nbytes
-        if waiting >= EARLY:
-            waiting = 0
+    def update(parameter: Tensor) -> None:
+        nonlocal pending
+        pending += parameter.nbytes
+        if pending >= early_bytes:
+            pending = 0
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
     with ExitStack() as hooks:
         for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
             if parameter.requires_grad:
-                hooks.callback(parameter.register_post_accumulate_grad_hook(count).remove)
+                hooks.callback(parameter.register_post_accumulate_grad_hook(update).remove)
         yield
 
 
@@ -129,10 +128,10 @@ def make_stepper(
     Args:
         model_config: the network.
         optim: seed, optimiser and clipping; the learning rate is set before each step.
-        processes: how many there are and where.
-        precision: of convolutions.
-        groups_at_a_time: 0: one on a CPU, all on a GPU.
-        compile_encoders: with torch.compile.
+        processes: all processes of the training.
+        precision: precision of convolutions.
+        groups_at_a_time: groups in one pass through the encoders; 0: one on a CPU, all on a GPU.
+        compile_encoders: whether the encoders are compiled with torch.compile.
     """
     device = processes.device
     if device.type == "cpu" and (memory := allocator()) is not None:

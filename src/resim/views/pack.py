@@ -11,7 +11,7 @@ import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from resim.counts import counted
 from resim.errors import UserError
+from resim.fields import AtLeast, AtMost, Seed, check_fields
 from resim.views.decode import BadImageError, Photo
 from resim.views.loader import BadFile
 from resim.views.shards import INDEX, open_bytes
@@ -28,28 +29,19 @@ from resim.views.shards import INDEX, open_bytes
 class PackConfig:
     """How images are packed."""
 
-    shard_mb: int = 512
+    shard_mb: Annotated[int, AtLeast(1), AtMost(2**20)] = 512
     """Size at which a shard is closed and the next one begun, MB."""
-    resize: int = 0
+    resize: Annotated[int, AtLeast(0), AtMost(2**16)] = 0
     """Make images whose shorter side is longer than this as small as this, px; 0: copy every file as it is."""
-    quality: int = 92
+    quality: Annotated[int, AtLeast(1), AtMost(100)] = 92
     """JPEG quality of the images that are made smaller."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the order."""
-    workers: int = 0
+    workers: Annotated[int, AtLeast(0), AtMost(512)] = 0
     """Processes that read and make smaller; 0: none beside this one."""
 
     def __post_init__(self) -> None:
-        limits = {
-            "shard_mb": (1, 2**20),
-            "resize": (0, 2**16),
-            "quality": (1, 100),
-            "seed": (0, 2**63),
-            "workers": (0, 512),
-        }
-        for name, (low, high) in limits.items():
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name.replace('_', '-')} {getattr(self, name)}: must be {low} to {high}")
+        check_fields(self)
 
 
 @dataclass(frozen=True)
