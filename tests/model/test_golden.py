@@ -127,7 +127,7 @@ def head(positives: Tensor, queries: Tensor, negatives: Tensor, columns: int) ->
 
 def test_instance_logits(step: Step) -> None:
     queries = F.normalize(step.vectors, dim=1)
-    logits = head(step.keys.own_vectors(), queries, step.queue_before, 16)
+    logits = head(step.keys.local_vectors(), queries, step.queue_before, 16)
     assert np.abs(logits.numpy() - step.golden["logits_instance"]).max() < 1e-9
 
 

@@ -98,7 +98,7 @@ def test_the_losses_are_plain_infonce_group_by_group() -> None:
     vectors = F.normalize(vectors, dim=1)
     expected: dict[str, list[Tensor]] = {"instance": [], "P4": [], "P3": []}
     for group in (slice(0, 2), slice(2, 4)):
-        expected["instance"].append(plain_loss(vectors[group], keys.own_vectors()[group], model.queue).mean())
+        expected["instance"].append(plain_loss(vectors[group], keys.local_vectors()[group], model.queue).mean())
         for level in (P4, P3):
             level_keys = keys.levels[level.name]
             regions = precise_roi_pool(maps[level.name], level_keys.windows, level.stride)
@@ -191,7 +191,7 @@ def test_the_key_encoder_moves_before_it_encodes() -> None:
         assert torch.allclose(ours, expected, rtol=1e-12, atol=1e-15)
     with torch.no_grad():
         expected_vectors = F.normalize(moved(views_k.images)[0], dim=1)
-    assert torch.allclose(keys.own_vectors(), expected_vectors, rtol=0, atol=1e-12)
+    assert torch.allclose(keys.local_vectors(), expected_vectors, rtol=0, atol=1e-12)
     before = state_of(model.key)
     model.query_losses(views_q.images, keys)["total"].backward()
     assert same(before, state_of(model.key))  # once a step
@@ -229,8 +229,8 @@ def test_keys_are_encoded_in_the_shuffled_order_and_given_back_in_the_queries() 
         shuffled = F.normalize(twin(views_k.images[order])[0], dim=1)
         straight = F.normalize(twin(views_k.images)[0], dim=1)
     for place, image in enumerate(order.tolist()):
-        assert torch.allclose(keys.own_vectors()[image], shuffled[place], rtol=0, atol=1e-12)
-    assert not torch.allclose(keys.own_vectors(), straight, rtol=0, atol=1e-3)  # other images share its statistics
+        assert torch.allclose(keys.local_vectors()[image], shuffled[place], rtol=0, atol=1e-12)
+    assert not torch.allclose(keys.local_vectors(), straight, rtol=0, atol=1e-3)  # other images share its statistics
 
 
 # -- the queue
@@ -245,7 +245,7 @@ def test_a_queue_wraps_around() -> None:
         views_q, views_k = pair(4, seed=seed)
         keys = model.encode_keys(views_q, views_k)
         model.finish_step(keys)
-        entered.extend(keys.own_vectors())
+        entered.extend(keys.local_vectors())
         assert model.queue_position.item() == position
         if seed == 0:
             assert torch.equal(model.queue, torch.stack([*entered, *start[4:]]))
@@ -262,7 +262,7 @@ def test_of_a_batch_larger_than_the_queue_the_last_keys_stay() -> None:
         keys = model.encode_keys(*pair(4, seed=seed))
         model.finish_step(keys)
         assert model.queue_position.item() == position
-        assert torch.equal(model.queue, keys.own_vectors()[list(kept)])
+        assert torch.equal(model.queue, keys.local_vectors()[list(kept)])
 
 
 @pytest.mark.slow
@@ -273,9 +273,9 @@ def test_a_step_s_keys_are_not_among_its_own_negatives() -> None:
     keys = copy.deepcopy(model).encode_keys(views_q, views_k)
     vectors = F.normalize(copy.deepcopy(model).query(views_q.images)[0], dim=1)
     losses = model(views_q, views_k)
-    assert torch.equal(model.queue, keys.own_vectors())
+    assert torch.equal(model.queue, keys.local_vectors())
     assert losses["instance"].item() == pytest.approx(
-        plain_loss(vectors, keys.own_vectors(), before).mean().item(), rel=1e-12
+        plain_loss(vectors, keys.local_vectors(), before).mean().item(), rel=1e-12
     )
     losses["total"].backward()  # the queue has changed by now
     assert all(grad.isfinite().all() for grad in gradients(model).values())
@@ -622,7 +622,7 @@ def test_under_autocast_products_are_bfloat16_and_losses_float32() -> None:
         keys = model.encode_keys(views_q, views_k)
         losses = model.query_losses(views_q.images, keys)
     losses["total"].backward()
-    assert keys.own_vectors().dtype == keys.levels["P3"].positives.wait().dtype == torch.float32
+    assert keys.local_vectors().dtype == keys.levels["P3"].positives.wait().dtype == torch.float32
     assert keys.levels["P3"].cells.wait().dtype == keys.levels["P4"].cells.wait().dtype == torch.bfloat16
     for name in ("instance", "P4", "P3"):
         assert losses[name].dtype == torch.float32
@@ -658,7 +658,7 @@ def test_views_smaller_than_a_window_are_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"levels": (P4, Level(name="P4", window=32))}, "levels P4, P4: each level can be there once"),
+        ({"levels": (P4, Level(name="P4", window=32))}, "levels P4, P4: name each level once"),
         ({"fpn_width": 0}, "fpn-width 0: must be at least 1"),
         ({"queue_size": -1}, "queue-size -1: must be at least 1"),
         ({"group_size": 0}, "group-size 0: must be at least 1"),

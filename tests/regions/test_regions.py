@@ -390,7 +390,7 @@ def test_a_level_survives_being_written_and_read(level: Level) -> None:
         ("", "level '': a level is one of"),
         ("P44", "level 'P44'"),
         ("layer3", "level 'layer3'"),
-        ("P4:size=3", "level P4: no field 'size'; there are window, step, negatives, closed, weight"),
+        ("P4:size=3", "level P4: no field 'size': the fields are window, step, negatives, closed, weight"),
         ("P4:window", "level P4: window='' is not a whole number"),
         ("P4:window=4.5", "level P4: window='4.5' is not a whole number"),
         ("P4:weight=heavy", "level P4: weight='heavy' is not a number"),
