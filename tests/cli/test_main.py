@@ -160,7 +160,7 @@ def test_preview_and_scenes_refuse_what_they_cannot_draw(capsys: Captured, image
     line = refusal(capsys, "preview", str(tmp_path / "bad.jpg"), "--out", out)
     assert f"none of 1 image can be decoded, for example {tmp_path / 'bad.jpg'}" in line
     (tmp_path / "bad.jpg").unlink()
-    assert "count is 0: it must be 1 or more" in refusal(capsys, "scenes", str(tmp_path / "s"), "--count", "0")
+    assert "count 0: must be 1 or more" in refusal(capsys, "scenes", str(tmp_path / "s"), "--count", "0")
     assert "resim scenes --help" in refusal(capsys, "scenes")
     assert list(tmp_path.iterdir()) == []
 

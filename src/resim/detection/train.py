@@ -39,7 +39,7 @@ from resim.runs.progress import Progress, Watch
 from resim.training.optimizer import set_learning_rate
 from resim.training.precision import choose_precision
 from resim.training.starting import fetch_once
-from resim.views.loader import make_loader, tell_of_killed_workers
+from resim.views.loader import make_loader, report_killed_workers
 
 _PRECISE_STREAM = 1  # added to the seed: batches for statistics are other draws than those trained on
 
@@ -183,7 +183,7 @@ class _Tuning:
 
         first = processes.first
         with (
-            tell_of_killed_workers(),
+            report_killed_workers(),
             Progress(steps=end, first_step=step, show=show and first, watch=watch) as progress,
             contextlib.closing(self._batches(step, end, workers)) as batches,
         ):

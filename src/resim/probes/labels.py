@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,9 +13,9 @@ import numpy as np
 
 from resim.counts import counted
 from resim.errors import UserError
-from resim.probes.shards import TarImage, find_shards, read_shards
-from resim.views.decode import BadImageError, Photo
-from resim.views.folder import PathList, find_images
+from resim.probes.shards import TarImage, read_shards
+from resim.views.decode import Photo
+from resim.views.folder import PathList, find_images, find_shards
 
 _TRAIN, _TEST = ("train", "training"), ("val", "validation", "test")
 
@@ -51,14 +50,7 @@ class ProbeImages:
             BadImageError: it cannot be opened.
         """
         ref = self.refs[index]
-        if isinstance(ref, str):
-            return Photo(ref)
-        try:
-            with Path(ref.shard).open("rb") as file:
-                file.seek(ref.start)
-                return Photo(io.BytesIO(file.read(ref.size)))
-        except OSError as error:
-            raise BadImageError(f"{type(error).__name__}: {error}") from None
+        return Photo(ref if isinstance(ref, str) else ref.path)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> ProbeImages:
         """Some of the images, in the order given; all the classes stay."""

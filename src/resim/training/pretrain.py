@@ -35,8 +35,8 @@ from resim.views.loader import (
     PairDataset,
     make_loader,
     read_batches,
+    report_killed_workers,
     shuffle_order,
-    tell_of_killed_workers,
 )
 from resim.views.views import Views
 
@@ -89,7 +89,7 @@ def pretrain(
         bad_files = run_folder.BadFiles(ready.out, processes, run.max_bad_share)
         finish_views = Finisher(recipe.views, processes.device)
         with (
-            tell_of_killed_workers(),
+            report_killed_workers(),
             contextlib.closing(_load_batches(recipe, ready, processes)) as batches,
             Progress(
                 steps=ready.end, epoch_steps=epoch_steps, first_step=step, show=show and is_first, watch=watch
