@@ -57,7 +57,7 @@ def test_crops_are_inside_the_image_with_area_and_aspect_in_range() -> None:
 
 
 def test_area_is_uniform_aspect_log_uniform_and_position_uniform() -> None:
-    # up to half the area every aspect fits a square image, so that no first try is refused
+    # up to half of the area, every aspect fits into a square image, so that the first attempt always succeeds
     config = dataclasses.replace(CONFIG, crop_area=(0.2, 0.5))
     _, pairs = draw_many(config, 1000, 1000, 2000)
     top, left, h, w = np.array([draw.crop for pair in pairs for draw in pair]).T

@@ -31,7 +31,7 @@ def decoded(path: Path, reduction: float = 1.0) -> np.ndarray:
 
 
 def color_image() -> np.ndarray:
-    """Smooth, every channel another."""
+    """A smooth image whose channels differ."""
     y, x = np.mgrid[:H, :W]
     return np.stack([x * 6, y * 10, 255 - x * 3 - y * 5], axis=-1).astype(np.uint8)
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 import resim.kernels
 from resim.errors import UserError
-from resim.views import loader
+from resim.views import loader, workers
 from resim.views.crops import ViewsConfig
 from resim.views.loader import (
     BatchOrder,
@@ -112,8 +112,8 @@ def test_workers_ignore_signals_from_other_processes_than_their_parent(images: l
 def test_a_worker_of_a_process_with_separate_memory_keeps_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     monkeypatch.setattr(resim.kernels, "keep_memory_if_parted", lambda: done.append("keep_memory_if_parted"))
-    monkeypatch.setattr(loader, "_ignore_signals_of_others", lambda: done.append("_ignore_signals_of_others"))
-    loader._start_worker(0)
+    monkeypatch.setattr(workers, "_ignore_signals_of_others", lambda: done.append("_ignore_signals_of_others"))
+    workers.start_worker(0)
     assert done == ["keep_memory_if_parted", "_ignore_signals_of_others"]
 
 
@@ -189,7 +189,7 @@ def test_a_bad_file_is_always_replaced_by_the_same_random_image(with_bad: list[s
 
 
 def test_bad_files_are_counted_and_listed_with_their_reasons(with_bad: list[str]) -> None:
-    batches = read(with_bad, 0, end_step=3)  # one epoch: every file is asked for once
+    batches = read(with_bad, 0, end_step=3)  # one epoch: each file is read once
     bad = [file for batch in batches for file in batch.bad]
     assert {file.path for file in bad} == {with_bad[3], with_bad[8]}
     assert all("Error: " in file.reason for file in bad)

@@ -222,7 +222,7 @@ def test_an_image_of_a_truncated_or_missing_tar_is_a_bad_image(packed: Path, tmp
 
 
 def tar_of(path: Path, *entries: tuple[str, bytes | None], **fields: Any) -> Path:
-    """A tar of such names and contents; `fields` are set on every entry."""
+    """A tar with these names and contents; `fields` are set on every entry."""
     with tarfile.open(path, "w") as tar:
         for name, data in entries:
             entry = tarfile.TarInfo(name)

@@ -66,7 +66,7 @@ def said_nothing_yet(monkeypatch: pytest.MonkeyPatch) -> None:
         ([0.0, 0.5, 1.0], F, [0, 128, 255]),  # [0, 1] as it is: 127.5 rounds to even
         ([0.0, 0.1, 0.2], F, [0, 26, 51]),
         ([0.2, 0.2, 0.2], F, [51, 51, 51]),
-        ([0.0, 0.0, 0.0], F, [0, 0, 0]),  # black, and said to be
+        ([0.0, 0.0, 0.0], F, [0, 0, 0]),  # black, which is valid
         ([0.0, 0.01, 0.02], F, [0, 128, 255]),  # in [0, 1], but black to the eye
         ([10.0, 20.0, 30.0], F, [0, 128, 255]),
         ([-1.0, 0.0, 1.0], F, [0, 128, 255]),

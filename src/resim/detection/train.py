@@ -39,7 +39,8 @@ from resim.runs.progress import Progress, Watch
 from resim.training.optimizer import set_learning_rate
 from resim.training.precision import choose_precision
 from resim.training.starting import fetch_once
-from resim.views.loader import make_loader, report_killed_workers
+from resim.views.loader import make_loader
+from resim.views.workers import report_killed_workers
 
 _PRECISE_STREAM = 1  # added to the seed: batches for statistics are other draws than those trained on
 

@@ -29,16 +29,9 @@ from resim.training.precision import tell_precision
 from resim.training.prepare import MakeProbe, Prepared, checkpoint_state, prepare
 from resim.training.schedule import learning_rate
 from resim.views.finish import Finisher
-from resim.views.loader import (
-    BatchOrder,
-    PairBatch,
-    PairDataset,
-    make_loader,
-    read_batches,
-    report_killed_workers,
-    shuffle_order,
-)
+from resim.views.loader import BatchOrder, PairBatch, PairDataset, make_loader, read_batches, shuffle_order
 from resim.views.views import Views
+from resim.views.workers import report_killed_workers
 
 PICTURE_PAIRS = 4
 

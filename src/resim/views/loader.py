@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -18,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from resim.acceleration import allocator
 from resim.errors import UserError
 from resim.views.crops import NO_JITTER, Draw, ViewsConfig, cut_views, draw_views, sample_generator
 from resim.views.decode import BadImageError, Photo
 from resim.views.photometric import augment, blur_reach
 from resim.views.shards import shard_order
 from resim.views.views import Views
+from resim.views.workers import start_worker
 
 S = TypeVar("S")
 K = TypeVar("K")
@@ -237,7 +232,7 @@ def make_loader(
         pin_memory=pin_memory,
         # prefetch two batches, or two parts per worker
         prefetch_factor=max(2, -(-2 * per_batch // workers)) if workers else None,
-        worker_init_fn=_start_worker if workers else None,
+        worker_init_fn=start_worker if workers else None,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
     return loader
@@ -254,27 +249,6 @@ def join_parts(parts: Sequence[PairBatch]) -> PairBatch:
         indices=[index for part in parts for index in part.indices],
         bad=[file for part in parts for file in part.bad],
     )
-
-
-def _start_worker(worker: int) -> None:
-    memory = allocator()
-    if memory is not None:
-        memory.keep_memory_if_parted()
-    _ignore_signals_of_others()
-
-
-def _ignore_signals_of_others() -> None:
-    """Let only the parent end this worker: a job's signal reaches all processes, and the parent finishes its step."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # reports the sender of a signal; not on all systems
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_exit_on_parents_signal, daemon=True).start()
-
-
-def _exit_on_parents_signal() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
 
 
 def read_batches(loader: DataLoader[PairBatch]) -> Generator[PairBatch, None, None]:
@@ -294,25 +268,3 @@ def read_batches(loader: DataLoader[PairBatch]) -> Generator[PairBatch, None, No
         if len(parts) == order.per_batch:
             yield join_parts(parts)
             parts = []
-
-
-@contextlib.contextmanager
-def report_killed_workers() -> Iterator[None]:
-    """Convert PyTorch's errors for a killed worker process, which a signal raises at any moment, into a UserError.
-
-    Raises:
-        UserError: a worker process of the loader was killed.
-    """
-    try:
-        yield
-        return
-    except RuntimeError as error:
-        if not any("DataLoader worker" in str(e) for e in (error, error.__context__)):
-            raise
-    except (ConnectionError, EOFError):  # it was killed during a transfer
-        with contextlib.suppress(RuntimeError):
-            time.sleep(2)  # wait for PyTorch's signal, which would interrupt the handling of the error
-    raise UserError(
-        "a worker process of the loader was killed, perhaps because memory is full: use fewer --workers; "
-        "--resume continues from the last checkpoint"
-    )
