@@ -15,7 +15,8 @@ from PIL import Image
 
 import resim.kernels
 from resim.errors import UserError
-from resim.views import loader, workers
+from resim.views import loader
+from resim.views import workers as worker_processes
 from resim.views.crops import ViewsConfig
 from resim.views.loader import (
     BatchOrder,
@@ -112,8 +113,8 @@ def test_workers_ignore_signals_from_other_processes_than_their_parent(images: l
 def test_a_worker_of_a_process_with_separate_memory_keeps_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     monkeypatch.setattr(resim.kernels, "keep_memory_if_parted", lambda: done.append("keep_memory_if_parted"))
-    monkeypatch.setattr(workers, "_ignore_signals_of_others", lambda: done.append("_ignore_signals_of_others"))
-    workers.start_worker(0)
+    monkeypatch.setattr(worker_processes, "_ignore_signals_of_others", lambda: done.append("_ignore_signals_of_others"))
+    worker_processes.start_worker(0)
     assert done == ["keep_memory_if_parted", "_ignore_signals_of_others"]
 
 
