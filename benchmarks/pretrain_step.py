@@ -166,8 +166,8 @@ def parts(stepper: Stepper, views_q: Views, views_k: Views, times: int) -> dict[
                 queries = positives.clone().requires_grad_()
                 dtype = torch.bfloat16 if stepper.precision == "bf16" else None
                 info_nce(queries, positives, cells, matmul_dtype=dtype).loss.mean().backward()
-            vectors = keys.own_vectors()[there].clone().requires_grad_()
-            info_nce(vectors, keys.own_vectors()[there], model.queue).loss.mean().backward()
+            vectors = keys.local_vectors()[there].clone().requires_grad_()
+            info_nce(vectors, keys.local_vectors()[there], model.queue).loss.mean().backward()
 
     def optimizer() -> None:
         stepper.optimizer.step()

@@ -1,7 +1,7 @@
-"""Real processes, forked from one that has imported everything: seconds of imports are spared.
+"""Processes forked from a server that has imported everything, which saves seconds of imports.
 
-A forked process is what `python -m resim` or torchrun starts, without the interpreter's own start: it has a session,
-signals, output and an exit code of its own, and where there are several, the variables that torchrun sets.
+A forked process behaves like one that `python -m resim` or torchrun starts: it has its own session, signals, output and
+exit code, and the variables that torchrun sets.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ _CONTEXT.set_forkserver_preload(
 
 
 def on_processes(work: Callable[..., None], arguments: tuple[object, ...], count: int) -> None:
-    """Call `work(rank, *arguments)` on so many processes; what one of them raises is raised here."""
+    """Call `work(rank, *arguments)` on `count` processes; raise the first exception of one of them."""
     start_processes(work, arguments, count, start_method="forkserver")
 
 
 class Forked:
-    """The command, or another function of words, on one process, or on several as under torchrun."""
+    """The command, or another function of its words, on one process, or on several as under torchrun."""
 
     def __init__(self, words: Sequence[str], processes: int = 1, *, act: Callable[[list[str]], int] = main) -> None:
         self._folder = tempfile.TemporaryDirectory()
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(processes)}
-        meeting |= {"LOCAL_WORLD_SIZE": str(processes)}
+        environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(processes)}
+        environment |= {"LOCAL_WORLD_SIZE": str(processes)}
         self._processes = [
             _CONTEXT.Process(
                 target=_work,
-                args=(act, list(words), meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, self._folder.name),
+                args=(act, list(words), environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, self._folder.name),
             )
             for rank in range(processes)
         ]
@@ -48,17 +48,17 @@ class Forked:
 
     @property
     def pid(self) -> int:
-        """The first process's number, and that of its process group."""
+        """The id of the first process and of its process group."""
         pid = self._processes[0].pid
         assert pid is not None
         return pid
 
     def is_running(self) -> bool:
-        """Whether any of them has not ended."""
+        """Whether a process is still running."""
         return any(process.is_alive() for process in self._processes)
 
     def end(self, deadline: float) -> tuple[int, str, str]:
-        """Wait for the end of all: the first exit code that is not 0, and what all have printed."""
+        """Wait for all processes; return the first exit code that is not 0, and the output and errors of all."""
         for process in self._processes:
             process.join(deadline)
         stuck = [process for process in self._processes if process.is_alive()]
@@ -67,12 +67,12 @@ class Forked:
         codes = [process.exitcode or 0 for process in self._processes]
         out, err = (Path(self._folder.name, name).read_text() for name in ("out", "err"))
         self._folder.cleanup()
-        assert not stuck, f"it has not ended in {deadline} s: {out}{err}"
+        assert not stuck, f"no end after {deadline} s: {out}{err}"
         return next((code for code in codes if code), 0), out, err
 
 
 def _work(act: Callable[[list[str]], int], words: list[str], environment: dict[str, str], folder: str) -> None:
-    """What each process does."""
+    """Run one process."""
     os.setsid()
     for stream, name in ((sys.stdout, "out"), (sys.stderr, "err")):
         os.dup2(os.open(Path(folder, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream.fileno())

@@ -1,4 +1,4 @@
-"""The network of the golden data (golden/README.md) and the weights that its step begins with."""
+"""The network of the golden data (golden/README.md) and its initial weights."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from torch import Tensor
 from resim.model.encoder import ModelConfig
 
 
-def drawn(name: str, seed: int, shape: tuple[int, ...] | list[int]) -> np.ndarray:
+def random_values(name: str, seed: int, shape: tuple[int, ...] | list[int]) -> np.ndarray:
+    """Standard normal values that depend on the name and the seed only."""
     generator = np.random.RandomState((zlib.crc32(name.encode()) + seed) & 0xFFFFFFFF)
     return generator.standard_normal(shape)
 
 
 def published_state(shapes: dict[str, list[int]], seed: int) -> dict[str, Tensor]:
-    """The golden state under the published names."""
+    """The golden state dict under the published names."""
     state = {}
     for full_name, shape in shapes.items():
         name = full_name.removeprefix("module.")
@@ -28,7 +29,7 @@ def published_state(shapes: dict[str, list[int]], seed: int) -> dict[str, Tensor
         elif name.endswith("running_var"):
             value = np.ones(shape)
         else:
-            value = drawn(name, seed, shape)
+            value = random_values(name, seed, shape)
             if name == "queue":
                 value /= np.linalg.norm(value, axis=0, keepdims=True)
             elif name.endswith(".bias"):
@@ -42,5 +43,5 @@ def published_state(shapes: dict[str, list[int]], seed: int) -> dict[str, Tensor
 
 
 def golden_config(fpn_norm: bool) -> ModelConfig:
-    """The network of the golden step."""
+    """The configuration of the golden step."""
     return ModelConfig(fpn_norm=fpn_norm, queue_size=256)

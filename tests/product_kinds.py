@@ -1,4 +1,4 @@
-"""The kernels of products as this processor has them, and, where it has AMX's tiles, as others have them."""
+"""The product kernels for this processor and, if it has AMX tiles, those for processors without."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ NO_PRODUCTS = (
     "not verified: the C kernels of bfloat16 products compute what PyTorch computes: a C compiler and a processor with "
     "instructions for bfloat16 (AVX512_BF16 or AMX) are needed"
 )
-NO_TILES = "not verified: on a processor with AMX, the C kernels of products are right without its tiles: AMX is needed"
+NO_TILES = (
+    "not verified: on a processor with AMX, the C kernels of products are correct without its tiles: AMX is needed"
+)
 needs_products = pytest.mark.skipif(product_kernels() is None, reason=NO_PRODUCTS)
 HAS_TILES = "amx_tile" in " ".join(_processor()).split()
 PRODUCTS = [
@@ -32,7 +34,7 @@ def _without_tiles() -> ctypes.CDLL | None:
 
 
 def use(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the kernels of products that PRODUCTS calls so, or else none."""
+    """Use the product kernels of this kind of PRODUCTS, or none for any other kind."""
     if kind != "products":
         library = _without_tiles() if kind == "without tiles" else None
         for module in (pointwise, weight_grad):

@@ -1,4 +1,4 @@
-"""The folders of the package: who imports whom, and what only one of them may touch."""
+"""The folders of the package: which imports are allowed, and which modules only one folder may use."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ ORDER = (
     "views", "model", "runs", "recipes", "draw", "exchange", "scenes", "datasets", "scores", "probes", "training",
     "detection", "similarity", "report", "bench", "demo", "cli", "__main__", "__init__",
 )  # fmt: skip
-"""Each imports from those before it only. `docs/architecture.md` says what each is for."""
+"""Each imports only from those before it. `docs/architecture.md` describes them."""
 
-OPTIONAL = ("acceleration", "kernels")  # acceleration finds out whether kernels are there
+OPTIONAL = ("acceleration", "kernels")  # acceleration imports kernels if they are installed
 FILES = sorted(ROOT.rglob("*.py"))
 
 
@@ -34,7 +34,7 @@ def name_of(path: Path) -> str:
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Every module of resim that a file imports, wherever in the file it does so."""
+    """All modules of resim that a file imports, anywhere in the file."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "resim")
@@ -43,7 +43,7 @@ def imported(path: Path) -> Iterator[str]:
             yield from (f"resim.{alias.name}" if node.module == "resim" else node.module for alias in node.names)
 
 
-def test_every_room_has_its_place() -> None:
+def test_every_room_is_in_the_order() -> None:
     assert {room(name_of(path)) for path in FILES} == set(ORDER)
 
 
@@ -59,19 +59,19 @@ def test_no_room_imports_from_one_above_it(here: str) -> None:
     assert upwards == []
 
 
-def test_nothing_outside_names_a_part_of_the_kernels() -> None:
-    named = [
+def test_only_acceleration_imports_kernels() -> None:
+    imports = [
         f"{name_of(path)} imports {module}"
         for path in FILES
         if room(name_of(path)) != "kernels"
         for module in imported(path)
         if room(module) == "kernels" and room(name_of(path)) != "acceleration"
     ]
-    assert named == []
+    assert imports == []
 
 
 def test_modules_of_one_room_do_not_import_each_other_in_a_circle() -> None:
-    """Imports at the top of a file only: one within a function is there when the function is called."""
+    """Only imports at the top of a file count; one within a function runs when the function is called."""
     edges: dict[str, set[str]] = {}
     for path in FILES:
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -96,7 +96,7 @@ def test_modules_of_one_room_do_not_import_each_other_in_a_circle() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_only_one_room_talks_to_other_processes(path: Path) -> None:
+def test_only_one_room_uses_torch_distributed(path: Path) -> None:
     if room(name_of(path)) == "distributed":
         return
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -1,8 +1,8 @@
 """The optional kernels: whether they are installed, and whether this process uses them.
 
-`resim/kernels/` may be missing: everything then runs in plain PyTorch, with other roundings in bfloat16, slower and in
-more memory. A run's config chooses (`RunConfig.kernels`, `RunConfig.keep_memory`); the environment variables
-RESIM_KERNELS and RESIM_KEEP_MEMORY override it.
+The folder `resim/kernels/` may be missing. Everything then runs in plain PyTorch: slower, in more memory, and with
+different rounding in bfloat16. A run's config selects what is used (`RunConfig.kernels`, `RunConfig.keep_memory`); the
+environment variables RESIM_KERNELS and RESIM_KEEP_MEMORY override it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ VARIABLES = ("RESIM_KERNELS", "RESIM_KEEP_MEMORY")
 
 @dataclass
 class _Switches:
-    """Of this process: kernels are chosen where a network runs, far below the run's config."""
+    """The selection of this process, global because the networks that use the kernels have no access to the config."""
 
     kernels: Kernels = "auto"
     keep_memory: bool = True
@@ -31,20 +31,20 @@ _switches = _Switches()
 
 
 def choose(*, kernels: Kernels, keep_memory: bool) -> None:
-    """Set what this process uses from now on, unless the environment says otherwise.
+    """Select the kernels and the memory setting of this process. Environment variables take precedence.
 
     Args:
-        kernels: auto: all that this machine can run; norms: on a CPU none of the kernels of products; off: none.
-        keep_memory: whether `allocator` gives a module.
+        kernels: auto: all kernels that this machine supports; norms: on a CPU only those of BatchNorm; off: none.
+        keep_memory: whether a process that trains on a CPU keeps the memory that it frees.
     """
     _switches.kernels, _switches.keep_memory = kernels, keep_memory
 
 
 def chosen_kernels() -> Kernels:
-    """What this process uses, the environment considered.
+    """The kernels selected for this process; RESIM_KERNELS takes precedence.
 
     Raises:
-        UserError: RESIM_KERNELS is none of auto, norms, off.
+        UserError: RESIM_KERNELS is not one of auto, norms, off.
     """
     value = os.environ.get("RESIM_KERNELS") or _switches.kernels
     if value not in ("auto", "norms", "off"):
@@ -53,23 +53,23 @@ def chosen_kernels() -> Kernels:
 
 
 def is_memory_kept() -> bool:
-    """Whether a process that trains on a CPU keeps the memory that it frees; the environment considered."""
+    """Whether a process that trains on a CPU keeps the memory that it frees; RESIM_KEEP_MEMORY takes precedence."""
     value = os.environ.get("RESIM_KEEP_MEMORY")
     return value != "0" if value else _switches.keep_memory
 
 
 def kernels() -> Any | None:
-    """The module `resim.kernels`; None where it is not installed or is switched off."""
+    """The module `resim.kernels`; None if it is not installed or is switched off."""
     return None if chosen_kernels() == "off" else _installed()
 
 
 def allocator() -> Any | None:
-    """The module `resim.kernels`, for its functions of memory; None where it is missing or memory is not kept."""
+    """The module `resim.kernels` for its memory functions; None if it is not installed or memory is not kept."""
     return _installed() if is_memory_kept() else None
 
 
 def describe() -> dict[str, Any]:
-    """What this process uses, for a run's config.json."""
+    """A description of what this process uses, for a run's config.json."""
     fast = kernels()
     overrides = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
     used = fast.describe() if fast else "none: switched off" if _installed() else "none: resim.kernels is not installed"

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on `device`. A copy to a GPU goes through page-locked memory and does not wait for the GPU."""
+    """Copy a tensor to `device`; from CPU to GPU through page-locked memory, without waiting for the GPU."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

@@ -109,7 +109,7 @@ def test_an_unknown_recipe(capsys: Captured, images: str, tmp_path: Path, verb: 
         (["--levels", "P4:width=32"], "--levels: level P4: no field 'width'"),
         (["--levels", "P6"], "--levels: level 'P6': a level is one of P3, P4, P5"),
         (["--levels", "P4:negatives=some"], "--levels: level P4: negatives 'some': must be one of all, group"),
-        (["--levels", LEVEL, LEVEL], "levels P4, P4: each level can be there once"),
+        (["--levels", LEVEL, LEVEL], "levels P4, P4: name each level once"),
         (["--batch-size", "2"], "batch-size 2 is no whole number of groups of 4 images"),
         (["--batch-size", "6"], "set --batch-size to a multiple of 4, or --group-size to a divisor of 6"),
         (["--batch-size", "16"], "12 images are fewer than one batch of 16: set --batch-size 12, or add images"),
@@ -160,7 +160,7 @@ def test_preview_and_scenes_refuse_what_they_cannot_draw(capsys: Captured, image
     line = refusal(capsys, "preview", str(tmp_path / "bad.jpg"), "--out", out)
     assert f"none of 1 image can be decoded, for example {tmp_path / 'bad.jpg'}" in line
     (tmp_path / "bad.jpg").unlink()
-    assert "count is 0: it must be 1 or more" in refusal(capsys, "scenes", str(tmp_path / "s"), "--count", "0")
+    assert "count 0: must be 1 or more" in refusal(capsys, "scenes", str(tmp_path / "s"), "--count", "0")
     assert "resim scenes --help" in refusal(capsys, "scenes")
     assert list(tmp_path.iterdir()) == []
 

@@ -1,4 +1,4 @@
-"""The same groups give the same step, however they are laid out over processes."""
+"""The same groups give the same step on any number of processes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def global_batch(step: int) -> tuple[Tensor, Tensor]:
 
 
 def average_gradients(model: ReSim) -> None:
-    """What DistributedDataParallel does in its backward pass, in one go."""
+    """Average the gradients at once, as DistributedDataParallel does during backward."""
     gradients = [parameter.grad for parameter in model.query.parameters()]
     flat = torch.cat([grad.flatten() for grad in gradients if grad is not None])
     dist.all_reduce(flat)
@@ -76,7 +76,7 @@ def average_gradients(model: ReSim) -> None:
 
 
 def sample(tensor: Tensor) -> Tensor:
-    """A small tensor, or of a large one its norm and 2,048 of its entries: what a process hands back stays small."""
+    """A small tensor, or the norm and 2,048 entries of a large one, to keep results small."""
     flat = tensor.detach().flatten()
     if len(flat) <= 4096:
         return tensor.detach().clone()
@@ -84,7 +84,7 @@ def sample(tensor: Tensor) -> Tensor:
 
 
 def run_case(case: Case) -> dict[str, Tensor]:
-    """Some steps of this process's share of the batch."""
+    """Run some steps on this process's part of the batch."""
     rank, processes = world()
     dtype = DTYPES[case.dtype]
     levels = (
@@ -120,17 +120,17 @@ def run_case(case: Case) -> dict[str, Tensor]:
             assert parameter.grad is not None
             result[f"{step}/gradient/{name}"] = sample(parameter.grad)
             with torch.no_grad():
-                parameter -= 1e-3 * parameter.grad  # the key encoder has something to follow
+                parameter -= 1e-3 * parameter.grad  # the momentum update then changes the key encoder
     return result | {f"state/{name}": sample(value) for name, value in model.state_dict().items()}
 
 
-def own_by_process(name: str) -> bool:
-    """Losses and running statistics belong to a process; their mean is the whole's."""
+def differs_by_process(name: str) -> bool:
+    """Whether a result differs between processes: losses and running statistics, whose mean is that of one process."""
     return "/loss/" in name or name.endswith(("running_mean", "running_var"))
 
 
 def move_rows() -> dict[str, Tensor]:
-    """What the collective operations give this process, gathered from all."""
+    """The results of the collective operations on this process."""
     rank, processes = world()
     n = GLOBAL_BATCH // processes
     mine = slice(rank * n, (rank + 1) * n)
@@ -145,7 +145,7 @@ def move_rows() -> dict[str, Tensor]:
 
 
 def work(rank: int, processes: int, folder: str) -> None:
-    """One process of the spawned ones."""
+    """Run one of the processes."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-{processes}", rank=rank, world_size=processes)
     try:
@@ -161,7 +161,7 @@ Results = dict[str, dict[str, Tensor]]
 
 @pytest.fixture(scope="module")
 def one() -> Results:
-    """Everything on one process, which starts no process group."""
+    """All results on one process without a process group."""
     assert world() == (0, 1)
     return {str(case): run_case(case) for case in CASES}
 
@@ -180,29 +180,29 @@ def several(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_a_step_does_not_depend_on_the_layout(one: Results, several: list[Results], case: Case) -> None:
     results, expected = [result[str(case)] for result in several], one[str(case)]
     rounding = {"float64": 1e-9, "float32": 1e-4}[case.dtype]
-    for name, wanted in expected.items():
+    for name, value_on_one_process in expected.items():
         tolerance = max(rounding, 1e-6) if "/accuracy/" in name or "/valid/" in name else rounding
         values = torch.stack([result[name] for result in results])
-        if own_by_process(name):
+        if differs_by_process(name):
             values = values.mean(dim=0, keepdim=True)
         for value in values:
             if value.is_floating_point():
-                assert (value - wanted).norm() <= tolerance * wanted.norm(), name
+                assert (value - value_on_one_process).norm() <= tolerance * value_on_one_process.norm(), name
             else:
-                assert torch.equal(value, wanted), name
+                assert torch.equal(value, value_on_one_process), name
     assert all(list(result) == list(expected) for result in results)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_what_is_compared_is_not_trivial(one: Results, case: Case) -> None:
+def test_the_compared_results_are_not_trivial(one: Results, case: Case) -> None:
     result, steps = one[str(case)], STEPS[case.dtype]
     for step in range(steps):
         assert all(result[f"{step}/loss/{name}"] > 0 for name in ("instance", "P4", "P3"))
         assert all(0 < result[f"{step}/loss/valid/{name}"] < 1 for name in ("P4", "P3"))
     assert all(value.any() for name, value in result.items() if "/gradient/" in name)
     assert result["state/queue_position"] == steps * GLOBAL_BATCH % QUEUE_SIZE
-    query, key = (result[f"state/{which}.backbone.conv1.weight"] for which in ("query", "key"))
+    query, key = (result[f"state/{name}.backbone.conv1.weight"] for name in ("query", "key"))
     assert not torch.equal(query, key)
 
 
@@ -212,7 +212,7 @@ def test_every_process_ends_with_the_same_key_encoder_and_queue(several: list[Re
         first, *others = (result[str(case)] for result in several)
         for other in others:
             for name, value in other.items():
-                assert own_by_process(name) or torch.equal(value, first[name]), name
+                assert differs_by_process(name) or torch.equal(value, first[name]), name
 
 
 @pytest.mark.slow

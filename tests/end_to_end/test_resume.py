@@ -83,4 +83,4 @@ def test_a_killed_loader_process_is_told_in_one_line(images: Path, tmp_path: Pat
     ended = run.end()
     assert ended.code == 2
     assert ended.err.count("\n") == 1
-    assert "a loader process was killed, is the memory full? Set --workers lower" in ended.err
+    assert "a worker process of the loader was killed, perhaps because memory is full: use fewer --workers" in ended.err

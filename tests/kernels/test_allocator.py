@@ -1,4 +1,4 @@
-"""A training process on a CPU keeps the memory that it frees, and what stays out of its way."""
+"""A training process on a CPU keeps the memory that it frees, and does not fragment it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def faults():
     del tensors
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-for _ in range(3):  # malloc has taken its places by then, whether the system has pages of 2 MB to give or of 4 KB
+for _ in range(3):  # malloc has its memory by then, whether the system has pages of 2 MB or of 4 KB
     faults()
 print(faults(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
@@ -29,14 +29,14 @@ print(faults(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 @pytest.mark.slow
 @needs_glibc
-def test_freed_memory_is_not_asked_for_again() -> None:
-    found = {}
-    for how in ("keep", "leave"):
-        done = subprocess.run([sys.executable, "-c", PROGRAM, how], capture_output=True, text=True, check=True)
-        found[how] = [int(word) for word in done.stdout.split()]
-    assert found["leave"][0] > 10_000  # pages of 4 KB
-    assert found["keep"][0] < 10
-    assert found["keep"][1] < 2 * found["leave"][1]  # half of the machine's memory is set aside, and not taken
+def test_freed_memory_is_not_allocated_again() -> None:
+    results = {}
+    for mode in ("keep", "default"):
+        done = subprocess.run([sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, check=True)
+        results[mode] = [int(word) for word in done.stdout.split()]
+    assert results["default"][0] > 10_000  # pages of 4 KB
+    assert results["keep"][0] < 10
+    assert results["keep"][1] < 2 * results["default"][1]  # half of the machine's memory is reserved, but not used
 
 
 IN_HEAP = """
@@ -58,7 +58,7 @@ if sys.argv[2] == "worker" and os.fork():
     sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
 if sys.argv[2] == "worker":
     keep_memory_if_parted()
-torch.ones(4_000_000)  # freed: with its own settings glibc takes tensors of that size from the heap from now on
+torch.ones(4_000_000)  # freed: with default settings glibc allocates tensors of that size on the heap from now on
 print(in_heap(torch.ones(2_000_000)), end=" ")
 keep_memory()
 print(in_heap(torch.ones(2_000_000)), flush=True)
@@ -68,13 +68,13 @@ print(in_heap(torch.ones(2_000_000)), flush=True)
 
 @pytest.mark.slow
 @needs_glibc
-def test_what_is_asked_for_at_first_stays_out_of_the_heap() -> None:
-    def run(*how: str) -> list[str]:
-        done = subprocess.run([sys.executable, "-c", PARTED, *how], capture_output=True, text=True, check=True)
+def test_first_allocations_are_not_on_the_heap() -> None:
+    def run(*modes: str) -> list[str]:
+        done = subprocess.run([sys.executable, "-c", PARTED, *modes], capture_output=True, text=True, check=True)
         return done.stdout.split()
 
     assert run("part", "here") == ["False", "True"]
-    assert run("leave", "here") == ["True", "True"]
+    assert run("default", "here") == ["True", "True"]
     assert run("part", "worker") == ["True", "True"]
 
 
@@ -102,6 +102,6 @@ print(len(large) > 5, any(map(in_heap, large + momenta)), in_heap(torch.ones(2_0
 
 @pytest.mark.slow
 @needs_glibc
-def test_a_training_asks_for_what_stays_outside_the_heap_and_keeps_the_rest() -> None:
+def test_parameters_of_a_training_are_not_on_the_heap_and_other_memory_is_kept() -> None:
     done = subprocess.run([sys.executable, "-c", STEP], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "False", "True"]

@@ -1,4 +1,4 @@
-"""ResNet blocks fused on a CPU give what PyTorch's modules give, as near to double precision as those in bfloat16."""
+"""Fused ResNet blocks on a CPU against PyTorch's modules: their error is no larger than the modules'."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from resim.kernels.cpu import network as fused
 from resim.kernels.cpu import norm as norms
 from resim.kernels.cpu.build import compile_kernels, kernels, product_kernels
 from resim.kernels.cpu.pointwise import ClosingLayer
-from resim.kernels.cpu.residual import make_residual
+from resim.kernels.cpu.residual import build_residual
 from resim.kernels.cpu.stem import stem
 from resim.layers.grouped_norm import GroupedBatchNorm2d, commit_statistics, group_norms
 from resim.model.backbone import ResNet
@@ -28,7 +28,7 @@ from resim.model.backbone import ResNet
 
 @pytest.fixture(params=["anywhere", *PRODUCTS])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The kernels that any processor has, and those of products beside them."""
+    """The kernels for any processor, and with them the product kernels."""
     use(request.param, monkeypatch)
     return request.param
 
@@ -39,7 +39,7 @@ def nhwc(*shape: int, seed: int) -> Tensor:
 
 
 def prepared(module: nn.Module, group_size: int) -> nn.Module:
-    """With grouped norms of unremarkable parameters, for training."""
+    """The module in training mode, with grouped norms whose parameters are random."""
     torch.manual_seed(1)
     group_norms(module, group_size)
     for norm in module.modules():
@@ -60,7 +60,7 @@ def make_block(kind: type[Any], inputs: int, width: int, stride: int, **more: An
 def everything(
     module: nn.Module, run: Callable[[nn.Module, Tensor], Tensor], x: Tensor, dtype: torch.dtype | None
 ) -> dict[str, Tensor]:
-    """Output, gradients and pending statistics, in float64; `dtype`: of it all, None: bfloat16's autocast."""
+    """Output, gradients and pending statistics in float64, computed in `dtype`; None: under autocast."""
     module = copy.deepcopy(module)
     x = x.clone(memory_format=torch.channels_last)
     if dtype is not None:
@@ -71,23 +71,23 @@ def everything(
     grad = nhwc(*y.shape, seed=9).to(y.dtype)
     before = grad.clone()
     y.backward(grad)
-    assert torch.equal(grad, before), "the gradient that came in belongs to others"
-    found = {"y": y.detach()} | ({} if x.grad is None else {"x": x.grad})
+    assert torch.equal(grad, before), "the incoming gradient was overwritten"
+    results = {"y": y.detach()} | ({} if x.grad is None else {"x": x.grad})
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.dtype is parameter.dtype
-        found[name] = parameter.grad
-    found |= {f"pending {n}": m.pending for n, m in module.named_modules() if isinstance(m, GroupedBatchNorm2d)}
-    return {name: value.double() for name, value in found.items()}
+        results[name] = parameter.grad
+    results |= {f"pending {n}": m.pending for n, m in module.named_modules() if isinstance(m, GroupedBatchNorm2d)}
+    return {name: value.double() for name, value in results.items()}
 
 
-def errors(found: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:
-    assert found.keys() == truth.keys()
-    return {name: ((found[name] - truth[name]).norm() / truth[name].norm()).item() for name in truth}
+def errors(result: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:
+    assert result.keys() == truth.keys()
+    return {name: ((result[name] - truth[name]).norm() / truth[name].norm()).item() for name in truth}
 
 
-def as_good(ours: dict[str, float], theirs: dict[str, float]) -> None:
-    """Ours are no further from the truth than PyTorch's in bfloat16, rounding being a matter of luck."""
+def check_errors(ours: dict[str, float], theirs: dict[str, float]) -> None:
+    """Check that the kernels' errors are no larger than those of PyTorch in bfloat16, up to chance in rounding."""
     worse = {name: (error, theirs[name]) for name, error in ours.items() if error > 3 * theirs[name] + 1e-4}
     assert not worse
     assert sum(ours.values()) < 1.15 * sum(theirs.values())
@@ -109,22 +109,22 @@ BLOCKS = {
 @pytest.mark.slow
 @needs_kernels
 @pytest.mark.parametrize("name", list(BLOCKS))
-def test_a_block_is_as_near_to_the_truth_as_its_modules(name: str, kind: str) -> None:
+def test_a_block_is_as_accurate_as_its_modules(name: str, kind: str) -> None:
     make, shape = BLOCKS[name]
     block, x = make(), nhwc(*shape, seed=2).relu()
     truth = everything(block, lambda module, x: module(x), x, torch.float64)
     theirs = errors(everything(block, lambda module, x: module(x), x, None), truth)
-    ours = errors(everything(block, lambda module, x: make_residual(module)(x), x, None), truth)
-    as_good(ours, theirs)
+    ours = errors(everything(block, lambda module, x: build_residual(module)(x), x, None), truth)
+    check_errors(ours, theirs)
 
 
 @pytest.mark.slow
 @needs_kernels
 @pytest.mark.parametrize("name", list(BLOCKS))
-def test_the_way_back_changes_nothing_that_it_reads(name: str, kind: str) -> None:
+def test_backward_changes_none_of_its_inputs(name: str, kind: str) -> None:
     make, shape = BLOCKS[name]
     block, x = make(), nhwc(*shape, seed=2).relu().requires_grad_()
-    y = make_residual(block)(x)
+    y = build_residual(block)(x)
     inputs = [x, *block.parameters()]
     first, second = (torch.autograd.grad(y.sum(), inputs, retain_graph=True) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -137,82 +137,82 @@ def test_the_way_back_changes_nothing_that_it_reads(name: str, kind: str) -> Non
 
 
 @needs_kernels
-def test_autocast_around_the_way_back_changes_nothing(kind: str) -> None:
+def test_autocast_around_backward_changes_nothing(kind: str) -> None:
     block, x = make_block(Bottleneck, 64, 32, 1), nhwc(4, 64, 12, 12, seed=2).relu().requires_grad_()
-    y = make_residual(block)(x)
+    y = build_residual(block)(x)
     expected = torch.autograd.grad(y.sum(), [x, *block.parameters()], retain_graph=True)
     with torch.autocast("cpu", torch.bfloat16):
-        found = torch.autograd.grad(y.sum(), [x, *block.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        results = torch.autograd.grad(y.sum(), [x, *block.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
 @needs_kernels
-def test_defaults_of_pytorch_and_layouts_of_parameters_change_nothing(kind: str) -> None:
+def test_default_dtype_and_parameter_layouts_change_nothing(kind: str) -> None:
     block, x = make_block(Bottleneck, 128, 32, 1), nhwc(3, 128, 9, 9, seed=2).relu()
-    expected = everything(block, lambda module, x: make_residual(module)(x), x, None)
+    expected = everything(block, lambda module, x: build_residual(module)(x), x, None)
     torch.set_default_dtype(torch.float64)
     try:
-        found = everything(block, lambda module, x: make_residual(module)(x), x, None)
+        results = everything(block, lambda module, x: build_residual(module)(x), x, None)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert all(torch.equal(results[name], expected[name]) for name in expected)
     strided = copy.deepcopy(block)
     for module in strided.modules():
         if isinstance(module, GroupedBatchNorm2d):
             module.weight = nn.Parameter(module.weight.detach().repeat_interleave(2)[::2])
         elif isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
             module.weight = nn.Parameter(module.weight.detach().transpose(0, 1).contiguous().transpose(0, 1))
-    found = everything(strided, lambda module, x: make_residual(module)(x.contiguous()), x, None)
-    assert max(errors(found, expected).values()) < 1e-6
+    results = everything(strided, lambda module, x: build_residual(module)(x.contiguous()), x, None)
+    assert max(errors(results, expected).values()) < 1e-6
 
 
 @needs_products
-def test_many_rows_on_several_threads() -> None:
-    """Each thread has sums of its own, but for those that decide where a ReLU passes."""
+def test_several_threads_change_gradients_by_rounding_only() -> None:
+    """Each thread has its own sums for gradients; outputs and statistics do not depend on the number of threads."""
     block, x = make_block(Bottleneck, 64, 32, 1), nhwc(7, 64, 40, 41, seed=2).relu()
-    threads, found = torch.get_num_threads(), []
+    threads, results = torch.get_num_threads(), []
     try:
         for count in (1, 3):
             torch.set_num_threads(count)
-            found.append(everything(block, lambda module, x: make_residual(module)(x), x, None))
+            results.append(everything(block, lambda module, x: build_residual(module)(x), x, None))
     finally:
         torch.set_num_threads(threads)
-    off = errors(found[1], found[0])
+    off = errors(results[1], results[0])
     assert not any(error for name, error in off.items() if name == "y" or name.startswith("pending")), off
-    assert max(off.values()) < 1e-3, off  # what is rounded to bfloat16 from sums that are not the same bits
+    assert max(off.values()) < 1e-3, off  # sums in another order, rounded to bfloat16
 
 
 @needs_products
 def test_statistics_are_those_of_the_stored_values() -> None:
-    layer = make_residual(make_block(Bottleneck, 128, 32, 1)).layers[0]
-    found = layer.forward(layer.conv.weight.detach().bfloat16(), nhwc(1, 128, 5, 7, seed=2), None)
-    assert found.product is not None
-    variance, mean = torch.var_mean(found.product.double(), dim=(0, 2, 3), correction=0)
-    assert torch.allclose(found.norm[2].double(), mean, rtol=1e-5, atol=1e-6)
-    assert torch.allclose(found.norm[3].double(), (variance + layer.norm.eps).rsqrt(), rtol=1e-5)
+    layer = build_residual(make_block(Bottleneck, 128, 32, 1)).layers[0]
+    results = layer.forward(layer.conv.weight.detach().bfloat16(), nhwc(1, 128, 5, 7, seed=2), None)
+    assert results.product is not None
+    variance, mean = torch.var_mean(results.product.double(), dim=(0, 2, 3), correction=0)
+    assert torch.allclose(results.norm[2].double(), mean, rtol=1e-5, atol=1e-6)
+    assert torch.allclose(results.norm[3].double(), (variance + layer.norm.eps).rsqrt(), rtol=1e-5)
 
 
 @needs_products
 @pytest.mark.parametrize("far", [0.0, 10.0])
 def test_statistics_from_the_moments_of_the_input(far: float) -> None:
-    """Of more rows than one part takes, and of a mean ten times the deviation: after a ReLU it rarely is twice that."""
+    """With several parts of rows, and a mean ten times the deviation; after a ReLU it is rarely twice the deviation."""
     layer = ClosingLayer(nn.Conv2d(64, 96, 1, bias=False), GroupedBatchNorm2d(96, 5))
     x = (nhwc(5, 64, 47, 41, seed=2).float() + far).bfloat16()
     weight = layer.conv.weight.detach().bfloat16()
     with torch.no_grad():
-        found = layer.forward(weight, x, None)
+        results = layer.forward(weight, x, None)
     variance, mean = torch.var_mean(torch.conv2d(x.double(), weight.double()), dim=(0, 2, 3), correction=0)
-    assert torch.allclose(found.norm[2].double(), mean, rtol=1e-5, atol=1e-5)
-    assert torch.allclose(found.norm[3].double(), (variance + layer.norm.eps).rsqrt(), rtol=1e-4)
+    assert torch.allclose(results.norm[2].double(), mean, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(results.norm[3].double(), (variance + layer.norm.eps).rsqrt(), rtol=1e-4)
 
 
 @needs_products
-def test_which_layers_are_made_in_the_cache() -> None:
-    chosen = {
-        name: "".join(type(layer).__name__[0] for layer in make_residual(make()).every)
+def test_the_kernel_of_each_layer() -> None:
+    kernels_of_layers = {
+        name: "".join(type(layer).__name__[0] for layer in build_residual(make()).all_layers)
         for name, (make, _) in BLOCKS.items()
     }
-    assert chosen == {
+    assert kernels_of_layers == {
         "bottleneck": "PTC",
         "bottleneck with a shortcut": "PTCC",
         "bottleneck of stride 2": "PTCC",
@@ -228,7 +228,7 @@ def test_which_layers_are_made_in_the_cache() -> None:
 @needs_kernels
 @pytest.mark.parametrize("width", [48, 64])
 @pytest.mark.parametrize("shape", [(3, 3, 31, 29), (2, 3, 64, 64), (2, 3, 18, 16)])
-def test_the_stem_is_as_near_to_the_truth_as_its_modules(shape: tuple[int, ...], width: int, kind: str) -> None:
+def test_the_stem_is_as_accurate_as_its_modules(shape: tuple[int, ...], width: int, kind: str) -> None:
     conv = nn.Conv2d(3, width, 7, 2, 3, bias=False)
     module = prepared(nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)), 8)
     x = nhwc(*shape, seed=3)
@@ -240,7 +240,7 @@ def test_the_stem_is_as_near_to_the_truth_as_its_modules(shape: tuple[int, ...],
         return module(x.detach())
 
     truth = everything(module, theirs, x, torch.float64)
-    as_good(errors(everything(module, ours, x, None), truth), errors(everything(module, theirs, x, None), truth))
+    check_errors(errors(everything(module, ours, x, None), truth), errors(everything(module, theirs, x, None), truth))
 
 
 def small_resnet(name: str = "resnet18", group_size: int = 4) -> nn.Module:
@@ -253,7 +253,7 @@ def small_resnet(name: str = "resnet18", group_size: int = 4) -> nn.Module:
 @pytest.mark.slow
 @needs_kernels
 @pytest.mark.parametrize(("name", "group_size"), [("resnet18", 4), ("resnet18", 2), ("resnet50", 4)])
-def test_a_network_is_as_near_to_the_truth_as_its_modules(
+def test_a_network_is_as_accurate_as_its_modules(
     name: str, group_size: int, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = small_resnet(name, group_size)
@@ -267,14 +267,14 @@ def test_a_network_is_as_near_to_the_truth_as_its_modules(
     truth, ours = (everything(network, run, images, dtype) for dtype in (torch.float64, None))
     monkeypatch.setattr(fused, "kernels", lambda: None)
     theirs = everything(network, run, images, None)
-    assert any(not torch.equal(ours[name], theirs[name]) for name in ours), "both ran the same way"
-    as_good(errors(ours, truth), errors(theirs, truth))
+    assert any(not torch.equal(ours[name], theirs[name]) for name in ours), "both used the same kernels"
+    check_errors(errors(ours, truth), errors(theirs, truth))
 
 
 @pytest.mark.slow
 @needs_kernels
 def test_running_statistics_without_gradient(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The key encoder's pass."""
+    """As in the pass of the key encoder."""
     network = small_resnet("resnet50")
     images = nhwc(4, 3, 64, 64, seed=6)
 
@@ -288,11 +288,11 @@ def test_running_statistics_without_gradient(kind: str, monkeypatch: pytest.Monk
     truth = after(copy.deepcopy(network).double(), images.double())
     ours = errors(after(copy.deepcopy(network), images), truth)
     monkeypatch.setattr(fused, "kernels", lambda: None)
-    as_good(ours, errors(after(network, images), truth))
+    check_errors(ours, errors(after(network, images), truth))
 
 
 @needs_kernels
-def test_where_it_does_not_apply() -> None:
+def test_networks_that_cannot_be_fused() -> None:
     network, images = small_resnet(), nhwc(4, 3, 32, 32, seed=7)
 
     def can(network: nn.Module = network, images: Tensor = images) -> bool:
@@ -342,15 +342,15 @@ def test_where_it_does_not_apply() -> None:
 
 
 @needs_kernels
-def test_one_value_a_channel_has_no_variance() -> None:
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="one value a channel"):
+def test_one_value_per_channel_has_no_variance() -> None:
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="one value per channel"):
         small_resnet()(nhwc(1, 3, 32, 32, seed=7))
 
 
 @pytest.mark.slow
 @needs_kernels
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_what_is_not_finite_is_seen(value: float, kind: str) -> None:
+def test_values_that_are_not_finite_reach_the_output_and_the_statistics(value: float, kind: str) -> None:
     network = small_resnet("resnet50")
     images = nhwc(4, 3, 64, 64, seed=8)
     images[1, 0, 5, 5] = value
@@ -361,21 +361,21 @@ def test_what_is_not_finite_is_seen(value: float, kind: str) -> None:
 
 
 @needs_kernels
-def test_sums_are_the_same_bits_for_any_number_of_threads() -> None:
+def test_sums_do_not_depend_on_the_number_of_threads() -> None:
     x = nhwc(3, 72, 37, 29, seed=4)
-    threads, found = torch.get_num_threads(), []
+    threads, results = torch.get_num_threads(), []
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            found.append(norms.see(x)[0])
+            results.append(norms.partial_sums(x)[0])
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
 
 
 @needs_kernels
-def test_no_images_are_no_error() -> None:
+def test_a_batch_without_images() -> None:
     network = small_resnet().requires_grad_(False)
     with torch.autocast("cpu", torch.bfloat16):
         assert network(torch.empty(0, 3, 64, 64))["C5"].shape == (0, 512, 2, 2)
@@ -383,24 +383,29 @@ def test_no_images_are_no_error() -> None:
 
 @pytest.mark.slow
 @needs_products
-def test_where_tiles_are_not_allowed_registers_multiply(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_registers_are_used_if_tiles_are_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     build: Any = compile_kernels
-    asked: list[Any] = []
-    monkeypatch.setattr(build_module, "_may_multiply", lambda library: bool(asked.append(library)) or len(asked) > 1)
-    assert build.__wrapped__() is asked[1]
-    monkeypatch.setattr(build_module, "_may_multiply", lambda library: False)
+    libraries: list[Any] = []
+
+    def allow_second(library: Any) -> bool:
+        libraries.append(library)
+        return len(libraries) > 1
+
+    monkeypatch.setattr(build_module, "_are_products_allowed", allow_second)
+    assert build.__wrapped__() is libraries[1]
+    monkeypatch.setattr(build_module, "_are_products_allowed", lambda library: False)
     library = build.__wrapped__()
     assert library is not None
     assert not hasattr(library, "resim_pointwise_pack")
 
 
 @needs_kernels
-def test_a_mean_far_from_zero_costs_no_precision() -> None:
-    """Sums of squares of values around 1,000 would leave nothing of a variance of 1 in float32."""
+def test_a_large_mean_does_not_reduce_precision() -> None:
+    """In float32, the sum of squares of values around 1,000 is too inexact for a variance of 1."""
     norm = GroupedBatchNorm2d(32, 8)
     x = (torch.randn(8, 32, 40, 40, generator=torch.Generator().manual_seed(0)) * 16 + 1000).bfloat16()
     x = x.to(memory_format=torch.channels_last)
-    norms.coefficients(*norms.see(x), norms.shape(x)[0], norm)
+    norms.coefficients(*norms.partial_sums(x), norms.shape(x)[0], norm)
     variance, mean = torch.var_mean(x.double(), dim=(0, 2, 3))
     assert torch.allclose(norm.pending[0].double(), mean, rtol=1e-6)
     assert torch.allclose(norm.pending[1].double(), variance, rtol=1e-5)
@@ -412,13 +417,13 @@ def test_the_kernels_are_compiled_once_and_may_be_missing(tmp_path: Path, monkey
     build: Any = compile_kernels
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert build.__wrapped__() is not None
-    (made,) = (tmp_path / "resim").iterdir()
-    when = made.stat().st_mtime_ns
+    (library_file,) = (tmp_path / "resim").iterdir()
+    modified = library_file.stat().st_mtime_ns
     assert build.__wrapped__() is not None
-    assert [path.stat().st_mtime_ns for path in (tmp_path / "resim").iterdir()] == [when]
+    assert [path.stat().st_mtime_ns for path in (tmp_path / "resim").iterdir()] == [modified]
     for damaged in (b"", b"no library"):
-        made.unlink()  # what is loaded stays whole
-        made.write_bytes(damaged)
+        library_file.unlink()  # not overwritten: the library is loaded
+        library_file.write_bytes(damaged)
         assert build.__wrapped__() is not None
     with monkeypatch.context() as patch:
         patch.setenv("CC", "cc -g0")
@@ -431,7 +436,7 @@ def test_the_kernels_are_compiled_once_and_may_be_missing(tmp_path: Path, monkey
         with monkeypatch.context() as patch:
             patch.setenv("CC", compiler)
             assert build.__wrapped__() is None
-    if product_kernels() is not None:  # a compiler too old for their instructions
+    if product_kernels() is not None:  # a compiler that does not know their instructions
         old = tmp_path / "old-cc"
         old.write_text('#!/bin/sh\ncase "$*" in *pointwise.c*) exit 1;; esac\nexec cc "$@"\n')
         old.chmod(0o755)
@@ -441,7 +446,7 @@ def test_the_kernels_are_compiled_once_and_may_be_missing(tmp_path: Path, monkey
             assert library is not None
             assert not hasattr(library, "resim_pointwise_pack")
         count += 1
-    assert len(list((tmp_path / "resim").iterdir())) == count  # nothing half made is left
+    assert len(list((tmp_path / "resim").iterdir())) == count  # no unfinished files remain
     file = tmp_path / "a file"
     file.write_text("")
     with monkeypatch.context() as patch:
@@ -449,7 +454,7 @@ def test_the_kernels_are_compiled_once_and_may_be_missing(tmp_path: Path, monkey
         assert build.__wrapped__() is None
 
 
-def test_the_sources_come_with_the_package() -> None:
+def test_the_package_contains_the_sources() -> None:
     folder = Path(fused.__file__).parent
     names = {path.name for path in folder.iterdir() if path.suffix in (".c", ".h")}
     assert names == {"norm.c", "pointwise.c", "weight_grad.c", "lanes.h"}

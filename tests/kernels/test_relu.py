@@ -1,4 +1,4 @@
-"""ReLU through the bits of bfloat16 is ReLU."""
+"""ReLU of bfloat16 as an integer operation equals nn.ReLU."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from resim.training.step import make_stepper
 from resim.views.views import Views
 
 
-def every_bfloat16() -> Tensor:
-    """All 65,536 values of bfloat16 but NaNs, infinities and both zeros among them."""
+def all_bfloat16() -> Tensor:
+    """All values of bfloat16 except NaNs, with infinities and both zeros."""
     values = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
     return values[~values.isnan()]
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-def test_of_every_value_and_its_gradient(inplace: bool) -> None:
-    values = every_bfloat16()
+def test_every_value_and_its_gradient(inplace: bool) -> None:
+    values = all_bfloat16()
     assert len(values) == 2**16 - 2 * 127
     upstream = torch.linspace(-3, 3, len(values)).bfloat16()
     ours, theirs = (values.clone().requires_grad_() for _ in range(2))
@@ -46,7 +46,7 @@ def test_only_in_place_changes_its_input(inplace: bool) -> None:
 
 
 @pytest.mark.parametrize("grad_layout", [torch.contiguous_format, torch.channels_last])
-def test_any_layout(grad_layout: torch.memory_format) -> None:
+def test_any_memory_layout(grad_layout: torch.memory_format) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, 4, 5, generator=generator).bfloat16().contiguous(memory_format=torch.channels_last)
     upstream = torch.randn(2, 3, 4, 5, generator=generator).bfloat16().contiguous(memory_format=grad_layout)
@@ -58,7 +58,7 @@ def test_any_layout(grad_layout: torch.memory_format) -> None:
     assert torch.equal(ours.grad, (x > 0).bfloat16())
 
 
-def test_single_precision_is_left_to_pytorch() -> None:
+def test_float32_uses_pytorch() -> None:
     x = torch.randn(10, generator=torch.Generator().manual_seed(0)).requires_grad_()
     out = ReLU()(x)
     assert torch.equal(out, torch.relu(x))
@@ -66,19 +66,19 @@ def test_single_precision_is_left_to_pytorch() -> None:
     assert out.grad_fn.name() == "ReluBackward0"
 
 
-def test_every_relu_of_an_encoder_is_one() -> None:
+def test_every_relu_of_an_encoder_is_replaced() -> None:
     encoder = Encoder(ModelConfig(backbone="resnet18", fpn_width=8, dim=8))
-    found = [module for module in encoder.modules() if isinstance(module, nn.ReLU)]
-    assert len(found) == 1 + 8 + 1  # of the stem, the blocks and the head
-    assert all(type(module) is ReLU for module in found)
+    relus = [module for module in encoder.modules() if isinstance(module, nn.ReLU)]
+    assert len(relus) == 1 + 8 + 1  # of the stem, the blocks and the head
+    assert all(type(module) is ReLU for module in relus)
     quicken_relus(encoder)
-    assert [module for module in encoder.modules() if isinstance(module, nn.ReLU)] == found
+    assert [module for module in encoder.modules() if isinstance(module, nn.ReLU)] == relus
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("side", ["query", "key"])
-def test_what_is_not_finite_reaches_the_loss_that_is_reported(value: float, side: str) -> None:
+def test_values_that_are_not_finite_reach_the_reported_loss(value: float, side: str) -> None:
     model = ModelConfig(backbone="resnet18", levels=(), dim=8, queue_size=8, group_size=2)
     alone = Processes(rank=0, count=1, device=torch.device("cpu"), cores=1)
     stepper = make_stepper(model, OptimConfig(), alone, precision="bf16")
@@ -90,7 +90,7 @@ def test_what_is_not_finite_reaches_the_loss_that_is_reported(value: float, side
     assert stepper(Views(views["query"], crops), Views(views["key"], crops), None)["total"].isnan()
 
 
-def test_evaluation_tells_nothing_of_statistics() -> None:
+def test_evaluation_commits_no_statistics() -> None:
     model = ReSim(ModelConfig(backbone="resnet18", levels=(), dim=8, queue_size=8, group_size=2)).eval()
     images, crops = torch.zeros(2, 3, 64, 64), torch.zeros(2, 4)
     keys = model.encode_keys(Views(images, crops), Views(images, crops))

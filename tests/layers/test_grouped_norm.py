@@ -187,14 +187,14 @@ def test_the_gradient_is_the_derivative() -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_what_a_compiler_sees_is_no_view_that_a_relu_in_place_would_have_copied(layout: torch.memory_format) -> None:
+def test_the_output_for_a_compiler_is_no_view(layout: torch.memory_format) -> None:
     images = noise(8, 3, 4, 4).bfloat16().contiguous(memory_format=layout).requires_grad_()
     out, _ = normalize_groups(images, torch.ones(3), torch.zeros(3), 2, 1e-5)
     assert not out._is_view()
     assert out.stride() == images.stride()
 
 
-def test_a_group_costs_the_host_one_operation_each_way() -> None:
+def test_a_group_takes_one_operation_in_each_pass() -> None:
     """A GPU waits for a host that has many small things to say."""
 
     class Count(TorchDispatchMode):
@@ -248,7 +248,7 @@ def test_no_plain_norm_is_left_in_an_encoder() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_050"])
-def test_a_timm_network_in_groups_is_the_network_a_group(name: str) -> None:
+def test_a_timm_network_with_grouped_norms_equals_the_network_on_each_group(name: str) -> None:
     timm = need("timm", "a timm network in groups is the network a group", "timm")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -257,7 +257,7 @@ def test_a_timm_network_in_groups_is_the_network_a_group(name: str) -> None:
     group_norms(grouped, 3)
     grouped.double()
     acting = [module for module in grouped.modules() if isinstance(module, GroupedBatchNormAct2d)]
-    assert bool(acting) == (name == "mobilenetv3_small_050")  # its norms hold their activation
+    assert bool(acting) == (name == "mobilenetv3_small_050")  # its norms contain an activation
     images = noise(6, 3, 64, 64)
     expected = [separate(chunk) for chunk in images.chunk(2)]
     maps = grouped(images)
@@ -273,7 +273,7 @@ def test_a_timm_network_in_groups_is_the_network_a_group(name: str) -> None:
 
 
 @pytest.mark.parametrize("groups", [1, 3])
-def test_the_form_that_a_compiler_is_given_is_the_same(groups: int) -> None:
+def test_the_form_for_a_compiler_computes_the_same(groups: int) -> None:
     generator = torch.Generator().manual_seed(7)
     x = torch.randn(6, 4, 5, 3, generator=generator, dtype=torch.float64)
     norm = GroupedBatchNorm2d(4, 6 // groups).double().train()
@@ -293,7 +293,7 @@ def test_the_form_that_a_compiler_is_given_is_the_same(groups: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_compiler_sees_one_graph_whatever_the_pass() -> None:
+def test_a_compiler_compiles_one_graph_for_all_passes() -> None:
     encoder = Encoder(ModelConfig(backbone="resnet18", fpn_width=8, dim=8, group_size=2)).train()
     counter = torch._dynamo.testing.CompileCounter()
     compiled = torch.compile(encoder, backend=counter)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from golden_state import drawn, golden_config, published_state
+from golden_state import golden_config, published_state, random_values
 from resim.model.published import from_published, load_published
 from resim.model.resim import Keys, ReSim
 from resim.regions.pooling import precise_roi_pool
@@ -50,22 +50,22 @@ def run_step(folder: Path, *, fpn_norm: bool, seed: int) -> Step:
     load_published(model, published_state(shapes, seed))
     crops = torch.as_tensor(golden["crops_tlhw"])
     queries, keys_of = (
-        Views(torch.as_tensor(drawn(name, seed, (len(crops), 3, 224, 224))), crops[:, index])
+        Views(torch.as_tensor(random_values(name, seed, (len(crops), 3, 224, 224))), crops[:, index])
         for index, name in enumerate(("im_q", "im_k"))
     )
     queue_before = model.queue.clone()
-    seen: list[tuple[Tensor, dict[str, Tensor]]] = []
+    outputs: list[tuple[Tensor, dict[str, Tensor]]] = []
 
     def encoder(images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        seen.append(model.query(images))
-        return seen[0]
+        outputs.append(model.query(images))
+        return outputs[0]
 
     keys = model.encode_keys(queries, keys_of)
     losses = model.query_losses(queries.images, keys, encoder=encoder)
     losses["total"].backward()
     model.finish_step(keys)
     losses = {name: loss.detach() for name, loss in losses.items()}
-    vectors, maps = seen[0]
+    vectors, maps = outputs[0]
     maps = {name: features.detach() for name, features in maps.items()}
     return Step(golden, model, keys, losses, vectors.detach(), maps, queue_before)
 
@@ -127,7 +127,7 @@ def head(positives: Tensor, queries: Tensor, negatives: Tensor, columns: int) ->
 
 def test_instance_logits(step: Step) -> None:
     queries = F.normalize(step.vectors, dim=1)
-    logits = head(step.keys.own_vectors(), queries, step.queue_before, 16)
+    logits = head(step.keys.local_vectors(), queries, step.queue_before, 16)
     assert np.abs(logits.numpy() - step.golden["logits_instance"]).max() < 1e-9
 
 
@@ -218,19 +218,19 @@ def spoil(state: dict[str, Tensor], fault: str) -> dict[str, Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("fault", "told"), FAULTS, ids=[fault for fault, _ in FAULTS])
-def test_a_state_that_does_not_fit_is_refused_whole(
-    fresh: tuple[ReSim, dict[str, Tensor]], fault: str, told: str
+@pytest.mark.parametrize(("fault", "message"), FAULTS, ids=[fault for fault, _ in FAULTS])
+def test_a_state_that_does_not_fit_changes_nothing(
+    fresh: tuple[ReSim, dict[str, Tensor]], fault: str, message: str
 ) -> None:
     model, state = fresh
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError) as error:
         load_published(model, spoil(state, fault))
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-def test_all_faults_are_told_at_once(fresh: tuple[ReSim, dict[str, Tensor]]) -> None:
+def test_all_faults_are_reported_at_once(fresh: tuple[ReSim, dict[str, Tensor]]) -> None:
     model, state = fresh
     for fault, _ in FAULTS[:4]:
         state = spoil(state, fault)
@@ -240,7 +240,7 @@ def test_all_faults_are_told_at_once(fresh: tuple[ReSim, dict[str, Tensor]]) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["module.", ""])
-def test_every_published_entry_has_its_place(fresh: tuple[ReSim, dict[str, Tensor]], prefix: str) -> None:
+def test_every_published_entry_has_a_counterpart(fresh: tuple[ReSim, dict[str, Tensor]], prefix: str) -> None:
     model, state = copy.deepcopy(fresh)
     load_published(model, {prefix + name.removeprefix("module."): value for name, value in state.items()})
     loaded = model.state_dict()

@@ -1,4 +1,4 @@
-"""InfoNCE in tiles is InfoNCE, and the logits matrix is never there as a whole."""
+"""InfoNCE in tiles equals InfoNCE, without the whole logits matrix in memory."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ def test_real_tiles_give_the_plain_loss_and_gradients(dtype: torch.dtype, tol: f
     assert_same_as_plain(n, m, 16, dtype, 0.2, tol)
 
 
-@pytest.mark.parametrize("asked", [(0,), (0, 1, 2)])
-def test_a_batch_is_each_with_its_own_negatives(asked: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("requiring", [(0,), (0, 1, 2)])
+def test_a_batch_is_each_with_its_own_negatives(requiring: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     small_tiles(monkeypatch)
     rows = (9, 9, 21)
     together = [torch.stack([unit(r, 6, 10 * i + b) for b in range(3)]) for i, r in enumerate(rows)]
     alone = [[x[b].clone() for x in together] for b in range(3)]
-    for index in asked:
+    for index in requiring:
         together[index].requires_grad_()
         for inputs in alone:
             inputs[index].requires_grad_()
@@ -87,14 +87,14 @@ def test_a_batch_is_each_with_its_own_negatives(asked: tuple[int, ...], monkeypa
     assert torch.equal(contrast.correct, torch.stack([c.correct for c in separate]))
     contrast.loss.square().sum().backward()
     torch.stack([c.loss.square().sum() for c in separate]).sum().backward()
-    for index in asked:
+    for index in requiring:
         expected = [inputs[index].grad for inputs in alone]
         grad = together[index].grad
         assert grad is not None
         assert all(torch.equal(grad[b], g) for b, g in enumerate(expected) if g is not None)
 
 
-def test_few_queries_meet_more_negatives_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_few_queries_a_tile_has_more_negatives(monkeypatch: pytest.MonkeyPatch) -> None:
     small_tiles(monkeypatch, 8, 16)
     tiles = infonce._tiles(2, 100)
     assert [(rows.stop, columns.start, columns.stop) for rows, columns in tiles] == [(2, 0, 64), (2, 64, 128)]
@@ -111,12 +111,12 @@ def test_a_loss_by_hand() -> None:
     assert correct.tolist() == [True]
 
 
-def test_the_temperature_is_0_2_unless_told() -> None:
+def test_the_default_temperature_is_0_2() -> None:
     inputs = unit(3, 4, 1), unit(3, 4, 2), unit(5, 4, 3)
     assert torch.equal(info_nce(*inputs).loss, info_nce(*inputs, temperature=0.2).loss)
 
 
-def test_without_negatives_the_loss_is_0_and_pulls_nowhere() -> None:
+def test_without_negatives_the_loss_and_its_gradients_are_0() -> None:
     queries, positives = unit(5, 4, 1).requires_grad_(), unit(5, 4, 2).requires_grad_()
     negatives = unit(0, 4, 3).requires_grad_()
     contrast = info_nce(queries, positives, negatives)
@@ -141,10 +141,10 @@ def test_a_query_is_correct_if_its_positive_beats_every_negative(monkeypatch: py
 
 
 @pytest.mark.parametrize("wanted", range(3))
-def test_gradients_go_only_where_they_are_asked_for(wanted: int) -> None:
-    def gradients(*asked: int) -> list[Tensor | None]:
+def test_only_inputs_that_require_gradients_receive_them(wanted: int) -> None:
+    def gradients(*requiring: int) -> list[Tensor | None]:
         inputs = [unit(6, 4, 1), unit(6, 4, 2), unit(9, 4, 3)]
-        for index in asked:
+        for index in requiring:
             inputs[index].requires_grad_()
         info_nce(inputs[0], inputs[1], inputs[2]).loss.sum().backward()
         return [x.grad for x in inputs]
@@ -197,10 +197,10 @@ def test_exponentials_in_one_pass_are_pytorch_s(temperature: float, monkeypatch:
 
     def run() -> list[Tensor]:
         queries = inputs[0].clone().requires_grad_()
-        found = info_nce(queries, *inputs[1:], temperature=temperature, matmul_dtype=torch.bfloat16)
-        found.loss.sum().backward()
+        result = info_nce(queries, *inputs[1:], temperature=temperature, matmul_dtype=torch.bfloat16)
+        result.loss.sum().backward()
         assert queries.grad is not None
-        return [found.loss.detach(), queries.grad, found.correct]
+        return [result.loss.detach(), queries.grad, result.correct]
 
     monkeypatch.setattr(resim.kernels, "update_softmax", counting)
     ours = run()
@@ -215,9 +215,9 @@ def test_exponentials_in_one_pass_are_pytorch_s(temperature: float, monkeypatch:
 
 def test_sums_of_double_precision_beside_products_in_bfloat16() -> None:
     queries, positives, negatives = unit(6, 64, 1), unit(6, 64, 2), unit(90, 64, 3)
-    found = info_nce(queries, positives, negatives, matmul_dtype=torch.bfloat16).loss
-    assert found.dtype is torch.float64
-    assert torch.allclose(found, plain(queries, positives, negatives, 0.2), atol=0.02)
+    result = info_nce(queries, positives, negatives, matmul_dtype=torch.bfloat16).loss
+    assert result.dtype is torch.float64
+    assert torch.allclose(result, plain(queries, positives, negatives, 0.2), atol=0.02)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -225,8 +225,8 @@ def test_what_is_not_finite_is_seen_in_its_own_loss_alone(value: float, monkeypa
     queries = unit(6, 64, 1, torch.float32)
     queries[2, 5] = value
     positives, negatives = unit(6, 64, 2, torch.float32), unit(90, 64, 3, torch.float32)
-    found = info_nce(queries, positives, negatives, matmul_dtype=torch.bfloat16)
-    assert found.loss.isfinite().tolist() == [True, True, False, True, True, True]
+    result = info_nce(queries, positives, negatives, matmul_dtype=torch.bfloat16)
+    assert result.loss.isfinite().tolist() == [True, True, False, True, True, True]
     small_tiles(monkeypatch, 4, 16)
     again = info_nce(queries, queries, negatives, matmul_dtype=torch.bfloat16)
     assert again.correct.tolist() == [True, True, False, True, True, True]
@@ -253,7 +253,7 @@ def test_a_small_temperature_does_not_overflow() -> None:
         ((2, 4, 8), (2, 4, 8), (3, 9, 8)),
     ],
 )
-def test_shapes_that_do_not_belong_together_are_refused(shapes: tuple[tuple[int, ...], ...]) -> None:
+def test_shapes_that_do_not_match_are_refused(shapes: tuple[tuple[int, ...], ...]) -> None:
     with pytest.raises(ValueError, match="are needed, not"):
         info_nce(*(torch.zeros(shape) for shape in shapes))
 
@@ -306,7 +306,7 @@ def measure(n: int, m: int, width: int, *, all_gradients: bool = True) -> Memory
     return memory
 
 
-def test_the_meter_sees_the_plain_form_s_logits() -> None:
+def test_the_meter_measures_the_logits_of_the_plain_form() -> None:
     queries, negatives = unit(30, 4, 1, torch.float32), unit(50, 4, 2, torch.float32)
     with Memory() as memory:
         plain(queries, queries, negatives, 0.2)
@@ -341,7 +341,7 @@ def test_memory_grows_with_images_as_its_inputs_do(all_gradients: bool, monkeypa
     assert four < 4 * (36 * 16) * (144 * 16) / 4  # a quarter of one float32 logits matrix
 
 
-def test_half_precision_holds_the_sum_of_many_shares() -> None:
+def test_the_sum_of_many_shares_does_not_overflow_in_half_precision() -> None:
     query = torch.eye(1, 8)
     queries = query.clone().requires_grad_()
     negatives = query.expand(70_000, 8)  # equally near: their shares add up beyond float16

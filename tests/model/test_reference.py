@@ -1,4 +1,4 @@
-"""The fast model computes what the readable one does: losses, gradients, queue, keys and statistics, in float64."""
+"""ReSim computes the same as the reference: losses, gradients, queue, keys and statistics, in float64."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ def views(seed: int, apart: bool) -> tuple[Views, Views]:
 
 def train(model: ReSim | ReferenceReSim) -> list[dict[str, Tensor]]:
     """Three steps of plain SGD, the batch shuffled differently in each; losses and gradients of each step."""
-    found = []
+    steps = []
     for step in range(3):
         order = torch.randperm(8, generator=torch.Generator().manual_seed(step))
         model.zero_grad()
         losses = model(*views(step, apart=step == 1), order=order)
         losses["total"].backward()
-        seen = {name: value.detach() for name, value in losses.items() if "/" not in name}
+        results = {name: value.detach() for name, value in losses.items() if "/" not in name}
         for name, parameter in model.query.named_parameters():
             assert parameter.grad is not None
-            seen[f"gradient of {name}"] = parameter.grad.clone()
+            results[f"gradient of {name}"] = parameter.grad.clone()
             parameter.data.sub_(parameter.grad, alpha=0.05)
-        found.append(seen)
-    return found
+        steps.append(results)
+    return steps
 
 
 @pytest.mark.parametrize("levels", [(P4, P3), (C4,), ()], ids=["resim-fpn", "resim-c4", "moco-v2"])

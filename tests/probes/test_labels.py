@@ -102,21 +102,17 @@ def test_a_key_ends_at_the_first_dot_of_its_name(tmp_path: Path) -> None:
     assert images.labels.tolist() == [0, 1]
 
 
-def test_names_in_a_tar_lead_nowhere(tmp_path: Path) -> None:
-    """Only the bytes in the tar are read: a link and a path upwards name nothing on this machine."""
-    (tmp_path / "secret.png").write_bytes(png(99))
-    path = tmp_path / "in" / "a.tar"
-    path.parent.mkdir()
-    with tarfile.open(path, "w") as tar:
-        for name, data in (("../secret.png", png(1)), ("../secret.cls", b"x"), ("b.png", png(2)), ("b.cls", b"y")):
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-        link = tarfile.TarInfo("c.png")
-        link.type, link.linkname = tarfile.SYMTYPE, "../secret.png"
+def test_a_tar_with_a_path_upwards_or_a_link_is_refused(tmp_path: Path) -> None:
+    """By the same rule as in pre-training, and before anything is read."""
+    members = {"b.png": png(2), "b.cls": b"y", "../secret.png": png(1)}
+    with pytest.raises(UserError, match=r"a\.tar: '\.\./secret\.png' leads out of the archive"):
+        read_images(write_tar(tmp_path / "a.tar", members))
+    with tarfile.open(tmp_path / "b.tar", "w") as tar:
+        link = tarfile.TarInfo("c.cls")
+        link.type, link.linkname = tarfile.SYMTYPE, "../secret.cls"
         tar.addfile(link)
-    images = read_images(path)
-    assert [value_of(images, i) for i in range(len(images))] == [1, 2]
+    with pytest.raises(UserError, match=r"b\.tar: 'c\.cls' is a link"):
+        read_images(tmp_path / "b.tar")
 
 
 def test_images_without_classes(folder: Path, tmp_path: Path) -> None:
@@ -213,7 +209,7 @@ def test_tars_that_cannot_be_read(tmp_path: Path) -> None:
             read_images(write_tar(tar, members))
     for data in (b"", b"no tar at all" * 100):
         tar.write_bytes(data)
-        with pytest.raises(UserError, match=r"a\.tar: (damaged|no images)|no images in"):
+        with pytest.raises(UserError, match=r"a\.tar: is not a readable tar file|no images in"):
             read_images(tar)
     whole = write_tar(tar, {"1.png": png(1) * 20, "1.cls": b"0"}).read_bytes()
     tar.write_bytes(whole[:700])
@@ -221,7 +217,7 @@ def test_tars_that_cannot_be_read(tmp_path: Path) -> None:
         read_images(tar)
     with pytest.raises(UserError, match="there is no such file"):
         read_images(tmp_path / "gone.tar")
-    with pytest.raises(UserError, match="a compressed tar cannot be read"):
+    with pytest.raises(UserError, match="images cannot be read from a compressed tar"):
         read_images(tmp_path / "a.tar.gz")
 
 

@@ -1,4 +1,4 @@
-"""Windows find the same place in both views, and pooling is the exact mean of the bilinear surface."""
+"""Mapped windows show the same place in both views; pooling is the exact mean of the bilinear surface."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_windows_and_steps_are_at_least_a_pixel(window: int, step: int) -> None:
 # -- the map from view to view
 
 
-def test_a_window_goes_through_both_crops() -> None:
+def test_a_window_is_mapped_through_both_crops() -> None:
     # x: 10..20 px of a view of 100 that shows 50 source px from 30 on: 35..40; the key shows 20 px from 32 on: 15..40
     # y: 40..80 of 200 source px from 0 on: 80..160; the key shows 400 px from 60 on: 5..25
     mapped = map_windows(doubles((10, 40, 20, 80)), doubles((0, 30, 200, 50)), doubles((60, 32, 400, 20)), 100)
@@ -85,12 +85,12 @@ def test_each_image_has_its_own_crops_and_may_have_its_own_windows() -> None:
     assert map_windows(window.repeat(2, 1, 1), crops_q, crops_k, 100).tolist() == expected
 
 
-def test_equal_crops_leave_a_window_where_it_is() -> None:
+def test_equal_crops_do_not_move_a_window() -> None:
     grid, crops = window_grid(224, 48, 32), doubles((13, 7, 140, 189))
     assert torch.allclose(map_windows(grid, crops, crops, 224), grid[None], rtol=0, atol=1e-12)
 
 
-def test_integer_crops_are_taken_in_float64() -> None:
+def test_integer_crops_are_converted_to_float64() -> None:
     window, crop = doubles((0, 0, 1, 1)), torch.tensor([[0, 0, 1, 1]])
     mapped = map_windows(window, crop, torch.tensor([[0, 0, 3, 3]]), 1)
     assert mapped.tolist() == [[[0, 0, 1 / 3, 1 / 3]]]
@@ -106,9 +106,7 @@ def test_integer_crops_are_taken_in_float64() -> None:
         (True, True, [55, 20, 65, 40]),
     ],
 )
-def test_a_view_that_was_mirrored_on_its_own_mirrors_x_and_not_y(
-    flip_q: bool, flip_k: bool, expected: list[float]
-) -> None:
+def test_a_mirrored_view_mirrors_x_and_not_y(flip_q: bool, flip_k: bool, expected: list[float]) -> None:
     mapped = map_windows(
         doubles((10, 40, 30, 80)), doubles((0, 0, 100, 100)), doubles((0, 0, 200, 200)), 100,
         flipped_q=only(flip_q), flipped_k=only(flip_k),
@@ -116,7 +114,7 @@ def test_a_view_that_was_mirrored_on_its_own_mirrors_x_and_not_y(
     assert mapped.tolist() == [[expected]]
 
 
-def test_only_the_marked_boxes_are_mirrored_and_twice_is_not_at_all() -> None:
+def test_only_marked_boxes_are_mirrored_and_mirroring_is_its_own_inverse() -> None:
     boxes = doubles((0, 1, 2, 3), (5, 6, 7, 8)).unsqueeze(1)
     flipped = only(False, True)
     once = mirror_boxes(boxes, 10, flipped)
@@ -234,7 +232,7 @@ def test_outside_the_map_the_surface_falls_to_zero_within_a_cell() -> None:
     assert pool(ones, -3, 0, -1, 1) == 0.0
 
 
-def test_a_window_larger_than_the_map_holds_the_sum_of_its_samples() -> None:
+def test_a_window_larger_than_the_map_pools_the_sum_of_its_samples() -> None:
     # every sample's pyramid has volume 1 and lies inside -1..2
     assert pool([[1, 2], [3, 8]], -1, -1, 2, 2) == pytest.approx(14 / 9, abs=1e-14)
     assert pool([[1, 2], [3, 8]], -10, -10, 10, 10) == pytest.approx(14 / 400, abs=1e-14)
@@ -338,7 +336,7 @@ def test_pooling_is_differentiable_in_the_features() -> None:
     ("features", "boxes"),
     [((4, 3, 3), (2, 4)), ((2, 4, 3, 3), (2, 5)), ((2, 4, 3, 3), (4,)), ((2, 4, 3, 3), (3, 6, 4))],
 )
-def test_shapes_that_do_not_belong_together_are_refused(features: tuple[int, ...], boxes: tuple[int, ...]) -> None:
+def test_shapes_that_do_not_match_are_refused(features: tuple[int, ...], boxes: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="feature"):
         precise_roi_pool(torch.zeros(features), torch.zeros(boxes), 8)
 
@@ -350,9 +348,7 @@ def test_shapes_that_do_not_belong_together_are_refused(features: tuple[int, ...
     ("name", "stride", "source", "from_fpn"),
     [("P3", 8, "C3", True), ("P4", 16, "C4", True), ("P5", 32, "C5", True), ("C4", 16, "C4", False)],
 )
-def test_a_level_s_name_says_its_stride_and_where_it_comes_from(
-    name: str, stride: int, source: str, from_fpn: bool
-) -> None:
+def test_the_name_of_a_level_gives_its_stride_and_source(name: str, stride: int, source: str, from_fpn: bool) -> None:
     level = Level(name=name)
     assert (level.stride, level.source, level.from_fpn) == (stride, source, from_fpn)
 
@@ -366,7 +362,7 @@ def test_a_level_on_the_command_line() -> None:
 
 
 @pytest.mark.parametrize("text", ["P4", "P4:", "P4:window=48,step=32", "P4:closed=False,,weight=1.0"])
-def test_what_is_left_out_takes_its_default(text: str) -> None:
+def test_omitted_fields_have_their_defaults(text: str) -> None:
     assert Level.parse(text) == Level(name="P4")
 
 
@@ -379,18 +375,18 @@ def test_what_is_left_out_takes_its_default(text: str) -> None:
         Level(name="P3", weight=1e20),
     ],
 )
-def test_a_level_survives_being_written_and_read(level: Level) -> None:
+def test_a_level_is_the_same_after_writing_and_reading(level: Level) -> None:
     assert Level.parse(str(level)) == level
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("P2", "level 'P2': a level is one of P3, P4, P5"),
         ("", "level '': a level is one of"),
         ("P44", "level 'P44'"),
         ("layer3", "level 'layer3'"),
-        ("P4:size=3", "level P4: no field 'size'; there are window, step, negatives, closed, weight"),
+        ("P4:size=3", "level P4: no field 'size': the fields are window, step, negatives, closed, weight"),
         ("P4:window", "level P4: window='' is not a whole number"),
         ("P4:window=4.5", "level P4: window='4.5' is not a whole number"),
         ("P4:weight=heavy", "level P4: weight='heavy' is not a number"),
@@ -400,13 +396,13 @@ def test_a_level_survives_being_written_and_read(level: Level) -> None:
         ("P4:step=-1", "level P4: step -1: must be at least 1 px"),
     ],
 )
-def test_a_level_that_cannot_be_says_why(text: str, told: str) -> None:
+def test_an_invalid_level_is_reported_with_the_reason(text: str, message: str) -> None:
     with pytest.raises(ValueError) as error:
         Level.parse(text)
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
-def test_a_level_knows_its_windows_and_names_itself_when_none_fits() -> None:
+def test_the_windows_of_a_level_and_the_error_if_none_fits() -> None:
     assert torch.equal(Level(name="P4").windows(224), window_grid(224, 48, 32))
     assert len(Level(name="C4", step=16, closed=True).windows(224)) == 144
     with pytest.raises(ValueError, match="level P4: no window of 48 px fits into a view of 32 px"):
@@ -417,7 +413,7 @@ def test_a_level_knows_its_windows_and_names_itself_when_none_fits() -> None:
 
 
 @pytest.mark.parametrize(("side", "cells"), [(14, 144), (28, 676)])
-def test_the_published_maps_give_144_and_676_negatives_an_image(side: int, cells: int) -> None:
+def test_the_published_maps_give_144_and_676_negatives_per_image(side: int, cells: int) -> None:
     assert key_cells(torch.ones(2, 5, side, side)).shape == (2, cells, 5)
 
 

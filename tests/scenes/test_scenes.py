@@ -1,4 +1,4 @@
-"""The scenes that the package draws: the same for the same numbers, and annotated to the pixel."""
+"""Synthetic scenes are a function of their arguments, and their annotations are exact to the pixel."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def load(path: Path) -> COCO:
         return COCO(str(path))
 
 
-def test_a_scene_has_the_shapes_and_types_it_promises() -> None:
+def test_a_scene_has_the_documented_shapes_and_types() -> None:
     scene = draw_scene(0, 0, width=96, height=64)
     n = len(scene.labels)
     assert n > 0
@@ -49,7 +49,7 @@ def test_a_scene_has_the_shapes_and_types_it_promises() -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_the_smallest_scenes_can_be_drawn_with_whatever_is_seen_in_them(seed: int) -> None:
+def test_the_smallest_scenes_can_be_drawn(seed: int) -> None:
     scene = draw_scene(seed, 0, width=32, height=32)
     assert scene.masks.shape == (len(scene.boxes), 32, 32)
 
@@ -96,7 +96,7 @@ def test_objects_overlap(scenes: list[Scene]) -> None:
 
 
 def test_a_texture_drifts_even_where_its_pattern_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
-    # the pattern that repeats most is the flat one; seen whole, it still has places that differ
+    # the pattern that repeats most is the constant one; over the whole patch its values still differ
     monkeypatch.setattr("resim.scenes.textures.PATTERNS", (lambda rng, x, y, pixel: np.zeros_like(x),))
     x, y = grid(96, 48)
     colour = paint(np.random.default_rng(0), x, y, size=96, contrast=0.7)
@@ -129,7 +129,7 @@ def test_the_area_of_a_class_is_that_of_its_outline(name: str, area: float) -> N
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=lambda pattern: pattern.__name__.strip("_"))
-def test_a_pattern_gives_float32_tones_from_0_to_1_and_is_not_flat(pattern) -> None:
+def test_a_pattern_returns_float32_tones_from_0_to_1_and_is_not_constant(pattern) -> None:
     x, y = grid(128, 6)
     tone = pattern(np.random.default_rng(0), x, y, 12 / 127)
     assert tone.dtype == np.float32
@@ -138,7 +138,7 @@ def test_a_pattern_gives_float32_tones_from_0_to_1_and_is_not_flat(pattern) -> N
     assert tone.std() > 0.1
 
 
-def test_noise_passes_through_its_table_at_whole_places() -> None:
+def test_noise_equals_its_table_at_integer_coordinates() -> None:
     table = np.random.default_rng(7).random((64, 64), dtype=np.float32)
     x, y = np.array([[0, 1, 63, 64, -1]], np.float32), np.array([[0, 2, 5, 0, 3]], np.float32)
     expected = [[table[0, 0], table[2, 1], table[5, 63], table[0, 0], table[3, 63]]]
@@ -182,7 +182,7 @@ def test_pycocotools_reads_back_what_was_drawn(tmp_path: Path) -> None:
         assert far.mean() < 10
 
 
-def test_a_finished_folder_is_left_as_it_is(tmp_path: Path) -> None:
+def test_a_complete_folder_is_not_changed(tmp_path: Path) -> None:
     path = write_scenes(tmp_path / "out", 2, width=64, height=48)
     files = [file for file in path.parent.rglob("*") if file.is_file()]
     before = {file: file.stat().st_mtime_ns for file in files}
@@ -193,7 +193,7 @@ def test_a_finished_folder_is_left_as_it_is(tmp_path: Path) -> None:
     assert sorted(files) == sorted(file for file in path.parent.rglob("*") if file.is_file())
 
 
-def test_an_interrupted_folder_is_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_folder_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(seed: int, index: int, *, width: int, height: int) -> Scene:
         if index == 2:
             raise KeyboardInterrupt
@@ -212,11 +212,11 @@ def test_an_interrupted_folder_is_begun_again(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"count": 0}, "count is 0: it must be 1 or more"),
-        ({"seed": -1}, "seed is -1: it must be 0 or more"),
-        ({"width": 31}, "width is 31: it must be 32 or more"),
-        ({"height": 8}, "height is 8: it must be 32 or more"),
-        ({"quality": 96}, "quality is 96: a JPEG file needs 1 to 95"),
+        ({"count": 0}, "count 0: must be 1 or more"),
+        ({"seed": -1}, "seed -1: must be 0 or more"),
+        ({"width": 31}, "width 31: must be 32 or more"),
+        ({"height": 8}, "height 8: must be 32 or more"),
+        ({"quality": 96}, "quality 96: must be 1 to 95"),
     ],
 )
 def test_numbers_out_of_range_are_refused_before_anything_is_written(tmp_path: Path, change, message: str) -> None:
@@ -229,7 +229,7 @@ def test_a_folder_of_something_else_is_refused_and_kept(tmp_path: Path) -> None:
     note = tmp_path / "instances.json"
     for text in ("", "[]", "{}", '{"info": 3}', '{"info": {"description": "COCO 2017"}}'):
         note.write_text(text)
-        with pytest.raises(UserError, match="holds other files, not 1 scenes of seed 0, 320x240") as caught:
+        with pytest.raises(UserError, match="contains other files, not 1 scenes of seed 0, 320x240") as caught:
             write_scenes(tmp_path, 1)
         assert str(tmp_path) in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -241,14 +241,14 @@ def test_a_folder_of_other_scenes_is_refused_and_kept(tmp_path: Path, change) ->
     asked = {"count": 1, "seed": 0, "width": 64, "height": 48, "quality": 90}
     write_scenes(tmp_path, **asked)
     before = content(tmp_path)
-    with pytest.raises(UserError, match="holds 1 scenes of seed 0, 64x48, JPEG quality 90, drawing 1, not"):
+    with pytest.raises(UserError, match="contains 1 scenes of seed 0, 64x48, JPEG quality 90, drawing 1, not"):
         write_scenes(tmp_path, **{**asked, **change})
     assert content(tmp_path) == before
 
 
-def test_a_path_that_is_or_lies_below_a_file_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_is_or_is_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="holds other files"):
+    with pytest.raises(UserError, match="contains other files"):
         write_scenes(tmp_path / "file", 1)
     with pytest.raises(UserError, match="cannot be written"):
         write_scenes(tmp_path / "file" / "out", 1)

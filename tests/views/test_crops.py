@@ -1,4 +1,4 @@
-"""Crops are drawn as published, by seed, epoch and image alone, and both views are cut where they say they are."""
+"""Crops have the published distribution, depend on seed, epoch and image only, and both views show their crops."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def crop_only(crop: tuple[int, int, int, int], *, flipped: bool = False) -> Draw
 # -- crops
 
 
-def test_crops_lie_inside_the_image_with_area_and_aspect_as_asked_for() -> None:
+def test_crops_are_inside_the_image_with_area_and_aspect_in_range() -> None:
     width, height = 500, 375
     _, pairs = draw_many(CONFIG, width, height, 1000)
     top, left, h, w = np.array([draw.crop for pair in pairs for draw in pair]).T
@@ -56,8 +56,8 @@ def test_crops_lie_inside_the_image_with_area_and_aspect_as_asked_for() -> None:
     assert 1.3 < aspect.max() < 4 / 3 * 1.01
 
 
-def test_area_is_uniform_aspect_log_uniform_and_place_uniform() -> None:
-    # up to half the area every aspect fits a square image, so that no first try is refused
+def test_area_is_uniform_aspect_log_uniform_and_position_uniform() -> None:
+    # up to half of the area, every aspect fits into a square image, so that the first attempt always succeeds
     config = dataclasses.replace(CONFIG, crop_area=(0.2, 0.5))
     _, pairs = draw_many(config, 1000, 1000, 2000)
     top, left, h, w = np.array([draw.crop for pair in pairs for draw in pair]).T
@@ -71,7 +71,7 @@ def test_area_is_uniform_aspect_log_uniform_and_place_uniform() -> None:
     ):
         spread = (high - low) / math.sqrt(12)
         assert abs(values.mean() - (low + high) / 2) < 4 * spread / math.sqrt(n)
-        # quarters hold a quarter each
+        # each quarter has a quarter of the values
         quarters = np.histogram(values, bins=4, range=(low, high))[0] / n
         assert np.abs(quarters - 0.25).max() < 4 * math.sqrt(0.25 * 0.75 / n) + 0.002  # 0.002: rounding to pixels
     assert abs(np.corrcoef(w * h, np.log(w / h))[0, 1]) < 4 / math.sqrt(n)
@@ -91,22 +91,22 @@ def test_the_two_views_of_an_image_are_drawn_independently() -> None:
         (1, 1, (0, 0, 1, 1)),
     ],
 )
-def test_where_no_crop_fits_the_largest_centre_crop_is_taken(
+def test_if_no_crop_fits_the_largest_centre_crop_is_used(
     width: int, height: int, crop: tuple[int, int, int, int]
 ) -> None:
     _, pairs = draw_many(CONFIG, width, height, 50)
     assert {draw.crop for pair in pairs for draw in pair} == {crop}
 
 
-def test_the_whole_image_where_the_whole_is_asked_for() -> None:
+def test_an_area_of_1_gives_the_whole_image() -> None:
     _, pairs = draw_many(dataclasses.replace(CONFIG, crop_area=(1, 1), crop_aspect=(1, 1)), 300, 300, 20)
     assert {draw.crop for pair in pairs for draw in pair} == {(0, 0, 300, 300)}
 
 
-# -- what is drawn depends on the seed, the epoch and the image, and on nothing else
+# -- random numbers depend on the seed, the epoch and the image only
 
 
-def test_the_same_sample_is_drawn_alike_whatever_was_drawn_before() -> None:
+def test_a_sample_does_not_depend_on_the_samples_before_it() -> None:
     np.random.seed(1)  # noqa: NPY002 - a global state that must not matter
     before = draw_views(CONFIG, 320, 240, sample_generator(3, 5, 7))
     np.random.seed(2)  # noqa: NPY002
@@ -150,7 +150,7 @@ def test_factors_and_sigmas_fill_the_published_ranges() -> None:
         assert abs(values.mean() - (low + high) / 2) < 4 * width / math.sqrt(12 * len(values))
 
 
-def test_the_four_jitters_come_in_every_order_alike() -> None:
+def test_all_orders_of_the_four_jitters_are_equally_likely() -> None:
     orders = [draw.jitter_order for pair in draw_many(CONFIG, 320, 240, 2000)[1] for draw in pair]
     assert len(set(orders)) == 24
     for place in range(4):
@@ -159,7 +159,7 @@ def test_the_four_jitters_come_in_every_order_alike() -> None:
 
 
 @pytest.mark.parametrize("probability", [0.0, 1.0])
-def test_never_and_always(probability: float) -> None:
+def test_probabilities_of_0_and_1(probability: float) -> None:
     config = dataclasses.replace(
         CONFIG, jitter_probability=probability, gray_probability=probability, blur_probability=probability
     )
@@ -168,7 +168,7 @@ def test_never_and_always(probability: float) -> None:
             assert (draw.jitter != NO_JITTER, draw.gray, draw.sigma > 0) == (probability == 1,) * 3
 
 
-def test_independent_flips_are_one_a_view_and_no_shared_one() -> None:
+def test_independent_flips_are_one_for_each_view() -> None:
     flips, pairs = draw_many(dataclasses.replace(CONFIG, flip="independent"), 320, 240, 2000)
     assert not flips.any()
     for query in (False, True):
@@ -187,7 +187,7 @@ def test_the_kind_of_flip_changes_nothing_else() -> None:
     assert drawn[0] == drawn[1]
 
 
-# -- cutting
+# -- cropping
 
 
 WIDTH, HEIGHT, SIZE = 200, 150, 64
@@ -213,7 +213,7 @@ def scene(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_a_view_shows_what_its_crop_says(coordinates: str, flip: bool) -> None:
+def test_a_view_shows_its_crop(coordinates: str, flip: bool) -> None:
     views = cut_views(Photo(coordinates), flip, DRAWS, SIZE)
     assert (views.shape, views.dtype) == ((2, SIZE, SIZE, 3), np.uint8)
     for view, draw in zip(views.astype(float), DRAWS, strict=True):
@@ -261,9 +261,7 @@ def test_views_equal_torchvisions_resized_crop_of_the_flipped_image(scene: str, 
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_views_of_a_jpeg_decoded_at_a_smaller_scale_show_the_same_places(
-    scene: str, tmp_path: Path, flip: bool
-) -> None:
+def test_views_of_a_jpeg_at_a_smaller_scale_show_the_same_places(scene: str, tmp_path: Path, flip: bool) -> None:
     with Image.open(scene) as image:
         large = image.resize((801, 602), Image.Resampling.BICUBIC)
     large.save(tmp_path / "large.jpg", quality=95)
@@ -275,9 +273,9 @@ def test_views_of_a_jpeg_decoded_at_a_smaller_scale_show_the_same_places(
         top, left, height, width = crop
 
         def unlike(shift: int, box: tuple[int, int, int, int] = (left, top, left + width, top + height)) -> float:
-            """Mean difference from the view of a crop that lies `shift` px beside."""
-            beside = source.transform(source.size, Image.Transform.AFFINE, (1, 0, shift, 0, 1, 0))
-            return float(np.abs(np.asarray(beside.resize((64, 64), BILINEAR, box=box)) - view).mean())  # noqa: B023
+            """Mean difference from the view of a crop that is shifted by `shift` px."""
+            shifted = source.transform(source.size, Image.Transform.AFFINE, (1, 0, shift, 0, 1, 0))
+            return float(np.abs(np.asarray(shifted.resize((64, 64), BILINEAR, box=box)) - view).mean())  # noqa: B023
 
         assert unlike(0) < 1.5
         assert min(unlike(-2), unlike(2)) > 1.1 * unlike(0)
@@ -285,7 +283,7 @@ def test_views_of_a_jpeg_decoded_at_a_smaller_scale_show_the_same_places(
 
 @pytest.mark.parametrize("reduction", [2, 4, 8])
 @pytest.mark.parametrize("crop", [(64, 128, 512, 576), (128, 64, 640, 512), (0, 0, 512, 512), (256, 448, 512, 512)])
-def test_a_view_sees_the_pixels_of_its_crop_alone_to_one_gray_level(
+def test_a_view_depends_on_the_pixels_of_its_crop_only_to_one_gray_level(
     tmp_path: Path, reduction: int, crop: tuple[int, int, int, int]
 ) -> None:
     top, left, height, width = crop
@@ -306,7 +304,7 @@ def test_a_view_sees_the_pixels_of_its_crop_alone_to_one_gray_level(
 
 
 @pytest.mark.parametrize("crop", [(67, 131, 515, 573), (131, 66, 637, 511)])
-def test_a_crop_that_cuts_through_pixels_of_a_smaller_scale_takes_none_of_them(
+def test_pixels_on_the_edge_of_a_crop_at_a_smaller_scale_are_not_used(
     tmp_path: Path, crop: tuple[int, int, int, int]
 ) -> None:
     top, left, height, width = crop
@@ -317,11 +315,11 @@ def test_a_crop_that_cuts_through_pixels_of_a_smaller_scale_takes_none_of_them(
     assert view.min() >= 199
 
 
-# -- settings that cannot be
+# -- invalid settings
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"image_size": 31}, "image-size 31: must be at least 32 px"),
         ({"crop_area": (0.0, 1.0)}, "crop-area 0.0 1.0: each must be above 0"),
@@ -337,6 +335,6 @@ def test_a_crop_that_cuts_through_pixels_of_a_smaller_scale_takes_none_of_them(
         ({"hue": 0.6}, "hue 0.6: must be at most 0.5 turns"),
     ],
 )
-def test_settings_that_cannot_be_are_refused_by_name(settings: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_invalid_settings_are_reported_by_name(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         ViewsConfig(**settings)

@@ -1,4 +1,4 @@
-"""Whatever kind of image file comes, upright 8-bit RGB is decoded, or it is said why not."""
+"""Image files of all kinds are decoded to upright 8-bit RGB, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def decoded(path: Path, reduction: float = 1.0) -> np.ndarray:
 
 
 def color_image() -> np.ndarray:
-    """Smooth, every channel another."""
+    """A smooth image whose channels differ."""
     y, x = np.mgrid[:H, :W]
     return np.stack([x * 6, y * 10, 255 - x * 3 - y * 5], axis=-1).astype(np.uint8)
 
@@ -117,7 +117,7 @@ def test_cmyk_jpeg(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["animated.webp", "animated.png", "pages.tif"])
-def test_of_several_frames_the_first_is_taken(tmp_path: Path, name: str) -> None:
+def test_the_first_of_several_frames_is_used(tmp_path: Path, name: str) -> None:
     first, second = Image.fromarray(color_image()), Image.new("RGB", (W, H), (9, 9, 9))
     options: dict[str, Any] = {"lossless": True} if name.endswith("webp") else {}
     first.save(tmp_path / name, save_all=True, append_images=[second], **options)
@@ -234,14 +234,14 @@ def test_a_jpeg_is_decoded_smaller_by_at_most_the_reduction(
     assert np.abs(np.asarray(small).astype(int) - np.asarray(expected)).mean() < 3
 
 
-def test_sizes_that_do_not_divide_are_never_smaller_than_asked_for(tmp_path: Path) -> None:
+def test_sizes_that_do_not_divide_are_rounded_up(tmp_path: Path) -> None:
     Image.new("RGB", (301, 199)).save(tmp_path / "a.jpg")
     assert decoded(tmp_path / "a.jpg", 2.1).shape == (100, 151, 3)  # half, rounded up
     assert decoded(tmp_path / "a.jpg", 4.1).shape == (50, 76, 3)
 
 
 @pytest.mark.parametrize("kind", ["png", "tif", "bmp", "webp"])
-def test_what_is_no_jpeg_is_decoded_whole(tmp_path: Path, kind: str) -> None:
+def test_other_formats_than_jpeg_are_decoded_at_full_size(tmp_path: Path, kind: str) -> None:
     Image.new("RGB", (320, 192)).save(tmp_path / f"a.{kind}")
     assert decoded(tmp_path / f"a.{kind}", 4).shape == (192, 320, 3)
 
@@ -261,7 +261,7 @@ def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(("mode", "options"), [("RGB", {}), ("RGB", {"progressive": True}), ("L", {}), ("CMYK", {})])
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
 @pytest.mark.parametrize("reduction", [1.0, 2.5])
-def test_whatever_decodes_the_pixels_are_pillows(
+def test_both_decoders_give_pillows_pixels(
     tmp_path: Path, decoder: str, mode: str, options: dict[str, Any], subsampling: int, reduction: float
 ) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (61, 83, 3), dtype=np.uint8)
@@ -272,7 +272,7 @@ def test_whatever_decodes_the_pixels_are_pillows(
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_whatever_decodes_the_pixels_are_upright(tmp_path: Path, decoder: str, orientation: int) -> None:
+def test_both_decoders_give_upright_pixels(tmp_path: Path, decoder: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     upright = np.ascontiguousarray(STORED[orientation](marked_image()))
@@ -281,7 +281,7 @@ def test_whatever_decodes_the_pixels_are_upright(tmp_path: Path, decoder: str, o
     assert np.abs(pixels.astype(int) - marked_image()).mean() < 4
 
 
-def test_whatever_decodes_a_truncated_file_is_bad_and_one_with_a_long_tail_is_not(tmp_path: Path, decoder: str) -> None:
+def test_both_decoders_refuse_a_truncated_file_and_accept_trailing_bytes(tmp_path: Path, decoder: str) -> None:
     path = tmp_path / "a.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8)).save(path)
     whole = path.read_bytes()
@@ -328,7 +328,7 @@ def chunk(name: bytes, data: bytes) -> bytes:
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that promises so many RGB pixels and holds none."""
+    """A PNG whose header has so many RGB pixels, without any data."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b""))
 
@@ -357,7 +357,7 @@ def test_a_large_image_below_twice_the_limit_is_opened_without_a_warning(
         (b"II+\0" + bytes(20), "a BigTIFF: save it as a TIFF of less than 4 GB, or as PNG"),
     ],
 )
-def test_what_is_no_image_is_named(tmp_path: Path, content: bytes, what: str) -> None:
+def test_the_format_of_a_file_that_is_not_an_image_is_reported(tmp_path: Path, content: bytes, what: str) -> None:
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(BadImageError, match=f"^{re.escape(what)}$"):
         Photo(str(tmp_path / "a.jpg"))

@@ -1,4 +1,4 @@
-"""Images are found at any depth, once, and in an order that every process agrees on."""
+"""Images are found at any depth, once, and in the same order on all processes."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def refusal(sources: Sequence[str | Path]) -> str:
     return str(caught.value)
 
 
-# -- what is found
+# -- what is read
 
 
-def test_images_are_found_at_any_depth_in_the_order_of_their_paths(tmp_path: Path) -> None:
+def test_images_at_any_depth_are_in_the_order_of_their_paths(tmp_path: Path) -> None:
     touch(tmp_path, "b.jpg", "a/c/d/e.png", "a/z.jpg", "c.jpg", "a/c/a.jpg")
     assert names(tmp_path, find_images([tmp_path])) == ["a/c/a.jpg", "a/c/d/e.png", "a/z.jpg", "b.jpg", "c.jpg"]
 
 
-def test_the_order_does_not_depend_on_the_order_in_which_files_were_made(tmp_path: Path) -> None:
+def test_the_order_does_not_depend_on_the_order_in_which_files_are_created(tmp_path: Path) -> None:
     letters = "qwertyuiop"
     for folder, written in (("one", letters), ("two", letters[::-1])):
         touch(tmp_path / folder, *(f"{letter}.jpg" for letter in written))
-    found = [names(tmp_path / folder, find_images([tmp_path / folder])) for folder in ("one", "two")]
-    assert found[0] == found[1] == [f"{letter}.jpg" for letter in sorted(letters)]
+    paths = [names(tmp_path / folder, find_images([tmp_path / folder])) for folder in ("one", "two")]
+    assert paths[0] == paths[1] == [f"{letter}.jpg" for letter in sorted(letters)]
 
 
 def test_extensions_count_in_any_case_and_other_files_are_passed_over(tmp_path: Path) -> None:
@@ -53,8 +53,8 @@ def test_extensions_count_in_any_case_and_other_files_are_passed_over(tmp_path: 
 
 
 def test_names_that_start_with_a_dot_are_passed_over(tmp_path: Path) -> None:
-    touch(tmp_path, ".hidden.jpg", "._resource.jpg", ".thumbnails/a.jpg", "seen/.git/b.jpg", "seen/c.jpg")
-    assert names(tmp_path, find_images([tmp_path])) == ["seen/c.jpg"]
+    touch(tmp_path, ".hidden.jpg", "._resource.jpg", ".thumbnails/a.jpg", "shown/.git/b.jpg", "shown/c.jpg")
+    assert names(tmp_path, find_images([tmp_path])) == ["shown/c.jpg"]
 
 
 def test_a_folder_named_like_an_image_is_a_folder(tmp_path: Path) -> None:
@@ -74,8 +74,8 @@ def test_one_image_is_a_source(tmp_path: Path) -> None:
 
 def test_sources_keep_their_order(tmp_path: Path) -> None:
     touch(tmp_path, "b/1.jpg", "b/2.jpg", "a/3.jpg", "z.png")
-    found = find_images([tmp_path / "z.png", tmp_path / "b", tmp_path / "a"])
-    assert names(tmp_path, found) == ["z.png", "b/1.jpg", "b/2.jpg", "a/3.jpg"]
+    paths = find_images([tmp_path / "z.png", tmp_path / "b", tmp_path / "a"])
+    assert names(tmp_path, paths) == ["z.png", "b/1.jpg", "b/2.jpg", "a/3.jpg"]
 
 
 def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,10 +84,10 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert names(tmp_path, find_images(["~/photos"])) == ["photos/a.jpg"]
 
 
-# -- links, and files that are found twice
+# -- links, and files with several paths
 
 
-def test_links_to_files_and_folders_are_followed(tmp_path: Path) -> None:
+def test_links_to_files_and_folders_are_resolved(tmp_path: Path) -> None:
     touch(tmp_path / "store", "a.jpg", "deep/b.jpg")
     data = tmp_path / "data"
     data.mkdir()
@@ -109,19 +109,19 @@ def test_a_link_to_itself_is_passed_over_and_counted(tmp_path: Path) -> None:
     (tmp_path / "self.jpg").symlink_to(tmp_path / "self.jpg")
     (tmp_path / "there").symlink_to(tmp_path / "back")
     (tmp_path / "back").symlink_to(tmp_path / "there")
-    found = find_images([tmp_path])
-    assert names(tmp_path, found) == ["a.jpg"]
-    assert found.note() == "1 image; passed over: 4 links to nothing or to themselves"
+    paths = find_images([tmp_path])
+    assert names(tmp_path, paths) == ["a.jpg"]
+    assert paths.note() == "1 image; passed over: 4 links to nothing or to themselves"
 
 
-def test_a_file_that_several_links_lead_to_counts_once(tmp_path: Path) -> None:
+def test_a_file_with_several_links_counts_once(tmp_path: Path) -> None:
     touch(tmp_path, "m/x.jpg", "m/y.jpg")
     (tmp_path / "m" / "z.jpg").symlink_to(tmp_path / "m" / "x.jpg")
     (tmp_path / "n").symlink_to(tmp_path / "m", target_is_directory=True)
     assert names(tmp_path, find_images([tmp_path])) == ["m/x.jpg", "m/y.jpg"]
 
 
-def test_a_file_found_through_several_sources_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_in_several_sources_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "a/1.jpg", "a/b/2.jpg", "c.jpg")
     (tmp_path / "list.txt").write_text("a/1.jpg\n./c.jpg\na/b/../1.jpg\n")
     monkeypatch.chdir(tmp_path)
@@ -137,38 +137,39 @@ def test_files_of_the_same_name_in_two_folders_are_two(tmp_path: Path) -> None:
 # -- what is passed over
 
 
-def test_what_is_passed_over_is_counted_by_reason(tmp_path: Path) -> None:
+def test_files_that_are_passed_over_are_counted_by_reason(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "b.png", "c.heic", "d/e.HEIC", "f.gif", "notes.txt", "d/readme", "x.tar", ".hidden.jpg")
     touch(tmp_path, ".git/config", ".DS_Store")
     (tmp_path / "d" / "up").symlink_to(tmp_path, target_is_directory=True)
     (tmp_path / "d" / "again.jpg").symlink_to(tmp_path / "a.jpg")
     (tmp_path / "d" / "gone.jpg").symlink_to(tmp_path / "gone.jpg")
     os.mkfifo(tmp_path / "pipe.jpg")
-    found = find_images([tmp_path])
-    assert names(tmp_path, found) == ["a.jpg", "b.png"]
-    assert found.note() == (
+    paths = find_images([tmp_path])
+    assert names(tmp_path, paths) == ["a.jpg", "b.png"]
+    assert paths.note() == (
         "2 images; passed over: 2 .heic, 1 .gif (image formats that are not read), 1 without an ending, 1 .txt (no "
-        "images by their endings), 1 .tar beside pictures (read where they are named), 2 names that start with a dot, "
+        "images by their endings), 1 .tar in a folder with image files (name them to read them), "
+        "2 names that start with a dot, "
         "1 link to nothing or to itself, 1 link to a folder above it, 1 pipe, socket or device, 1 further path to the "
         "same file"
     )
 
 
-def test_nothing_passed_over_is_no_line(tmp_path: Path) -> None:
+def test_no_line_is_printed_if_no_file_is_passed_over(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "b/c.png")
-    found = find_images([tmp_path])
-    assert found.note() == ""
-    assert not found.passed
+    paths = find_images([tmp_path])
+    assert paths.note() == ""
+    assert not paths.passed
 
 
-def test_many_endings_are_summed_up(tmp_path: Path) -> None:
+def test_rare_endings_are_summed(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", *(f"{n}.txt" for n in range(1200)), *(f"x.{letter}{letter}" for letter in "bcdefghi"))
     assert find_images([tmp_path]).note() == (
         "1 image; passed over: 1,200 .txt, 1 .bb, 1 .cc, 1 .dd, 1 .ee, 1 .ff, 3 others (no images by their endings)"
     )
 
 
-def test_the_error_of_an_empty_folder_says_what_was_passed_over(tmp_path: Path) -> None:
+def test_the_error_of_an_empty_folder_counts_what_was_passed_over(tmp_path: Path) -> None:
     touch(tmp_path, "a.heic", "b.heic")
     assert refusal([tmp_path]).endswith("are read; passed over: 2 .heic (image formats that are not read)")
 
@@ -176,12 +177,12 @@ def test_the_error_of_an_empty_folder_says_what_was_passed_over(tmp_path: Path) 
 # -- lists of paths
 
 
-def test_a_list_holds_paths_relative_to_itself_and_absolute_ones(tmp_path: Path) -> None:
+def test_a_list_has_paths_relative_to_its_folder_and_absolute_ones(tmp_path: Path) -> None:
     touch(tmp_path, "data/b.jpg", "data/a.jpg", "far/c", "far/with space.jpg")
     lines = ["# chosen by hand", "", "b.jpg", "   ", str(tmp_path / "far" / "c"), "a.jpg", "../far/with space.jpg"]
     (tmp_path / "data" / "chosen.TXT").write_text("\r\n".join(lines))
-    found = find_images([tmp_path / "data" / "chosen.TXT"])
-    assert names(tmp_path, [os.path.normpath(path) for path in found]) == [
+    paths = find_images([tmp_path / "data" / "chosen.TXT"])
+    assert names(tmp_path, [os.path.normpath(path) for path in paths]) == [
         "data/b.jpg",
         "far/c",
         "data/a.jpg",
@@ -189,25 +190,25 @@ def test_a_list_holds_paths_relative_to_itself_and_absolute_ones(tmp_path: Path)
     ]
 
 
-def test_a_missing_line_of_a_list_is_named_with_its_number(tmp_path: Path) -> None:
+def test_a_missing_file_of_a_list_is_reported_with_its_line(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg")
     listed = tmp_path / "list.txt"
     listed.write_text("# two images\n\na.jpg\ngone.jpg\n")
     assert refusal([listed]) == f"{listed}, line 4: gone.jpg: there is no such file"
 
 
-def test_a_folder_in_a_list_is_no_file(tmp_path: Path) -> None:
+def test_a_folder_in_a_list_is_an_error(tmp_path: Path) -> None:
     touch(tmp_path, "inner/a.jpg")
     (tmp_path / "list.txt").write_text("inner\n")
     assert "line 1: inner: there is no such file" in refusal([tmp_path / "list.txt"])
 
 
-def test_a_list_of_comments_holds_no_image(tmp_path: Path) -> None:
+def test_a_list_of_comments_has_no_image(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("# nothing yet\n\n")
     assert "no images found" in refusal([tmp_path / "list.txt"])
 
 
-# -- what cannot work, in one line
+# -- errors, in one line
 
 
 def test_no_source_at_all() -> None:
@@ -229,9 +230,9 @@ def test_a_file_that_is_no_image(tmp_path: Path) -> None:
 
 def test_a_folder_without_images(tmp_path: Path) -> None:
     touch(tmp_path, "readme.md", "deeper/table.csv")
-    told = refusal([tmp_path])
-    assert str(tmp_path) in told
-    assert ".jpeg" in told
+    message = refusal([tmp_path])
+    assert str(tmp_path) in message
+    assert ".jpeg" in message
 
 
 @pytest.mark.skipif(
@@ -263,7 +264,7 @@ def test_a_folder_whose_reading_fails_is_named(tmp_path: Path, monkeypatch: pyte
 # -- the list of paths
 
 
-def test_a_name_that_is_no_utf_8_is_kept_to_the_byte(tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf_8_is_kept_byte_for_byte(tmp_path: Path) -> None:
     raw = os.fsencode(tmp_path) + b"/caf\xe9 \xff.jpg"
     with open(raw, "wb"):  # noqa: PTH123 - a name in bytes
         pass
@@ -283,7 +284,7 @@ def test_a_path_list_is_indexed_from_0_to_its_length() -> None:
             paths[index]
 
 
-def test_the_fingerprint_moves_with_the_data_set(tmp_path: Path) -> None:
+def test_the_fingerprint_does_not_depend_on_the_folder(tmp_path: Path) -> None:
     for place in ("here", "there/deeper"):
         touch(tmp_path / place, "x/1.jpg", "x/2.jpg", "y/3.jpg")
     here, there = find_images([tmp_path / "here"]), find_images([tmp_path / "there" / "deeper"])
@@ -291,13 +292,13 @@ def test_the_fingerprint_moves_with_the_data_set(tmp_path: Path) -> None:
     assert here.fingerprint() == there.fingerprint()
 
 
-def test_the_fingerprint_notices_a_changed_name_a_missing_file_and_another_order() -> None:
+def test_the_fingerprint_changes_with_names_files_and_their_order() -> None:
     prints = [
         PathList(paths).fingerprint()
         for paths in (["d/a.jpg", "d/b.jpg"], ["d/a.jpg", "d/c.jpg"], ["d/a.jpg"], ["d/b.jpg", "d/a.jpg"])
     ]
     assert len(set(prints)) == 4
-    # names are told apart where they end: "ab" + "c" is not "a" + "bc"
+    # names are message apart where they end: "ab" + "c" is not "a" + "bc"
     assert PathList(["ab", "c"]).fingerprint() != PathList(["a", "bc"]).fingerprint()
 
 
@@ -314,7 +315,7 @@ def test_a_list_with_names_in_the_other_form_of_unicode(tmp_path: Path) -> None:
     assert len(find_images(tmp_path / "list.txt")) == 2
 
 
-def test_a_name_of_a_list_that_is_not_there_has_a_nearest(tmp_path: Path) -> None:
+def test_the_most_similar_name_is_suggested_for_a_missing_file_of_a_list(tmp_path: Path) -> None:
     touch(tmp_path, "photo_1.jpg")
     (tmp_path / "list.txt").write_text("C:\\mine\\Photo_1.jpg\n")
     assert refusal([tmp_path / "list.txt"]).endswith(

@@ -16,6 +16,7 @@ from PIL import Image
 import resim.kernels
 from resim.errors import UserError
 from resim.views import loader
+from resim.views import workers as worker_processes
 from resim.views.crops import ViewsConfig
 from resim.views.loader import (
     BatchOrder,
@@ -67,7 +68,7 @@ def assert_same(a: PairBatch, b: PairBatch) -> None:
     assert (a.flips, a.indices, a.bad) == (b.flips, b.indices, b.bad)
 
 
-# -- who decodes does not matter
+# -- the decoding process makes no difference
 
 
 def test_the_number_of_workers_changes_no_pixel_no_draw_and_no_order(with_bad: list[str]) -> None:
@@ -77,9 +78,7 @@ def test_the_number_of_workers_changes_no_pixel_no_draw_and_no_order(with_bad: l
         assert_same(a, b)
 
 
-def test_batches_are_whole_however_small_the_parts_that_workers_hand_over(
-    with_bad: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batches_do_not_depend_on_the_size_of_their_parts(with_bad: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = read(with_bad, 0, batch=8, end_step=4)
     monkeypatch.setattr(loader, "PART", 3)
     for workers in (0, 2):
@@ -89,7 +88,7 @@ def test_batches_are_whole_however_small_the_parts_that_workers_hand_over(
             assert_same(a, b)
 
 
-def test_no_more_parts_wait_than_two_batches_or_two_a_worker(images: list[str]) -> None:
+def test_at_most_two_batches_or_two_parts_per_worker_wait(images: list[str]) -> None:
     def waiting(batch: int, workers: int) -> int:
         order = BatchOrder(1024, batch, seed=0, end_step=1)
         return workers * (make_loader(PairDataset(images, CONFIG, seed=0), order, workers=workers).prefetch_factor or 0)
@@ -98,25 +97,25 @@ def test_no_more_parts_wait_than_two_batches_or_two_a_worker(images: list[str]) 
     assert waiting(32, 2) == waiting(64, 2) == 4
 
 
-def test_workers_leave_a_signal_to_stop_to_the_training_process(images: list[str]) -> None:
+def test_workers_ignore_signals_from_other_processes_than_their_parent(images: list[str]) -> None:
     dataset = PairDataset(images, CONFIG, seed=7)
     batches = iter(read_batches(make_loader(dataset, BatchOrder(12, 4, seed=7, end_step=9), workers=1)))
     received = [next(batches)]
     for worker in multiprocessing.active_children():
         assert worker.pid is not None
-        for name in ("TERM", "INT"):  # sent by another process than this one, which may well end its workers
+        for name in ("TERM", "INT"):  # from another process, because a signal of this one ends its workers
             subprocess.run(["kill", f"-{name}", str(worker.pid)], check=True)
     received += batches
     for a, b in zip(received, read(images, 0, end_step=9), strict=True):
         assert_same(a, b)
 
 
-def test_a_worker_asks_for_memory_as_a_process_that_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_of_a_process_with_separate_memory_keeps_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     monkeypatch.setattr(resim.kernels, "keep_memory_if_parted", lambda: done.append("keep_memory_if_parted"))
-    monkeypatch.setattr(loader, "_leave_signals_to_the_parent", lambda: done.append("_leave_signals_to_the_parent"))
-    loader._start_worker(0)
-    assert done == ["keep_memory_if_parted", "_leave_signals_to_the_parent"]
+    monkeypatch.setattr(worker_processes, "_ignore_signals_of_others", lambda: done.append("_ignore_signals_of_others"))
+    worker_processes.start_worker(0)
+    assert done == ["keep_memory_if_parted", "_ignore_signals_of_others"]
 
 
 def test_two_processes_together_read_what_one_reads(images: list[str]) -> None:
@@ -143,17 +142,17 @@ def order(images: int = 10, batch: int = 4, **more: int) -> list[list[tuple[int,
     return list(BatchOrder(images, batch, **settings))
 
 
-def test_an_epoch_sees_every_image_at_most_once_and_drops_its_incomplete_last_batch() -> None:
+def test_an_epoch_has_every_image_at_most_once_and_drops_its_incomplete_last_batch() -> None:
     batches = order()
     assert [[epoch for epoch, _ in batch] for batch in batches] == [[0] * 4] * 2 + [[1] * 4] * 2 + [[2] * 4] * 2
     for epoch in range(3):
-        seen = [i for batch in batches[2 * epoch : 2 * epoch + 2] for _, i in batch]
-        assert len(set(seen)) == 8
-        assert set(seen) <= set(range(10))
-        assert seen == epoch_order(10, 3, epoch)[:8].tolist()
+        indices = [i for batch in batches[2 * epoch : 2 * epoch + 2] for _, i in batch]
+        assert len(set(indices)) == 8
+        assert set(indices) <= set(range(10))
+        assert indices == epoch_order(10, 3, epoch)[:8].tolist()
 
 
-def test_every_epoch_is_shuffled_anew_and_by_the_seed() -> None:
+def test_every_epoch_has_another_order_which_depends_on_the_seed() -> None:
     orders = [tuple(epoch_order(50, seed, epoch)) for seed in (0, 1) for epoch in range(3)]
     assert len(set(orders)) == 6
     assert all(sorted(o) == list(range(50)) for o in orders)
@@ -167,7 +166,7 @@ def test_a_later_start_continues_the_same_list(start: int) -> None:
     assert len(continued) == 6 - start
 
 
-def test_each_process_has_its_run_of_every_batch() -> None:
+def test_each_process_has_its_part_of_every_batch() -> None:
     parts = [order(images=16, batch=8, rank=rank, processes=4) for rank in range(4)]
     assert [[*a, *b, *c, *d] for a, b, c, d in zip(*parts, strict=True)] == order(images=16, batch=8)
 
@@ -175,7 +174,7 @@ def test_each_process_has_its_run_of_every_batch() -> None:
 # -- files that cannot be decoded
 
 
-def test_a_bad_file_is_replaced_by_another_draw_of_its_sample_always_the_same(with_bad: list[str]) -> None:
+def test_a_bad_file_is_always_replaced_by_the_same_random_image(with_bad: list[str]) -> None:
     dataset = PairDataset(with_bad, CONFIG, seed=7)
     for place, reason in ((3, "OSError: "), (8, "UnidentifiedImageError: ")):
         pixels, draws, flip, index, bad = dataset[(0, place)]
@@ -191,7 +190,7 @@ def test_a_bad_file_is_replaced_by_another_draw_of_its_sample_always_the_same(wi
 
 
 def test_bad_files_are_counted_and_listed_with_their_reasons(with_bad: list[str]) -> None:
-    batches = read(with_bad, 0, end_step=3)  # one epoch: every file is asked for once
+    batches = read(with_bad, 0, end_step=3)  # one epoch: each file is read once
     bad = [file for batch in batches for file in batch.bad]
     assert {file.path for file in bad} == {with_bad[3], with_bad[8]}
     assert all("Error: " in file.reason for file in bad)
@@ -199,22 +198,22 @@ def test_bad_files_are_counted_and_listed_with_their_reasons(with_bad: list[str]
     assert not {3, 8} & {i for batch in batches for i in batch.indices}
 
 
-def test_a_good_file_is_not_disturbed_by_a_bad_neighbour(images: list[str], with_bad: list[str]) -> None:
+def test_a_bad_file_does_not_change_its_neighbours(images: list[str], with_bad: list[str]) -> None:
     good, mixed = (PairDataset(paths, CONFIG, seed=7)[(0, 5)] for paths in (images, with_bad))
     assert np.array_equal(good[0], mixed[0])
     assert good[1:] == mixed[1:]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_images_that_can_none_be_decoded_stop_the_run_with_a_reason(tmp_path: Path, workers: int) -> None:
+def test_a_run_without_a_decodable_image_stops_with_the_reason(tmp_path: Path, workers: int) -> None:
     paths = [str(tmp_path / f"{i}.jpg") for i in range(4)]
     for path in paths:
         Path(path).write_text("no picture\n")
     with pytest.raises(
         UserError, match=r"20 images in a row cannot be decoded, the last is .*jpg .Unidentified"
-    ) as told:
+    ) as error:
         read(paths, workers, end_step=1)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
 # -- a batch
@@ -242,7 +241,7 @@ def test_the_views_of_a_batch(images: list[str], flip: str) -> None:
             assert views.flipped.tolist() == [draw.flipped for draw in batch.draws[side]]
 
 
-def test_views_that_nothing_is_done_to_are_the_pixels(images: list[str]) -> None:
+def test_views_without_augmentation_are_the_normalised_pixels(images: list[str]) -> None:
     config = ViewsConfig(image_size=32, blur_probability=0, jitter_probability=0, gray_probability=0)
     batch = batch_of(images, config)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -251,7 +250,7 @@ def test_views_that_nothing_is_done_to_are_the_pixels(images: list[str]) -> None
         torch.testing.assert_close(pixels, batch.pixels[side].float(), rtol=0, atol=1e-3)
 
 
-def test_parts_are_put_together_where_they_are_finished(images: list[str]) -> None:
+def test_parts_are_joined_on_the_device(images: list[str]) -> None:
     config = ViewsConfig(image_size=48, flip="independent")
     dataset = PairDataset(images, config, seed=7)
     parts = [collate([dataset[(0, i)] for i in some]) for some in ((0, 1), (2, 3), (4,))]
@@ -277,7 +276,7 @@ def test_the_shuffle_is_not_the_order_of_the_epoch() -> None:
     assert shuffle_order(64, 0, 0).tolist() != epoch_order(64, 0, 0).tolist()
 
 
-def test_every_place_is_shuffled_to_every_place_alike() -> None:
+def test_all_positions_are_shuffled_uniformly() -> None:
     steps = 2000
     counts = np.zeros((8, 8))
     for step in range(steps):
@@ -287,7 +286,7 @@ def test_every_place_is_shuffled_to_every_place_alike() -> None:
     assert statistic < 85.4  # chi-squared, 49 degrees of freedom, 0.1 %
 
 
-def test_every_shuffled_group_holds_images_of_most_groups() -> None:
+def test_every_shuffled_group_has_images_of_most_groups() -> None:
     for step in range(50):
         groups = shuffle_order(256, 0, step).view(8, 32) // 32
         assert min(len(set(group.tolist())) for group in groups) >= 6

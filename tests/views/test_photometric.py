@@ -1,4 +1,4 @@
-"""Colours and blur of a batch, with factors of each image's own, equal torchvision's operations image by image."""
+"""Colours and blur of a batch, with separate factors, equal torchvision's operations on each image."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_luma_is_torchvisions_grayscale(images: Tensor) -> None:
     assert to_gray(pixel).item() == pytest.approx(0.2989 + 0.2935 + 0.0285)
 
 
-def test_a_gray_pixel_has_no_hue_to_turn() -> None:
+def test_a_hue_shift_does_not_change_gray_pixels() -> None:
     gray = torch.linspace(0, 1, 11).view(1, 1, 1, 11).expand(1, 3, 11, 11)
     close(adjust_hue(gray, [0.3]), gray)
 
@@ -138,7 +138,7 @@ def test_blur_is_pillows_to_three_gray_levels(sigma: float) -> None:
     assert np.abs(ours - np.asarray(image))[inside].max() > 3  # it is no identity that agrees
 
 
-def test_a_gaussian_is_cut_off_at_four_sigmas() -> None:
+def test_a_gaussian_is_truncated_at_four_sigmas() -> None:
     assert [blur_reach(sigma) for sigma in (0.1, 1.0, 1.01, 2.0)] == [1, 4, 5, 8]
 
 
@@ -148,7 +148,7 @@ def test_a_blur_that_does_not_fit_the_image_is_refused(images: Tensor, radius: i
         gaussian_blur(images, [1.0] * 6, radius)
 
 
-# -- all of it
+# -- all operations
 
 
 def one_by_one(pixels: Tensor, draws: list[Draw], order: Order, radius: int) -> Tensor:
@@ -193,7 +193,7 @@ def test_a_batch_equals_a_loop_over_its_images(order: Order) -> None:
     close(images, one_by_one(pixels, draws, order, 8), atol=1e-4)
 
 
-def test_the_order_of_an_images_jitter_is_its_own() -> None:
+def test_each_image_has_its_own_order_of_jitter() -> None:
     jitter = (1.4, 0.6, 1.4, 0.1)
     orders = [(0, 1, 2, 3), (3, 2, 1, 0), (1, 0, 3, 2)]
     draws = [dataclasses.replace(PLAIN, jitter=jitter, jitter_order=order) for order in orders]
@@ -213,7 +213,7 @@ def test_blur_before_and_after_the_colours_are_not_the_same() -> None:
     assert (first - last).abs().max() > 0.1
 
 
-def test_a_view_with_nothing_drawn_is_only_normalised() -> None:
+def test_a_view_without_augmentation_is_only_normalised() -> None:
     pixels = torch.tensor([0, 255, 51], dtype=torch.uint8).expand(1, 40, 40, 3)
     images = augment(pixels, [PLAIN], order="blur-jitter-gray", blur_radius=8)
     # (0 - 0.485) / 0.229, (1 - 0.456) / 0.224, (0.2 - 0.406) / 0.225
@@ -221,7 +221,7 @@ def test_a_view_with_nothing_drawn_is_only_normalised() -> None:
     close(images, images[:, :, :1, :1].expand_as(images))
 
 
-def test_one_images_draw_leaves_the_others_alone() -> None:
+def test_the_parameters_of_an_image_do_not_change_the_others() -> None:
     pixels = some_pixels(3)
     wild = dataclasses.replace(PLAIN, jitter=(0.6, 1.4, 0.6, 0.1), gray=True, sigma=1.5)
     images = augment(pixels, [PLAIN, wild, PLAIN], order="jitter-gray-blur", blur_radius=8)
@@ -230,7 +230,7 @@ def test_one_images_draw_leaves_the_others_alone() -> None:
     assert (images[1] - plain[1]).abs().max() > 0.1
 
 
-def test_a_blur_wider_than_a_small_view_is_cut_to_it() -> None:
+def test_the_radius_of_a_blur_is_limited_by_the_view() -> None:
     draws = [dataclasses.replace(PLAIN, sigma=2.0)]
     pixels = some_pixels(1, size=6)
     close(

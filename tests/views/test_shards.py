@@ -1,4 +1,4 @@
-"""Shards hold the images byte for byte and are read where they lie, in their own order; foreign ones are checked."""
+"""Shards contain the images byte for byte and are read in place and in their order; tars of others are checked."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_every_image_is_in_one_shard_byte_for_byte_and_shuffled(images: Path, pa
     )
 
 
-def test_other_tools_read_them_as_webdataset_does(packed: Path) -> None:
+def test_shards_have_the_layout_of_webdataset(packed: Path) -> None:
     keys = []
     for shard in sorted(packed.glob("*.tar")):
         with tarfile.open(shard) as tar:
@@ -83,7 +83,7 @@ def test_other_tools_read_them_as_webdataset_does(packed: Path) -> None:
     assert [key[:9] for key in keys] == [f"{i:09d}" for i in range(COUNT)]
 
 
-def test_without_the_index_the_tars_tell_the_same(packed: Path, tmp_path: Path) -> None:
+def test_without_the_index_the_same_images_are_listed(packed: Path, tmp_path: Path) -> None:
     for shard in packed.glob("*.tar"):
         (tmp_path / shard.name).write_bytes(shard.read_bytes())
     alone, indexed = find_images(tmp_path), find_images(packed)
@@ -92,7 +92,7 @@ def test_without_the_index_the_tars_tell_the_same(packed: Path, tmp_path: Path) 
     assert alone.fingerprint() == indexed.fingerprint()
 
 
-def test_an_index_of_other_files_is_not_believed(packed: Path, tmp_path: Path) -> None:
+def test_an_index_of_other_files_is_not_used(packed: Path, tmp_path: Path) -> None:
     shard = tmp_path / "shard-000000.tar"
     shard.write_bytes((packed / "shard-000001.tar").read_bytes())
     (tmp_path / "shards.json").write_bytes((packed / "shards.json").read_bytes())
@@ -104,7 +104,7 @@ def test_an_index_of_other_files_is_not_believed(packed: Path, tmp_path: Path) -
         find_images(tmp_path)
 
 
-def test_large_images_are_made_smaller_and_upright_and_small_ones_stay(tmp_path: Path) -> None:
+def test_large_images_are_reduced_and_upright_and_small_ones_unchanged(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     exif = Image.Exif()
     exif[0x0112] = 6  # the file lies on its side
@@ -120,12 +120,12 @@ def test_large_images_are_made_smaller_and_upright_and_small_ones_stay(tmp_path:
     assert sizes == {"large.jpg": (64, 96), "small.png": (60, 50)}
 
 
-def test_files_that_are_no_images_are_left_out_and_listed(tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_omitted_and_listed(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "text.jpg").write_text("no picture\n")
     with pytest.raises(UserError, match=r"none of 1 image can be read, for example .*text.jpg \(Unidentified"):
         pack(find_images(tmp_path / "in"), tmp_path / "out", PackConfig())
-    assert [path.name for path in tmp_path.iterdir()] == ["in"]  # nothing half-written
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]  # no unfinished files remain
     Image.new("RGB", (9, 9)).save(tmp_path / "in" / "good.png")
     done = pack(find_images(tmp_path / "in"), tmp_path / "out", PackConfig())
     assert (done.images, done.shards, len(done.bad)) == (1, 1, 1)
@@ -135,8 +135,8 @@ def test_files_that_are_no_images_are_left_out_and_listed(tmp_path: Path) -> Non
 def test_workers_write_the_same_shards(images: Path, packed: Path, tmp_path: Path) -> None:
     for workers in (0, 2):
         pack(find_images(images), tmp_path / str(workers), PackConfig(workers=workers, resize=50))
-    alone, helped = ((tmp_path / str(w) / "shard-000000.tar").read_bytes() for w in (0, 2))
-    assert alone == helped
+    without, with_workers = ((tmp_path / str(w) / "shard-000000.tar").read_bytes() for w in (0, 2))
+    assert without == with_workers
 
 
 # -- reading
@@ -148,7 +148,7 @@ def read(paths: Any, start: int, end: int) -> list[PairBatch]:
     return list(read_batches(make_loader(dataset, order, workers=0)))
 
 
-def test_a_run_that_goes_on_in_the_middle_reads_on_exactly(packed: Path) -> None:
+def test_a_run_that_is_resumed_in_the_middle_reads_the_same_batches(packed: Path) -> None:
     paths = find_images(packed)
     whole, rest = read(paths, 0, 10), read(paths, 3, 10)
     assert len(whole) == 10
@@ -167,7 +167,7 @@ def test_shards_are_read_front_to_back() -> None:
     shard = np.searchsorted(ends, order, side="right")
     for number, length in enumerate(lengths):
         place = order[shard == number] - (ends[number] - length)
-        # an image comes no earlier or later than its window, and a window has half of its images of each of two shards
+        # each image is in its own window, and each of two shards has half of a window's images
         assert np.abs(place - np.arange(length)).max() < 40
         assert (np.diff(place) < 0).any()
     # two shards are open at a time
@@ -176,17 +176,17 @@ def test_shards_are_read_front_to_back() -> None:
     assert max(open_at_once) == 2
 
 
-def test_the_order_changes_with_epoch_and_seed_alone() -> None:
+def test_the_order_depends_on_epoch_and_seed_only() -> None:
     orders = [shard_order([30, 40, 50], seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
     assert len({tuple(o) for o in orders}) == 4
     assert np.array_equal(orders[3], shard_order([30, 40, 50], 1, 1))
 
 
-def test_images_beside_shards_and_shards_given_by_name(images: Path, packed: Path, tmp_path: Path) -> None:
+def test_images_next_to_shards_and_shards_by_name(images: Path, packed: Path, tmp_path: Path) -> None:
     tar = packed / "shard-000000.tar"
     one = find_images(tar)
     assert one.shards == (len(one),)
-    assert list(find_images([tar, tar])) == list(one)  # a file found twice counts once
+    assert list(find_images([tar, tar])) == list(one)  # a file that is named twice counts once
     both = find_images([images, tar])
     assert len(both) == COUNT + len(one)
     assert both.shards == ()  # not all in shards: shuffled as a whole
@@ -207,22 +207,22 @@ def test_a_path_into_a_tar_and_back() -> None:
     assert open_bytes("/data/a.jpg") == "/data/a.jpg"
 
 
-def test_a_tar_that_shrank_or_went_is_a_bad_image(packed: Path, tmp_path: Path) -> None:
+def test_an_image_of_a_truncated_or_missing_tar_is_a_bad_image(packed: Path, tmp_path: Path) -> None:
     tar = tmp_path / "a.tar"
     tar.write_bytes((packed / "shard-000000.tar").read_bytes())
     path = find_images(tar)[1]
     tar.write_bytes(b"")
-    with pytest.raises(BadImageError, match=r"a.tar ends before it"):
+    with pytest.raises(BadImageError, match=r"a.tar ends before '.*': copy it again"):
         Photo(path)
     with pytest.raises(BadImageError, match="No such file"):
         Photo(path.replace("a.tar", "b.tar"))
 
 
-# -- foreign tars
+# -- tars of others
 
 
 def tar_of(path: Path, *entries: tuple[str, bytes | None], **fields: Any) -> Path:
-    """A tar of such names and contents; `fields` are set on every entry."""
+    """A tar with these names and contents; `fields` are set on every entry."""
     with tarfile.open(path, "w") as tar:
         for name, data in entries:
             entry = tarfile.TarInfo(name)
@@ -262,13 +262,13 @@ def test_other_files_folders_and_hidden_names_are_passed_over(tmp_path: Path) ->
         find_images(folder)
 
 
-def test_a_tar_that_is_none_compressed_or_cut_off_is_told(packed: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_tar_compressed_or_cut_off_is_reported(packed: Path, tmp_path: Path) -> None:
     (tmp_path / "text.tar").write_text("no archive, " * 100)
-    with pytest.raises(UserError, match=r"text.tar: is no tar file that can be read"):
+    with pytest.raises(UserError, match=r"text.tar: is not a readable tar file"):
         find_images(tmp_path / "text.tar")
     with tarfile.open(tmp_path / "zipped.tar", "w:gz") as tar:
         tar.add(packed / "shard-000000.tar", "a.jpg")
-    with pytest.raises(UserError, match=r"zipped.tar: is no tar file that can be read.*gunzip"):
+    with pytest.raises(UserError, match=r"zipped.tar: is not a readable tar file.*decompress it"):
         find_images(tmp_path / "zipped.tar")
     whole = (packed / "shard-000000.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2])
@@ -279,18 +279,20 @@ def test_a_tar_that_is_none_compressed_or_cut_off_is_told(packed: Path, tmp_path
 # -- the command
 
 
-def test_the_command_packs_and_tells(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_packs_and_prints_the_result(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "deep" / "out"
     assert main(["pack", str(images), str(out), "--workers", "0", "--seed", "4"]) == 0
     assert f"40 images in 1 shard: {out}" in capsys.readouterr().out
     assert len(find_images(out)) == COUNT
     assert main(["pack", str(images), str(out), "--workers", "0"]) == 2
-    assert "is not empty; name a folder that is not there yet" in capsys.readouterr().err
+    assert "is not empty: name a folder that does not exist" in capsys.readouterr().err
     assert len(find_images(out)) == COUNT
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["missing", "out"], "missing: there is no such folder or file"),
         (["IMAGES"], "two folders are needed: resim pack DIR OUT"),
@@ -300,14 +302,14 @@ def test_the_command_packs_and_tells(images: Path, tmp_path: Path, capsys: pytes
         (["IMAGES", "IMAGES/0/plain-3.jpg/out"], "cannot be written"),
     ],
 )
-def test_what_cannot_be_packed_is_told_in_one_line(
-    images: Path, words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_an_error_of_pack_is_one_line(
+    images: Path, words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [word.replace("IMAGES", str(images)) for word in words]
     words = [str(tmp_path / word) if word in ("missing", "out") else word for word in words]
     assert main(["pack", *words]) == 2
     err = capsys.readouterr().err
-    assert told in err
+    assert message in err
     assert err.count("\n") == 1
     assert not any(tmp_path.iterdir())
 

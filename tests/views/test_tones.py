@@ -1,4 +1,4 @@
-"""Samples of many bits and of floating point become 8 bits that show the picture, or it is said why not."""
+"""Samples of many bits or of floating point become 8 bits that show the image, or are refused with a reason."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def fault(path: Path) -> str:
 
 @pytest.fixture(autouse=True)
 def said_nothing_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tones, "_SAID", bytearray(1))
+    monkeypatch.setattr(tones, "_WARNED", bytearray(1))
 
 
 # -- the rule
@@ -66,7 +66,7 @@ def said_nothing_yet(monkeypatch: pytest.MonkeyPatch) -> None:
         ([0.0, 0.5, 1.0], F, [0, 128, 255]),  # [0, 1] as it is: 127.5 rounds to even
         ([0.0, 0.1, 0.2], F, [0, 26, 51]),
         ([0.2, 0.2, 0.2], F, [51, 51, 51]),
-        ([0.0, 0.0, 0.0], F, [0, 0, 0]),  # black, and said to be
+        ([0.0, 0.0, 0.0], F, [0, 0, 0]),  # black, which is valid
         ([0.0, 0.01, 0.02], F, [0, 128, 255]),  # in [0, 1], but black to the eye
         ([10.0, 20.0, 30.0], F, [0, 128, 255]),
         ([-1.0, 0.0, 1.0], F, [0, 128, 255]),
@@ -99,18 +99,19 @@ def test_integers(values: list[int], dtype: type, expected: list[int]) -> None:
     assert gray_8_bits(np.array([values], dtype=dtype), samples, "a").tolist() == [expected]
 
 
-def test_a_picture_without_a_number_is_refused() -> None:
-    with pytest.raises(ValueError, match="no finite number"):
+def test_an_image_without_a_finite_value_is_refused() -> None:
+    with pytest.raises(ValueError, match="no finite value"):
         gray_8_bits(np.full((2, 2), np.nan), F, "a")
 
 
-def test_it_is_said_once_that_pictures_are_scaled_by_themselves(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_warning_is_printed_for_images_scaled_by_their_own_values(capsys: pytest.CaptureFixture[str]) -> None:
     gray_8_bits(np.array([[0.0, 1.0]]), F, "within.tif")
     assert capsys.readouterr().err == ""
     for name in ("a.tif", "b.tif"):
         gray_8_bits(np.array([[-3.5, 80.0]]), F, name)
     assert capsys.readouterr().err == (
-        "warning: a.tif: values from -3.5 to 80 are scaled to 0 to 255, as of each such picture (said once)\n"
+        "warning: a.tif: values from -3.5 to 80 are scaled to 0 to 255, and likewise in other such images "
+        "(shown once)\n"
     )
 
 
@@ -126,7 +127,7 @@ def test_signed_and_unsigned_tiffs(tmp_path: Path) -> None:
     signed = np.array([[-100, 0, 100]])
     assert gray(write_tiff(tmp_path / "i1.tif", signed.astype(np.int8), 2)) == [[0, 128, 255]]
     assert gray(write_tiff(tmp_path / "i2.tif", signed.astype(np.int16), 2)) == [[0, 128, 255]]
-    beyond = np.array([[0, 2_000_000_000, 4_000_000_000]], dtype=np.uint32)  # more than a signed sample holds
+    beyond = np.array([[0, 2_000_000_000, 4_000_000_000]], dtype=np.uint32)  # more than the largest signed sample
     assert gray(write_tiff(tmp_path / "u4.tif", beyond, 1)) == [[0, 128, 255]]
 
 
@@ -139,7 +140,7 @@ def test_signed_and_unsigned_tiffs(tmp_path: Path) -> None:
         ((2, 3, 5), np.uint8, 1, "5 samples a pixel, 8-bit unsigned integers"),
     ],
 )
-def test_a_tiff_that_is_not_read_is_refused_with_what_it_holds(
+def test_an_unsupported_tiff_is_reported_with_its_sample_format(
     tmp_path: Path, shape: tuple[int, ...], dtype: Any, kind: int, what: str
 ) -> None:
     samples = shape[2] if len(shape) > 2 else 1
@@ -152,15 +153,13 @@ def test_a_tiff_that_is_not_read_is_refused_with_what_it_holds(
 def test_colors_of_12_bits_in_16_are_refused_and_not_black(tmp_path: Path) -> None:
     colors = np.array([[[4095, 0, 0], [0, 4095, 0]]], dtype=np.uint16)
     path = write_tiff(tmp_path / "a.tif", colors, 1, photometric=2)
-    assert "colours of 16 bits that use 12 or fewer" in fault(path)
+    assert "colours of 16 bits with 12 significant bits or fewer" in fault(path)
     path = write_tiff(tmp_path / "b.tif", colors * 16, 1, photometric=2)
     assert np.asarray(Photo(str(path)).decode()).tolist() == [[[255, 0, 0], [0, 255, 0]]]
 
 
 @pytest.mark.parametrize(("color", "ground"), [(0, 255), (255, 0), (40, 255)])
-def test_a_picture_that_is_in_its_transparency_alone_is_laid_on_a_ground(
-    tmp_path: Path, color: int, ground: int
-) -> None:
+def test_an_image_that_is_only_in_its_transparency_is_composited(tmp_path: Path, color: int, ground: int) -> None:
     alpha = np.array([[0, 255, 0]], dtype=np.uint8)
     flat = np.full_like(alpha, color)
     Image.fromarray(np.dstack([flat, flat, flat, alpha])).save(tmp_path / "rgba.png")

@@ -41,7 +41,8 @@ from resim.runs.progress import Progress
 from resim.training.optimizer import set_learning_rate
 from resim.training.precision import choose_precision
 from resim.training.starting import download_once
-from resim.views.loader import make_loader, tell_of_killed_workers
+from resim.views.loader import make_loader
+from resim.views.workers import report_killed_workers
 
 _PRECISE_STREAM = 1  # added to the seed: batches for statistics are other draws than those trained on
 
@@ -185,7 +186,7 @@ class _Tuning:
 
         first = processes.first
         with (
-            tell_of_killed_workers(),
+            report_killed_workers(),
             Progress(steps=end, first_step=step, show=show and first, watch=watch) as progress,
             contextlib.closing(self._batches(step, end, workers)) as batches,
         ):

@@ -1,4 +1,4 @@
-"""One process or many: started by plain torchrun, each with its device; what they must agree on, they agree on here."""
+"""The processes of a run, started by torchrun: their devices, and what they agree on and average."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from resim.distributed.rows import mean_over_processes
 from resim.errors import UserError
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among all of the run's."""
+    """The place of this process among the processes of a run."""
 
     rank: int
     count: int
     device: torch.device
     cores: int
-    """Processor cores for this process."""
+    """Number of processor cores for this process."""
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that prints and writes."""
+        """Whether this process is the one that prints and writes."""
         return self.rank == 0
 
     def agree(self, *flags: bool) -> list[bool]:
-        """Each flag, true on all processes if it is true on any. All processes must call it."""
+        """The logical or of each flag over all processes, which must all call this."""
         if self.count == 1:
             return list(flags)
         tensor = torch.tensor(flags, dtype=torch.int32, device=self.device)
@@ -43,19 +44,14 @@ class Processes:
         return [bool(flag) for flag in tensor.tolist()]
 
     def average_(self, tensors: list[Tensor]) -> None:
-        """Replace floating tensors, in place, by their mean over the processes."""
-        if self.count == 1 or not tensors:
+        """Replace floating-point tensors in place by their mean over the processes, added in float64."""
+        if self.count == 1:
             return
-        flat = torch.cat([tensor.double().flatten() for tensor in tensors])
-        dist.all_reduce(flat)
-        flat /= self.count
-        start = 0
-        for tensor in tensors:
-            tensor.copy_(flat[start : start + tensor.numel()].view_as(tensor))
-            start += tensor.numel()
+        for tensor, mean in zip(tensors, mean_over_processes(tensors, dtype=torch.float64), strict=True):
+            tensor.copy_(mean)
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """Every process's value, on every process."""
+        """The values of all processes in the order of their ranks, on every process."""
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
@@ -64,10 +60,10 @@ class Processes:
 
 
 def in_parallel(module: nn.Module, processes: Processes) -> nn.Module:
-    """The module with its gradients averaged over the processes; itself where there is one. Buffers stay each one's."""
+    """The module in DistributedDataParallel, without synchronised buffers; with one process the module itself."""
     if processes.count == 1:
         return module
-    # the older name warns from PyTorch 2.15 on
+    # PyTorch 2.15 deprecates the older name
     newer = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     settings: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
     devices = [processes.device] if processes.device.type == "cuda" else None
@@ -75,7 +71,7 @@ def in_parallel(module: nn.Module, processes: Processes) -> nn.Module:
 
 
 def averaging(module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-    """Around a step's passes: gradients are averaged over the processes once, in the last backward pass."""
+    """Context of one of a step's backward passes: gradients are averaged over the processes in the last one only."""
     if isinstance(module, DistributedDataParallel) and not last:
         return module.no_sync()
     return nullcontext()
@@ -83,13 +79,14 @@ def averaging(module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
 
 @contextmanager
 def start_processes(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[Processes]:
-    """Join the processes that torchrun started (NCCL on GPUs, gloo on CPUs), or be the only one.
+    """Join the processes that torchrun started (NCCL on GPUs, gloo on CPUs), or run as the only process.
 
-    A process group that the caller has already started is used and left alone. A UserError inside ends the process
-    that meets it; where several meet one, the first to do so tells it and the others end in silence (SystemExit 2).
+    A process group that the caller has started is used and not destroyed. If a UserError is raised inside, it ends this
+    process. If several processes raise one, the first raises it, and the others exit with code 2
+    without a message.
 
     Raises:
-        UserError: a GPU was asked for and there is none.
+        UserError: `device` is "cuda" and no GPU is available, or there are more processes than GPUs.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no GPU is available: use --device cpu, or check the output of nvidia-smi")
@@ -97,51 +94,53 @@ def start_processes(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_count = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if kind == "cuda" and local_rank >= torch.cuda.device_count():
-        raise UserError(f"{local_count} processes but {torch.cuda.device_count()} GPUs: start torchrun with one a GPU")
+        raise UserError(
+            f"{local_count} processes but {torch.cuda.device_count()} GPUs: start torchrun with one process per GPU"
+        )
     place = torch.device(kind, local_rank) if kind == "cuda" else torch.device("cpu")
     if kind == "cuda":
         torch.cuda.set_device(place)
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = max(1, available // local_count)
-    ours = False
+    started_here = False
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if kind == "cuda" else "gloo")
-        ours = True
-        if kind == "cpu" and os.environ.get("OMP_NUM_THREADS", "1") == "1":  # torchrun sets 1 where nothing is set
+        started_here = True
+        if kind == "cpu" and os.environ.get("OMP_NUM_THREADS", "1") == "1":  # torchrun sets 1 if it is unset
             torch.set_num_threads(cores)
-    together = dist.is_initialized()
+    has_group = dist.is_initialized()
     try:
         yield Processes(
-            rank=dist.get_rank() if together else 0,
-            count=dist.get_world_size() if together else 1,
+            rank=dist.get_rank() if has_group else 0,
+            count=dist.get_world_size() if has_group else 1,
             device=place,
             cores=cores,
         )
     except UserError:
-        if ours and dist.distributed_c10d._get_default_store().add("resim/told", 1) > 1:
+        if started_here and dist.distributed_c10d._get_default_store().add("resim/user_errors", 1) > 1:
             raise SystemExit(2) from None
         raise
     finally:
-        if ours:
+        if started_here:
             dist.destroy_process_group()
 
 
 @contextmanager
 def catch_termination() -> Iterator[list[int]]:
-    """While inside, SIGTERM and SIGINT only add themselves to the list that is given; a second SIGINT interrupts."""
+    """Record SIGTERM and SIGINT in the returned list instead of ending the process; a second SIGINT interrupts it."""
     received: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def record(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and received:
             raise KeyboardInterrupt
         received.append(number)
 
     try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not in the main thread: leave signals as they are
-        before = {}
+        previous = {number: signal.signal(number, record) for number in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not in the main thread: handlers cannot be set
+        previous = {}
     try:
         yield received
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)

@@ -1,11 +1,11 @@
-"""Rows of a global batch that several processes hold: gather them, or exchange them to put the batch in another order.
+"""Tensors of several processes: rows of a global batch, gathered or exchanged; means and sums.
 
-Process r of W holds rows r * n to (r + 1) * n of the global batch. With one process everything here is local.
+Process r of W has rows r * n to (r + 1) * n of the global batch. With one process nothing is communicated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -15,21 +15,21 @@ from resim.transfers import to_device
 
 
 def world() -> tuple[int, int]:
-    """This process's rank and the number of processes; (0, 1) where no process group was started."""
+    """The rank of this process and the number of processes; (0, 1) without a process group."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
 
 
 def sum_over_processes_(tensor: Tensor) -> None:
-    """Replace a tensor, in place, by its sum over all processes. All processes must call it; no gradient."""
+    """Replace a tensor in place by its sum over all processes, which must all call this. No gradient."""
     dist.all_reduce(tensor)
 
 
 class PendingRows:
-    """Rows of other processes whose transfer has begun; `wait` returns them.
+    """The result of a collective operation that has started; `wait` returns it.
 
-    Computation goes on until then. All processes must wait for their transfers in the same order.
+    Computation continues in the meantime. All processes must wait for their operations in the same order.
     """
 
     def __init__(
@@ -41,10 +41,10 @@ class PendingRows:
         source: Tensor | None = None,
     ) -> None:
         self._rows, self._finish, self._work = rows, finish, work
-        self._source = source  # is read until the transfer ends
+        self._source = source  # must live until the transfer ends
 
     def wait(self) -> Tensor:
-        """The rows; again the same at the next call. On a GPU the stream waits for them and not the host."""
+        """Return the rows, the same at every call. On a GPU the current stream waits for the transfer, not the host."""
         if self._work is not None:
             self._work.wait()
             self._work = self._source = None
@@ -53,12 +53,12 @@ class PendingRows:
         return self._rows
 
     def then(self, step: Callable[[Tensor], Tensor]) -> PendingRows:
-        """The same rows after one more step, which is computed when they are waited for."""
+        """The rows after `step`, which `wait` applies to them."""
         return PendingRows(self._rows, lambda _: step(self.wait()))
 
 
 def gather_rows(rows: Tensor) -> PendingRows:
-    """Gather every process's rows (n, ...) one after the other: (W * n, ...). No gradient."""
+    """Concatenate the rows (n, ...) of all processes in the order of their ranks: (W * n, ...). No gradient."""
     _, processes = world()
     if processes == 1:
         return PendingRows(rows)
@@ -67,28 +67,36 @@ def gather_rows(rows: Tensor) -> PendingRows:
     return PendingRows(out, work=dist.all_gather_into_tensor(out, rows, async_op=True), source=rows)
 
 
-def mean_over_processes(tensors: list[Tensor]) -> list[Tensor]:
-    """The mean of each tensor over the processes, all in one message; all must have the same dtype. No gradient."""
+def mean_over_processes(tensors: Sequence[Tensor], *, dtype: torch.dtype) -> list[Tensor]:
+    """The mean of each tensor over all processes, in one message. No gradient.
+
+    Args:
+        tensors: of the same shapes on all processes.
+        dtype: in which they are added.
+
+    Returns:
+        Means of the shapes of `tensors`, in `dtype`; with one process the tensors themselves.
+    """
     _, processes = world()
-    if processes == 1:
-        return tensors
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    if processes == 1 or not tensors:
+        return list(tensors)
+    flat = torch.cat([tensor.to(dtype).flatten() for tensor in tensors])
     dist.all_reduce(flat)
     parts = (flat / processes).split([tensor.numel() for tensor in tensors])
     return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def exchange_rows(rows: Tensor, order: Tensor | None) -> PendingRows:
-    """Put the global batch into another order: new global row i is old row `order[i]`. No gradient.
+    """Permute the global batch: new global row i is old global row `order[i]`. No gradient.
 
-    Each row is sent once, directly to the process that needs it.
+    Each row is transferred once, directly to the process that needs it.
 
     Args:
-        rows: (n, ...), this process's rows.
-        order: (W * n,) permutation, int64 on the CPU, the same on every process; None leaves all as it is.
+        rows: (n, ...), the rows of this process.
+        order: (W * n,) permutation, int64 on the CPU, the same on every process; None: no permutation.
 
     Returns:
-        (n, ...), this process's rows of the reordered batch.
+        (n, ...), the rows of this process in the permuted batch.
     """
     if order is None:
         return PendingRows(rows)
@@ -96,15 +104,15 @@ def exchange_rows(rows: Tensor, order: Tensor | None) -> PendingRows:
     n = len(rows)
     if processes == 1:
         return PendingRows(rows[to_device(order, rows.device)])
-    mine = order[rank * n : (rank + 1) * n]
-    wanted = [order[r * n : (r + 1) * n] for r in range(processes)]
-    outgoing = [w[w // n == rank] - rank * n for w in wanted]
-    source = mine // n
+    needed = [order[r * n : (r + 1) * n] for r in range(processes)]  # old global rows, by the process that needs them
+    outgoing = [indices[indices // n == rank] - rank * n for indices in needed]
+    source = needed[rank] // n  # the process that has each of the rows needed here
     incoming = torch.bincount(source, minlength=processes).tolist()
     outgoing_rows = rows[to_device(torch.cat(outgoing), rows.device)].contiguous()
     received = torch.empty_like(outgoing_rows)
-    work = dist.all_to_all_single(received, outgoing_rows, incoming, [len(o) for o in outgoing], async_op=True)
-    place = torch.argsort(source, stable=True)  # received rows are sorted by their process
+    outgoing_counts = [len(indices) for indices in outgoing]
+    work = dist.all_to_all_single(received, outgoing_rows, incoming, outgoing_counts, async_op=True)
+    place = torch.argsort(source, stable=True)  # received rows are sorted by their source process
     back = torch.empty_like(place)
     back[place] = torch.arange(n)
     return PendingRows(

@@ -1,4 +1,4 @@
-"""Optional speed: what the rest of the package may call, through `resim.acceleration` alone. README.md says more."""
+"""Optional kernels. The rest of the package calls these functions, through `resim.acceleration` only; see README.md."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from resim.kernels.allocator import part_memory as part_memory
 
 
 def describe() -> str:
-    """The C kernels of this machine in words."""
+    """The C kernels that this machine supports, in words."""
     from resim.kernels.cpu.build import kernels, product_kernels
 
     if kernels() is None:
@@ -25,17 +25,17 @@ def describe() -> str:
 
 
 def has_cpu_kernels() -> bool:
-    """Whether the C kernels run on this machine."""
+    """Whether this machine supports the C kernels."""
     from resim.kernels.cpu.build import kernels
 
     return kernels() is not None
 
 
 def stage_maps(network: nn.Module, images: Tensor) -> dict[str, Tensor] | None:
-    """A torchvision ResNet's maps C2 to C5 by the fused C kernels; None where the network has to run as it is.
+    """The maps C2 to C5 of a torchvision ResNet by the fused C kernels; None if they do not support the network.
 
     Args:
-        network: with conv1, bn1 and layer1 to layer4.
+        network: a module with conv1, bn1 and layer1 to layer4.
         images: (N, 3, S, S).
     """
     from resim.kernels.cpu import network as fused
@@ -44,30 +44,30 @@ def stage_maps(network: nn.Module, images: Tensor) -> dict[str, Tensor] | None:
 
 
 def convolution(inputs: int, outputs: int, kernel: int, **settings: Any) -> nn.Conv2d:
-    """An `nn.Conv2d`, quicker in bfloat16's autocast on a CPU."""
+    """Build an `nn.Conv2d` with a faster backward pass under autocast to bfloat16 on a CPU."""
     from resim.kernels.cpu.weight_grad import TiledConv2d
 
     return TiledConv2d(inputs, outputs, kernel, **settings)
 
 
 def quicken_relus(module: nn.Module) -> None:
-    """Replace every nn.ReLU in `module` by one that is quicker for bfloat16 on a CPU."""
+    """Replace every nn.ReLU in `module` by one that is faster for bfloat16 on a CPU."""
     from resim.kernels.cpu.relu import quicken_relus
 
     quicken_relus(module)
 
 
 def update_softmax(logits: Tensor, largest: Tensor, sums: Tensor) -> Tensor | None:
-    """Take a tile of logits into a running softmax, in one pass over it.
+    """Update a running softmax with a tile of logits, in one pass over the tile.
 
     Args:
-        logits: (n, M) bfloat16 on a CPU; becomes exp(logits - largest).
-        largest: (n,) float32, the largest logit so far; updated.
-        sums: (n,) float32, sum of exponentials relative to `largest`; updated.
+        logits: (n, M) bfloat16 on a CPU; overwritten with exp(logits - largest).
+        largest: (n,) float32, the largest logit so far; updated in place.
+        sums: (n,) float32, the sum of the exponentials relative to `largest`; updated in place.
 
     Returns:
-        (n,), the factor by which what was summed before has shrunk; None, and nothing is changed, where there are no
-        kernels for it.
+        (n,), the factor by which the earlier sums were multiplied; None, without any change, if the kernels do not
+        support these tensors.
     """
     from resim.kernels.cpu.build import kernels
 
@@ -76,14 +76,14 @@ def update_softmax(logits: Tensor, largest: Tensor, sums: Tensor) -> Tensor | No
     library = kernels()
     if library is None:
         return None
-    kept = torch.empty_like(sums)
-    pointers = (tensor.data_ptr() for tensor in (logits, largest, sums, kept))
+    shrink = torch.empty_like(sums)
+    pointers = (tensor.data_ptr() for tensor in (logits, largest, sums, shrink))
     library.resim_exponentials(*pointers, *logits.shape, torch.get_num_threads())
-    return kept
+    return shrink
 
 
 def gpu_infonce(channels: int, device: torch.device, dtype: torch.dtype) -> ModuleType | None:
-    """The module with the Triton kernel of InfoNCE, tried once a process; None where it cannot be used."""
+    """The module with the Triton kernel of InfoNCE, tested once per process; None if it does not apply."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return None
     module = _triton_module()
@@ -94,5 +94,5 @@ def gpu_infonce(channels: int, device: torch.device, dtype: torch.dtype) -> Modu
 def _triton_module() -> ModuleType | None:
     try:
         return importlib.import_module("resim.kernels.gpu.infonce")
-    except ImportError:  # Triton comes with PyTorch's builds for GPUs on Linux alone
+    except ImportError:  # only PyTorch's builds for GPUs on Linux include Triton
         return None

@@ -1,4 +1,4 @@
-"""How a process's memory is asked of the system, where the C library lets that be chosen."""
+"""Settings of glibc's memory allocator for training on a CPU: freed memory is kept, in huge pages."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _HUGE_PAGE = 2**21  # bytes
 
 @functools.cache
 def part_memory() -> bool:
-    """Keep large tensors out of this process's heap until `keep_memory`.
+    """Allocate large tensors outside of this process's heap until `keep_memory` is called.
 
-    At its first step a training asks for much that stays: the network's parameters and their momentum, and what
-    libraries remember of every shape of a convolution. In the heap it would lie among tensors that are soon gone, and
-    cut what these leave into pieces that are too small for others.
+    Up to the end of its first step a training allocates much that it never frees: the parameters of the network, their
+    momentum, and what libraries cache for each shape of a convolution. On the heap, these blocks would lie between
+    tensors that are freed soon and fragment the free memory.
 
     Returns:
-        Whether the settings were taken, as `keep_memory`.
+        Whether glibc accepted the setting.
     """
     libc = _c_library()
     return libc is not None and bool(libc.mallopt(_MMAP_THRESHOLD, _LARGE))
@@ -31,14 +31,14 @@ def part_memory() -> bool:
 
 @functools.cache
 def keep_memory() -> bool:
-    """Let this process keep what it frees, and have its heap in pages of 2 MB, from now on.
+    """From now on, keep freed memory in this process, and use pages of 2 MB for its heap.
 
-    A training step on a CPU asks for the same large tensors again and again; with glibc's own settings they go back to
-    the system each time, and their next pages are cleared and mapped one by one: a tenth of a step. It concerns what
-    the main thread asks for.
+    A training step on a CPU allocates the same large tensors again and again. With its default settings glibc returns
+    them to the system each time, and the system clears and maps the next pages one by one, which takes a tenth of a
+    step. The settings apply to allocations of the main thread.
 
     Returns:
-        Whether the settings were taken: on Linux with glibc.
+        Whether glibc accepted the settings; False on other systems.
     """
     libc = _c_library()
     if libc is None:
@@ -49,21 +49,21 @@ def keep_memory() -> bool:
     libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     if not (libc.mallopt(_MMAP_MAX, 0) and libc.mallopt(_TRIM_THRESHOLD, -1)):
         return False
-    if _counted_when_asked_for():
+    if _is_memory_committed_early():
         return True
-    # the heap grows by this much and is given back to malloc at once; pages are taken as they are first written to
+    # grow the heap by one block and free it at once; the system provides its pages when they are first written
     block = libc.malloc(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
     if block:
         start = -(-block // _HUGE_PAGE) * _HUGE_PAGE
         end = libc.sbrk(0)
-        if end > start:  # else it came from elsewhere than the heap: another thread's arena
+        if end > start:  # else the block is not on the heap but in another thread's arena
             libc.madvise(start, end - start, mmap.MADV_HUGEPAGE)
         libc.free(block)
     return True
 
 
 def keep_memory_if_parted() -> None:
-    """For a process forked from one that has called `part_memory`: what it asks for stays for good, or is soon gone."""
+    """Call `keep_memory` in a process that was forked from one that has called `part_memory`."""
     if part_memory.cache_info().currsize:
         keep_memory()
 
@@ -74,8 +74,8 @@ def _c_library() -> ctypes.CDLL | None:
     return ctypes.CDLL(None)
 
 
-def _counted_when_asked_for() -> bool:
-    """Whether the system counts memory that nobody has written to yet (vm.overcommit_memory = 2)."""
+def _is_memory_committed_early() -> bool:
+    """Whether the system counts memory as used before it is written to (vm.overcommit_memory = 2)."""
     try:
         return Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2"
     except OSError:

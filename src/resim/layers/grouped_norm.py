@@ -1,8 +1,11 @@
-"""BatchNorm that sees a batch as the published program does: a group of images at a time.
+"""BatchNorm over groups of images, as in the published program.
 
-The published recipe holds 32 images a process, and its BatchNorm sees those 32. A process of ours may hold several such
-groups; each is normalised by itself. The running statistics take the mean over all groups of a step, once a step
-(`commit_statistics`), so that they are the same however the groups are laid out over processes and passes.
+The published program has 32 images on each process, and its BatchNorm normalises these 32 together. Here a process may
+have several groups, and each is normalised by itself. The running statistics are updated once a step with the mean over
+all groups of all processes (`commit_statistics`), so that they do not depend on how groups are distributed over
+processes and forward passes.
+
+Shapes: N images, C channels, H x W cells.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from resim.distributed.rows import mean_over_processes
 
 
 class _NormalizeGroups(torch.autograd.Function):
-    """Batch norm of each of G runs of consecutive images, written into one output without copies."""
+    """BatchNorm of each group of consecutive images, written into one output without copies."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
@@ -40,25 +43,25 @@ class _NormalizeGroups(torch.autograd.Function):
         groups = saved.shape[1]
         grad_out = torch.empty_like(x).copy_(grads[0]) if grads[0].stride() != x.stride() else grads[0]
         rows = (grad_out.chunk(groups), x.chunk(groups), *_rows(saved))
-        # this operation has no form of its own that writes where it is told to: one copy of all is the cheapest
-        found = [
+        # native_batch_norm_backward has no out= variant: concatenating its results costs one copy
+        gradients = [
             torch.ops.aten.native_batch_norm_backward(
                 grad_g, x_g, weight, None, None, mean, invstd, True, ctx.eps, [True, True, True]
             )
             for grad_g, x_g, mean, invstd in zip(*rows, strict=True)
         ]
-        grad_x, grad_weight, grad_bias = zip(*found, strict=True)
+        grad_x, grad_weight, grad_bias = zip(*gradients, strict=True)
         return torch.cat(grad_x), torch.stack(grad_weight).sum(0), torch.stack(grad_bias).sum(0), None, None
 
 
 def _rows(pair: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """(2, groups, C) -> the vectors of the first kind and those of the second: few views, each costs the host time."""
+    """(2, groups, C) -> the vectors of the first half and those of the second; each view costs the host time."""
     first, second = pair.unbind()
     return first.unbind(), second.unbind()
 
 
 def normalize_groups(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor]:
-    """The same in plain operations, which a compiler fuses.
+    """Normalise each group in plain operations, which torch.compile fuses.
 
     Returns:
         (N, C, H, W) in the dtype of `x`, and each group's mean and unbiased variance, (2, groups, C).
@@ -66,7 +69,7 @@ def normalize_groups(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: 
     wide = x.unflatten(0, (groups, -1)).to(torch.promote_types(x.dtype, torch.float32))
     variance, mean = torch.var_mean(wide, dim=(1, 3, 4), keepdim=True, correction=0)
     scale, shift = (parameter.view(-1, 1, 1) for parameter in (weight, bias))
-    # in 16 bits the last operation makes a tensor of its own: a ReLU in place on a view is copied on the way back
+    # the cast comes last so that the output is no view: backward copies an in-place ReLU on a view
     out = ((wide - mean) * torch.rsqrt(variance + eps) * scale + shift).flatten(0, 1).to(x.dtype)
     count = wide[0].numel() // wide.shape[2]
     unbiased = variance.detach().flatten(1) * (count / max(count - 1, 1))
@@ -74,28 +77,28 @@ def normalize_groups(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: 
 
 
 class GroupedBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d whose statistics are those of each run of `group_size` consecutive images.
+    """BatchNorm2d with the batch statistics of each group of `group_size` consecutive images.
 
-    A batch smaller than a group is one group; a larger one must be a whole number of groups. In training, running
-    statistics change only when `commit_statistics` is called. In evaluation it is BatchNorm2d.
+    A batch smaller than a group is one group; a larger batch must be a multiple of the group size. In training, the
+    running statistics change only when `commit_statistics` is called. In evaluation this is BatchNorm2d.
 
     Raises:
-        ValueError: in training, a batch that is no whole number of groups.
+        ValueError: in training, the batch is not a multiple of the group size.
 
     Source: He et al., arXiv 1911.05722, section 3.3, has BatchNorm per process; a group stands for a process.
     """
 
     group_size: int
     pending: Tensor
-    """(3, C): sums of the means and of the variances of the groups since the last commit, and how many there were."""
+    """(3, C): sums of the means and of the variances of the groups since the last commit, and the number of groups."""
 
     def __init__(self, num_features: int, group_size: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__(num_features, eps=eps, momentum=momentum)
         self.group_size = group_size
-        # a buffer, always there and of one shape: a compiler sees the same module in every pass
+        # a buffer of constant shape: torch.compile does not recompile between passes
         self.register_buffer("pending", torch.zeros(3, num_features), persistent=False)
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name for it
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in torch.nn
         """Normalise (N, C, H, W) group by group."""
         if not self.training:
             return super().forward(input)
@@ -110,13 +113,13 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
             result = _NormalizeGroups.apply(input, self.weight, self.bias, groups, self.eps)
             out, statistics = cast(tuple[Tensor, Tensor], result)
         with torch.no_grad():
-            self.pending[:2].add_(statistics.sum(1))  # "+=" would also write the sum back to where it is
+            self.pending[:2].add_(statistics.sum(1))  # "+=" would also assign the slice again
             self.pending[2].add_(groups)
         return out
 
 
 class GroupedBatchNormAct2d(GroupedBatchNorm2d):
-    """The same followed by an activation and, before it, a drop layer: how timm's networks hold their BatchNorm."""
+    """`GroupedBatchNorm2d` followed by a drop layer and an activation, as in timm's BatchNormAct2d."""
 
     def __init__(self, norm: nn.BatchNorm2d, group_size: int) -> None:
         super().__init__(norm.num_features, group_size, norm.eps, _momentum(norm))
@@ -129,15 +132,15 @@ class GroupedBatchNormAct2d(GroupedBatchNorm2d):
 
 
 def _momentum(norm: nn.BatchNorm2d) -> float:
-    """Of a norm that has none (a cumulative mean, which no group could share): PyTorch's default."""
+    """The momentum of a norm; PyTorch's default for one with a cumulative mean, which groups cannot share."""
     return 0.1 if norm.momentum is None else norm.momentum
 
 
 def count_groups(images: int, group_size: int) -> int:
-    """How many groups a batch of `images` holds: at least one.
+    """The number of groups in a batch of `images`, at least one.
 
     Raises:
-        ValueError: a batch larger than a group that is no whole number of groups.
+        ValueError: the batch is larger than a group and not a multiple of the group size.
     """
     if images > group_size and images % group_size:
         raise ValueError(f"{images} images are no whole number of groups of {group_size}")
@@ -145,7 +148,7 @@ def count_groups(images: int, group_size: int) -> int:
 
 
 def group_norms(module: nn.Module, group_size: int) -> None:
-    """Put a grouped BatchNorm of the same name, weights and settings in the place of every BatchNorm2d in `module`."""
+    """Replace every BatchNorm2d in `module` by a grouped BatchNorm of the same name, weights and settings."""
     for name, child in list(module.named_children()):
         if isinstance(child, GroupedBatchNorm2d):
             child.group_size = group_size
@@ -162,31 +165,32 @@ def group_norms(module: nn.Module, group_size: int) -> None:
 
 @torch.no_grad()
 def commit_statistics(module: nn.Module) -> Tensor:
-    """Move all running statistics in `module` by the mean over all the processes' groups since the last call.
+    """Update all running statistics in `module` with the mean over all groups of all processes since the last call.
 
     Returns:
-        0, or NaN if any of the statistics was not finite: to be added to the loss that is reported.
+        A scalar to add to the reported loss: 0, or NaN if any of the statistics was not finite.
     """
-    spoiled: list[Tensor] = []
+    checks: list[Tensor] = []
     by_momentum: dict[float, list[GroupedBatchNorm2d]] = {}
     for norm in module.modules():
         if isinstance(norm, GroupedBatchNorm2d):
             by_momentum.setdefault(norm.momentum or 0.0, []).append(norm)
     for momentum, norms in by_momentum.items():
-        pending = torch.cat([norm.pending for norm in norms], dim=1)  # all the channels at once, (3, sum of C)
+        pending = torch.cat([norm.pending for norm in norms], dim=1)  # (3, channels of all norms)
         groups = pending[2]
-        spoiled.append(0.0 * pending.sum())
-        (seen,) = mean_over_processes([pending[:2] / groups.clamp(min=1)])
+        checks.append(0.0 * pending.sum())
+        means = pending[:2] / groups.clamp(min=1)
+        (statistics,) = mean_over_processes([means], dtype=means.dtype)
         running = [[norm.running_mean for norm in norms], [norm.running_var for norm in norms]]
-        share = (groups > 0).to(groups.dtype) * momentum  # a norm that saw nothing stays
-        for row, old in enumerate(running):
-            assert all(value is not None for value in old)
-            values = cast(list[Tensor], old)
+        share = (groups > 0).to(groups.dtype) * momentum  # 0 for a norm that has not run
+        for row, buffers in enumerate(running):
+            assert all(value is not None for value in buffers)
+            values = cast(list[Tensor], buffers)
             moved = torch.cat(values)
-            moved += share * (seen[row] - moved)
+            moved += share * (statistics[row] - moved)
             torch._foreach_copy_(values, list(moved.split([len(value) for value in values])))  # type: ignore[attr-defined]
         counts = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
-        saw = (groups > 0).to(torch.int64).split([norm.pending.shape[1] for norm in norms])
-        torch._foreach_add_(counts, [channels[0] for channels in saw])  # type: ignore[attr-defined]
+        has_run = (groups > 0).to(torch.int64).split([norm.pending.shape[1] for norm in norms])
+        torch._foreach_add_(counts, [channels[0] for channels in has_run])  # type: ignore[attr-defined]
         torch._foreach_zero_([norm.pending for norm in norms])  # type: ignore[attr-defined]
-    return torch.stack(spoiled).sum() if spoiled else torch.zeros(())
+    return torch.stack(checks).sum() if checks else torch.zeros(())

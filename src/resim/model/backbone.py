@@ -1,4 +1,4 @@
-"""Backbones: networks that give feature maps at strides 8, 16 and 32 (C3, C4, C5), found by name."""
+"""Backbones by name: networks with feature maps at strides 8, 16 and 32 (C3, C4, C5)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ from resim.errors import UserError
 
 STAGES = ("C3", "C4", "C5")
 CAFFE = "_caffe"
-"""What the name of a ResNet ends in whose strides are in the 1 x 1 convolutions."""
+"""Suffix of the name of a ResNet whose strides are in the 1 x 1 convolutions."""
 
 _RESNETS = re.compile(r"(wide_)?res(net|next)\d+\w*")
 
 
 def torchvision_resnet(name: str, **settings: Any) -> Any:
-    """torchvision's ResNet or ResNeXt of this name, without weights; `resnet50_caffe`: with its strides in the 1 x 1.
+    """torchvision's ResNet or ResNeXt of this name, without weights.
 
-    Source: He et al., arXiv 1512.03385, whose own Caffe models have them there; torchvision's have them in the 3 x 3.
+    With the suffix `_caffe`, the strides of stages 2 to 4 are in the first 1 x 1 convolution of a block, as in the
+    Caffe models of the source, instead of in the 3 x 3 convolution, as in torchvision.
+
+    Source: He et al., arXiv 1512.03385.
     """
-    import torchvision  # slow to import: with the first network
+    import torchvision  # here, as it is slow to import
 
     network: Any = torchvision.models.get_model(name.removesuffix(CAFFE), weights=None, **settings)
     if name.endswith(CAFFE):
@@ -36,8 +39,8 @@ def torchvision_resnet(name: str, **settings: Any) -> Any:
 class ResNet(nn.Module):
     """A torchvision ResNet or ResNeXt without its classifier; parameters keep torchvision's names.
 
-    Stride is in the 3 x 3 convolution (v1.5), with `_caffe` in the 1 x 1 before it (v1); residuals are not initialised
-    to zero.
+    The stride is in the 3 x 3 convolution (v1.5) or, with the suffix `_caffe`, in the 1 x 1 before it (v1). The last
+    BatchNorm of a block is not initialised to zero.
 
     Source: He et al., arXiv 1512.03385.
     """
@@ -82,14 +85,14 @@ class TimmBackbone(nn.Module):
         try:
             self.network = timm.create_model(name, pretrained=False, features_only=True)
         except (RuntimeError, AttributeError, ValueError) as error:
-            raise UserError(f"backbone 'timm/{name}' gives no feature maps: {error}") from None
-        # Swin and its kin give (N, H, W, C)
+            raise UserError(f"backbone 'timm/{name}' has no feature maps: {error}") from None
+        # Swin and similar networks return (N, H, W, C)
         self.channels_come_last = getattr(self.network, "output_fmt", "NCHW") == "NHWC"
         strides = self.network.feature_info.reduction()
-        wanted = {8: "C3", 16: "C4", 32: "C5"}
-        if not set(wanted) <= set(strides):
+        stages = {8: "C3", 16: "C4", 32: "C5"}
+        if not set(stages) <= set(strides):
             raise UserError(f"backbone 'timm/{name}' has features at strides {strides}; 8, 16 and 32 are needed")
-        self.index = {stage: strides.index(stride) for stride, stage in wanted.items()}
+        self.index = {stage: strides.index(stride) for stride, stage in stages.items()}
         self.channels = {stage: self.network.feature_info.channels()[i] for stage, i in self.index.items()}
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -101,17 +104,17 @@ class TimmBackbone(nn.Module):
 
 
 def build_backbone(name: str) -> ResNet | TimmBackbone:
-    """The backbone called `name`: a torchvision ResNet or ResNeXt (`resnet50`, `resnet50_caffe`), or `timm/NAME`.
+    """Build the backbone called `name`: a torchvision ResNet or ResNeXt (`resnet50`, `resnet50_caffe`), or `timm/NAME`.
 
     Raises:
-        UserError: no such backbone, or one without features at strides 8, 16, 32.
+        UserError: there is no backbone of that name, or it has no features at strides 8, 16 and 32.
     """
     if name.startswith("timm/"):
         return TimmBackbone(name.removeprefix("timm/"))
     import torchvision
 
     known = [model for model in torchvision.models.list_models(torchvision.models) if _RESNETS.fullmatch(model)]
-    caffe = name.endswith(CAFFE) and name.removesuffix(CAFFE) not in ("resnet18", "resnet34")  # which have no 1 x 1
+    caffe = name.endswith(CAFFE) and name.removesuffix(CAFFE) not in ("resnet18", "resnet34")  # no 1 x 1 convolutions
     if name not in known and not (caffe and name.removesuffix(CAFFE) in known):
         raise UserError(f"no backbone {name!r}: one of {', '.join(known)}, or timm/NAME for a timm network")
     return ResNet(name)

@@ -1,4 +1,4 @@
-"""What the model is: network, key encoder, queue, levels of the region loss. Plain data, without PyTorch."""
+"""The configuration of the model: network, key encoder, queue and levels of the region loss. Imports no PyTorch."""
 
 from __future__ import annotations
 
@@ -32,18 +32,19 @@ class ModelConfig:
     dim: Annotated[int, AtLeast(1)] = 128
     """Width of the global vector."""
     queue_size: Annotated[int, AtLeast(1), AtMost(2**26)] = 65536
-    """Keys that the queue holds, images."""
+    """Number of keys in the queue, one for each image."""
     key_momentum: Share = 0.999
-    """Share of the key encoder that stays at each step."""
+    """Share of the key encoder that each step keeps."""
     temperature: Positive = 0.2
     """Temperature of every InfoNCE."""
     instance_weight: Annotated[float, AtLeast(0)] = 1.0
     """Weight of the loss on whole images in the total; each level has its own."""
     group_size: Annotated[int, AtLeast(1)] = 32
-    """Images that BatchNorm and the group's negatives see together (a process of the published program)."""
+    """Images in a group, which BatchNorm normalises together and whose cells are the group's negatives; in the
+    published program a process has one group."""
 
     def __post_init__(self) -> None:
         check_fields(self)
         names = [level.name for level in self.levels]
         if len(set(names)) != len(names):
-            raise ValueError(f"levels {', '.join(names)}: each level can be there once")
+            raise ValueError(f"levels {', '.join(names)}: name each level once")

@@ -1,4 +1,4 @@
-"""What is trained: a backbone with a global head and, for every level of the region loss, a map to look at.
+"""The encoder: a backbone, a global head, and a feature map for each level of the region loss.
 
 Shapes: N images, C channels, a level's map of H x W cells.
 """
@@ -15,9 +15,9 @@ from resim.model.config import ModelConfig
 
 
 class FPN(nn.Module):
-    """Feature pyramid down to the lowest level asked for; outputs only for the levels asked for.
+    """Feature pyramid with outputs for the given levels, and laterals from C5 down to the finest of them.
 
-    1 x 1 laterals on C5 and below, nearest upsampling added top-down, 3 x 3 outputs.
+    1 x 1 laterals, nearest-neighbour upsampling added top-down, 3 x 3 outputs.
 
     Source: Lin et al., arXiv 1612.03144.
     """
@@ -32,7 +32,7 @@ class FPN(nn.Module):
                 self.add_module(f"output{stage[1]}", _fpn_conv(width, width, 3, norm))
 
     def forward(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
-        """C3, C4, C5 -> the asked levels, (N, width, H, W) each."""
+        """C3, C4, C5 -> the maps of the given levels, (N, width, H, W) each."""
         outputs: dict[str, Tensor] = {}
         above: Tensor | None = None
         for stage in self.stages:
@@ -45,8 +45,8 @@ class FPN(nn.Module):
 
 def _fpn_conv(inputs: int, outputs: int, kernel: int, norm: bool) -> nn.Module:
     fast = kernels()
-    make = nn.Conv2d if fast is None else fast.convolution
-    conv = make(inputs, outputs, kernel, padding=kernel // 2, bias=not norm)
+    build = nn.Conv2d if fast is None else fast.convolution
+    conv = build(inputs, outputs, kernel, padding=kernel // 2, bias=not norm)
     nn.init.kaiming_uniform_(conv.weight, a=1)  # Caffe2's XavierFill
     if conv.bias is None:
         return nn.Sequential(conv, nn.BatchNorm2d(outputs))
@@ -55,10 +55,10 @@ def _fpn_conv(inputs: int, outputs: int, kernel: int, norm: bool) -> nn.Module:
 
 
 class Encoder(nn.Module):
-    """Backbone, global head, and what each level looks at: an FPN for P levels, a convolution for each C level.
+    """Backbone, global head, an FPN for the P levels, and one convolution for each C level.
 
     Raises:
-        UserError: no such backbone.
+        UserError: there is no backbone of that name.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -88,12 +88,12 @@ class Encoder(nn.Module):
             images: (N, 3, S, S), normalised by ImageNet's mean and standard deviation.
 
         Returns:
-            The global vectors (N, dim), not yet L2-normalised, and for every level its map (N, C, H, W).
+            The global vectors (N, dim), not yet L2-normalised, and the map (N, C, H, W) of each level.
         """
         return self.from_stages(self.backbone(images))
 
     def from_stages(self, maps: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """What `forward` gives, from the backbone's own maps C3, C4, C5."""
+        """The results of `forward`, computed from the backbone's maps C3, C4, C5."""
         vectors = self.head(maps["C5"].mean(dim=(2, 3)))
         levels = {} if self.fpn is None else self.fpn(maps)
         levels |= {name: conv(maps[name]) for name, conv in self.convs.items()}

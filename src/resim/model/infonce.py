@@ -1,12 +1,12 @@
-"""InfoNCE against many negatives in bounded memory.
+"""InfoNCE against many negatives in bounded memory. Equation 1 of MoCo; the loss of every similarity of ReSim.
 
-Shapes: B batches (groups, each with negatives of its own), n queries, M negatives, C channels.
+Shapes: B batches (groups, each with its own negatives), n queries, M negatives, C channels.
 
 The logits matrix (n x M) of the region losses is too large to keep: at the published size one P4 loss has 42 million
-entries a group of 32. It is visited in tiles. While a tile is there its softmax also weighs the negatives, because the
-gradient of a log-sum-exp is just that weighted mean (what attention computes with the negatives as both keys and
-values), so that nothing is computed again in the backward pass and no tile is kept. On GPUs one Triton kernel does the
-same (`kernels/gpu/infonce.py`) where products are in 16 bits.
+entries for a group of 32. It is computed in tiles. The gradient of a log-sum-exp with respect to a query is the mean of
+the negatives weighted by their softmax, as in attention with the negatives as both keys and values. The forward pass
+accumulates this mean with the log-sum-exp, so that backward recomputes nothing and no tile is kept. On GPUs, with
+products in 16 bits, one Triton kernel does the same (`kernels/gpu/infonce.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TILE_QUERIES, TILE_NEGATIVES = 2048, 2048  # 16 MB of float32 logits at a time
 
 
 class _LogSumExp(torch.autograd.Function):
-    """log(sum(exp(queries @ negatives.T / temperature))) a query, (B, n), and the largest logit."""
+    """For each query, log(sum(exp(queries @ negatives.T / temperature))) and the largest logit: (B, n) each."""
 
     @staticmethod
     def forward(
@@ -41,7 +41,7 @@ class _LogSumExp(torch.autograd.Function):
             largest = total.clone()
             mean = queries.new_zeros(queries.shape, dtype=wide) if queries.requires_grad else None
             for batch in range(len(queries)):
-                _visit(
+                _accumulate(
                     (queries[batch] / temperature).to(matmul_dtype), negatives[batch].to(matmul_dtype),
                     total[batch], largest[batch], None if mean is None else mean[batch],
                 )  # fmt: skip
@@ -69,38 +69,45 @@ class _LogSumExp(torch.autograd.Function):
         return grad_queries, grad_negatives.to(negatives.dtype), None, None
 
 
-def _visit(queries: Tensor, negatives: Tensor, total: Tensor, largest: Tensor, mean: Tensor | None) -> None:
-    """Fill in what all negatives (M, C) are to the queries (n, C), which are divided by the temperature, tile by tile.
+def _accumulate(queries: Tensor, negatives: Tensor, total: Tensor, largest: Tensor, mean: Tensor | None) -> None:
+    """Accumulate the log-sum-exp, the largest logit and the weighted mean over all negatives, tile by tile, in place.
+
+    Args:
+        queries: (n, C), divided by the temperature.
+        negatives: (M, C).
+        total: (n,), receives the log-sum-exp of each query's logits.
+        largest: (n,), -infinity at first; receives the largest logit.
+        mean: (n, C), zeros at first; receives the mean of the negatives weighted by their softmax. None: not needed.
 
     Source: Milakov and Gimelshein, arXiv 1805.02867: the sum is kept relative to the largest logit so far.
     """
     wide = total.dtype
     sums = torch.zeros_like(total)
-    narrow = queries.dtype is torch.float16  # holds no more than 65,504: a sum of many shares
+    narrow = queries.dtype is torch.float16  # its largest value, 65,504, is below a sum of many shares
     fast = kernels()
     for rows, columns in _tiles(len(queries), len(negatives)):
         logits = queries[rows] @ negatives[columns].T
-        kept = None if fast is None else fast.update_softmax(logits, largest[rows], sums[rows])
-        if kept is not None:
+        shrink = None if fast is None else fast.update_softmax(logits, largest[rows], sums[rows])
+        if shrink is not None:
             shares = logits
         else:
             logits = logits.to(wide)
             before = largest[rows].clone()
             largest[rows] = torch.maximum(before, logits.amax(dim=1))
             shares = logits.sub_(largest[rows, None]).exp_()
-            kept = (before - largest[rows]).exp_()
-            sums[rows] = sums[rows] * kept + shares.sum(dim=1)
+            shrink = (before - largest[rows]).exp_()
+            sums[rows] = sums[rows] * shrink + shares.sum(dim=1)
         if mean is not None:
             weights = shares.sum(dim=1, keepdim=True) if narrow else 1.0
-            found = ((shares / weights if narrow else shares).to(queries.dtype) @ negatives[columns]).to(wide)
-            mean[rows] = mean[rows] * kept[:, None] + found * weights
+            weighted = ((shares / weights if narrow else shares).to(queries.dtype) @ negatives[columns]).to(wide)
+            mean[rows] = mean[rows] * shrink[:, None] + weighted * weights
     total.copy_(largest + sums.log())
     if mean is not None and len(negatives):
         mean /= sums[:, None]
 
 
 def _tiles(queries: int, negatives: int) -> list[tuple[slice, slice]]:
-    """Rows and columns of the tiles: few queries leave room for more negatives in each."""
+    """Rows and columns of the tiles; with fewer queries a tile has more negatives."""
     rows = min(max(queries, 1), TILE_QUERIES)
     columns = TILE_QUERIES * TILE_NEGATIVES // rows
     starts = itertools.product(range(0, queries, rows), range(0, negatives, columns))
@@ -108,7 +115,7 @@ def _tiles(queries: int, negatives: int) -> list[tuple[slice, slice]]:
 
 
 def _kernel(queries: Tensor, negatives: Tensor, matmul_dtype: torch.dtype) -> ModuleType | None:
-    """The Triton kernel, where it can do this work."""
+    """The Triton kernel, or None if it does not support these inputs."""
     fast = kernels()
     if fast is None or negatives.requires_grad or negatives.shape[1] == 0 or queries.shape[1] == 0:
         return None
@@ -116,7 +123,7 @@ def _kernel(queries: Tensor, negatives: Tensor, matmul_dtype: torch.dtype) -> Mo
 
 
 class Contrast(NamedTuple):
-    """What `info_nce` finds for each query: (n,) or (B, n) each."""
+    """The results of `info_nce` for each query: (n,) or (B, n) each."""
 
     loss: Tensor
     """-log softmax of the positive among the positive and all negatives."""
@@ -132,23 +139,23 @@ def info_nce(
     temperature: float = 0.2,
     matmul_dtype: torch.dtype | None = None,
 ) -> Contrast:
-    """InfoNCE of each query with its positive and with negatives that all the queries share.
+    """InfoNCE of each query with its positive, against negatives that all queries share.
 
-    Peak memory grows with n + M, not with n * M. Gradients reach all three inputs where they are asked for.
+    Peak memory grows with n + M, not with n * M. All three inputs receive gradients if they require them.
 
     Args:
-        queries: (n, C), or (B, n, C) where each of B batches has negatives of its own; L2-normalised.
+        queries: (n, C), or (B, n, C) if each of B batches has its own negatives; L2-normalised.
         positives: of the same shape, L2-normalised.
         negatives: (M, C) or (B, M, C), L2-normalised; M may be 0.
         temperature: divides every similarity.
-        matmul_dtype: dtype of the products with the negatives, the sums are in float32 at least;
-            default: the queries' own.
+        matmul_dtype: dtype of the products with the negatives; None: that of the queries. Sums are in float32 or
+            wider.
 
     Returns:
-        Per-query loss and whether the positive comes first, (n,) or (B, n) each.
+        The loss of each query, and whether its positive is more similar than every negative.
 
     Raises:
-        ValueError: the shapes do not belong together.
+        ValueError: the shapes do not match.
 
     Source: van den Oord et al., arXiv 1807.03748; He et al., arXiv 1911.05722, equation 1.
     """

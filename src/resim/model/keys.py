@@ -1,6 +1,8 @@
-"""The key side of a step: where windows lie in the key views, and what the queries are compared with.
+"""The key side of a step: windows mapped into the key views, and the keys of the queries. Read reference.py first.
 
 Shapes: N images on this process of W, R windows, C channels of a level, D the global width.
+
+Source: Xiao et al., ICCV 2021 (arXiv 2103.12902), section 3.2.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ class KeyWindows:
     grid: Tensor
     """(R, 4) float64, the windows over every query view, px."""
     boxes: Tensor
-    """(N, R, 4) float64, the same regions in the key views, px; empty where not valid."""
+    """(N, R, 4) float64, the same regions in the key views, px; zeros where not valid."""
     valid: Tensor
     """(N, R) bool: the region lies wholly inside the key view."""
 
@@ -39,7 +41,7 @@ def map_to_keys(level: Level, views_q: Views, views_k: Views) -> KeyWindows:
 
 @dataclass(frozen=True)
 class LevelKeys:
-    """What the queries of one level are compared with, in their order, without gradient."""
+    """The windows, positives and negatives of one level, in the order of the queries, without gradient."""
 
     windows: Tensor
     """(R, 4) float64, the grid over every query view, px."""
@@ -53,7 +55,7 @@ class LevelKeys:
 
 @dataclass(frozen=True)
 class Keys:
-    """What a step's queries are compared with, in their order."""
+    """All keys of a step, in the order of the queries."""
 
     all_vectors: PendingRows
     """(W * N, D), L2-normalised: the keys of all processes, which enter the queue."""
@@ -61,11 +63,11 @@ class Keys:
     """N."""
     levels: dict[str, LevelKeys]
 
-    def own_vectors(self) -> Tensor:
-        """Wait for the keys of all processes and return this process's: (N, D)."""
+    def local_vectors(self) -> Tensor:
+        """Wait for the keys of all processes and return those of this process: (N, D)."""
         rank, _ = world()
         return self.all_vectors.wait()[rank * self.num_images : (rank + 1) * self.num_images]
 
     def without_levels(self) -> Keys:
-        """The part that `ReSim.finish_step` needs."""
+        """The keys that `ReSim.finish_step` needs; those of the levels can be freed."""
         return replace(self, levels={})

@@ -1,4 +1,4 @@
-"""Names of the published program's checkpoints, and ours."""
+"""Checkpoints of the published program: translation of their names and layout into those of this package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ENCODERS = {"encoder_q": "query", "encoder_k": "key"}
 
 
 def from_published(name: str) -> str | None:
-    """Our name for an entry of a published `state_dict`; None if the name is not of the published form.
+    """The name in this package of an entry of a published `state_dict`, or None if it is not a published name.
 
     `module.encoder_q.layer1.0.conv1.weight` -> `query.backbone.layer1.0.conv1.weight`,
     `encoder_k.fc.2.bias` -> `key.head.2.bias`, `encoder_q.fpn_lateral5.0.weight` -> `query.fpn.lateral5.0.weight`.
@@ -32,50 +32,51 @@ def from_published(name: str) -> str | None:
 
 
 def translate_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """A published `state_dict` under our names and in our layout, and the names that have no counterpart.
+    """Translate a published `state_dict` into the names and layout of this package; also return the unknown names.
 
-    The published queue is (dim, K) with a pointer of shape (1,); ours is (K, dim) with a scalar position.
+    The published queue is (dim, K) with a pointer of shape (1,); that of this package is (K, dim) with a scalar
+    position.
     """
-    ours, unknown = {}, []
+    translated, unknown = {}, []
     for name, value in state.items():
         new = from_published(name)
         if new is None:
             unknown.append(name)
         elif new == "queue" and value.dim() == 2:
-            ours[new] = value.T.contiguous()
+            translated[new] = value.T.contiguous()
         elif new == "queue_position" and value.shape == (1,):
-            ours[new] = value.reshape(())
+            translated[new] = value.reshape(())
         else:
-            ours[new] = value
-    return ours, unknown
+            translated[new] = value
+    return translated, unknown
 
 
 def load_published(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load the `state_dict` of a published ReSim-FPN checkpoint, whole, into a `ReSim` of its recipe.
+    """Load the complete `state_dict` of a published ReSim-FPN checkpoint into a `ReSim` of the same recipe.
 
     Args:
         model: the network.
-        state: names with or without `module.`.
+        state: the published state dict; its names may begin with `module.`.
 
     Raises:
-        ValueError: an entry is missing, left over or of another shape; nothing is loaded then.
+        ValueError: an entry is missing, unexpected or of another shape. The model is then unchanged.
     """
-    ours, unknown = translate_published(state)
-    own = model.state_dict()
+    translated, unknown = translate_published(state)
+    expected = model.state_dict()
     problems = {
-        "missing": [name for name in own if name not in ours],
-        "left over": unknown + [name for name in ours if name not in own],
+        "missing": [name for name in expected if name not in translated],
+        "left over": unknown + [name for name in translated if name not in expected],
         "of another shape": [
-            f"{name} {tuple(ours[name].shape)} for {tuple(own[name].shape)}"
-            for name in own
-            if name in ours and ours[name].shape != own[name].shape
+            f"{name} {tuple(translated[name].shape)} for {tuple(expected[name].shape)}"
+            for name in expected
+            if name in translated and translated[name].shape != expected[name].shape
         ],
     }
     reasons = [
-        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if names[3:] else ''})"
-        for what, names in problems.items()
+        f"{len(names)} {problem} ({', '.join(names[:3])}{', ...' if names[3:] else ''})"
+        for problem, names in problems.items()
         if names
     ]
     if reasons:
         raise ValueError(f"the state_dict does not fit this model: {'; '.join(reasons)}")
-    model.load_state_dict(ours)
+    model.load_state_dict(translated)

@@ -1,7 +1,7 @@
-"""ReSim as the paper has it, in one file: read this first. `resim.model.resim` computes the same, only faster.
+"""ReSim as in the paper, in one file: read this first. resim.py computes the same, faster and in less memory.
 
-Shapes: N images of S x S px, R windows, C channels, M negatives. A group is a run of `group_size` consecutive images,
-as a process has in the published program. One process, the whole batch at once, whole matrices of logits.
+Shapes: N images of S x S px, R windows, C channels, M negatives. A group is a run of `group_size` consecutive images;
+in the published program each process has one. Here one process computes the whole batch and whole logits matrices.
 
 Source: Xiao et al., ICCV 2021 (arXiv 2103.12902), sections 3.1 to 3.3; He et al., arXiv 1911.05722 (momentum, queue,
 shuffling); Jiang et al., arXiv 1807.11590 (Precise RoI Pooling).
@@ -23,7 +23,7 @@ from resim.views.views import Views
 
 
 class ReferenceReSim(nn.Module):
-    """A query encoder, its momentum copy and a queue of keys; `forward` is one training step but for the optimiser."""
+    """A query encoder, its momentum copy and a queue of keys; `forward` is a training step without the optimiser."""
 
     queue: Tensor
 
@@ -37,62 +37,62 @@ class ReferenceReSim(nn.Module):
         self.oldest = 0  # row of the queue that the next key replaces
 
     def forward(self, views_q: Views, views_k: Views, order: Tensor | None = None) -> dict[str, Tensor]:
-        """Losses of N query views against the key views of the same images; `order` shuffles the keys' batch."""
+        """Losses of N query views against the key views of the same images; `order` shuffles the batch of keys."""
         groups = [range(i, i + self.config.group_size) for i in range(0, len(views_q), self.config.group_size)]
 
-        # Encode the queries and the keys; BatchNorm sees a group at a time (MoCo, section 3.3).
+        # Encode the queries and, shuffled, the keys; BatchNorm normalises each group by itself (MoCo, section 3.3).
         vectors_q, maps_q = self.query(views_q.images)
         queries = F.normalize(vectors_q, dim=1)
         with torch.no_grad():
-            self._move_key_encoder()
+            self._update_key_encoder()
             order = torch.arange(len(views_k)) if order is None else order
             vectors_k, maps_k = self.key(views_k.images[order])
             back = torch.argsort(order)
             keys = F.normalize(vectors_k[back], dim=1)
             maps_k = {name: features[back] for name, features in maps_k.items()}
 
-        # Image similarity (section 3.1): the other view of the image, against earlier images.
-        each = [self._contrast(queries[g], keys[g], self.queue) for g in groups]
-        losses = {"instance": torch.stack(each).mean()}
+        # Image similarity (section 3.1): the other view of the image against earlier images.
+        group_losses = [self._contrast(queries[g], keys[g], self.queue) for g in groups]
+        losses = {"instance": torch.stack(group_losses).mean()}
 
-        # Region similarity (section 3.2): the same window in the other view, against the cells of the key maps.
+        # Region similarity (section 3.2): the same window in the other view against the cells of the key maps.
         for level in self.config.levels:
             windows = level.windows(views_q.size)  # (R, 4), the same in every query view
             flips = {"flipped_q": views_q.flipped, "flipped_k": views_k.flipped}
             windows_k = map_windows(windows, views_q.crops, views_k.crops, views_q.size, **flips)  # (N, R, 4)
             windows, windows_k = windows.to(queries.device), windows_k.to(queries.device)
-            shared = inside_view(windows_k, views_k.size)  # (N, R): what both views show
+            shared = inside_view(windows_k, views_k.size)  # (N, R): in both views
             regions = F.normalize(precise_roi_pool(maps_q[level.name], windows, level.stride), dim=-1)  # (N, R, C)
             with torch.no_grad():
                 positives = F.normalize(precise_roi_pool(maps_k[level.name], windows_k, level.stride), dim=-1)
                 cells = key_cells(maps_k[level.name])  # (N, M / N, C)
-            each = []
+            group_losses = []
             for g in groups:
                 negatives = (cells if level.negatives == "all" else cells[g]).flatten(0, 1)
-                each.append(self._contrast(regions[g][shared[g]], positives[g][shared[g]], negatives))
-            losses[level.name] = torch.stack(each).mean()
+                group_losses.append(self._contrast(regions[g][shared[g]], positives[g][shared[g]], negatives))
+            losses[level.name] = torch.stack(group_losses).mean()
 
         # The objective (section 3.3) is the weighted sum.
         weights = {"instance": self.config.instance_weight} | {level.name: level.weight for level in self.config.levels}
         losses["total"] = torch.stack([losses[name] * weight for name, weight in weights.items()]).sum()
         self._enqueue(keys)
-        commit_statistics(self)  # BatchNorm's running statistics move once a step
+        commit_statistics(self)  # once a step
         return losses
 
     def _contrast(self, queries: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
-        """InfoNCE: mean over queries (n, C) of the cross entropy of its positive among all the negatives (M, C)."""
+        """InfoNCE: mean over queries (n, C) of the cross entropy of the positive against the negatives (M, C)."""
         if len(queries) == 0:
-            return queries.sum()  # a group without a shared window: 0
+            return queries.sum()  # 0 for a group without a shared window
         logits = torch.cat([(queries * positives).sum(dim=1, keepdim=True), queries @ negatives.T], dim=1)
         target = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
         return F.cross_entropy(logits / self.config.temperature, target)
 
-    def _move_key_encoder(self) -> None:
+    def _update_key_encoder(self) -> None:
         momentum = self.config.key_momentum
         for key, query in zip(self.key.parameters(), self.query.parameters(), strict=True):
             key.copy_(momentum * key + (1 - momentum) * query)
 
     def _enqueue(self, keys: Tensor) -> None:
         rows = torch.arange(self.oldest, self.oldest + len(keys), device=keys.device) % len(self.queue)
-        self.queue = self.queue.index_copy(0, rows, keys)  # the loss still needs the old queue for its gradient
+        self.queue = self.queue.index_copy(0, rows, keys)  # not in place: backward needs the old queue
         self.oldest = (self.oldest + len(keys)) % len(self.queue)

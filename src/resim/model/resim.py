@@ -1,9 +1,13 @@
-"""ReSim: a query encoder, its momentum copy, a queue of keys, and the losses that tie regions of two views together.
+"""ReSim for training: a query encoder, its momentum copy, a queue of keys, and the losses between two views.
 
-`resim.model.reference` is the same method in its plainest form. Here a step is cut where memory and other processes
-need it: `encode_keys` (momentum update, shuffle, key forward, regions pooled where the key map is), `query_losses` for
-some groups at a time (forward, losses; the caller runs backward), `finish_step` (keys enter the queue, running
-statistics move). `forward` does the three for a whole batch. A group is a run of `group_size` consecutive images.
+Read reference.py first: it computes the same in one short file. Here a step has three parts, so that it runs in bounded
+memory and on several processes:
+
+- `encode_keys`: momentum update, shuffling, forward pass of the key encoder, pooling of the windows from the key maps;
+- `query_losses`, for some groups at a time: forward pass of the query encoder, losses; the caller runs backward;
+- `finish_step`: the keys enter the queue, and the running statistics of BatchNorm are updated.
+
+`forward` runs all three on a whole batch. A group is a run of `group_size` consecutive images.
 
 Shapes: N images on this process of W, R windows an image, C channels of a level, M key cells, D the global width.
 
@@ -15,15 +19,20 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from resim.distributed.rows import exchange_rows, gather_rows, inverse_order
 from resim.layers.grouped_norm import commit_statistics, count_groups
 from resim.model.config import ModelConfig
 from resim.model.encoder import Encoder
-from resim.model.key_encoding import EncoderForward, encode_shuffled, images_per_pass, narrow_for_transfer
 from resim.model.keys import Keys, LevelKeys, map_to_keys
-from resim.model.losses import image_similarity, matmul_dtype, region_similarity
+from resim.model.losses import image_similarity, matmul_dtype, region_similarity, total_loss
+from resim.model.momentum import (
+    EncoderForward,
+    encode_shuffled,
+    images_per_pass,
+    narrow_for_transfer,
+    update_key_encoder,
+)
 from resim.transfers import to_device
 from resim.views.views import Views
 
@@ -31,16 +40,16 @@ from resim.views.views import Views
 class ReSim(nn.Module):
     """The model of a recipe: `ReSim(resim_fpn().model)`.
 
-    Weights are drawn from `seed` alone, not from PyTorch's global generator.
+    The initial weights are a function of `seed` alone; PyTorch's global generator is neither read nor changed.
 
     Raises:
-        UserError: no such backbone.
+        UserError: there is no backbone of that name.
     """
 
     queue: Tensor
     """(K, D), L2-normalised keys of earlier images."""
     queue_position: Tensor
-    """Row of the oldest key, which the next one replaces."""
+    """Row of the oldest key, which the next key replaces."""
 
     def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
         super().__init__()
@@ -56,22 +65,23 @@ class ReSim(nn.Module):
         self.register_buffer("queue_position", torch.zeros((), dtype=torch.int64))
 
     def forward(self, views_q: Views, views_k: Views, *, order: Tensor | None = None) -> dict[str, Tensor]:
-        """One training step's losses for a whole batch; the caller runs `losses["total"].backward()`.
+        """Compute one training step's losses for a whole batch; the caller runs `losses["total"].backward()`.
 
-        In training mode it also moves the key encoder, enqueues the keys and updates running statistics, once.
+        In training mode this also updates the key encoder, the queue and the running statistics, once.
 
         Args:
             views_q: this process's N query views.
             views_k: the key views of the same images, in the same order and of the same size.
-            order: permutation of the global batch in which the key encoder sees it (He et al., section 3.3), the
-                same on every process; None: unshuffled.
+            order: permutation of the global batch for the key encoder (He et al., section 3.3), the same on every
+                process; None: the order of the views.
 
         Returns:
             "instance", one entry a level such as "P4", and "total", the weighted sum: scalars with gradient, means
             over this process's groups. "accuracy/..." and "valid/...": shares in [0, 1], no gradient.
 
         Raises:
-            ValueError: views that do not belong together, or a batch that is no whole number of groups.
+            ValueError: the query and key views differ in number or size, or the batch is not a multiple of the
+                group size.
         """
         keys = self.encode_keys(views_q, views_k, order=order)
         losses = self.query_losses(views_q.images, keys)
@@ -88,16 +98,17 @@ class ReSim(nn.Module):
         groups_at_a_time: int | None = None,
         encoder: EncoderForward | None = None,
     ) -> Keys:
-        """Move the key encoder, encode all the key views and pool what the queries need of them.
+        """Update the key encoder, encode all key views, and pool the windows from the key maps.
 
-        Key maps never leave the process that computes them: windows travel to them, pooled vectors travel back.
+        A key map stays on the process that computes it: its windows are transferred to that process, and the pooled
+        vectors are transferred back.
 
         Args:
             views_q: the query views, of which only the crops are used here.
             views_k: the key views.
             order: as in `forward`.
             groups_at_a_time: groups in one forward pass; None: all. It changes memory, not results.
-            encoder: called in the place of `self.key` (a compiled form of it).
+            encoder: called instead of `self.key` (a compiled form of it).
 
         Raises:
             ValueError: as `forward`.
@@ -110,29 +121,32 @@ class ReSim(nn.Module):
         device, levels = views_k.images.device, self.config.levels
         windows = {level.name: map_to_keys(level, views_q, views_k) for level in levels}
 
+        # Momentum update (MoCo, section 3.2).
         if self.training:
-            self._move_key_encoder()
+            update_key_encoder(self.key, self.query, self.config.key_momentum)
 
-        # Shuffle: the process that encodes an image needs its windows too.
-        boxes = {name: exchange_rows(to_device(each.boxes, device), order) for name, each in windows.items()}
+        # Shuffle (MoCo, section 3.3): the process that encodes an image needs its windows too.
+        boxes = {name: exchange_rows(to_device(mapped.boxes, device), order) for name, mapped in windows.items()}
         images = exchange_rows(narrow_for_transfer(views_k.images), order)
-        vectors, regions, cells = encode_shuffled(encoder or self.key, images, boxes, levels, per_pass)
-        del images  # in a large batch what is put in order below needs their room
 
-        # Put back into the order of the queries.
+        # Encode, and pool each window from the key map (ReSim, section 3.2).
+        vectors, regions, cells = encode_shuffled(encoder or self.key, images, boxes, levels, per_pass)
+        del images  # frees memory for the exchanges below
+
+        # Put everything back into the order of the queries.
         back = inverse_order(order)
         all_vectors = gather_rows(vectors)
         keys = {}
         for level in levels:
-            of_level = cells.pop(level.name)
+            level_cells = cells.pop(level.name)
             keys[level.name] = LevelKeys(
                 windows=to_device(windows[level.name].grid, device),
                 valid=to_device(windows[level.name].valid, device),
                 positives=exchange_rows(regions.pop(level.name), back),
-                # "all": a set, whose order the loss does not see
-                cells=gather_rows(of_level).then(lambda rows: rows.flatten(0, 1))
+                # "all" is a set: the loss does not depend on the order of its cells
+                cells=gather_rows(level_cells).then(lambda rows: rows.flatten(0, 1))
                 if level.negatives == "all"
-                else exchange_rows(of_level, back),
+                else exchange_rows(level_cells, back),
             )
         if back is not None:
             all_vectors = all_vectors.then(lambda rows: rows[to_device(back, device)])
@@ -141,53 +155,51 @@ class ReSim(nn.Module):
     def query_losses(
         self, images: Tensor, keys: Keys, *, first_group: int = 0, encoder: EncoderForward | None = None
     ) -> dict[str, Tensor]:
-        """Losses of some consecutive groups of this process's query views.
+        """Compute the losses of some consecutive groups of this process's query views.
 
         Args:
             images: (n, 3, S, S), a whole number of groups.
-            keys: of the whole step.
-            first_group: where in this process's batch `images` start, groups.
-            encoder: called in the place of `self.query` (DistributedDataParallel, a compiled form of it).
+            keys: the keys of the whole step.
+            first_group: index of the group that `images` begin with, in this process's batch.
+            encoder: called instead of `self.query` (DistributedDataParallel, a compiled form of it).
 
         Returns:
-            As `forward`, means over the groups given.
+            As `forward`, means over these groups.
         """
         groups = count_groups(len(images), self.config.group_size)
         start = first_group * (len(images) // groups)
-        here = slice(start, start + len(images))
+        part = slice(start, start + len(images))
         vectors, maps = (encoder or self.query)(images)
         dtype = matmul_dtype(images.device)
-        shared = {"groups": groups, "temperature": self.config.temperature}
+        settings = {"groups": groups, "temperature": self.config.temperature}
         with torch.autocast(images.device.type, enabled=False):
-            found = {"instance": image_similarity(vectors, keys.own_vectors()[here], self.queue, **shared)}
+            # Image similarity (section 3.1).
+            results = {"instance": image_similarity(vectors, keys.local_vectors()[part], self.queue, **settings)}
+            # Region similarity (section 3.2).
             for level in self.config.levels:
-                found[level.name] = region_similarity(
-                    maps[level.name], keys.levels[level.name], level, here, matmul_dtype=dtype, **shared
+                results[level.name] = region_similarity(
+                    maps[level.name], keys.levels[level.name], level, part, matmul_dtype=dtype, **settings
                 )
-        weights = {"instance": self.config.instance_weight} | {level.name: level.weight for level in self.config.levels}
-        losses = {name: each.loss for name, each in found.items()}
-        losses["total"] = torch.stack([losses[name] * weight for name, weight in weights.items()]).sum()
-        losses |= {f"accuracy/{name}": each.accuracy for name, each in found.items()}
-        return losses | {f"valid/{level.name}": found[level.name].valid for level in self.config.levels}
+        # The objective (section 3.3), and what is reported of each loss.
+        losses = {name: result.loss for name, result in results.items()}
+        losses["total"] = total_loss(losses, self.config)
+        losses |= {f"accuracy/{name}": result.accuracy for name, result in results.items()}
+        return losses | {f"valid/{level.name}": results[level.name].valid for level in self.config.levels}
 
     @torch.no_grad()
     def finish_step(self, keys: Keys) -> Tensor | None:
-        """In training mode: all the processes' keys enter the queue, first in first out; running statistics move.
+        """In training mode, put the keys of all processes into the queue and update BatchNorm's running statistics.
 
         Returns:
-            0, or NaN if the statistics of a BatchNorm were not finite; None where nothing moved.
+            0, or NaN if the statistics of a BatchNorm were not finite; None in evaluation mode.
         """
         if not self.training:
             return None
         self._enqueue(keys.all_vectors.wait())
         return commit_statistics(self)
 
-    def _move_key_encoder(self) -> None:
-        """Move the key encoder towards the query encoder: key = momentum * key + (1 - momentum) * query."""
-        average = get_ema_multi_avg_fn(self.config.key_momentum)
-        average(tuple(self.key.parameters()), tuple(self.query.parameters()), 0)
-
     def _enqueue(self, vectors: Tensor) -> None:
+        """Replace the oldest keys of the queue, first in, first out."""
         capacity = len(self.queue)
         newest = vectors[-capacity:].to(self.queue.dtype)
         first = self.queue_position + len(vectors) - len(newest)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,9 +20,9 @@ from resim.probes.class_names import (
     why_no_classes,
 )
 from resim.probes.label_table import read_table
-from resim.probes.shards import TarImage, find_shards, read_shards
-from resim.views.decode import BadImageError, Photo
-from resim.views.folder import PathList, find_images
+from resim.probes.shards import TarImage, read_shards
+from resim.views.decode import Photo
+from resim.views.folder import PathList, find_images, find_shards
 
 _MOST_COMPARED = 20_000  # files whose bytes are compared at most
 
@@ -60,14 +59,7 @@ class ProbeImages:
             BadImageError: it cannot be opened.
         """
         ref = self.refs[index]
-        if isinstance(ref, str):
-            return Photo(ref)
-        try:
-            with Path(ref.shard).open("rb") as file:
-                file.seek(ref.start)
-                return Photo(io.BytesIO(file.read(ref.size)))
-        except OSError as error:
-            raise BadImageError(f"{type(error).__name__}: {error}") from None
+        return Photo(ref if isinstance(ref, str) else ref.path)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> ProbeImages:
         """Some of the images, in the order given; all the classes stay."""

@@ -1,100 +1,84 @@
-"""Images in uncompressed tar files, found without unpacking: webdataset's layout, or class folders.
-
-An image is read from where it lies, so that names and links in a foreign tar lead nowhere.
-"""
+"""Labelled images in tar shards: classes from the `.cls` files of webdataset's layout, or from folders."""
 
 from __future__ import annotations
 
-import glob
-import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from resim.errors import UserError
-from resim.views.folder import EXTENSIONS, has_pictures
+from resim.views.folder import is_image
+from resim.views.shards import Member, list_shard, member_path, read_member
 
-_LONGEST_CLASS = 1024  # bytes of a .cls file
+_LONGEST_CLASS = 1024  # bytes that are read of a .cls file
 
 
 @dataclass(frozen=True)
 class TarImage:
-    """An image as it lies in an uncompressed tar."""
+    """An image in a tar."""
 
     shard: str
     name: str
     start: int
-    """First byte of its data."""
+    """Position of its first byte in the tar."""
     size: int
     """Bytes."""
 
-
-def find_shards(path: str) -> list[str]:
-    """The tar files that a path, a folder or a pattern stands for; none if it stands for something else.
-
-    A folder with pictures in it stands for these, as in `find_images`.
-
-    Raises:
-        UserError: a tar that is not there, or a compressed one.
-    """
-    if path.lower().endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
-        raise UserError(f"{path}: a compressed tar cannot be read at random: unpack it to a .tar")
-    if Path(path).is_dir():
-        tars = sorted(str(file) for file in Path(path).glob("*.tar"))
-        return [] if tars and has_pictures(path) else tars
-    if path.lower().endswith(".tar"):
-        found = [path] if Path(path).exists() else sorted(glob.glob(path))  # noqa: PTH207
-        if not found:
-            raise UserError(f"{path}: there is no such file")
-        return found
-    return []
+    @property
+    def path(self) -> str:
+        """The path of the image, as `Photo` reads it."""
+        return member_path(self.shard, Member(self.name, self.start, self.size))
 
 
 def read_shards(source: str, shards: Sequence[str]) -> tuple[list[TarImage], list[str] | None, str]:
-    """Every image in some tar files, its class, and how the classes are told.
+    """Read the images of some tar files, their classes, and the source of the classes.
+
+    Args:
+        source: what the user has named, for messages.
+        shards: paths of the tars.
 
     Returns:
-        The images; a class each, of `.cls` files beside the images or, where there are none, of the folders that they
-        lie in, or None; and "tar shards, .cls", "tar shards, folders" or "unlabelled".
+        The images; the class of each, from a `.cls` file of the same stem or, if there are no such files, from its
+        folder, or None; and "tar shards, .cls", "tar shards, folders" or "unlabelled".
 
     Raises:
-        UserError: a file that is no tar or is cut off, no image, or an image without a class where others have one.
+        UserError: a tar cannot be read or is refused (see `views.shards`), there is no image, or an image has no class
+            while others have one.
     """
-    refs: list[TarImage] = []
+    images: list[TarImage] = []
     keys: list[tuple[str, str]] = []  # of each image: its shard and webdataset key, the name up to its first dot
     classes: dict[tuple[str, str], str] = {}
     for shard in shards:
-        try:
-            length = Path(shard).stat().st_size
-            with tarfile.open(shard, "r:") as tar:
-                for member in tar:
-                    parent, _, name = member.name.rpartition("/")
-                    stem, _, extension = name.partition(".")
-                    key = (shard, f"{parent}/{stem}")
-                    if not member.isfile() or name.startswith("."):
-                        continue
-                    if member.offset_data + member.size > length:
-                        raise UserError(f"{shard}: is cut off in {member.name}")
-                    if extension.lower() == "cls":
-                        file = tar.extractfile(member)
-                        assert file is not None
-                        classes[key] = file.read(_LONGEST_CLASS).decode("utf-8", "surrogateescape").strip()
-                    elif PurePosixPath(name).suffix.lower() in EXTENSIONS:
-                        refs.append(TarImage(shard, member.name, member.offset_data, member.size))
-                        keys.append(key)
-        except OSError as error:
-            raise UserError(f"{shard}: cannot be read ({error.strerror or error})") from None
-        except tarfile.TarError as error:
-            raise UserError(f"{shard}: damaged, or no tar file ({error})") from None
-    if not refs:
+        for member in list_shard(shard, _is_read):
+            parent, _, name = member.name.rpartition("/")
+            stem, _, extension = name.partition(".")
+            key = (shard, f"{parent}/{stem}")
+            if extension.lower() == "cls":
+                classes[key] = _read_class(shard, member)
+            elif is_image(name):
+                images.append(TarImage(shard, *member))
+                keys.append(key)
+    if not images:
         raise UserError(f"{source}: no images in {len(shards)} tar files")
     if classes:
         missing = next((i for i, key in enumerate(keys) if not classes.get(key)), None)
         if missing is not None:
-            ref = refs[missing]
-            raise UserError(f"{ref.shard}: {ref.name} has no class, {keys[missing][1].strip('/')}.cls is expected")
-        return refs, [classes[key] for key in keys], "tar shards, .cls"
-    folders = [str(PurePosixPath(ref.name).parent).lstrip("./").partition("/")[0] for ref in refs]
+            image = images[missing]
+            raise UserError(f"{image.shard}: {image.name} has no class, {keys[missing][1].strip('/')}.cls is expected")
+        return images, [classes[key] for key in keys], "tar shards, .cls"
+    folders = [str(PurePosixPath(image.name).parent).lstrip("./").partition("/")[0] for image in images]
     if not all(folders) or len(set(folders)) < 2:
-        return refs, None, "unlabelled"
-    return refs, folders, "tar shards, folders"
+        return images, None, "unlabelled"
+    return images, folders, "tar shards, folders"
+
+
+def _is_read(name: str) -> bool:
+    return is_image(name) or name.lower().endswith(".cls")
+
+
+def _read_class(shard: str, member: Member) -> str:
+    try:
+        text = read_member(shard, member._replace(size=min(member.size, _LONGEST_CLASS)))
+    except OSError as error:
+        raise UserError(f"{shard}: cannot be read ({error.strerror or error})") from None
+    return text.decode("utf-8", "surrogateescape").strip()

@@ -1,4 +1,4 @@
-"""Cells of a key map, the negatives of the region loss."""
+"""Cells of a key map: the negatives of the region loss."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch.nn import functional as F
 
 
 def key_cells(features: Tensor) -> Tensor:
-    """Candidate cells of a key map, the negatives: 3 x 3 means, L2-normalised.
+    """Cells of a key map: L2-normalised means over 3 x 3 neighbourhoods.
 
     Args:
         features: (N, C, H, W).
 
     Returns:
-        (N, (H - 2) * (W - 2), C), cells row by row. Cell (i, j) is the mean around map cell (i + 1, j + 1).
+        (N, (H - 2) * (W - 2), C), row by row; cell (i, j) is the mean around position (i + 1, j + 1) of the map.
 
     Source: the published program's negatives (3 x 3 average pooling, stride 1, no padding).
     """

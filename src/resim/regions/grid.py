@@ -1,13 +1,13 @@
-"""Where windows begin on an axis of a view: plain numbers, so that configs are checked without PyTorch."""
+"""Positions of windows along one axis of a view, as plain numbers: a config is checked without PyTorch."""
 
 from __future__ import annotations
 
 
 def window_starts(view_size: int, window: int, step: int, *, closed: bool = False) -> range:
-    """The near edges of the windows on one axis of the view, px; arguments as of `windows.window_grid`.
+    """The left or top edges of the windows along one axis of a view, px; arguments as in `windows.window_grid`.
 
     Raises:
-        ValueError: no window fits, or a size is not positive.
+        ValueError: no window fits into the view, or `window` or `step` is below 1 px.
     """
     if window < 1 or step < 1:
         raise ValueError(f"a window of {window} px at a step of {step} px: both must be at least 1 px")

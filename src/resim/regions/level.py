@@ -1,4 +1,4 @@
-"""A level of the region loss, as data: which feature map, which windows over it, which negatives."""
+"""A level of the region loss as plain data: its feature map, its windows and its negatives."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """One feature map that the region loss sees, and the windows that slide over the query view for it.
+    """One feature map of the region loss, and the windows that slide over the query view for it.
 
-    On the command line a level is written `P4:window=48,step=32,negatives=all`; what is left out takes its default.
+    On the command line a level is written `P4:window=48,step=32,negatives=all`; omitted fields have their defaults.
 
     Raises:
-        ValueError: the name, a size or a value is none that is known.
+        ValueError: the name or the value of a field is invalid.
     """
 
     name: str
-    """P3, P4, P5: an FPN output. C3, C4, C5: a backbone stage seen through a convolution of its own. The digit is
-    log2 of the stride."""
+    """P3, P4, P5: an FPN output. C3, C4, C5: a backbone stage followed by one convolution. The digit is log2 of the
+    stride."""
     window: Annotated[int, AtLeast(1, "px")] = 48
     """Side of a window, px of the view."""
     step: Annotated[int, AtLeast(1, "px")] = 32
     """Distance between neighbouring windows, px of the view."""
     negatives: Literal["all", "group"] = "all"
-    """Negatives are the key cells of all the processes' images, or only those of the own group's."""
+    """Negatives: the key cells of all images of all processes, or only those of the query's group."""
     closed: bool = False
-    """Also keep the windows that end exactly at the view's far edge."""
+    """Also keep the windows that end exactly at the right or bottom edge of the view."""
     weight: Annotated[float, AtLeast(0)] = 1.0
     """Weight of this level's loss in the total."""
 
@@ -46,12 +46,12 @@ class Level:
 
     @property
     def stride(self) -> int:
-        """Pixels of the view a cell of the feature map."""
+        """Pixels of the view for each cell of the feature map."""
         return 2 ** int(self.name[1])
 
     @property
     def source(self) -> str:
-        """The backbone stage this level is built on: C3, C4 or C5."""
+        """The backbone stage that this level is built on: C3, C4 or C5."""
         return "C" + self.name[1]
 
     @property
@@ -60,21 +60,21 @@ class Level:
         return self.name[0] == "P"
 
     def windows(self, view_size: int) -> Tensor:
-        """The grid of this level over a view of `view_size` px: (R, 4) float64.
+        """The windows of this level over a view of `view_size` px: (R, 4) float64.
 
         Raises:
             ValueError: no window fits into the view.
         """
         self.check_windows(view_size)
-        from resim.regions.windows import window_grid  # PyTorch, which a config does without
+        from resim.regions.windows import window_grid  # imports PyTorch, which a config does not need
 
         return window_grid(view_size, self.window, self.step, closed=self.closed)
 
     def check_windows(self, view_size: int) -> None:
-        """Check that windows fit into a view of `view_size` px.
+        """Check that a window fits into a view of `view_size` px.
 
         Raises:
-            ValueError: none fits.
+            ValueError: no window fits.
         """
         try:
             window_starts(view_size, self.window, self.step, closed=self.closed)
@@ -83,10 +83,10 @@ class Level:
 
     @staticmethod
     def parse(text: str) -> Level:
-        """Read `P4:window=48,step=32,negatives=all,closed=false,weight=1`; `str(level)` writes it.
+        """Parse `P4:window=48,step=32,negatives=all,closed=false,weight=1`, the inverse of `str(level)`.
 
         Raises:
-            ValueError: a field or value that a level does not have.
+            ValueError: a field is unknown or its value is invalid.
         """
         name, _, rest = text.partition(":")
         readers = {"window": int, "step": int, "negatives": str, "closed": _parse_bool, "weight": float}
@@ -95,7 +95,7 @@ class Level:
         for item in filter(None, rest.split(",")):
             key, _, value = item.partition("=")
             if key not in readers:
-                raise ValueError(f"level {name}: no field {key!r}; there are {', '.join(readers)}")
+                raise ValueError(f"level {name}: no field {key!r}: the fields are {', '.join(readers)}")
             try:
                 fields[key] = readers[key](value)
             except ValueError:

@@ -1,10 +1,11 @@
-"""Precise RoI pooling to 1 x 1, as two differences of an integral and one matrix product.
+"""Precise RoI pooling to 1 x 1 as one matrix product.
 
 Shapes: N images, R windows an image, C channels, a map of H x W cells.
 
-A feature map is read as the bilinear surface whose samples sit at integer coordinates (zero outside the map). Its exact
-integral over a box is separable: each row and each column of the map has a weight, the integral over the box's side of
-the triangle function around that row or column. No kernel is compiled, every device has it, and it is differentiable.
+The feature map is interpolated bilinearly, with its samples at integer coordinates and zero outside the map. The exact
+integral of this surface over a box is separable: the weight of a row or column of the map is the integral, over the
+side of the box, of the triangle function around that row or column. This needs no custom kernel, runs on every device
+and is differentiable.
 
 Source: Jiang et al., arXiv 1807.11590, section 3.2.
 """
@@ -16,19 +17,25 @@ from torch import Tensor
 
 
 def _triangle_integral(t: Tensor) -> Tensor:
-    """The integral from minus infinity to t of max(0, 1 - |x|)."""
+    """The integral of max(0, 1 - |x|) from minus infinity to t."""
     left = (t.clamp(-1, 0) + 1).square() / 2
     right = t.clamp(0, 1)
     return left + right - right.square() / 2
 
 
-def axis_weights(low: Tensor, high: Tensor, cells: int) -> Tensor:
-    """How much each of `cells` samples at 0, 1, 2, ... adds to the integral from `low` to `high`, both (...).
+def axis_weights(start: Tensor, end: Tensor, cells: int) -> Tensor:
+    """The weight of each of `cells` samples at 0, 1, 2, ... in the integral from `start` to `end`.
 
-    Returns (..., cells) in the dtype of `low`.
+    Args:
+        start: (...), in cells.
+        end: (...), likewise.
+        cells: number of samples.
+
+    Returns:
+        (..., cells) in the dtype of `start`.
     """
-    position = torch.arange(cells, device=low.device, dtype=low.dtype)
-    return _triangle_integral(high[..., None] - position) - _triangle_integral(low[..., None] - position)
+    position = torch.arange(cells, device=start.device, dtype=start.dtype)
+    return _triangle_integral(end[..., None] - position) - _triangle_integral(start[..., None] - position)
 
 
 def pooling_weights(boxes: Tensor, stride: float, height: int, width: int) -> Tensor:
@@ -36,36 +43,36 @@ def pooling_weights(boxes: Tensor, stride: float, height: int, width: int) -> Te
 
     Args:
         boxes: (..., 4) in pixels of the view.
-        stride: pixels a cell; box coordinates are divided by it, with no half-pixel shift.
+        stride: pixels of the view for each cell; box coordinates are divided by it, with no half-pixel shift.
         height: H, cells.
         width: W, cells.
 
     Returns:
-        (..., H * W) float64. A box without area has weight 0 everywhere. The weights of a box that lies within the
-        map's samples add up to 1; what lies outside the map counts as zeros.
+        (..., H * W) float64. The weights of a box inside the map's samples add up to 1; the part of a box outside
+        the map counts as zeros. The weights of an empty box are 0.
     """
     x0, y0, x1, y1 = (boxes.double() / stride).unbind(-1)
     rows, columns = axis_weights(y0, y1, height), axis_weights(x0, x1, width)
     side_x, side_y = x1 - x0, y1 - y0
-    real = (side_x > 0) & (side_y > 0)
-    area = torch.where(real, side_x * side_y, 1.0)
-    share = torch.where(real, 1.0 / area, 0.0)
-    return (rows[..., :, None] * columns[..., None, :] * share[..., None, None]).flatten(-2)
+    has_area = (side_x > 0) & (side_y > 0)
+    area = torch.where(has_area, side_x * side_y, 1.0)
+    inverse_area = torch.where(has_area, 1.0 / area, 0.0)
+    return (rows[..., :, None] * columns[..., None, :] * inverse_area[..., None, None]).flatten(-2)
 
 
 def precise_roi_pool(features: Tensor, boxes: Tensor, stride: float) -> Tensor:
-    """The mean of the bilinear surface through a feature map, over each box.
+    """The mean of a bilinearly interpolated feature map over each box.
 
     Args:
         features: (N, C, H, W), of any floating dtype; the product is taken in this dtype, the weights in float64.
-        boxes: (N, R, 4), or (R, 4) for the same windows in every image; (x0, y0, x1, y1) in pixels of the view.
-        stride: pixels of the view a cell of the map.
+        boxes: (N, R, 4), or (R, 4) for the same boxes in every image; (x0, y0, x1, y1) in pixels of the view.
+        stride: pixels of the view for each cell of the map.
 
     Returns:
         (N, R, C) in the dtype of `features`; an empty box pools to 0. Differentiable in `features`.
 
     Raises:
-        ValueError: the shapes do not belong together.
+        ValueError: the shapes do not match.
 
     Source: Jiang et al., arXiv 1807.11590, equation 3, with one bin.
     """

@@ -1,8 +1,8 @@
-"""Windows that slide over the query view, and the map that finds them again in the key view.
+"""Windows that slide over the query view, and their map into the key view.
 
 Shapes: N images, R windows. Boxes are (x0, y0, x1, y1) in pixels of a view, crops are (top, left, height, width) in
-pixels of the source image (torchvision's order). Everything is float64: a window on the very edge of a view must fall
-on the published side.
+pixels of the source image (torchvision's order). Everything is float64, so that a window on the edge of a view is
+inside or outside as in the published program.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from resim.regions.grid import window_starts
 
 
 def window_grid(view_size: int, window: int, step: int, *, closed: bool = False) -> Tensor:
-    """Square windows of side `window` px at every `step` px over a square view, row by row.
+    """Square windows at regular distances over a square view, row by row.
 
     Args:
         view_size: side of the view, px.
         window: side of a window, px.
         step: distance between neighbouring windows, px.
-        closed: also keep the windows that end exactly at the view's far edge (x1 = `view_size`). The published
-            ReSim-FPN grid is open (x1 < `view_size`), the traces of ReSim-C4's grid are closed.
+        closed: also keep the windows that end exactly at the right or bottom edge (x1 = `view_size`). The published
+            grid of ReSim-FPN is open (x1 < `view_size`); that of ReSim-C4, inferred from its traces, is closed.
 
     Returns:
         (R, 4) float64 boxes, px of the view.
 
     Raises:
-        ValueError: no window fits, or `step` is not positive.
+        ValueError: no window fits into the view, or `window` or `step` is below 1 px.
 
     Source: Xiao et al., ICCV 2021 (arXiv 2103.12902), section 3.2.
     """
@@ -39,7 +39,7 @@ def window_grid(view_size: int, window: int, step: int, *, closed: bool = False)
 
 
 def mirror_boxes(boxes: Tensor, view_size: float, flipped: Tensor) -> Tensor:
-    """The boxes (N, R, 4) of the views that `flipped` (N,) bool marks, mirrored left to right; the others unchanged."""
+    """Mirror the boxes (N, R, 4) of the views with `flipped` (N,) bool left to right; leave the others unchanged."""
     x0, y0, x1, y1 = boxes.unbind(-1)
     mirrored = torch.stack([view_size - x1, y0, view_size - x0, y1], dim=-1)
     return torch.where(flipped[:, None, None], mirrored, boxes)
@@ -54,22 +54,22 @@ def map_windows(
     flipped_q: Tensor | None = None,
     flipped_k: Tensor | None = None,
 ) -> Tensor:
-    """Where the windows of the query view lie in the key view: one affine map an axis.
+    """Map windows of the query views into the key views: one affine map for each axis.
 
     For an edge e: source = width_q * e / S + left_q, then e_k = (source - left_k) * S / width_k, in float64 and in
-    this order.
+    this order of operations.
 
     Args:
-        windows: (R, 4) boxes of every query view, or (N, R, 4), px.
+        windows: (R, 4) boxes for every query view, or (N, R, 4), px.
         crops_q: (N, 4) crops (top, left, height, width) of the query views, px of the source image.
         crops_k: (N, 4) likewise of the key views.
         view_size: S, the side of both views, px.
-        flipped_q: (N,) bool, query views that were mirrored *after* cropping; None if the flip (shared, before
-            cropping) is already in the crops' frame, as ReSim has it.
+        flipped_q: (N,) bool, query views that are mirrored *after* cropping; None if the flip is shared and comes
+            before the crop, as in ReSim: the crops are then boxes of the mirrored image.
         flipped_k: (N,) bool, likewise of the key views.
 
     Returns:
-        (N, R, 4) float64 boxes in px of the key view. They may lie partly or wholly outside it.
+        (N, R, 4) float64 boxes, px of the key view, which may lie partly or wholly outside it.
 
     Source: Xiao et al., ICCV 2021, section 3.2.
     """
@@ -88,5 +88,5 @@ def map_windows(
 
 
 def inside_view(boxes: Tensor, view_size: int) -> Tensor:
-    """Which boxes (..., 4) lie wholly inside a view: x0 >= 0, y0 >= 0, x1 < S, y1 < S. Returns (...) bool."""
+    """Whether each box (..., 4) lies wholly inside a view, x0 >= 0, y0 >= 0, x1 < S, y1 < S: (...) bool."""
     return (boxes[..., :2] >= 0).all(-1) & (boxes[..., 2:] < view_size).all(-1)

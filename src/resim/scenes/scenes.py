@@ -1,9 +1,9 @@
-"""Scenes that the package draws itself: a data set with boxes and masks that needs no download.
+"""Synthetic scenes: a data set with boxes and masks that needs no download.
 
-Textured shapes of eight classes, 8 to 20 to a scene, overlap on a textured ground. Scene `index` of a seed is
-a function of these two numbers and of the size, however many scenes are asked for.
+Textured shapes of eight classes, 8 to 20 in a scene, overlap on a textured ground. A scene is a function of the seed,
+its index and its size, and does not depend on the number of scenes.
 
-Shapes: n objects that can be seen, H, W the height and width of a scene.
+Shapes: n visible objects, H, W the height and width of a scene.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from resim.scenes.shapes import CLASSES, SHAPES
 from resim.scenes.textures import paint, rise, value_noise
 
 MIN_SIDE = 32  # pixels, of a scene
-MIN_VISIBLE = 32  # pixels; an object of which less can be seen is not annotated
+MIN_VISIBLE = 32  # pixels; an object with fewer visible pixels is not annotated
 NUM_OBJECTS = (8, 20)
 SIZES = (0.06, 0.6)  # diameters, as fractions of the shorter side of the scene
 DESCRIPTION = "Synthetic scenes drawn by resim"
-VERSION = "1"  # of the drawing: goes up whenever the same seed gives another picture
+VERSION = "1"  # of the scenes; increases when a seed gives other pictures
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """A picture with what can be seen in it, from the farthest object to the nearest.
+    """A picture with its visible objects, from the farthest to the nearest.
 
     Attributes:
         image: (H, W, 3) uint8, RGB.
         boxes: (n, 4) float64, (x0, y0, x1, y1) in pixels, tight around the masks.
         labels: (n,) int64, positions in `CLASSES`.
-        masks: (n, H, W) bool, the visible part of each object; no pixel belongs to two.
+        masks: (n, H, W) bool, the visible part of each object; they do not overlap.
     """
 
     image: np.ndarray
@@ -48,13 +48,13 @@ class Scene:
 
 
 def draw_scene(seed: int, index: int, *, width: int = 320, height: int = 240) -> Scene:
-    """Scene number `index` of a seed: the same pixels whenever it is drawn.
+    """Draw scene number `index` of a seed; the same arguments give the same pixels.
 
     Args:
         seed: 0 or more.
         index: 0 or more.
-        width: of the scene in pixels, 32 or more.
-        height: likewise.
+        width: width of the scene, px, 32 or more.
+        height: height of the scene, px, 32 or more.
 
     Raises:
         UserError: a number is below its smallest value.
@@ -70,7 +70,7 @@ def draw_scene(seed: int, index: int, *, width: int = 320, height: int = 240) ->
     num_objects = int(rng.integers(NUM_OBJECTS[0], NUM_OBJECTS[1] + 1))
     labels = rng.integers(len(CLASSES), size=num_objects)
     radii = np.exp(rng.uniform(math.log(SIZES[0]), math.log(SIZES[1]), num_objects)) * side / 2
-    # large things tend to lie below small ones, or the small would seldom be seen
+    # large objects tend to be below small ones, which would otherwise be hidden
     order = np.argsort(-radii * rng.uniform(0.5, 2, num_objects))
     labels, radii = labels[order], radii[order]
     light = rng.uniform(0, 2 * math.pi)
@@ -81,18 +81,18 @@ def draw_scene(seed: int, index: int, *, width: int = 320, height: int = 240) ->
     image *= (1 + rng.uniform(0, 0.5) * across)[..., None]
     image += rng.uniform(0.005, 0.025) * rng.standard_normal(image.shape, dtype=np.float32)
 
-    seen = np.flatnonzero(np.bincount(owner[owner >= 0], minlength=num_objects) >= MIN_VISIBLE)
-    masks = owner == seen[:, None, None]
+    visible = np.flatnonzero(np.bincount(owner[owner >= 0], minlength=num_objects) >= MIN_VISIBLE)
+    masks = owner == visible[:, None, None]
     boxes = np.array([_tight_box(mask) for mask in masks], dtype=np.float64).reshape(-1, 4)
     pixels = np.rint(255 * np.clip(image, 0, 1)).astype(np.uint8)
-    return Scene(image=pixels, boxes=boxes, labels=labels[seen], masks=masks)
+    return Scene(image=pixels, boxes=boxes, labels=labels[visible], masks=masks)
 
 
 def _ground(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, side: int) -> np.ndarray:
-    """Two textures (H, W, 3) with a wandering border between them, lit in patches."""
+    """Two textures (H, W, 3) with an irregular border between them, and uneven light."""
     one, other = (paint(rng, x, y, size=rng.uniform(0.3, 1) * side, contrast=rng.uniform(0.15, 0.45)) for _ in range(2))
     x, y = x / side, y / side
-    coarse, fine, finest = (value_noise(rng, often * x, often * y) for often in (1.5, 5, 16))
+    coarse, fine, finest = (value_noise(rng, frequency * x, frequency * y) for frequency in (1.5, 5, 16))
     border = 0.7 * coarse + 0.22 * fine + 0.08 * finest - rng.uniform(0.3, 0.7)
     ground = one + rise(border, 0.03)[..., None] * (other - one)
     return ground * (0.82 + 0.35 * fine)[..., None]
@@ -110,7 +110,7 @@ def _draw_object(
     radius: float,
     light: float,
 ) -> None:
-    """Paint one object at a random place over `image`, and write its number into `owner` where it covers."""
+    """Paint one object at a random position over `image`, and its number over `owner`."""
     height, width = owner.shape
     centre_x, centre_y, turn = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(0, 2 * math.pi)
     reach = 1.3 * radius + 2  # the shadow falls outside the object
@@ -145,41 +145,41 @@ def write_scenes(
 ) -> Path:
     """Write `count` scenes as a COCO data set: `out/images/000000.jpg`, ... and `out/instances.json`.
 
-    The same arguments give the same bytes, with the same numpy and Pillow. A folder that holds these scenes
-    already is left as it is, and one that was interrupted is begun again. Meant for one process at a time.
+    The same arguments give the same bytes, with the same versions of NumPy and Pillow. A folder that already contains
+    these scenes is not changed, and an interrupted one is written again. Only one process may write to a folder.
 
     Args:
         out: a folder that does not exist, is empty, or was written by this function with the same arguments.
-        count: scenes, 1 or more.
+        count: number of scenes, 1 or more.
         seed: 0 or more.
-        width: of a scene in pixels, 32 or more.
-        height: likewise.
-        quality: of the JPEG files, 1 to 95.
+        width: width of a scene, px, 32 or more.
+        height: height of a scene, px, 32 or more.
+        quality: quality of the JPEG files, 1 to 95.
 
     Returns:
-        The path of `out/instances.json`: boxes (x, y, width, height), masks as compressed RLE, categories
-        from 1 in the order of `CLASSES`, the id of an image its index.
+        The path of `out/instances.json`, with boxes (x, y, width, height), masks as compressed RLE, categories from 1
+        in the order of `CLASSES`, and the index of each image as its id.
 
     Raises:
-        UserError: a number is out of its range, or `out` holds anything else.
+        UserError: a number is out of its range, or `out` contains anything else.
     """
     _check(count=(count, 1), seed=(seed, 0), width=(width, MIN_SIDE), height=(height, MIN_SIDE))
     if not 1 <= quality <= 95:
-        raise UserError(f"quality is {quality}: a JPEG file needs 1 to 95")
-    made = {"count": count, "seed": seed, "width": width, "height": height, "quality": quality}
-    info = {"description": DESCRIPTION, "version": VERSION, **made}
+        raise UserError(f"quality {quality}: must be 1 to 95")
+    settings = {"count": count, "seed": seed, "width": width, "height": height, "quality": quality}
+    info = {"description": DESCRIPTION, "version": VERSION, **settings}
     path, unfinished = out / "instances.json", out / "instances.json.partial"
     if path.is_file() and _info(path) == info:
         return path
     if out.exists() and not unfinished.is_file() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} holds {_content(path)}, not {_title(info)}: name a new folder, or remove this one")
+        raise UserError(f"{out} contains {_content(path)}, not {_title(info)}: name a new folder, or remove this one")
 
     images = out / "images"
     try:
         images.mkdir(parents=True, exist_ok=True)
-        unfinished.touch()  # says whose folder this is until instances.json does
+        unfinished.touch()  # marks the folder until instances.json exists
     except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}): name a folder that can") from error
+        raise UserError(f"{out} cannot be written ({error.strerror}): name another folder") from error
     for left_over in images.glob("[0-9]*.jpg"):
         left_over.unlink()
     records, annotations = [], []
@@ -200,7 +200,7 @@ def _annotations(scene: Scene, *, image_id: int, first_id: int) -> list[dict[str
     annotations = []
     for number, mask in enumerate(scene.masks):
         x0, y0, x1, y1 = scene.boxes[number].tolist()
-        # bytes, whatever the annotations of pycocotools say; JSON wants text
+        # bytes, in spite of pycocotools' type annotations; JSON needs text
         counts = cast(bytes, rle.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"])
         annotation = {
             "id": first_id + number,
@@ -216,7 +216,7 @@ def _annotations(scene: Scene, *, image_id: int, first_id: int) -> list[dict[str
 
 
 def _info(path: Path) -> dict[str, Any]:
-    """What `instances.json` says of itself; nothing if there is no such file or it is not one of ours."""
+    """The `info` of instances.json; empty if there is no such file or this package has not written it."""
     try:
         info = json.loads(path.read_bytes())["info"]
     except (OSError, ValueError, LookupError, TypeError):
@@ -240,4 +240,4 @@ def _title(info: dict[str, Any]) -> str:
 def _check(**values: tuple[int, int]) -> None:
     for name, (value, least) in values.items():
         if value < least:
-            raise UserError(f"{name} is {value}: it must be {least} or more")
+            raise UserError(f"{name} {value}: must be {least} or more")

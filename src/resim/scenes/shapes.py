@@ -1,7 +1,7 @@
-"""The eight classes of object of the drawn scenes, told apart by outline alone.
+"""The eight classes of objects in synthetic scenes, which differ in their outline only.
 
-A class is a signed distance: it takes places u, v (H, W) in units of the object's radius and gives (H, W),
-below zero inside and in the same unit near the edge. Every class fits the unit disk.
+A class is a signed distance function: it takes coordinates u, v (H, W) in units of the object's radius and returns
+(H, W) in the same unit, negative inside of the object. Every class fits into the unit disk.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _triangle(u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    # ten mirror images of the one edge from the tip (1, 0) to a notch at 36 degrees
+    # ten mirror images of the edge from the tip (1, 0) to a notch at 36 degrees
     angle, radius = np.arctan2(v, u), np.hypot(u, v)
     angle = angle - 0.4 * math.pi * np.rint(angle / (0.4 * math.pi))
     notch_u, notch_v = 0.45 * math.cos(0.2 * math.pi), 0.45 * math.sin(0.2 * math.pi)

@@ -1,8 +1,8 @@
-"""Textures that are functions of a place, so that they turn and move with the thing that wears them.
+"""Textures as functions of coordinates, so that they rotate and move with their object.
 
-Shapes: H, W are the size of the patch that is painted. A pattern takes a generator and places x, y (H, W) in
-units of its period, with `pixel`, the width of one pixel in the same unit, and returns a tone (H, W) from 0
-to 1. A palette turns tones into colours. All of it is float32.
+Shapes: H, W the height and width of the painted patch. A pattern takes a generator, coordinates x, y (H, W) in units of
+its period, and `pixel`, the width of one pixel in the same unit. It returns a tone (H, W) from 0 to 1. A palette maps
+tones to colours. Everything is float32.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 
 Pattern = Callable[[np.random.Generator, np.ndarray, np.ndarray, float], np.ndarray]
 
-TABLE = 64  # random values a side; a power of two, so that a cell's index wraps with a bit mask
+TABLE = 64  # random values per side; a power of two, so that an index wraps with a bit mask
 
 
 def rise(distance: np.ndarray, pixel: float) -> np.ndarray:
-    """A step from 0 to 1 where `distance` (H, W) passes zero, one `pixel` wide: an edge without stairs."""
+    """An antialiased step from 0 to 1 at `distance` (H, W) = 0, one `pixel` wide."""
     return np.clip(distance / pixel + 0.5, 0, 1)
 
 
@@ -29,17 +29,17 @@ def fold(x: np.ndarray) -> np.ndarray:
 
 
 def random_table(rng: np.random.Generator) -> np.ndarray:
-    """Random values (64, 64) from 0 to 1, one per cell of the plane; they repeat after 64 cells."""
+    """Random values (64, 64) from 0 to 1, one for each cell of the plane, repeated every 64 cells."""
     return rng.random((TABLE, TABLE), dtype=np.float32)
 
 
-def look_up(table: np.ndarray, column: np.ndarray, row: np.ndarray) -> np.ndarray:
-    """The values (H, W) of the cells at whole `column` and `row` (H, W)."""
+def cell_values(table: np.ndarray, column: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """The values (H, W) of the cells at integer `column` and `row` (H, W)."""
     return table.take((row.astype(np.intp) & (TABLE - 1)) * TABLE + (column.astype(np.intp) & (TABLE - 1)))
 
 
 def value_noise(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Smooth noise (H, W) from 0 to 1 at x, y (H, W): random values at whole places, eased in between."""
+    """Smooth noise (H, W) from 0 to 1 at x, y (H, W): random values at integer coordinates, interpolated smoothly."""
     table = random_table(rng)
     column, row = np.floor(x), np.floor(y)
     a, b = x - column, y - row
@@ -76,9 +76,9 @@ def _dots(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, pixel: float) 
     row = np.rint(y)
     x = x + 0.5 * (row % 2)
     column = np.rint(x)
-    draw = look_up(random_table(rng), column, row)
-    inside = rise(0.2 + 0.25 * draw - np.hypot(x - column, y - row), pixel)
-    return inside * (0.5 + 0.5 * look_up(random_table(rng), column, row))
+    size = cell_values(random_table(rng), column, row)
+    inside = rise(0.2 + 0.25 * size - np.hypot(x - column, y - row), pixel)
+    return inside * (0.5 + 0.5 * cell_values(random_table(rng), column, row))
 
 
 def _bricks(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, pixel: float) -> np.ndarray:
@@ -86,22 +86,22 @@ def _bricks(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, pixel: float
     row = np.floor(y)
     along = x / long + shift * row
     joint = np.minimum(fold(along) * long, fold(y)) - 0.07
-    return rise(joint, pixel) * (0.4 + 0.6 * look_up(random_table(rng), np.floor(along), row))
+    return rise(joint, pixel) * (0.4 + 0.6 * cell_values(random_table(rng), np.floor(along), row))
 
 
 def _pebbles(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, pixel: float) -> np.ndarray:
-    # one seed near every whole place; the four around a place are enough to see who is nearest
+    # one seed near each integer point; the nearest seed is among the four around a point
     shift_x, shift_y, tone = random_table(rng), random_table(rng), random_table(rng)
     nearest, second = np.full_like(x, 9), np.full_like(x, 9)
     colour = np.zeros_like(x)
     left, top = np.floor(x), np.floor(y)
     for column, row in ((left, top), (left + 1, top), (left, top + 1), (left + 1, top + 1)):
-        seed_x = column + 0.6 * (look_up(shift_x, column, row) - 0.5)
-        seed_y = row + 0.6 * (look_up(shift_y, column, row) - 0.5)
-        far = np.hypot(x - seed_x, y - seed_y)
-        colour = np.where(far < nearest, look_up(tone, column, row), colour)
-        second = np.minimum(second, np.maximum(far, nearest))
-        nearest = np.minimum(nearest, far)
+        seed_x = column + 0.6 * (cell_values(shift_x, column, row) - 0.5)
+        seed_y = row + 0.6 * (cell_values(shift_y, column, row) - 0.5)
+        distance = np.hypot(x - seed_x, y - seed_y)
+        colour = np.where(distance < nearest, cell_values(tone, column, row), colour)
+        second = np.minimum(second, np.maximum(distance, nearest))
+        nearest = np.minimum(nearest, distance)
     return rise(second - nearest - 0.1, 2 * pixel) * (0.35 + 0.65 * colour)
 
 
@@ -126,9 +126,9 @@ PATTERNS: tuple[Pattern, ...] = (
 
 
 def random_palette(rng: np.random.Generator, *, contrast: float) -> np.ndarray:
-    """Colours (256, 3) from 0 to 1 along two or three random ones, `contrast` apart in brightness.
+    """A ramp of colours (256, 3) from 0 to 1 through two or three random colours, `contrast` apart in brightness.
 
-    The less contrast, the paler: what has little of it is meant to lie behind.
+    Colours of low contrast are also less saturated, for backgrounds.
     """
     num_colours = int(rng.integers(2, 4))
     middle = rng.uniform(0.15 + contrast / 2, 1 - contrast / 2)
@@ -141,14 +141,14 @@ def random_palette(rng: np.random.Generator, *, contrast: float) -> np.ndarray:
 
 
 def paint(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, *, size: float, contrast: float) -> np.ndarray:
-    """A random texture at places x, y.
+    """Paint a random texture at coordinates x, y.
 
     Args:
-        rng: decides the pattern, its direction, period and palette.
-        x: (H, W) float32, places in pixels, in the frame of the thing that is painted.
-        y: likewise.
-        size: how large that thing is, in pixels; a period is 1/8 to 1/2 of it and at least 4 pixels.
-        contrast: from 0 to 0.85, how far apart in brightness the colours are.
+        rng: generator of the pattern, its direction, period and palette.
+        x: (H, W) float32, coordinates in pixels in the frame of the painted object.
+        y: (H, W) float32, likewise.
+        size: size of that object, px; a period is 1/8 to 1/2 of it and at least 4 px.
+        contrast: difference in brightness between the colours, 0 to 0.85.
 
     Returns:
         (H, W, 3) float32 colours from 0 to 1.
@@ -159,7 +159,7 @@ def paint(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, *, size: float
     cos, sin = math.cos(turn) / period, math.sin(turn) / period
     shift_x, shift_y = rng.uniform(0, TABLE, 2).tolist()
     tone = pattern(rng, cos * x - sin * y + shift_x, sin * x + cos * y + shift_y, 1 / period)
-    # a slow drift of the tone, so that no two places of a periodic pattern are the same
+    # a slow drift of the tone, so that a periodic pattern does not repeat exactly
     drift = value_noise(rng, x / (0.4 * size) + shift_x, y / (0.4 * size) + shift_y)
     tone = 0.75 * tone + 0.25 * drift
     return random_palette(rng, contrast=contrast).take((255 * tone).astype(np.uint8), axis=0)

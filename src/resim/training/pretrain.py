@@ -31,16 +31,9 @@ from resim.training.precision import describe_precision
 from resim.training.prepare import MakeProbe, Prepared, checkpoint_state, prepare
 from resim.training.schedule import learning_rate
 from resim.views.finish import Finisher
-from resim.views.loader import (
-    BatchOrder,
-    PairBatch,
-    PairDataset,
-    make_loader,
-    read_batches,
-    shuffle_order,
-    tell_of_killed_workers,
-)
+from resim.views.loader import BatchOrder, PairBatch, PairDataset, make_loader, read_batches, shuffle_order
 from resim.views.views import Views
+from resim.views.workers import report_killed_workers
 
 _PICTURE_PAIRS = 4
 
@@ -93,7 +86,7 @@ def pretrain(
         bad_files = BadFiles(ready.out, processes, run.max_bad_share)
         finish_views = Finisher(recipe.views, processes.device)
         with (
-            tell_of_killed_workers(),
+            report_killed_workers(),
             contextlib.closing(_load_batches(recipe, ready, processes)) as batches,
             Progress(
                 steps=ready.end, epoch_steps=epoch_steps, first_step=step, show=show and is_first, watch=watch

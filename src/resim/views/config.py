@@ -1,4 +1,4 @@
-"""How views are made of an image, as plain data, without PyTorch."""
+"""The configuration of views. Imports no PyTorch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from resim.fields import AtLeast, AtMost, Positive, PositiveShare, Share, check_
 
 @dataclass(frozen=True, kw_only=True)
 class ViewsConfig:
-    """How two views are made of an image.
+    """How two views of an image are generated.
 
     Source: Xiao et al., ICCV 2021, section 4.1; Chen et al., arXiv 2003.04297 (MoCo v2's augmentation).
     """
@@ -22,9 +22,9 @@ class ViewsConfig:
     crop_aspect: tuple[Positive, Positive] = (3 / 4, 4 / 3)
     """Least and largest width / height of a crop."""
     flip: Literal["shared", "independent", "none"] = "shared"
-    """Horizontal flip (probability 0.5): one for both views before cropping, one a view after it, or none."""
+    """Horizontal flip (probability 0.5): one for both views before cropping, one for each view after it, or none."""
     photometric_order: Literal["blur-jitter-gray", "jitter-gray-blur"] = "blur-jitter-gray"
-    """What is done to a view first: ReSim blurs first, MoCo v2 last."""
+    """Order of the colour operations: ReSim blurs first, MoCo v2 last."""
     blur_probability: Share = 0.5
     """Share of views that are blurred."""
     blur_sigma: tuple[Positive, Positive] = (0.1, 2.0)
@@ -40,7 +40,7 @@ class ViewsConfig:
     hue: Annotated[float, AtLeast(0), AtMost(0.5, "turns")] = 0.1
     """Hue shift is drawn from -this to +this, turns."""
     gray_probability: Share = 0.2
-    """Share of views made gray."""
+    """Share of views that are converted to gray."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -1,7 +1,7 @@
-"""What is drawn at random for each view, and the crop that is cut by it.
+"""The random parameters of each view, and its crop.
 
-Every draw comes from a generator of its own sample (`sample_generator`), so that it depends on the seed, the epoch and
-the sample alone: not on loader processes, on processes of the training, or on where a run was resumed.
+All random numbers of a sample come from a separate generator (`sample_generator`). They depend on the seed, the epoch
+and the sample only: not on the loader's workers, the processes of the training, or the step at which a run was resumed.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ NO_JITTER = (1.0, 1.0, 1.0, 0.0)
 
 @dataclass(frozen=True)
 class Draw:
-    """All that is drawn for one view."""
+    """The random parameters of one view."""
 
     crop: tuple[int, int, int, int]
     """top, left, height, width, px of the image, after the shared flip."""
     flipped: bool
-    """This view is mirrored on its own, after cropping."""
+    """Whether this view alone is mirrored, after cropping."""
     jitter: tuple[float, float, float, float]
-    """Factors of brightness, contrast and saturation, shift of hue, turns; `NO_JITTER`: none."""
+    """Factors of brightness, contrast and saturation, and shift of hue (turns); `NO_JITTER`: no jitter."""
     jitter_order: tuple[int, int, int, int]
-    """The order of the four."""
+    """The order in which the four are applied."""
     gray: bool
     sigma: float
-    """Of the blur, px; 0: none."""
+    """Standard deviation of the blur, px; 0: no blur."""
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The generator of everything that is random about one sample in one epoch."""
+    """The generator of all random numbers of one sample in one epoch."""
     return np.random.default_rng([1, seed, epoch, index])
 
 
 def draw_views(
     config: ViewsConfig, width: int, height: int, generator: np.random.Generator
 ) -> tuple[bool, tuple[Draw, Draw]]:
-    """Draw the shared flip of an image of `width` x `height` px, and its query and key view."""
+    """Draw the shared flip of an image of `width` x `height` px, and the parameters of its query and key view."""
     flip = bool(generator.random() < 0.5)
     views = [_draw_view(config, width, height, generator) for _ in range(2)]
     return flip and config.flip == "shared", (views[0], views[1])
@@ -77,11 +77,11 @@ def _draw_view(config: ViewsConfig, width: int, height: int, generator: np.rando
 def _draw_crop(
     config: ViewsConfig, width: int, height: int, generator: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Random resized crop: ten tries, then the largest centre crop whose aspect is allowed (torchvision's rule)."""
-    low, high = math.log(config.crop_aspect[0]), math.log(config.crop_aspect[1])
+    """Random resized crop: ten attempts, then the largest centre crop of an allowed aspect (as in torchvision)."""
+    least, largest = math.log(config.crop_aspect[0]), math.log(config.crop_aspect[1])
     for _ in range(10):
         area = width * height * generator.uniform(*config.crop_area)
-        aspect = math.exp(generator.uniform(low, high))
+        aspect = math.exp(generator.uniform(least, largest))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             top, left = generator.integers(0, height - h + 1), generator.integers(0, width - w + 1)
@@ -95,24 +95,31 @@ def _draw_crop(
 
 
 def cut_views(photo: Photo, flip: bool, draws: Sequence[Draw], size: int) -> np.ndarray:
-    """Decode an image once and cut all the views that were drawn out of it.
+    """Decode an image once, and crop and resize all its views.
+
+    Args:
+        photo: the image.
+        flip: the shared flip; crops are boxes of the mirrored image.
+        draws: the parameters of V views.
+        size: side of a view, px.
 
     Returns:
-        (V, size, size, 3) uint8 for V draws: bilinear with antialiasing, mirrored where `flip` or the draw says so.
+        (V, size, size, 3) uint8: bilinear with antialiasing, mirrored if exactly one of `flip` and `draw.flipped` is
+        true.
 
     Raises:
         BadImageError: the pixels cannot be decoded.
     """
     pixels = photo.pixels(min(min(draw.crop[2:]) for draw in draws) / size)
-    whole = pixels.shape[:2] == (photo.height, photo.width)
+    is_full_size = pixels.shape[:2] == (photo.height, photo.width)
     views = np.empty((len(draws), size, size, 3), dtype=np.uint8)
     for i, draw in enumerate(draws):
         top, left, height, width = draw.crop
-        if flip:  # a crop of the mirrored image is the mirrored crop of the image
+        if flip:  # a crop of the mirrored image is a mirrored crop of the image
             left = photo.width - left - width
         view = (
             _resize(pixels[top : top + height, left : left + width], size)
-            if whole
+            if is_full_size
             else _resize_part(pixels, (left, top, left + width, top + height), photo, size)
         )
         views[i] = view[:, ::-1] if flip != draw.flipped else view
@@ -120,18 +127,18 @@ def cut_views(photo: Photo, flip: bool, draws: Sequence[Draw], size: int) -> np.
 
 
 def _resize(pixels: np.ndarray, size: int) -> np.ndarray:
-    """(H, W, 3) uint8 to (size, size, 3) by PyTorch, whose 8-bit bilinear resizing is Pillow's to one gray level."""
+    """Resize (H, W, 3) uint8 to (size, size, 3) by PyTorch, within one gray level of Pillow's result."""
     images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     resized = F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
 
 
 def _resize_part(pixels: np.ndarray, box: tuple[int, int, int, int], photo: Photo, size: int) -> np.ndarray:
-    """A crop of an image that was decoded at a smaller scale, where it begins and ends between two pixels: by Pillow.
+    """Resize a crop of an image that was decoded at a smaller scale, with edges between two pixels, by Pillow.
 
-    Of the pixels only those that lie wholly in the crop are used: the outermost stand for what is cut through.
+    Only pixels that are wholly inside the crop are used; the outermost are repeated for the pixels on the edges.
     """
-    # a JPEG decoder scales by 1 / n and rounds sizes up: a quotient of the sizes would shift the far edge
+    # a JPEG decoder scales by exactly 1 / n and rounds sizes up: the quotient of the sizes is not n
     reduction = round(max(photo.width, photo.height) / max(pixels.shape[:2]))
     x0, y0, x1, y1 = (edge / reduction for edge in box)
     left, top = math.ceil(x0), math.ceil(y0)

@@ -1,4 +1,4 @@
-"""From a file to upright 8-bit RGB, decoded no larger than its crops need."""
+"""Decode an image file to upright 8-bit RGB, no larger than its crops need."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from resim.views.foreign import what_it_is
+from resim.views.foreign import foreign_format
 from resim.views.shards import open_bytes
 from resim.views.tones import Samples, dark_fault, gray_8_bits, samples_of, tiff_fault
 
@@ -20,16 +20,17 @@ _SIDEWAYS = (5, 6, 7, 8)
 
 
 class BadImageError(Exception):
-    """A file that cannot be decoded, and why."""
+    """An image cannot be decoded; the message is the reason."""
 
 
 class Photo:
-    """An opened image file: its upright size is known at once, its pixels are decoded when a scale is asked for.
+    """An opened image: its upright size is known, and its pixels are decoded later.
 
-    It is named by its path, or given as a binary file that is open (one read out of an archive).
+    Args:
+        path: path of the image, also of one in a tar (`views.shards`), or an open binary file.
 
     Raises:
-        BadImageError: the file cannot be opened, or is larger than Pillow's limit against decompression bombs.
+        BadImageError: the file cannot be opened, or exceeds Pillow's limit against decompression bombs.
     """
 
     def __init__(self, path: str | BinaryIO) -> None:
@@ -39,31 +40,31 @@ class Photo:
                 warnings.simplefilter("ignore")
                 image = Image.open(open_bytes(path) if isinstance(path, str) else path)
                 samples = samples_of(image)
-                if image.format == "TIFF":  # Pillow turns it upright by itself, and its size by then at the latest
+                if image.format == "TIFF":  # loading a TIFF turns it upright and changes its size
                     image.load()
                 orientation = image.getexif().get(_ORIENTATION, 1)
-        except Exception as error:  # decoders raise what they like; one file must not stop a run
+        except Exception as error:  # decoders raise any exception; one file must not stop a run
             if image is not None:
                 image.close()
-            fault = (tiff_fault(path) or what_it_is(path)) if isinstance(error, UnidentifiedImageError) else ""
+            fault = (tiff_fault(path) or foreign_format(path)) if isinstance(error, UnidentifiedImageError) else ""
             raise BadImageError(fault or f"{type(error).__name__}: {error}") from None
         self._image, self._samples = image, samples
-        self._name = path if isinstance(path, str) else "an image of an archive"
+        self._name = path if isinstance(path, str) else "an image in an archive"
         self._upright = orientation == 1
         width, height = image.size
         self.width, self.height = (height, width) if orientation in _SIDEWAYS else (width, height)
 
     def close(self) -> None:
-        """Let go of a file that will not be decoded."""
+        """Close a file that is not decoded."""
         self._image.close()
 
     def decode(self, reduction: float = 1.0) -> Image.Image:
-        """Upright RGB pixels, of the full size or, for a JPEG, smaller by at most `reduction` in each direction.
+        """Decode to upright RGB, at full size or, for a JPEG, smaller by at most a factor `reduction` on each axis.
 
-        JPEG decoders scale by 1/2, 1/4 and 1/8 for a fraction of the time. Gray, palette, CMYK, 16-bit, 32-bit, float
-        and transparent images become 8-bit RGB (`tones` has the rule for wide samples); transparency is dropped, but
-        where all colours are the same, so that the picture is in the transparency alone, it is laid on white, or on
-        black where it is light. Of an animation the first frame is taken.
+        JPEG decoders scale by 1/2, 1/4 and 1/8 in a fraction of the time. Gray, palette, CMYK, 16-bit, 32-bit, float
+        and transparent images become 8-bit RGB (see `views.tones` for samples of more than 8 bits). Transparency is
+        dropped, except in an image of a single colour, whose content is its transparency: it is composited on white,
+        or on black if the colour is light. An animation gives its first frame.
 
         Raises:
             BadImageError: the pixels cannot be decoded.
@@ -80,9 +81,9 @@ class Photo:
             raise BadImageError(f"{type(error).__name__}: {error}") from None
 
     def pixels(self, reduction: float = 1.0) -> np.ndarray:
-        """What `decode` gives, as (H, W, 3) uint8; a whole JPEG by simplejpeg, where that is installed.
+        """As `decode`, but (H, W, 3) uint8; a JPEG at full size is decoded by simplejpeg, if that is installed.
 
-        Both are libjpeg-turbo and give the same bytes (docs/speed.md has their times).
+        Both decoders are libjpeg-turbo and give the same bytes (docs/speed.md has their times).
 
         Raises:
             BadImageError: as `decode`.
@@ -93,13 +94,13 @@ class Photo:
             assert image.fp is not None
             try:
                 image.fp.seek(0)
-                found = library.decode_jpeg(image.fp.read())
-            except (ValueError, OSError):  # Pillow has the last word on what can be read
+                pixels = library.decode_jpeg(image.fp.read())
+            except (ValueError, OSError):  # Pillow reads more files
                 image.fp.seek(0)
             else:
                 image.close()
-                return found
-        return np.array(self.decode(reduction))  # writable: what PyTorch asks for
+                return pixels
+        return np.array(self.decode(reduction))  # a copy, because PyTorch needs a writable array
 
 
 @functools.cache
@@ -117,7 +118,7 @@ def _to_rgb(image: Image.Image, samples: Samples, name: str) -> Image.Image:
         raise ValueError(fault)
     if image.mode == "RGB":
         return image
-    # a plain conversion would clip wide samples: floats of 0 to 1 all to black
+    # Pillow's conversion clips wide samples: floats from 0 to 1 all become black
     is_wide = image.mode in ("I", "F") or image.mode.startswith("I;16")
     if is_wide or (image.mode == "L" and samples.kind == "signed"):
         return Image.fromarray(gray_8_bits(np.asarray(image), samples, name)).convert("RGB")
@@ -127,7 +128,7 @@ def _to_rgb(image: Image.Image, samples: Samples, name: str) -> Image.Image:
 
 
 def _without_alpha(image: Image.Image) -> Image.Image:
-    """The colours as they are; where they are all the same, on a ground against which they show."""
+    """The colours without alpha; a single colour is composited on white, or on black if it is light."""
     colors = image.convert("RGB")
     (low, high), *others = image.getextrema()  # type: ignore[misc]
     alpha_low, alpha_high = others[-1]  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""The last part of making views, on the training's device: on a GPU beside the step before, on a stream of its own."""
+"""Finish the views of a batch on the training's device; on a GPU in a separate stream, during the previous step."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from resim.views.crops import ViewsConfig
 from resim.views.loader import PairBatch
 from resim.views.views import Views
 
-_STEPS_AHEAD = 2  # the host may be this far ahead of a GPU; the views of more steps would fill its memory
+_STEPS_AHEAD = 2  # limit of the host's lead over a GPU, whose memory the views of more steps would fill
 
 
 class Finisher:
-    """Call it with a batch to have its views on the device, colours, blur and normalisation done.
+    """Copy a batch to the device and apply colour jitter, blur and normalisation to its views.
 
-    On a GPU the pixels travel and the views are finished on a stream of their own while the step before computes.
+    On a GPU both happen in a separate stream while the previous step computes.
     """
 
     def __init__(self, config: ViewsConfig, device: torch.device) -> None:
@@ -25,7 +25,7 @@ class Finisher:
         self._steps: deque[torch.Event] = deque()
 
     def __call__(self, batch: PairBatch) -> tuple[Views, Views]:
-        """Query and key views of a batch."""
+        """The query and key views of a batch."""
         if self._stream is None:
             return batch.views(self.config, self.device)
         if len(self._steps) == _STEPS_AHEAD:
@@ -35,6 +35,6 @@ class Finisher:
         step = torch.cuda.current_stream(self.device)
         step.wait_stream(self._stream)
         for side in views:
-            side.images.record_stream(step)  # its memory is not used anew before the step is done with it
+            side.images.record_stream(step)  # the allocator reuses its memory only after this step
         self._steps.append(step.record_event())
         return views

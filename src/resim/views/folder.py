@@ -1,8 +1,9 @@
-"""Images on disk: any folders, files, shards and lists of paths, found once and in an order all processes agree on."""
+"""Find images in folders, files, shards and lists of paths, each once, in the same order on all processes."""
 
 from __future__ import annotations
 
 import difflib
+import glob
 import hashlib
 import os
 import re
@@ -18,16 +19,17 @@ from resim.views.text import decode_text
 from resim.views.walk import PassedOver, ending_of, walk_files
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 class PathList(Sequence[str]):
-    """Paths in one block of bytes: a million of them cost what their letters cost, also in every loader process."""
+    """Paths in one block of bytes, to save memory in every loader process."""
 
     def __init__(self, paths: Sequence[str], shards: Sequence[int] = (), passed: PassedOver | None = None) -> None:
         self.shards = tuple(shards)
-        """Where all the images lie in shards: how many in each, one shard after the other."""
+        """Number of images in each shard, in order; empty unless all images are in shards."""
         self.passed = passed or PassedOver()
-        """Files of the folders that are not among the images, by reason."""
+        """Files in the folders that are not images, counted by reason."""
         encoded = [os.fsencode(path) for path in paths]
         self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         self._ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
@@ -42,11 +44,11 @@ class PathList(Sequence[str]):
         return os.fsdecode(self._bytes[start : self._ends[index]].tobytes())
 
     def note(self) -> str:
-        """A line of what is passed over and why, with the number of images; empty where nothing is."""
+        """One line with the number of images and of files passed over, by reason; empty if none was passed over."""
         return f"{len(self):,} image{'s' if len(self) != 1 else ''}; {self.passed}" if self.passed else ""
 
     def fingerprint(self) -> str:
-        """A hash of the files' names in their order, without their folders: a data set that moved keeps it."""
+        """A hash of the file names in their order, without folders: it does not change if a data set is moved."""
         digest = hashlib.sha256()
         for path in self:
             digest.update(os.fsencode(path.rpartition(os.sep)[2]) + b"\0")
@@ -54,23 +56,23 @@ class PathList(Sequence[str]):
 
 
 def find_images(sources: str | Path | Sequence[str | Path]) -> PathList:
-    """Every image file below the given folders, in files given by name, and in text files of paths.
+    """Find all images in folders, image files, tar files and text files of paths.
 
-    Folders are read to any depth and symbolic links are followed, a loop of links only once. Names that start with a
-    dot, links to nothing and files with other endings are passed over and counted (`PathList.passed`). A text file
-    (`.txt`) holds one path a line, relative to itself; blank lines and lines that start with # are passed over. A file
-    found twice counts once. Of a folder without images the tar files (`.tar`) are taken, as `resim pack` writes them,
-    and of these the images in them; tar files of a folder with images are passed over. No image is opened here.
+    Folders are searched to any depth, through symbolic links, and a loop of links is entered once. Names that start
+    with a dot, broken links and files with other endings are passed over and counted (`PathList.passed`). A text file
+    (`.txt`) has one path per line, relative to its folder; blank lines and lines that start with # are skipped. A file
+    that is reached twice counts once. In a folder without image files, the images in its tar files (`.tar`) are used,
+    as `resim pack` writes them; in a folder with image files, tar files are passed over. No image is opened.
 
     Raises:
-        UserError: a source that does not exist or cannot be read, a listed file that is not there, a tar file that
-            cannot be read or is not to be trusted, or no image at all.
+        UserError: a source does not exist or cannot be read, a listed file does not exist, a tar file cannot be read or
+            is refused (see `views.shards`), or there is no image.
     """
     if isinstance(sources, str | Path):
         sources = [sources]
     if not sources:
         raise UserError("no images: name at least one folder, image or text file of paths")
-    found: dict[str, str] = {}  # the file, whatever links lead to it: its path as it was found
+    images: dict[str, str] = {}  # by the resolved path of each file, the path that led to it first
     real: dict[str, str] = {}
     shards: dict[str, int] = {}
     passed = PassedOver()
@@ -80,52 +82,70 @@ def find_images(sources: str | Path | Sequence[str | Path]) -> PathList:
             if os.path.isdir(path):  # noqa: PTH112
                 here = PassedOver()
                 files = sorted(walk_files(path, _is_read, here))
-                images = [file for file in files if not is_shard(file[0])]
-                if images:
-                    here.repeats += _add(found, images, real)
-                    here.tars = len(files) - len(images)
-                for tar, _ in files if not images else ():
-                    _add_shard(found, shards, tar)
+                image_files = [file for file in files if not is_shard(file[0])]
+                if image_files:
+                    here.repeats += _add(images, image_files, real)
+                    here.tars = len(files) - len(image_files)
+                for tar, _ in files if not image_files else ():
+                    _add_shard(images, shards, tar)
                 passed.add(here)
             elif not os.path.exists(path):  # noqa: PTH110
                 raise UserError(f"{source}: there is no such folder or file")
             elif path.lower().endswith(".txt"):
-                _add(found, _listed(path), real)
+                _add(images, _listed(path), real)
             elif is_shard(path):
-                _add_shard(found, shards, path)
-            elif _is_image(path):
-                _add(found, [(path, os.path.islink(path))], real)  # noqa: PTH114
+                _add_shard(images, shards, path)
+            elif is_image(path):
+                _add(images, [(path, os.path.islink(path))], real)  # noqa: PTH114
             else:
                 raise UserError(f"{source}: neither a folder, nor an image, nor a .tar file, nor a .txt file of paths")
         except OSError as error:
             raise UserError(f"{error.filename or source}: cannot be read ({error.strerror})") from None
-    if not found:
+    if not images:
         kinds = ", ".join(sorted(EXTENSIONS))
         raise UserError(
             f"no images found in {', '.join(map(str, sources))}: files ending in {kinds} are read"
             + (f"; {passed}" if passed else "")
         )
-    in_shards = sum(shards.values()) == len(found)
-    return PathList(list(found.values()), list(shards.values()) if in_shards else (), passed)
+    in_shards = sum(shards.values()) == len(images)
+    return PathList(list(images.values()), list(shards.values()) if in_shards else (), passed)
 
 
-def has_pictures(folder: str) -> bool:
-    """Whether a picture lies below a folder, not counting those in tar files."""
-    return next(walk_files(folder, _is_image, PassedOver()), None) is not None
+def find_shards(source: str) -> list[str]:
+    """The tar files that a path, a folder or a pattern names, sorted; empty for a source of another kind.
+
+    A folder names the tars in it, unless there are image files below it: then it names these, as in `find_images`.
+
+    Raises:
+        UserError: the tar does not exist, or is compressed.
+    """
+    if source.lower().endswith(_COMPRESSED):
+        raise UserError(f"{source}: images cannot be read from a compressed tar: decompress it to a .tar")
+    if Path(source).is_dir():
+        tars = sorted(str(file) for file in Path(source).glob("*.tar"))
+        has_images = bool(tars) and next(walk_files(source, is_image, PassedOver()), None) is not None
+        return [] if has_images else tars
+    if is_shard(source):
+        tars = [source] if Path(source).exists() else sorted(glob.glob(source))  # noqa: PTH207
+        if not tars:
+            raise UserError(f"{source}: there is no such file")
+        return tars
+    return []
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether a file name has the ending of an image that is read."""
     return ending_of(name) in EXTENSIONS
 
 
 def _is_read(name: str) -> bool:
-    return _is_image(name) or is_shard(name)
+    return is_image(name) or is_shard(name)
 
 
-def _add(found: dict[str, str], files: Iterable[tuple[str, bool]], real: dict[str, str]) -> int:
-    """Add files not found before, and count the others.
+def _add(images: dict[str, str], files: Iterable[tuple[str, bool]], real: dict[str, str]) -> int:
+    """Add the files that `images` does not contain, and count the others.
 
-    `real` remembers where folders really are: to resolve every file would be slow.
+    `real` caches the resolved paths of folders, because resolving each file is slow.
     """
     repeats = 0
     for path, is_link in files:
@@ -134,28 +154,28 @@ def _add(found: dict[str, str], files: Iterable[tuple[str, bool]], real: dict[st
             real[folder] = os.path.realpath(folder)
         file = os.path.join(real[folder], name)  # noqa: PTH118
         key = os.path.realpath(file) if is_link else file
-        repeats += key in found
-        found.setdefault(key, path)
+        repeats += key in images
+        images.setdefault(key, path)
     return repeats
 
 
-def _add_shard(found: dict[str, str], shards: dict[str, int], tar: str) -> None:
+def _add_shard(images: dict[str, str], shards: dict[str, int], tar: str) -> None:
     file = os.path.realpath(tar)
     if file not in shards:
-        members = [member_path(tar, member) for member in list_shard(tar, _is_image)]
+        members = [member_path(tar, member) for member in list_shard(tar, is_image)]
         shards[file] = len(members)
-        found.update((member, member) for member in members)
+        images.update((member, member) for member in members)
 
 
 def _listed(path: str) -> Iterator[tuple[str, bool]]:
     folder = os.path.dirname(path)  # noqa: PTH120
     text = decode_text(Path(path).read_bytes())
-    lines = re.split(r"\r\n|\r|\n", text)  # not splitlines, which splits at letters that a name may have
+    lines = re.split(r"\r\n|\r|\n", text)  # not splitlines, which also splits at characters that a name may have
     for number, name in enumerate(lines, start=1):
         if not name.strip() or name.startswith("#"):
             continue
         written = os.path.join(folder, os.path.expanduser(name))  # noqa: PTH111, PTH118
-        forms = (unicodedata.normalize(form, written) for form in ("NFC", "NFD"))  # one name, in two forms of Unicode
+        forms = (unicodedata.normalize(form, written) for form in ("NFC", "NFD"))  # a name has two forms in Unicode
         image = next((form for form in (written, *forms) if _is_there(form)), None)
         if image is None:
             raise UserError(f"{path}, line {number}: {name}: there is no such file{_nearest(written)}")
@@ -168,12 +188,12 @@ def _is_there(image: str) -> bool:
 
 
 def _nearest(image: str) -> str:
-    """The image in a path's folder whose name is most like the path's, for a message; empty where none is."""
+    """For a message: the image with the most similar name in the folder of a path; empty if none is similar."""
     folder, name = os.path.split(image)
-    name = name.rpartition("\\")[2]  # a path of Windows
+    name = name.rpartition("\\")[2]  # of a Windows path
     try:
-        there = {entry.lower(): entry for entry in sorted(os.listdir(folder)) if _is_image(entry)}  # noqa: PTH208
+        names = {entry.lower(): entry for entry in sorted(os.listdir(folder)) if is_image(entry)}  # noqa: PTH208
     except OSError:
         return ""
-    near = difflib.get_close_matches(name.lower(), there, n=1, cutoff=0.75)
-    return f'; the nearest in its folder is "{there[near[0]]}"' if near else ""
+    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.75)
+    return f'; the nearest in its folder is "{names[near[0]]}"' if near else ""

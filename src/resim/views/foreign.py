@@ -1,4 +1,4 @@
-"""What a file is that no decoder takes for an image, by its first bytes, and the remedy."""
+"""Formats of files that are not images, recognised by their first bytes, with a remedy for each."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _STARTS = {
 _BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"hevc": "HEIC", b"mif1": "HEIF", b"heif": "HEIF", b"avif": "AVIF"}
 
 
-def what_it_is(path: str | BinaryIO) -> str:
-    """What a file that cannot be identified is instead of an image; empty where that is not known."""
+def foreign_format(path: str | BinaryIO) -> str:
+    """The format of a file that is not a readable image, and the remedy; empty if it is not known."""
     try:
         if isinstance(path, str):
             with open(path, "rb") as file:  # noqa: PTH123
@@ -35,4 +35,4 @@ def what_it_is(path: str | BinaryIO) -> str:
     if head[4:8] == b"ftyp" and head[8:12] in _BRANDS:
         return f"{_BRANDS[head[8:12]]}, which is not read: save it as JPEG or PNG"
     text = head.lstrip().lower()
-    return next((what for start, what in _STARTS.items() if text.startswith(start)), "")
+    return next((description for start, description in _STARTS.items() if text.startswith(start)), "")

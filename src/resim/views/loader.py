@@ -1,14 +1,9 @@
-"""From paths to batches of view pairs: their order, decoding in worker processes, files that cannot be read."""
+"""Batches of view pairs from image paths: their order, decoding in worker processes, and unreadable files."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -18,19 +13,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from resim.acceleration import allocator
 from resim.errors import UserError
 from resim.views.crops import NO_JITTER, Draw, ViewsConfig, cut_views, draw_views, sample_generator
 from resim.views.decode import BadImageError, Photo
 from resim.views.photometric import augment, blur_reach
 from resim.views.shards import shard_order
 from resim.views.views import Views
+from resim.views.workers import start_worker
 
 S = TypeVar("S")
 K = TypeVar("K")
 B = TypeVar("B")
-_TRIES = 20  # draws in a row that may be undecodable
-PART = 32  # images that a worker hands over at once: a batch is made of parts, so that few images wait in memory
+_TRIES = 20  # images that may fail in a row
+PART = 32  # images in one part of a batch; workers return parts, so that few images wait in memory
 
 
 @dataclass(frozen=True)
@@ -43,18 +38,18 @@ class BadFile:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """N view pairs as the workers hand them over: small crops, and what is still to be done to them."""
+    """N view pairs as the workers return them: cropped pixels, and the parameters to finish them with."""
 
     pieces: tuple[Tensor, ...]
     """(2, n, S, S, 3) uint8 each: query and key views of some of the images, one piece after the other."""
     draws: tuple[Sequence[Draw], Sequence[Draw]]
     """N draws each, query and key."""
     flips: Sequence[bool]
-    """The shared flip of each image, already done to `pixels`."""
+    """The shared flip of each image, already applied to `pixels`."""
     indices: Sequence[int]
-    """Which image of the list each pair is of."""
+    """Position of each pair's image in the list of paths."""
     bad: Sequence[BadFile]
-    """Files that were passed over to fill this batch."""
+    """Files that could not be decoded and were replaced."""
 
     def __len__(self) -> int:
         return len(self.flips)
@@ -65,12 +60,12 @@ class PairBatch:
         return self.pieces[0] if len(self.pieces) == 1 else torch.cat(self.pieces, dim=1)
 
     def pin_memory(self) -> PairBatch:
-        """The same with its pixels in page-locked memory."""
+        """The same batch with its pixels in page-locked memory."""
         return replace(self, pieces=tuple(piece.pin_memory() for piece in self.pieces))
 
     def views(self, config: ViewsConfig, device: torch.device | str = "cpu") -> tuple[Views, Views]:
         """Finish both views of all the images on `device`: colours, blur, normalisation."""
-        # pieces are put together where they are finished: a host that feeds a GPU has no time for it
+        # concatenate on the device: the host of a GPU has no time for it
         pieces = [piece.to(device, non_blocking=True) for piece in self.pieces]
         pixels = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
         radius = blur_reach(config.blur_sigma[1])
@@ -84,13 +79,13 @@ class PairBatch:
 
 
 Sample = tuple[np.ndarray, tuple[Draw, Draw], bool, int, list[BadFile]]
-"""Pixels (2, S, S, 3), draws, shared flip, index (-1: could not be filled), files passed over."""
+"""Pixels (2, S, S, 3), draws, shared flip, index (-1: no image could be decoded), files that were replaced."""
 
 
 class PairDataset(Dataset[Sample]):
-    """View pairs of images by (epoch, index). What cannot be decoded is replaced by another draw of that sample's.
+    """View pairs by (epoch, index). An image that cannot be decoded is replaced by a random one from the same list.
 
-    After twenty draws that cannot be decoded the pair stays blank, and its index is -1: see `read_batches`.
+    After twenty images that cannot be decoded, the pair is blank and its index is -1: see `read_batches`.
     """
 
     def __init__(self, paths: Sequence[str], config: ViewsConfig, seed: int) -> None:
@@ -119,11 +114,21 @@ class PairDataset(Dataset[Sample]):
 
 
 class BatchOrder(Sampler[list[tuple[int, int]]]):
-    """This process's part of every batch, from a given step to the end of the run, across epochs.
+    """This process's part of every batch, from one step to another, across epochs.
 
-    An epoch is a permutation drawn from (seed, epoch), of images in shards one that reads these front to back
-    (`shards`: how many images in each); its incomplete last batch is dropped. Of each batch, process r of W has the
-    r-th run of batch / W images.
+    The order of an epoch is a permutation that depends on (seed, epoch) only; for images in shards, one that reads each
+    shard front to back. The incomplete last batch of an epoch is dropped. Process r of W has images r * batch / W to
+    (r + 1) * batch / W of each batch.
+
+    Args:
+        images: number of images.
+        batch: images in a batch, over all processes.
+        seed: seed of the run.
+        start_step: the first step.
+        end_step: the step after the last.
+        rank: r.
+        processes: W.
+        shards: number of images in each shard; empty: no shards.
     """
 
     def __init__(
@@ -161,17 +166,17 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
 
 
 def epoch_order(images: int, seed: int, epoch: int) -> np.ndarray:
-    """(images,) int64: the order in which an epoch sees the images."""
+    """(images,) int64: the order of the images in an epoch."""
     return np.random.default_rng([2, seed, epoch]).permutation(images)
 
 
 def shuffle_order(batch: int, seed: int, step: int) -> Tensor:
-    """(batch,) int64: the order in which the key encoder sees the images of a step's batch."""
+    """(batch,) int64: the shuffled order of a step's batch for the key encoder."""
     return torch.from_numpy(np.random.default_rng([3, seed, step]).permutation(batch))
 
 
 def collate(samples: list[Sample]) -> PairBatch:
-    """N samples of `PairDataset` as one batch."""
+    """Join N samples of `PairDataset` into a batch."""
     pixels, draws, flips, indices, bad = zip(*samples, strict=True)
     return PairBatch(
         pieces=(torch.from_numpy(np.stack(pixels, axis=1)),),
@@ -183,7 +188,7 @@ def collate(samples: list[Sample]) -> PairBatch:
 
 
 class _Parts(Sampler[list[tuple[int, int]]]):
-    """Batches in parts of at most `PART` images, for the workers; `per_batch`: parts of each batch."""
+    """The keys of batches, in parts of at most `PART` images; `per_batch`: parts in each batch."""
 
     def __init__(self, order: BatchOrder) -> None:
         self.order = order
@@ -206,16 +211,16 @@ def make_loader(
     pin_memory: bool = False,
     join: Callable[[list[S]], B] = collate,
 ) -> DataLoader[B]:
-    """Batches in the given order, decoded by `workers` processes (0: in this one).
+    """Build a DataLoader with the batches of `order`.
 
-    Those of a `BatchOrder` come in parts, which `read_batches` puts together.
+    A `BatchOrder` is loaded in parts of batches, which `read_batches` joins.
 
     Args:
         dataset: samples by key.
         order: the keys of each batch.
-        workers: processes.
-        pin_memory: into page-locked memory.
-        join: makes a batch of samples.
+        workers: number of worker processes; 0: load in this process.
+        pin_memory: whether to copy batches to page-locked memory.
+        join: joins samples into a batch.
     """
     parts = _Parts(order) if isinstance(order, BatchOrder) else order
     per_batch = parts.per_batch if isinstance(parts, _Parts) else 1
@@ -225,16 +230,16 @@ def make_loader(
         collate_fn=join,
         num_workers=workers,
         pin_memory=pin_memory,
-        # two batches under way, or two parts a worker
+        # prefetch two batches, or two parts per worker
         prefetch_factor=max(2, -(-2 * per_batch // workers)) if workers else None,
-        worker_init_fn=_start_worker if workers else None,
+        worker_init_fn=start_worker if workers else None,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
     return loader
 
 
 def join_parts(parts: Sequence[PairBatch]) -> PairBatch:
-    """Parts of a batch, one after the other."""
+    """Join consecutive parts of a batch."""
     if len(parts) == 1:
         return parts[0]
     return PairBatch(
@@ -246,32 +251,11 @@ def join_parts(parts: Sequence[PairBatch]) -> PairBatch:
     )
 
 
-def _start_worker(worker: int) -> None:
-    memory = allocator()
-    if memory is not None:
-        memory.keep_memory_if_parted()
-    _leave_signals_to_the_parent()
-
-
-def _leave_signals_to_the_parent() -> None:
-    """A signal to stop reaches all processes of a job; the training process finishes its step and ends the workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # tells who sent a signal, where the system can
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_the_parent_asks, daemon=True).start()
-
-
-def _end_when_the_parent_asks() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
-
-
 def read_batches(loader: DataLoader[PairBatch]) -> Generator[PairBatch, None, None]:
-    """The loader's batches, each whole.
+    """Yield the loader's batches, joined from their parts.
 
     Raises:
-        UserError: so many files cannot be decoded that a pair could not be filled.
+        UserError: twenty images in a row cannot be decoded.
     """
     order = loader.batch_sampler
     assert isinstance(order, _Parts)
@@ -284,25 +268,3 @@ def read_batches(loader: DataLoader[PairBatch]) -> Generator[PairBatch, None, No
         if len(parts) == order.per_batch:
             yield join_parts(parts)
             parts = []
-
-
-@contextlib.contextmanager
-def tell_of_killed_workers() -> Iterator[None]:
-    """While inside, a killed loader process ends in a UserError. PyTorch tells of it by a signal, at any moment.
-
-    Raises:
-        UserError: a loader process was killed.
-    """
-    try:
-        yield
-        return
-    except RuntimeError as error:
-        if not any("DataLoader worker" in str(e) for e in (error, error.__context__)):
-            raise
-    except (ConnectionError, EOFError):  # it was killed while it handed over images
-        with contextlib.suppress(RuntimeError):
-            time.sleep(2)  # until PyTorch's signal, which would come at an even worse moment
-    raise UserError(
-        "a loader process was killed, is the memory full? Set --workers lower; "
-        "--resume goes on from the last checkpoint"
-    )

@@ -1,4 +1,4 @@
-"""Images into tar shards: the webdataset layout, one file an image, in an order that is shuffled once."""
+"""Pack images into tar shards in the webdataset layout, in a random order."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class PackConfig:
     """How images are packed."""
 
     shard_mb: Annotated[int, AtLeast(1), AtMost(2**20)] = 512
-    """Size at which a shard is closed and the next one begun, MB."""
+    """Size at which a shard is complete, MB."""
     resize: Annotated[int, AtLeast(0), AtMost(2**16)] = 0
-    """Make images whose shorter side is longer than this as small as this, px; 0: copy every file as it is."""
+    """Reduce images to this length of their shorter side, if it is longer, px; 0: copy all files unchanged."""
     quality: Annotated[int, AtLeast(1), AtMost(100)] = 92
-    """JPEG quality of the images that are made smaller."""
+    """JPEG quality of reduced images."""
     seed: Seed = 0
-    """Seed of the order."""
+    """Seed of the random order."""
     workers: Annotated[int, AtLeast(0), AtMost(512)] = 0
-    """Processes that read and make smaller; 0: none beside this one."""
+    """Worker processes that read and reduce images; 0: this process does."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -46,16 +46,17 @@ class PackConfig:
 
 @dataclass(frozen=True)
 class Packed:
-    """What came of it."""
+    """The result of `pack`."""
 
     images: int
     shards: int
     bad: Sequence[BadFile]
+    """Files that could not be read."""
 
 
 @dataclass(frozen=True)
 class _Content:
-    """What is to be written of an image."""
+    """The content of one file of a shard."""
 
     path: str
     data: bytes
@@ -63,7 +64,7 @@ class _Content:
 
 
 class _Files(Dataset[_Content | BadFile]):
-    """What is to be written of each image, in the order of the shards."""
+    """The content of each image, in the order of the shards."""
 
     def __init__(self, paths: Sequence[str], order: np.ndarray, config: PackConfig) -> None:
         self.paths, self.order, self.config = paths, order, config
@@ -89,7 +90,7 @@ def _content(path: str, config: PackConfig) -> tuple[bytes, str]:
         return data, os.path.splitext(path)[1].lower()  # noqa: PTH122
     scale = config.resize / short
     size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))
-    image = photo.decode(max(1.0, 1 / scale / 2))  # at least twice as large as it is to be
+    image = photo.decode(max(1.0, 1 / scale / 2))  # at least twice the final size
     out = io.BytesIO()
     image.resize(size, Image.Resampling.BICUBIC).save(out, format="jpeg", quality=config.quality)
     return out.getvalue(), ".jpg"
@@ -98,23 +99,23 @@ def _content(path: str, config: PackConfig) -> tuple[bytes, str]:
 def pack(
     paths: Sequence[str], out: Path, config: PackConfig, progress: Callable[[int], object] = lambda done: None
 ) -> Packed:
-    """Write images into OUT/shard-000000.tar and so on, with an index of what is where.
+    """Write images to OUT/shard-000000.tar and so on, with an index of their positions.
 
-    A file keeps the stem of its name behind its number: 000000012-IMG_3.jpg. Everything is written beside `out` and
-    takes its place when it is whole.
+    The name of a file is its number and its former stem: 000000012-IMG_3.jpg. Everything is written to a temporary
+    folder next to `out`, which is renamed to `out` at the end.
 
     Args:
-        paths: images.
-        out: a folder that is not there, or is empty.
-        config: how.
-        progress: told the number of images done, now and then.
+        paths: paths of the images.
+        out: a folder that does not exist or is empty.
+        config: sizes, quality, order and workers.
+        progress: called with the number of images done, every 64 images and at the end.
 
     Raises:
-        UserError: `out` holds something or cannot be written, the disk is full, or no image can be read.
+        UserError: `out` is not empty or cannot be written, the disk is full, or no image can be read.
     """
-    out = Path(os.path.abspath(out))  # noqa: PTH100 - links stay as they are
+    out = Path(os.path.abspath(out))  # noqa: PTH100 - does not resolve links
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out}: is not empty; name a folder that is not there yet")
+        raise UserError(f"{out}: is not empty: name a folder that does not exist")
     unfinished = out.parent / f".{out.name}.unfinished-{os.getpid()}"
     try:
         unfinished.mkdir(parents=True)
@@ -171,7 +172,7 @@ def _write(paths: Sequence[str], folder: Path, config: PackConfig, progress: Cal
 
 
 class _Shard:
-    """A tar file that is being written."""
+    """A tar file being written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -180,7 +181,7 @@ class _Shard:
         self.size = 0
 
     def add(self, number: int, image: _Content) -> None:
-        """Add an image; a key of webdataset ends at the first dot, so that the stem may have none."""
+        """Add an image, without dots in its stem, because a key of webdataset ends at the first dot."""
         stem = os.path.splitext(image.path.rpartition("/")[2])[0]  # noqa: PTH122
         stem = "".join(letter if letter.isprintable() and letter not in "./\\" else "_" for letter in stem)[-80:]
         entry = tarfile.TarInfo(f"{number:09d}-{stem}{image.ending}")
@@ -192,7 +193,7 @@ class _Shard:
         self.size = end
 
     def close(self) -> dict[str, Any]:
-        """Finish the file; its entry in the index."""
+        """Close the file and return its entry for the index."""
         self._tar.close()
         with self.path.open("rb") as file:
             os.fsync(file.fileno())

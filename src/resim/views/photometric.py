@@ -1,7 +1,7 @@
-"""Colour and blur of a whole batch at once, on whatever device it is, with factors of each image's own.
+"""Colour jitter and blur of a whole batch on its device, with separate parameters for each image.
 
-Shapes: N views of S x S px, (N, 3, S, S), floating, in [0, 1]. Each operation computes what torchvision.transforms.v2's
-functional form of the same name computes on a float image with the same factor.
+Shapes: N views of S x S px, (N, 3, S, S), floating point, in [0, 1]. Each operation computes the same as its namesake
+in torchvision.transforms.v2.functional, for a float image and the same factor.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LUMA = (0.2989, 0.587, 0.114)
 
 
 def _each(factors: Sequence[float] | Tensor, like: Tensor) -> Tensor:
-    """One factor an image, shaped to be multiplied with (N, C, S, S)."""
+    """One factor for each image, (N, 1, 1, 1), on the device and in the dtype of `like`."""
     return to_device(torch.as_tensor(factors, dtype=like.dtype), like.device).view(-1, 1, 1, 1)
 
 
@@ -33,23 +33,23 @@ def to_gray(images: Tensor) -> Tensor:
 
 
 def adjust_brightness(images: Tensor, factors: Sequence[float] | Tensor) -> Tensor:
-    """Every pixel times its image's factor, clamped to [0, 1]."""
+    """Multiply the pixels of each image by its factor, and clamp to [0, 1]."""
     return (images * _each(factors, images)).clamp_(0, 1)
 
 
 def adjust_contrast(images: Tensor, factors: Sequence[float] | Tensor) -> Tensor:
-    """Away from (factor above 1) or towards the image's mean luma."""
+    """Move the pixels of each image away from (factor above 1) or towards its mean luma."""
     mean = to_gray(images).mean(dim=(1, 2, 3), keepdim=True)
     return torch.lerp(mean, images, _each(factors, images)).clamp_(0, 1)
 
 
 def adjust_saturation(images: Tensor, factors: Sequence[float] | Tensor) -> Tensor:
-    """Away from (factor above 1) or towards each pixel's luma."""
+    """Move each pixel away from (factor above 1) or towards its luma."""
     return torch.lerp(to_gray(images), images, _each(factors, images)).clamp_(0, 1)
 
 
 def adjust_hue(images: Tensor, shifts: Sequence[float] | Tensor) -> Tensor:
-    """Hue turned by `shifts`, in turns, saturation and value kept."""
+    """Shift the hue by `shifts`, in turns, without changing saturation and value."""
     value, lowest = images.amax(1), images.amin(1)
     chroma = value - lowest
     red, green, blue = images.unbind(1)
@@ -60,7 +60,7 @@ def adjust_hue(images: Tensor, shifts: Sequence[float] | Tensor) -> Tensor:
         torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     )
     hue = hue + 6 * _each(shifts, images).squeeze(1)
-    # a channel is lowered by the chroma, times how far the hue lies from its own part of the colour circle
+    # from a channel the chroma is subtracted, times the distance of the hue from that channel's sector
     channels = []
     for offset in (5, 3, 1):
         k = (hue + offset) % 6
@@ -69,12 +69,12 @@ def adjust_hue(images: Tensor, shifts: Sequence[float] | Tensor) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, sigmas: Sequence[float] | Tensor, radius: int) -> Tensor:
-    """Blur with a Gaussian of each image's own sigma (px), cut off at `radius` px, edges reflected.
+    """Blur each image with a Gaussian of its sigma (px), truncated at `radius` px, with reflected edges.
 
-    Written as two products with a banded S x S matrix an image: quick on every device, with no kernel of its own.
+    Computed as two products with a banded S x S matrix for each image, which is fast on every device.
 
     Raises:
-        ValueError: a radius that is not smaller than the image.
+        ValueError: the radius is not smaller than the image.
     """
     size = images.shape[-1]
     if not 0 <= radius < size:
@@ -83,11 +83,11 @@ def gaussian_blur(images: Tensor, sigmas: Sequence[float] | Tensor, radius: int)
     distance = torch.arange(radius + 1, device=images.device, dtype=images.dtype)
     half = torch.exp(-0.5 * (distance / sigma[..., 0]).square())  # (N, radius + 1)
     half = half / (2 * half.sum(1, keepdim=True) - half[:, :1])
-    weights = torch.cat([half, half.new_zeros(len(half), 1)], dim=1)  # the last: too far away
+    weights = torch.cat([half, half.new_zeros(len(half), 1)], dim=1)  # the last is for distances above the radius
     i = torch.arange(size, device=images.device)
     reach = [(i[:, None] - i).abs(), i[:, None] + i, 2 * (size - 1) - i[:, None] - i]
     band = weights[:, reach[0].clamp(max=radius + 1)]
-    # an edge pixel is the mirror itself and is not reflected again
+    # the edge pixel itself is not repeated
     band = band + weights[:, reach[1].clamp(max=radius + 1)] * (i > 0)
     band = band + weights[:, reach[2].clamp(max=radius + 1)] * (i < size - 1)
     band = band[:, None]
@@ -101,13 +101,13 @@ def augment(
     order: Literal["blur-jitter-gray", "jitter-gray-blur"],
     blur_radius: int,
 ) -> Tensor:
-    """Jitter, gray and blur each view as drawn, then normalise by ImageNet's mean and standard deviation.
+    """Apply each view's jitter, gray and blur, then normalise by ImageNet's mean and standard deviation.
 
     Args:
         pixels: (N, S, S, 3) uint8.
-        draws: N of them.
-        order: blur before the colours change, or after.
-        blur_radius: px at which a Gaussian is cut off.
+        draws: the parameters of the N views.
+        order: whether to blur before or after the colours change.
+        blur_radius: radius at which the Gaussians are truncated, px.
 
     Returns:
         (N, 3, S, S) float32 on the device of `pixels`, channels_last in memory.
@@ -126,13 +126,13 @@ def augment(
 
 
 def normalize(images: Tensor) -> Tensor:
-    """(N, 3, S, S) in [0, 1] -> ImageNet's mean 0 and standard deviation 1, a channel."""
+    """Normalise images (N, 3, S, S) in [0, 1] by ImageNet's mean and standard deviation of each channel."""
     mean, std = (to_device(torch.tensor(v, dtype=images.dtype), images.device) for v in (MEAN, STD))
     return images.sub(mean.view(3, 1, 1)).div_(std.view(3, 1, 1))
 
 
 def blur_reach(sigma: float) -> int:
-    """The radius at which a Gaussian of this sigma is cut off, px: beyond four sigmas lies less than 1e-4 of it."""
+    """The radius at which a Gaussian is truncated, px: four sigmas, beyond which its integral is below 1e-4."""
     return math.ceil(4 * sigma)
 
 

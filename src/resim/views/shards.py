@@ -1,6 +1,11 @@
-"""Images in tar files (the webdataset layout), read where they lie: nothing is ever extracted.
+"""Images in tar files (the webdataset layout), read in place: nothing is extracted.
 
-An image in a tar is named `PATH.tar!OFFSET+SIZE!NAME`: which bytes of which file, and what the archive calls them.
+An image in a tar has the path `PATH.tar!OFFSET+SIZE!NAME`: the tar, the position of the image's bytes in it, and its
+name in the archive.
+
+Every reader of tars in this package uses `list_shard`, which lists a tar completely or refuses it. It refuses a link, a
+device, a sparse file, a name that leads out of the archive or has control characters, and a file that is cut off; the
+message names the member and the reason.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ import numpy as np
 from resim.errors import UserError
 
 INDEX = "shards.json"
-WINDOW, STREAMS = 4096, 8  # images that are shuffled together, from so many shards
+WINDOW, STREAMS = 4096, 8  # images that are shuffled together, and the shards that they come from
 _READ_AHEAD = 16 * 2**20  # bytes
 _MEMBER = re.compile(r"(.*?\.tar)!(\d+)\+(\d+)!(.+)", re.IGNORECASE | re.DOTALL)
 
@@ -30,46 +35,54 @@ class Member(NamedTuple):
 
     name: str
     offset: int
+    """Position of its first byte in the tar."""
     size: int
+    """Bytes."""
 
 
 def is_shard(name: str) -> bool:
-    """Whether a file is a tar by its name."""
+    """Whether a file name is that of a tar."""
     return name.lower().endswith(".tar")
 
 
 def member_path(tar: str, member: Member) -> str:
-    """How an image in a tar is named."""
+    """The path of an image in a tar."""
     return f"{tar}!{member.offset}+{member.size}!{member.name}"
 
 
 def split_member_path(path: str) -> tuple[str, Member] | None:
-    """Tar and member of a path that `member_path` made; None for any other path."""
+    """The tar and the member of a path from `member_path`; None for any other path."""
     match = _MEMBER.fullmatch(path)
     return match and (match[1], Member(match[4], int(match[2]), int(match[3])))
 
 
 def open_bytes(path: str) -> str | io.BytesIO:
-    """What an image is read from: its path, or its bytes where it lies in a tar.
+    """The path of an image file unchanged, or the bytes of an image in a tar.
 
     Raises:
         OSError: the tar cannot be read, or ends before the image does.
     """
-    found = split_member_path(path)
-    if found is None:
-        return path
-    tar, member = found
+    parts = split_member_path(path)
+    return path if parts is None else io.BytesIO(read_member(*parts))
+
+
+def read_member(tar: str, member: Member) -> bytes:
+    """The bytes of a file in a tar.
+
+    Raises:
+        OSError: the tar cannot be read, or ends before the file does.
+    """
     descriptor = _Descriptor.of(tar)
-    if hasattr(os, "posix_fadvise"):  # the images around it are read soon: see `shard_order`
+    if hasattr(os, "posix_fadvise"):  # `shard_order` reads its neighbours soon
         os.posix_fadvise(descriptor, member.offset, max(member.size, _READ_AHEAD), os.POSIX_FADV_WILLNEED)
     data = os.pread(descriptor, member.size, member.offset)
     if len(data) < member.size:
-        raise OSError(f"{tar} ends before it")
-    return io.BytesIO(data)
+        raise OSError(f"{tar} ends before {member.name!r}: copy it again")
+    return data
 
 
 class _Descriptor:
-    """An open file; kept for the next image, closed when it is forgotten."""
+    """An open file, which is closed when the cache of `_open` drops it."""
 
     def __init__(self, path: str) -> None:
         self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
@@ -80,7 +93,7 @@ class _Descriptor:
 
     @staticmethod
     def of(path: str) -> int:
-        """The descriptor of a file, opened at most once while it is among the last used."""
+        """The descriptor of a file, which stays open while it is among the most recently used."""
         return _open(path).number
 
 
@@ -92,28 +105,41 @@ def _open(path: str) -> _Descriptor:
 def shard_order(
     lengths: Sequence[int], seed: int, epoch: int, *, window: int = WINDOW, streams: int = STREAMS
 ) -> np.ndarray:
-    """(images,) int64: an order of images that lie one after the other in shards, which reads the shards front to back.
+    """(images,) int64: a random order of the images of consecutive shards that reads each shard front to back.
 
-    Shards are drawn in a random order, `streams` at a time. Those are cut into pieces that together make windows of
-    about `window` images; a window is shuffled whole. The order is a function of its arguments alone.
+    Shards are read in a random order, `streams` at a time. These are cut into pieces, and the corresponding pieces make
+    a window of about `window` images, which is shuffled. The order is a function of the arguments alone.
+
+    Args:
+        lengths: number of images in each shard.
+        seed: seed of the run.
+        epoch: number of the epoch.
+        window: images that are shuffled together.
+        streams: shards that are read at the same time.
     """
     generator = np.random.default_rng([2, seed, epoch])
     ends = np.cumsum(lengths).tolist()
     shuffled = generator.permutation(len(lengths))
     order = []
     for first in range(0, len(shuffled), streams):
-        together = [np.arange(ends[i] - lengths[i], ends[i]) for i in shuffled[first : first + streams].tolist()]
-        pieces = max(1, round(sum(map(len, together)) / window))
-        cut = [np.array_split(shard, pieces) for shard in together]
+        opened = [np.arange(ends[i] - lengths[i], ends[i]) for i in shuffled[first : first + streams].tolist()]
+        pieces = max(1, round(sum(map(len, opened)) / window))
+        cut = [np.array_split(shard, pieces) for shard in opened]
         order += [generator.permutation(np.concatenate(piece)) for piece in zip(*cut, strict=True)]
     return np.concatenate(order).astype(np.int64)
 
 
-def list_shard(tar: str, wanted: Callable[[str], bool]) -> list[Member]:
-    """The images in a tar, in its order: by the folder's index where it has one of this very tar, else by reading it.
+def list_shard(tar: str, is_wanted: Callable[[str], bool]) -> list[Member]:
+    """The files of a tar whose names are wanted and do not start with a dot, in the order of the tar.
+
+    An index that `pack` has written to the folder is used if it belongs to this tar; otherwise the tar is read.
+
+    Args:
+        tar: path of the tar.
+        is_wanted: whether to list a member of this name.
 
     Raises:
-        UserError: it cannot be read, is cut off, or holds a name or a kind of entry that has no place in a data set.
+        UserError: the tar cannot be read, or one of its members, which is named, is refused (see above).
     """
     try:
         members = _indexed(Path(tar))
@@ -122,15 +148,19 @@ def list_shard(tar: str, wanted: Callable[[str], bool]) -> list[Member]:
                 members = [Member(i.name, i.offset_data, i.size) for i in archive if _is_file(tar, i)]
         size = Path(tar).stat().st_size
     except tarfile.TarError as error:
-        packed = " (compressed? gunzip it: images are read from its middle)" if "header" in str(error) else ""
-        raise UserError(f"{tar}: is no tar file that can be read: {error}{packed}") from None
+        packed = (
+            " (if it is compressed, decompress it: images are read at random positions)"
+            if "header" in str(error)
+            else ""
+        )
+        raise UserError(f"{tar}: is not a readable tar file: {error}{packed}") from None
     except OSError as error:
-        raise UserError(f"{tar}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{tar}: cannot be read ({error.strerror or error})") from None
     for member in members:
         _check_name(tar, member.name)
         if not 0 <= member.offset <= member.offset + member.size <= size:
             raise UserError(f"{tar}: is cut off within {member.name!r}: copy it again")
-    return [m for m in members if wanted(m.name) and not PurePosixPath(m.name).name.startswith(".")]
+    return [m for m in members if is_wanted(m.name) and not PurePosixPath(m.name).name.startswith(".")]
 
 
 def _is_file(tar: str, entry: tarfile.TarInfo) -> bool:
@@ -138,20 +168,20 @@ def _is_file(tar: str, entry: tarfile.TarInfo) -> bool:
     if entry.isdir():
         return False
     if not entry.isreg() or entry.issparse():
-        raise UserError(f"{tar}: {entry.name!r} is a link, a device or a sparse file: pack the images themselves")
+        raise UserError(f"{tar}: {entry.name!r} is a link, a device or a sparse file: pack the files themselves")
     return True
 
 
 def _check_name(tar: str, name: str) -> None:
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:", name):
-        raise UserError(f"{tar}: {name!r} leads out of the archive: not read; pack it again with plain names")
+        raise UserError(f"{tar}: {name!r} leads out of the archive: pack it again with plain names")
     if any(ord(letter) < 32 for letter in name):
-        raise UserError(f"{tar}: {name!r} has control characters in it: not read; pack it again with plain names")
+        raise UserError(f"{tar}: {name!r} has control characters: pack it again with plain names")
 
 
 def _indexed(tar: Path) -> list[Member] | None:
-    """Its members by the index that `pack` writes; None if there is none, or of another file."""
+    """The members of a tar from the index that `pack` writes; None without an index of this tar."""
     try:
         index = tar.parent / INDEX
         entry = _read_index(str(index), index.stat().st_mtime_ns)[tar.name]

@@ -1,4 +1,4 @@
-"""Text files as people's tools write them: with a byte order mark, in UTF-16, or in the encoding of their country."""
+"""Decode text files of other tools: with a byte order mark, in UTF-16, or in a national encoding."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# each reads some texts of the others without an error, so that strict ones come first
+# strict encodings first: each decodes some texts in the others without an error
 NATIONAL = ("gb18030", "shift_jis", "euc_kr", "cp1252", "latin-1")
 
 
 def decode_text(data: bytes, is_right: Callable[[str], bool] | None = None) -> str:
-    """The text of a file: by its byte order mark, as UTF-16 where every other byte is 0, or as UTF-8.
+    """Decode the bytes of a text file.
 
-    A text that is none of these, or UTF-8 by chance so that `is_right` does not agree, is read in the first national
-    encoding that `is_right` agrees to, else with the bytes that are not UTF-8 kept as surrogates, as Python has them in
-    the names of files.
+    The encoding is that of the byte order mark, or UTF-16 if about every other byte is 0, or UTF-8. If the text is not
+    valid UTF-8, or `is_right` rejects it, the first national encoding whose result `is_right` accepts is used. If there
+    is none, bytes that are not UTF-8 become surrogates, as in Python's file names.
 
     Args:
-        data: of the file.
-        is_right: whether a decoding makes sense, for instance because the files that it names are there.
+        data: the content of the file.
+        is_right: whether a decoded text is plausible, for instance because the files that it names exist.
     """
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), None) or _utf_16(data) or "utf-8"
     try:
@@ -49,7 +49,7 @@ def decode_text(data: bytes, is_right: Callable[[str], bool] | None = None) -> s
 
 
 def _utf_16(data: bytes) -> str | None:
-    """UTF-16 without a mark, as far as it is mostly of Latin letters."""
+    """The byte order of UTF-16 without a mark, recognised if most characters are Latin; None for other data."""
     head = data[:512]
     pairs = len(head) // 2
     if not pairs or b"\0" not in head:

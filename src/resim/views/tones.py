@@ -1,7 +1,8 @@
-"""Gray samples of more than 8 bits, or of floating point, as 8 bits; and why a TIFF cannot be read.
+"""Convert gray images of more than 8 bits, or of floats, to 8 bits; explain why a TIFF cannot be read.
 
-Integers keep the range of their type, 16 bits: 65,535 becomes 255. Floats keep [0, 1]: 1 becomes 255. A picture that
-leaves its range, or that would be darker than 16 of 255 everywhere, is scaled by what it holds instead.
+Integers are scaled by a range of 8, 12 or 16 bits: 65,535 becomes 255. Floats are scaled by [0, 1]: 1 becomes 255. An
+image with values outside of its range, or a float image that would be darker than 16 of 255 everywhere, is scaled from
+its least to its greatest value instead.
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
-DARK = 16  # of 255: a picture that is darker everywhere would be taken for black
+DARK = 16  # of 255; an image that is darker everywhere looks black
 _BITS, _SAMPLES, _FORMAT, _NODATA = 258, 277, 339, 42113  # tags of a TIFF; the last one is GDAL's
 _FORMATS = {1: "unsigned integers", 2: "signed integers", 3: "floating point", 5: "complex integers", 6: "complex"}
-_SAID = mmap.mmap(-1, 1)  # shared with forked loader processes, so that one of them alone says it
+_WARNED = mmap.mmap(-1, 1)  # shared with forked loader processes, so that only one of them warns
 
 
 @dataclass(frozen=True)
 class Samples:
-    """How a file stores its samples.
+    """The sample format of a file.
 
     Attributes:
-        bits: of a sample; 0: not known.
+        bits: bits per sample; 0: not known.
         kind: "unsigned", "signed" or "float".
-        nodata: the value that stands for none.
+        nodata: the value of samples without data.
     """
 
     bits: int = 0
@@ -37,7 +38,7 @@ class Samples:
 
 
 def samples_of(image: Image.Image) -> Samples:
-    """How an opened file stores its samples, as far as its format says so."""
+    """The sample format of an opened file, as far as its header has it."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         tags: Any = image.tag_v2
         kind = {2: "signed", 3: "float"}.get(_first(tags.get(_FORMAT), 1), "unsigned")
@@ -49,16 +50,16 @@ def samples_of(image: Image.Image) -> Samples:
 
 
 def gray_8_bits(values: np.ndarray, samples: Samples, name: str) -> np.ndarray:
-    """(H, W) uint8 of (H, W) integers or floats.
+    """Convert (H, W) integers or floats to (H, W) uint8.
 
-    A picture within its range is scaled by the range; the ranges are 0 to 1 of floats, and 0 to 65,535 of integers, or
-    0 to 4,095 or 0 to 255 where nothing in it is above. Any other is scaled from its least to its greatest value, which
-    is said once. NaN, no-data and -infinity become 0, +infinity 255; a flat picture out of range becomes 128.
+    An image within its range is scaled by the range: 0 to 1 for floats; for integers 0 to 255, 0 to 4,095 or 0 to
+    65,535, the smallest that contains all values. Any other image is scaled from its least to its greatest value, with
+    one warning per run. NaN, no-data and -infinity become 0, +infinity 255. A constant image out of range becomes 128.
 
     Args:
-        values: of the samples.
-        samples: how the file stores them.
-        name: of the file, for what is said.
+        values: the samples.
+        samples: their format in the file.
+        name: name of the file, for the warning.
 
     Raises:
         ValueError: no value is a finite number.
@@ -72,45 +73,45 @@ def gray_8_bits(values: np.ndarray, samples: Samples, name: str) -> np.ndarray:
     if samples.nodata is not None:
         known &= wide != samples.nodata
     if not known.any():
-        raise ValueError("holds no finite number")
-    low, high = float(wide[known].min()), float(wide[known].max())
-    top = _top(low, high, is_float=values.dtype.kind == "f")
+        raise ValueError("has no finite value")
+    least, greatest = float(wide[known].min()), float(wide[known].max())
+    top = _range_end(least, greatest, is_float=values.dtype.kind == "f")
     if top is not None:
         scaled = wide * 255 / top
-    elif high > low:
-        scaled = (wide - low) * 255 / (high - low)
-        said = "are scaled to 0 to 255, as of each such picture (said once)"
-        _say_once(f"{name}: values from {low:g} to {high:g} {said}")
+    elif greatest > least:
+        scaled = (wide - least) * 255 / (greatest - least)
+        scaling = "are scaled to 0 to 255, and likewise in other such images (shown once)"
+        _warn_once(f"{name}: values from {least:g} to {greatest:g} {scaling}")
     else:
         scaled = np.full_like(wide, 128)
     scaled = np.where(known | np.isposinf(wide), scaled, 0)
     return np.nan_to_num(scaled, posinf=255).clip(0, 255).round().astype(np.uint8)
 
 
-def _top(low: float, high: float, *, is_float: bool) -> float | None:
-    """The end of the range by which a picture is scaled; None: by its own values."""
-    if low < 0:
+def _range_end(least: float, greatest: float, *, is_float: bool) -> float | None:
+    """The end of the range that an image is scaled by; None: it is scaled from its least to its greatest value."""
+    if least < 0:
         return None
     if is_float:
-        return 1.0 if high == 0 or DARK / 255 <= high <= 1 else None
-    return next((top for top in (255.0, 4095.0, 65535.0) if high <= top), None)
+        return 1.0 if greatest == 0 or DARK / 255 <= greatest <= 1 else None
+    return next((top for top in (255.0, 4095.0, 65535.0) if greatest <= top), None)
 
 
 def dark_fault(image: Image.Image, samples: Samples) -> str:
-    """Why colours of 16 bits cannot be used: Pillow keeps their upper 8 bits, in which a 12-bit picture is black."""
+    """Why colours of 16 bits cannot be used, or an empty string: Pillow keeps only their upper 8 bits."""
     if samples.bits != 16 or image.mode not in ("RGB", "RGBA", "CMYK"):
         return ""
-    highest = max(int(high) for _, high in image.getextrema()[:3])  # type: ignore[misc,index]
+    highest = max(int(greatest) for _, greatest in image.getextrema()[:3])  # type: ignore[misc,index]
     if 0 < highest < DARK or (highest == 0 and image.format == "TIFF"):
-        return "colours of 16 bits that use 12 or fewer, of which 8-bit RGB keeps nothing: save them as 8 bits"
+        return "colours of 16 bits with 12 significant bits or fewer, which are black as 8-bit RGB: save them as 8 bits"
     return ""
 
 
 def tiff_fault(path: str | BinaryIO) -> str:
-    """What a TIFF that Pillow does not open holds, and the remedy; empty for other files."""
+    """The sample format of a TIFF that Pillow cannot open, and the remedy; empty for other files."""
     try:
-        with contextlib.ExitStack() as held:
-            file = held.enter_context(open(path, "rb")) if isinstance(path, str) else path  # noqa: PTH123
+        with contextlib.ExitStack() as stack:
+            file = stack.enter_context(open(path, "rb")) if isinstance(path, str) else path  # noqa: PTH123
             file.seek(0)
             header = file.read(8)
             if header[:4] not in (b"II*\0", b"MM\0*"):
@@ -120,7 +121,7 @@ def tiff_fault(path: str | BinaryIO) -> str:
             directory.load(file)
             bits, count = _first(directory.get(_BITS), 1), directory.get(_SAMPLES, 1)
             kind = _FORMATS.get(_first(directory.get(_FORMAT), 1), "samples of an unknown kind")
-    except Exception:  # a damaged file: what Pillow said of it stands
+    except Exception:  # a damaged file: Pillow's message is kept
         return ""
     each = "a sample" if count == 1 else f"{count} samples"
     return (
@@ -135,7 +136,7 @@ def _first(value: Any, default: int) -> int:
     return int(value[0]) if isinstance(value, tuple) else int(value)
 
 
-def _say_once(text: str) -> None:
-    if not _SAID[0]:
-        _SAID[0] = 1
+def _warn_once(text: str) -> None:
+    if not _WARNED[0]:
+        _WARNED[0] = 1
         print(f"warning: {text}", file=sys.stderr, flush=True)

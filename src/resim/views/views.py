@@ -1,4 +1,4 @@
-"""A batch of views that know where in their source images they were cut."""
+"""A batch of views with their crops in the source images."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ class Views:
     """One view of each of N images.
 
     Raises:
-        ValueError: shapes that do not belong together, or views that are not square.
+        ValueError: the shapes do not match, or the views are not square.
     """
 
     images: Tensor
     """(N, 3, S, S), normalised."""
     crops: Tensor
-    """(N, 4): top, left, height, width in pixels of the source image, mirrored first where a shared flip says so."""
+    """(N, 4): top, left, height, width in pixels of the source image; with a shared flip, of the mirrored image."""
     flipped: Tensor | None = None
-    """(N,) bool: this view was mirrored after cropping, on its own; None: none was."""
+    """(N,) bool: whether this view alone was mirrored, after cropping; None: no view was."""
 
     def __post_init__(self) -> None:
         if self.images.dim() != 4 or self.images.shape[-1] != self.images.shape[-2]:
@@ -40,5 +40,5 @@ class Views:
         return len(self.images)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Views:
-        """The same views with their images on `device`; crops stay where they are."""
+        """The same views with their images on `device`; the crops are not copied."""
         return Views(self.images.to(device, dtype), self.crops, self.flipped)

@@ -1,4 +1,4 @@
-"""The files below a folder, and the count of those that are passed over, by reason."""
+"""Walk the files below a folder, and count those that are passed over, by reason."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-# pictures and films by their endings, none of which is read
+# endings of images and videos that are not read
 UNREAD_FORMATS = frozenset(
     [
         *(".3fr", ".arw", ".avi", ".avif", ".bil", ".bip", ".cr2", ".cr3", ".dcm", ".dib", ".dng", ".emf", ".eps"),
@@ -17,39 +17,39 @@ UNREAD_FORMATS = frozenset(
         *(".webm", ".wmv", ".x3f"),
     ]
 )
-_MOST_ENDINGS = 6  # that are named one by one
+_MOST_ENDINGS = 6  # that a message lists
 
 
 @dataclass
 class PassedOver:
-    """Files that a scan of folders leaves out, by reason."""
+    """Files that a walk through folders passes over, counted by reason."""
 
     endings: Counter[str] = field(default_factory=Counter)
-    """Files by their ending in small letters; "" counts those without one."""
+    """Number of files by their ending in lower case; "" counts those without one."""
     tars: int = 0
-    """Tar files in a folder that has pictures."""
+    """Tar files in a folder with image files."""
     hidden: int = 0
-    """Folders, and files with an ending that is read, whose name starts with a dot."""
+    """Folders, and files with an image's ending, whose name starts with a dot."""
     dead_links: int = 0
     """Links to nothing or to themselves."""
     loops: int = 0
-    """Links to a folder above them."""
+    """Links to a folder that contains them."""
     special: int = 0
     """Pipes, sockets and devices."""
     repeats: int = 0
-    """Further paths to a file that is counted already."""
+    """Further paths to a file that is already counted."""
 
     def __bool__(self) -> bool:
         return bool(self.reasons())
 
     def add(self, other: PassedOver) -> None:
-        """Count what another scan left out too."""
+        """Add the counts of another walk."""
         self.endings.update(other.endings)
         for name in ("tars", "hidden", "dead_links", "loops", "special", "repeats"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def reasons(self) -> list[str]:
-        """One entry for each reason, with its count."""
+        """The reasons with their counts, as text."""
         pictures = {ending: count for ending, count in self.endings.items() if ending in UNREAD_FORMATS}
         others = {ending: count for ending, count in self.endings.items() if ending not in UNREAD_FORMATS}
         reasons = []
@@ -60,7 +60,7 @@ class PassedOver:
             if counts:
                 total = sum(counts.values())
                 reasons.append(f"{_listed(counts)} ({one if total == 1 else many})")
-        reasons += [f"{self.tars:,} .tar beside pictures (read where they are named)"] if self.tars else []
+        reasons += [f"{self.tars:,} .tar in a folder with image files (name them to read them)"] if self.tars else []
         for count, one, many in (
             (self.hidden, "name that starts with a dot", "names that start with a dot"),
             (self.dead_links, "link to nothing or to itself", "links to nothing or to themselves"),
@@ -83,7 +83,7 @@ def _listed(counts: dict[str, int]) -> str:
 
 
 def ending_of(name: str) -> str:
-    """The ending of a file's name with its dot, in small letters; "" where there is none."""
+    """The ending of a file name with its dot, in lower case; "" if there is none."""
     return os.path.splitext(name)[1].lower()  # noqa: PTH122 - strings: a million Path objects are slow
 
 
@@ -95,19 +95,19 @@ def walk_files(
     *,
     skip_unreadable: bool = False,
 ) -> Iterator[tuple[str, bool]]:
-    """Files below `folder` at any depth whose name is wanted, and whether each is a link; in no order.
+    """Yield the files below `folder`, at any depth, whose name is wanted, and whether each is a link; in no order.
 
-    Links are followed; a folder that is already on the way down ends there.
+    Links are resolved; a link to a folder that contains it is not entered.
 
     Args:
-        folder: where to start.
-        is_wanted: of a file's name.
-        passed: where everything else is counted.
-        above: device and inode of the folders on the way to this one.
-        skip_unreadable: pass over folders below it that cannot be read.
+        folder: the folder to start from.
+        is_wanted: whether to yield a file of this name.
+        passed: counts all other files.
+        above: device and inode of the folders that contain this one.
+        skip_unreadable: whether to pass over subfolders that cannot be read.
 
     Raises:
-        OSError: a folder that cannot be read.
+        OSError: a folder cannot be read.
     """
     status = os.stat(folder)  # noqa: PTH116
     identity = (status.st_dev, status.st_ino)

@@ -1,4 +1,4 @@
-"""Training passes of ResNets in bfloat16 on a CPU, where they wait for memory: fewer passes over it, in C kernels.
+"""C kernels for training ResNets in bfloat16 on a CPU: they fuse passes over memory, which limits a step there.
 
-The kernels are compiled on first use by the machine's own C compiler; without one the modules run as they are.
+The kernels are compiled on first use by the C compiler of the machine; without one, PyTorch's modules run instead.
 """

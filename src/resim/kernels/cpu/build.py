@@ -1,4 +1,4 @@
-"""The C kernels of this folder, compiled for this machine on first use and kept in the user's cache."""
+"""Compile the C kernels of this folder for this machine on first use, into the user's cache folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FLAGS = (
     "-fPIC",
 )  # fmt: skip
 WITHOUT_TILES = ("-mno-amx-tile", "-mno-amx-bf16")
-"""For processors without AMX, and processes that may not use it."""
+"""For processors without AMX, and for processes that the system does not allow to use it."""
 _BF16 = {"avx512_bf16", "avx512bw"}
 _P, _I, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _F = ctypes.c_double
@@ -42,7 +42,7 @@ _PRODUCTS: dict[str, tuple[Any, ...]] = {
     "resim_pointwise_pack": (_P, _P, _P, _I, _I),
     "resim_pointwise_forward": (_P,),
     "resim_pointwise_moments": (_P,),
-    "resim_pointwise_spread": (_P, _P, _P, _I, _I, _I),
+    "resim_pointwise_scatter": (_P, _P, _P, _I, _I, _I),
     "resim_pointwise_backward": (_P,),
     "resim_weight_grad_space": (_P,),
     "resim_weight_grad": (_P,),
@@ -52,28 +52,28 @@ _PRODUCTS: dict[str, tuple[Any, ...]] = {
 
 
 def kernels() -> ctypes.CDLL | None:
-    """The kernels; None where they are switched off or cannot be compiled: no C compiler, another system than Linux."""
+    """The library of kernels; None if they are switched off or cannot be compiled."""
     return None if chosen_kernels() == "off" else compile_kernels()
 
 
 @functools.cache
 def compile_kernels() -> ctypes.CDLL | None:
-    """The kernels, compiled or from the cache; None where they cannot be compiled."""
+    """The library of kernels, compiled or from the cache; None without a C compiler or outside of Linux."""
     if not sys.platform.startswith("linux"):
         return None
-    every = ("norm.c", "pointwise.c", "weight_grad.c")
-    ways = [(every, ()), (every, WITHOUT_TILES)] if _has_bf16() else []
-    for names, more in [*ways, (("norm.c",), ())]:
-        library = _load(names, more)
-        if library is not None and (len(names) == 1 or _may_multiply(library)):
+    names = ("norm.c", "pointwise.c", "weight_grad.c")
+    builds = [(names, ()), (names, WITHOUT_TILES)] if _has_bf16() else []
+    for names, extra_flags in [*builds, (("norm.c",), ())]:
+        library = _load(names, extra_flags)
+        if library is not None and (len(names) == 1 or _are_products_allowed(library)):
             return library
     return None
 
 
-def _load(names: tuple[str, ...], more: tuple[str, ...]) -> ctypes.CDLL | None:
-    for again in (False, True):  # what lies in the cache may be damaged
+def _load(names: tuple[str, ...], extra_flags: tuple[str, ...]) -> ctypes.CDLL | None:
+    for rebuild in (False, True):  # the cached library may be damaged
         try:
-            library = ctypes.CDLL(str(_compiled(names, more, again=again)))
+            library = ctypes.CDLL(str(_build(names, extra_flags, rebuild=rebuild)))
             _declare(library, _SIGNATURES | (_PRODUCTS if len(names) > 1 else {}))
         except subprocess.SubprocessError:
             break
@@ -83,15 +83,15 @@ def _load(names: tuple[str, ...], more: tuple[str, ...]) -> ctypes.CDLL | None:
     return None
 
 
-def _may_multiply(library: ctypes.CDLL) -> bool:
-    """Whether the system lets this process use what the products are made of."""
+def _are_products_allowed(library: ctypes.CDLL) -> bool:
+    """Whether the system allows this process to use the instructions of the product kernels (AMX tiles)."""
     return bool(library.resim_products_allowed())
 
 
 def product_kernels() -> ctypes.CDLL | None:
-    """The same where they hold those of products and these are not switched off, else None.
+    """The library of kernels if it contains those of products and they are not switched off, else None.
 
-    They need a processor with bfloat16 instructions (AVX-512 or AMX).
+    Product kernels need a processor with bfloat16 instructions (AVX-512 or AMX).
     """
     library = kernels()
     has_products = library is not None and hasattr(library, "resim_products_allowed")
@@ -104,33 +104,33 @@ def _declare(library: ctypes.CDLL, signatures: dict[str, tuple[Any, ...]]) -> No
         function.argtypes, function.restype = types, _I if name.endswith("_space") else None
 
 
-def _compiled(names: tuple[str, ...], more: tuple[str, ...], *, again: bool) -> Path:
-    """The shared library of these sources with `more` flags, from the cache unless it is to be made `again`."""
+def _build(names: tuple[str, ...], extra_flags: tuple[str, ...], *, rebuild: bool) -> Path:
+    """The path of the shared library of these sources; compiled if it is not cached, or if `rebuild` is set."""
     sources = [Path(__file__).with_name(name) for name in names]
     compiler = shlex.split(os.environ.get("CC") or "cc")
-    flags = [*FLAGS, *more, *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else [])]
-    # PyTorch's own OpenMP (GCC's): a second one would be a second set of threads on the same cores
+    flags = [*FLAGS, *extra_flags, *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else [])]
+    # link PyTorch's own OpenMP (GCC's): a second one would run a second set of threads on the same cores
     openmp = [str(path) for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))[:1]]
-    read = [*sources, Path(__file__).with_name("lanes.h")]
-    told = [*(file.read_text() for file in read), *compiler, *flags, *openmp, *_processor()]
-    key = hashlib.sha256("\0".join(told).encode()).hexdigest()[:16]
+    texts = [file.read_text() for file in (*sources, Path(__file__).with_name("lanes.h"))]
+    inputs = [*texts, *compiler, *flags, *openmp, *_processor()]
+    key = hashlib.sha256("\0".join(inputs).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resim"
     target = cache / f"kernels-{key}.so"
-    if again or not target.exists():
+    if rebuild or not target.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
-            made = Path(folder) / target.name
-            command = [*compiler, *flags, *map(str, sources), "-o", str(made), *openmp, "-lm"]
+            library = Path(folder) / target.name
+            command = [*compiler, *flags, *map(str, sources), "-o", str(library), *openmp, "-lm"]
             subprocess.run(command, check=True, capture_output=True, timeout=120)
-            with made.open("rb") as file:
+            with library.open("rb") as file:
                 os.fsync(file.fileno())
-            made.replace(target)
+            library.replace(target)
     return target
 
 
 @functools.cache
 def _processor() -> tuple[str, ...]:
-    """Name and instructions of the processor that the kernels are compiled for."""
+    """The name and the instruction sets of the processor that the kernels are compiled for."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,7 +1,6 @@
-/* bfloat16 in registers and tiles, for the kernels of products: AMX's tiles multiply where there are such, else AVX-512's
- * registers do.
+/* bfloat16 in registers and tiles, for the product kernels: AMX tiles if the processor has them, else AVX-512 registers.
  *
- * A matrix for the right side of a product is packed: pairs of its rows interleaved, (rows / 2, columns) of pairs.
+ * The right matrix of a product is packed: pairs of its rows are interleaved, (rows / 2, columns) of pairs.
  */
 #include <immintrin.h>
 #include <omp.h>
@@ -11,7 +10,7 @@
 
 typedef uint16_t bf16;
 
-/* LANES channels of a row: one line of a cache, two registers of float32. */
+/* LANES channels of a row: one cache line of bfloat16, two registers of float32. */
 #define LANES 32
 #define EACH(h) for (int h = 0; h < 2; h++)
 typedef struct {
@@ -55,7 +54,7 @@ static inline lanes minus(lanes a, lanes b) {
     EACH(h) a.half[h] = _mm512_sub_ps(a.half[h], b.half[h]);
     return a;
 }
-static inline lanes positive(lanes a) { /* a NaN passes */
+static inline lanes positive(lanes a) { /* max(a, 0); a NaN stays NaN */
     EACH(h) a.half[h] = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a.half[h], _mm512_setzero_ps(), _CMP_NLE_UQ), a.half[h]);
     return a;
 }
@@ -64,17 +63,17 @@ static inline __mmask32 above_zero(lanes a) {
     EACH(h) mask |= (__mmask32)_mm512_cmp_ps_mask(a.half[h], _mm512_setzero_ps(), _CMP_GT_OQ) << 16 * h;
     return mask;
 }
-static inline lanes where(__mmask32 mask, lanes a) { /* else 0 */
+static inline lanes where(__mmask32 mask, lanes a) { /* a where the mask is set, else 0 */
     EACH(h) a.half[h] = _mm512_maskz_mov_ps((__mmask16)(mask >> 16 * h), a.half[h]);
     return a;
 }
 static inline lanes zero(void) { return (lanes){{_mm512_setzero_ps(), _mm512_setzero_ps()}}; }
 
-/* What will be read and written next, fetched into the core's cache while products are computed. */
+/* Memory that is read or written next; it is prefetched into the core's cache while products are computed. */
 #define REGIONS 5
 struct ahead {
     const char *at[REGIONS];
-    int64_t lines[REGIONS], rate; /* how many lines a step of a product */
+    int64_t lines[REGIONS], rate; /* cache lines for each step of a product */
     int region;
 };
 
@@ -108,15 +107,16 @@ static inline void configure(void) {
         uint8_t rows[16];
     } config = {.palette = 1};
     for (int tile = 0; tile < 8; tile++) config.bytes[tile] = 64, config.rows[tile] = 16;
-    __asm__ volatile("" : : "r"(&config) : "memory"); /* GCC does not see that the instruction reads all of it */
+    __asm__ volatile("" : : "r"(&config) : "memory"); /* GCC does not know that the instruction reads all of config */
     _tile_loadconfig(&config);
 }
 static inline void release(void) { _tile_release(); }
 #else
-/* Rows of a product that are made at a time: their sums and what is multiplied fill the registers. */
+/* Rows of a product that are computed at a time: their sums and the factors fill the registers. */
 #define ROWS 8
 
-/* To ROWS sums, products of pairs: of those rows of the left side, `stride` values from each other, and of the right. */
+/* Add the products of one pair of columns of ROWS rows of the left matrix, `stride` values apart, and one packed row of
+ * the right matrix to ROWS sums. */
 static inline void add_products(lanes *sums, const bf16 *left, int64_t stride, const uint32_t *right) {
     __m512bh packed[2];
     EACH(h) packed[h] = (__m512bh)_mm512_loadu_si512(right + 16 * h);
@@ -130,7 +130,7 @@ static inline void configure(void) {}
 static inline void release(void) {}
 #endif
 
-/* (16, 16) pairs, transposed. */
+/* Transpose (16, 16) pairs. */
 static inline void transpose_16(const uint32_t *from, int64_t from_stride, uint32_t *to, int64_t to_stride) {
     __m512i r[16], t[16];
     for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(from + i * from_stride);
@@ -159,7 +159,7 @@ static inline void transpose_16(const uint32_t *from, int64_t from_stride, uint3
 
 static inline void *space(size_t bytes) { return aligned_alloc(64, (bytes + 63) / 64 * 64); }
 
-/* Two rows of 16 columns, interleaved. */
+/* Interleave two rows of 16 columns. */
 static inline __m512i pairs_of(const bf16 *first, const bf16 *second) {
     __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)first));
     __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)second));

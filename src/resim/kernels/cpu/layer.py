@@ -1,9 +1,10 @@
-"""A convolution between two BatchNorms, forward and back, as residual.py strings them together.
+"""The layer that residual.py composes: a convolution and its BatchNorm, forward and backward.
 
-Shapes: maps are (N, C, H, W), bfloat16 in channels-last memory; their rows are (N * H * W, C), the same memory.
+Shapes: maps are (N, C, H, W), bfloat16 in channels-last memory; their rows are (N * H * W, C) in the same memory.
 
-A layer's input is normalised first by the coefficients `x_norm` and goes through a ReLU, or is taken as it is where
-they are None. What its convolution gives is its product, which its own BatchNorm normalises by `norm`.
+The input of a layer is the product of the layer before. With coefficients `x_norm` it is first normalised by them and
+goes through a ReLU; without, the convolution reads it directly. The output of the convolution is called the product; it
+is stored before its normalisation, with the coefficients `norm` of its BatchNorm.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from resim.kernels.cpu import norm as norms
 from resim.layers.grouped_norm import GroupedBatchNorm2d
 
 FEW = 1024
-"""Rows up to which products are quicker another way round than PyTorch would have them."""
+"""Up to this many rows, `times` splits a product, which is faster than one call of PyTorch."""
 UNFOLDED = 2**21
-"""Weights of a k x k convolution from which it is quicker as a product with every pixel's neighbours."""
+"""From this many weights on, a k x k convolution is faster as a product of matrices (im2col)."""
 
 
 def rows_of(x: Tensor) -> Tensor:
@@ -30,77 +31,78 @@ def rows_of(x: Tensor) -> Tensor:
 
 
 def maps_of(rows: Tensor, like: Tensor) -> Tensor:
-    """(N * H * W, C) -> (N, C, H, W), with N, H and W of `like`."""
+    """(N * H * W, C) -> (N, C, H, W), with the N, H and W of `like`."""
     n, _, h, w = like.shape
     return rows.view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
 def times(rows: Tensor, matrix: Tensor) -> Tensor:
-    """rows (R, K) @ matrix (K, N); in two halves where much is added up to little."""
+    """rows (R, K) @ matrix (K, N), in two halves if there are few rows and K is large against N."""
     k, n = matrix.shape
     if len(rows) > FEW or k < 4 * n:
         return rows @ matrix
     return torch.cat([rows @ part for part in matrix.chunk(2, dim=1)], dim=1)
 
 
-def like_weight(found: Tensor, weight: Tensor) -> Tensor:
-    """(outputs, inputs) -> the shape and, where it is dense, the strides of a 1 x 1 convolution's weight."""
-    found = found.contiguous()
-    if weight.stride()[:2] == found.stride():
-        return found.as_strided(weight.shape, weight.stride())
-    return found.view_as(weight)
+def like_weight(grad: Tensor, weight: Tensor) -> Tensor:
+    """(outputs, inputs) -> the shape and, if they are dense, the strides of a 1 x 1 convolution's weight."""
+    grad = grad.contiguous()
+    if weight.stride()[:2] == grad.stride():
+        return grad.as_strided(weight.shape, weight.stride())
+    return grad.view_as(weight)
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a layer forward finds."""
+class LayerOutput:
+    """The results of a layer's forward pass."""
 
     norm: Tensor
     """(4, C) coefficients of the product's normalisation."""
     product: Tensor | None
-    """None: it was not kept."""
+    """None: not stored."""
     moments: Tensor | None = None
-    """As in `Seen`."""
-    passed: Tensor | None = None
-    """As in `Seen`."""
+    """As in `Saved`."""
+    mask: Tensor | None = None
+    """As in `Saved`."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a layer's way back starts from."""
+class Saved:
+    """The tensors that a layer's backward pass needs."""
 
     weight: Tensor
-    """Of the convolution, in bfloat16."""
+    """The convolution's weight in bfloat16."""
     x: Tensor
     """The layer's input."""
     x_norm: Tensor | None
-    """(4, C) coefficients by which the input is normalised first; None: it is taken as it is."""
+    """(4, C) coefficients that normalise the input, before a ReLU; None: neither."""
     norm: Tensor
     """(4, C) coefficients of the product's normalisation."""
     product: Tensor | None = None
-    """None: made again, or not needed."""
+    """None: recomputed, or not needed."""
     moments: Tensor | None = None
-    """(1 + inputs, inputs): the mean of the convolution's input, and the sums of the products of its deviations."""
+    """(1 + inputs, inputs): the mean of the convolution's input, and its scatter matrix (sums over rows of the products
+    of deviations from the mean)."""
     grad_sum: Tensor | None = None
-    """(outputs,) sums of what of the gradient passed the ReLU."""
+    """(outputs,): the sum over rows of dz, the gradient of the sum before the ReLU."""
     grad_weight: Tensor | None = None
-    """(outputs, inputs) sums of its products with the input's deviations."""
+    """(outputs, inputs): the sum over rows of the products of dz with the input's deviations from its mean."""
     y: Tensor | None = None
-    """The output of the ReLU after a sum; None: the ReLU came right after the normalisation."""
-    passed: Tensor | None = None
-    """The same as bits: (rows, C / 32) int32, set where it is above 0."""
+    """The output of the ReLU after the block's sum; None: no sum, and the ReLU's output is recomputed."""
+    mask: Tensor | None = None
+    """`y` > 0 as bits: (rows, C / 32) int32."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Any convolution, by PyTorch; one of 1 x 1 as a product of matrices."""
+    """A convolution and its BatchNorm; PyTorch computes the convolution, a 1 x 1 one as a product of matrices."""
 
     conv: nn.Conv2d
     norm: GroupedBatchNorm2d
 
     @property
     def pointwise(self) -> bool:
-        """Whether it is a product of matrices over all the pixels."""
+        """Whether the convolution is a product of matrices over all pixels: 1 x 1, stride 1, no groups."""
         conv = self.conv
         return conv.kernel_size == (1, 1) and conv.groups == 1 and conv.padding == (0, 0) and conv.stride == (1, 1)
 
@@ -118,102 +120,102 @@ class Layer:
             edge, stride, kernel = int(conv.padding[0]), conv.stride[0], conv.kernel_size[0]
             height, width = ((pixels + 2 * edge - kernel) // stride + 1 for pixels in hidden.shape[2:])
             rows = _neighbours(hidden, height, width, conv)
-            found = times(rows, weight.permute(0, 2, 3, 1).flatten(1).t())
-            return found.view(len(hidden), height, width, -1).permute(0, 3, 1, 2)
+            product = times(rows, weight.permute(0, 2, 3, 1).flatten(1).t())
+            return product.view(len(hidden), height, width, -1).permute(0, 3, 1, 2)
         padding: Any = conv.padding
         y = torch.conv2d(hidden, weight, None, conv.stride, padding, conv.dilation, conv.groups)
         return y.contiguous(memory_format=torch.channels_last)
 
-    def forward(self, weight: Tensor, x: Tensor, x_norm: Tensor | None) -> Found:
-        """The product and its coefficients; `weight` is the convolution's in bfloat16."""
+    def forward(self, weight: Tensor, x: Tensor, x_norm: Tensor | None) -> LayerOutput:
+        """Compute the product and its coefficients; `weight` is that of the convolution in bfloat16."""
         product = self._convolve(weight, x, x_norm)
-        partial, origin = norms.see(product)
-        return Found(norms.coefficients(partial, origin, norms.shape(product)[0], self.norm), product)
+        partial, origin = norms.partial_sums(product)
+        return LayerOutput(norms.coefficients(partial, origin, norms.shape(product)[0], self.norm), product)
 
     def finish(
-        self, weight: Tensor, x: Tensor, x_norm: Tensor | None, beside: Tensor, beside_norm: Tensor | None
-    ) -> tuple[Tensor, Found]:
-        """ReLU of the normalised product plus `beside`, itself normalised where it has coefficients.
+        self, weight: Tensor, x: Tensor, x_norm: Tensor | None, addend: Tensor, addend_norm: Tensor | None
+    ) -> tuple[Tensor, LayerOutput]:
+        """Compute the block's output: ReLU(normalised product + addend), the addend normalised if it has coefficients.
 
-        `beside` may be overwritten where it has coefficients. The product is kept where making it again is not cheap.
+        An addend with coefficients may be overwritten. The product is stored unless recomputing it is cheap (1 x 1).
         """
-        found = self.forward(weight, x, x_norm)
-        assert found.product is not None
-        light = self.pointwise
-        out = norms.normalize(found.product, found.norm, beside=beside, beside_norm=beside_norm, inplace=light)
-        return out, replace(found, product=None) if light else found
+        result = self.forward(weight, x, x_norm)
+        assert result.product is not None
+        is_cheap = self.pointwise
+        out = norms.normalize(result.product, result.norm, addend=addend, addend_norm=addend_norm, inplace=is_cheap)
+        return out, replace(result, product=None) if is_cheap else result
 
-    def backward_sums(self, seen: Seen, grad: Tensor) -> tuple[Tensor, Seen]:
-        """Partial sums of the gradient of the normalised product, and `seen` with what `backward` needs."""
-        if seen.product is None:
-            seen = replace(seen, product=self._convolve(seen.weight, seen.x, seen.x_norm))
-        assert seen.product is not None
-        return norms.see_backward(grad, seen.product, seen.norm, seen.y), seen
+    def backward_sums(self, saved: Saved, grad: Tensor) -> tuple[Tensor, Saved]:
+        """Partial sums of the gradient of the normalised product, and `saved` completed for `backward`."""
+        if saved.product is None:
+            saved = replace(saved, product=self._convolve(saved.weight, saved.x, saved.x_norm))
+        assert saved.product is not None
+        return norms.partial_backward_sums(grad, saved.product, saved.norm, saved.y), saved
 
     def backward(
         self,
-        seen: Seen,
+        saved: Saved,
         grad: Tensor,
         slopes: Tensor,
         *,
         dz: Tensor | None = None,
-        beside: Tensor | None = None,
-        beside_passed: Tensor | None = None,
+        addend: Tensor | None = None,
+        addend_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """One layer back.
+        """Compute the gradients of the layer's input and weight.
 
         Args:
-            seen: as `backward_sums` gave it, if it was called; a product made there is overwritten.
-            grad: of the ReLU's output; overwritten where `seen.y` is None.
-            slopes: by which gradients pass the normalisation.
-            dz: where the gradient of what entered the ReLU is written, if it is wanted.
-            beside: is added to the input's gradient, perhaps in its own memory.
-            beside_passed: bits, set where `beside` counts; None: everywhere.
+            saved: the result of `backward_sums`, if that was called; a product recomputed there is overwritten.
+            grad: gradient of the ReLU's output; overwritten if `saved.y` is None.
+            slopes: (3, C) coefficients of the normalisation's backward pass.
+            dz: receives the gradient of the sum before the ReLU; None: not needed.
+            addend: added to the gradient of the input; may be overwritten with the result.
+            addend_mask: bits of the positions where `addend` counts; None: everywhere.
 
         Returns:
-            The gradients of the input and the weight, and, if the input was normalised, the partial sums of the
-            former for its BatchNorm.
+            The gradients of the input and of the weight, and, if the input was normalised, the partial sums of the
+            input's gradient for its BatchNorm.
         """
-        assert seen.product is not None
-        assert beside_passed is None  # only a PointwiseLayer leaves bits
-        into = grad
-        if seen.y is not None:  # grad belongs to others then, and so does a product that was kept
-            into = seen.product if self.pointwise else torch.empty_like(grad)
-        grad_weight = self._pass_norm(seen, grad, slopes, into, dz)
-        grad_x = self._input_grad(seen.weight, into, seen.x, beside)
-        partial = None if seen.x_norm is None else norms.see_backward(grad_x, seen.x, seen.x_norm)
+        assert saved.product is not None
+        assert addend_mask is None  # only a PointwiseLayer stores a mask
+        out = grad
+        if saved.y is not None:  # then grad is shared, and so is a stored product; a 1 x 1 one was recomputed
+            out = saved.product if self.pointwise else torch.empty_like(grad)
+        grad_weight = self._pass_norm(saved, grad, slopes, out, dz)
+        grad_x = self._input_grad(saved.weight, out, saved.x, addend)
+        partial = None if saved.x_norm is None else norms.partial_backward_sums(grad_x, saved.x, saved.x_norm)
         return grad_x, grad_weight, partial
 
-    def _pass_norm(self, seen: Seen, grad: Tensor, slopes: Tensor, into: Tensor, dz: Tensor | None) -> Tensor:
-        """The gradient of the product, into `into`, and of what entered the ReLU, into `dz`; returns the weight's."""
-        assert seen.product is not None
-        norms.normalize_backward(grad, seen.product, seen.norm, slopes, seen.y, into=into, dz=dz)
-        hidden = seen.x if seen.x_norm is None else norms.normalize(seen.x, seen.x_norm)
+    def _pass_norm(self, saved: Saved, grad: Tensor, slopes: Tensor, out: Tensor, dz: Tensor | None) -> Tensor:
+        """Write the product's gradient to `out` and that of the sum before the ReLU to `dz`; return the weight's."""
+        assert saved.product is not None
+        norms.normalize_backward(grad, saved.product, saved.norm, slopes, saved.y, out=out, dz=dz)
+        hidden = saved.x if saved.x_norm is None else norms.normalize(saved.x, saved.x_norm)
         if self.pointwise:
-            return like_weight(rows_of(into).t() @ rows_of(hidden), seen.weight)
-        return convolution_gradients(self.conv, into, hidden, seen.weight, [False, True, False])[1]
+            return like_weight(rows_of(out).t() @ rows_of(hidden), saved.weight)
+        return convolution_gradients(self.conv, out, hidden, saved.weight, [False, True, False])[1]
 
-    def _input_grad(self, weight: Tensor, grad: Tensor, x: Tensor, beside: Tensor | None) -> Tensor:
-        """From that of the product, plus `beside`."""
+    def _input_grad(self, weight: Tensor, grad: Tensor, x: Tensor, addend: Tensor | None) -> Tensor:
+        """The gradient of the input, from `grad`, that of the product, plus `addend`."""
         if not self.pointwise:
             grad_x = convolution_gradients(self.conv, grad, x, weight, [True, False, False])[0]
             grad_x = grad_x.contiguous(memory_format=torch.channels_last)
-            return grad_x if beside is None else beside.add_(grad_x)
-        if beside is None:
+            return grad_x if addend is None else addend.add_(grad_x)
+        if addend is None:
             return maps_of(times(rows_of(grad), weight.flatten(1)), x)
-        rows_of(beside).addmm_(rows_of(grad), weight.flatten(1))
-        return beside
+        rows_of(addend).addmm_(rows_of(grad), weight.flatten(1))
+        return addend
 
 
-def convolution_gradients(conv: nn.Conv2d, grad: Tensor, x: Tensor, weight: Tensor, which: list[bool]) -> list[Tensor]:
-    """By PyTorch, of those asked for: the gradients of a convolution's input `x`, weight and bias."""
+def convolution_gradients(conv: nn.Conv2d, grad: Tensor, x: Tensor, weight: Tensor, needed: list[bool]) -> list[Tensor]:
+    """The gradients of a convolution's input `x`, weight and bias by PyTorch, of which `needed` selects some."""
     return torch.ops.aten.convolution_backward(
-        grad, x, weight, None, conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups, which
+        grad, x, weight, None, conv.stride, conv.padding, conv.dilation, False, [0, 0], conv.groups, needed
     )
 
 
 def _neighbours(x: Tensor, height: int, width: int, conv: nn.Conv2d) -> Tensor:
-    """What each pixel of the (N, C', height, width) product sees of `x`: (rows, kernel height * kernel width * C)."""
+    """im2col: the inputs of each pixel of the (N, C', height, width) product: (rows, kernel * kernel * C)."""
     edge, stride, kernel = int(conv.padding[0]), conv.stride[0], conv.kernel_size[0]
     padded = F.pad(x, (edge, edge, edge, edge)).permute(0, 2, 3, 1).contiguous()
     image, row, column, _ = padded.stride()

@@ -1,11 +1,12 @@
-/* BatchNorm of training with its neighbours (residual sum, ReLU), bfloat16 in channels-last memory; at the end, the
+/* BatchNorm in training, fused with an addition and a ReLU, for bfloat16 in channels-last memory; and, at the end, the
  * exponentials of InfoNCE's logits.
  *
- * x is (rows, channels), one row a pixel. Sums are kept in float32 over BLOCK rows, then added in double in the order
- * of the blocks: the same bits for any number of threads. Elementwise outputs may be their own inputs.
+ * x is (rows, channels), one row for each pixel. Sums over BLOCK rows are computed in float32, then added in double in the
+ * order of the blocks, so that the result does not depend on the number of threads. Elementwise outputs may overwrite
+ * their inputs.
  *
- * coefficients: (4, channels) float32: scale, shift, mean, 1 / standard deviation; x_hat = (x - mean) * inverse, and
- * the normalised value is x * scale + shift. Source: Ioffe and Szegedy, arXiv 1502.03167.
+ * coefficients: (4, channels) float32: scale, shift, mean, 1 / standard deviation. x_hat = (x - mean) * inverse, and the
+ * normalised value is x * scale + shift. Source: Ioffe and Szegedy, arXiv 1502.03167.
  */
 #include <math.h>
 #include <stdint.h>
@@ -13,7 +14,7 @@
 #include <string.h>
 
 #define BLOCK 128
-#define STEM 4096 /* channels that are pooled, at most */
+#define STEM 4096 /* largest number of channels of the pooling kernels */
 
 typedef uint16_t bf16;
 
@@ -24,14 +25,14 @@ static inline float wide(bf16 x) {
     return value;
 }
 
-static inline bf16 narrow(float x) { /* to the nearest, ties to even; a NaN stays one */
+static inline bf16 narrow(float x) { /* round to nearest, ties to even; a NaN stays NaN */
     uint32_t bits;
     memcpy(&bits, &x, 4);
     uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     return (bf16)((bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded);
 }
 
-static inline float relu(float x) { return x < 0 ? 0 : x; } /* a NaN passes */
+static inline float relu(float x) { return x < 0 ? 0 : x; } /* a NaN stays NaN */
 
 static int64_t count_blocks(int64_t rows) { return (rows + BLOCK - 1) / BLOCK; }
 
@@ -40,8 +41,8 @@ static int64_t end_of(int64_t block, int64_t rows) {
     return end < rows ? end : rows;
 }
 
-/* Sums over blocks of rows of x - origin and of its square, into partial: (blocks, 2, channels). The origin, which is
- * filled in, is the first row: taken from among the values, little cancels where the mean is large. */
+/* Write the sums of x - origin and of its square over each block of rows to partial, (blocks, 2, channels). The origin is
+ * an output: the first row. Subtracting a value of x avoids cancellation if the mean is large. */
 void resim_norm_sums(const bf16 *x, float *origin, float *partial, int64_t rows, int64_t channels, int threads) {
     int64_t blocks = count_blocks(rows);
     for (int64_t c = 0; c < channels; c++) origin[c] = wide(x[c]);
@@ -61,7 +62,7 @@ void resim_norm_sums(const bf16 *x, float *origin, float *partial, int64_t rows,
     }
 }
 
-/* The partial sums of all blocks, (2, channels), in double. */
+/* The sum of the partial sums of all blocks, (2, channels), in double. */
 static double *add_up(const float *partial, int64_t blocks, int64_t channels) {
     double *sums = calloc(2 * channels, sizeof(double));
     for (int64_t block = 0; block < blocks; block++)
@@ -70,7 +71,7 @@ static double *add_up(const float *partial, int64_t blocks, int64_t channels) {
     return sums;
 }
 
-/* From the partial sums of all rows: the coefficients; to pending, (3, channels): mean, unbiased variance, 1 are added. */
+/* Compute the coefficients from the partial sums; add the mean, the unbiased variance and 1 to pending, (3, channels). */
 void resim_norm_coefficients(const float *partial, const float *origin, const float *weight, const float *bias,
                              double epsilon, float *coefficients, float *pending, int64_t blocks, int64_t rows,
                              int64_t channels) {
@@ -90,26 +91,26 @@ void resim_norm_coefficients(const float *partial, const float *origin, const fl
     free(sums);
 }
 
-/* y = relu(x * scale + shift + other): other is nothing, (rows, channels), or the same normalised by its own. */
-void resim_norm_apply(const bf16 *x, const float *coefficients, const bf16 *other, const float *other_coefficients,
+/* y = relu(x * scale + shift + addend): the addend, (rows, channels), is normalised if it has coefficients; or NULL. */
+void resim_norm_apply(const bf16 *x, const float *coefficients, const bf16 *addend, const float *addend_coefficients,
                       bf16 *y, int64_t rows, int64_t channels, int threads) {
     const float *scale = coefficients, *shift = coefficients + channels;
-    const float *other_scale = other_coefficients, *other_shift = other_coefficients ? other_coefficients + channels : 0;
+    const float *addend_scale = addend_coefficients, *addend_shift = addend_coefficients ? addend_coefficients + channels : 0;
     int64_t blocks = count_blocks(rows);
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t block = 0; block < blocks; block++)
         for (int64_t row = block * BLOCK; row < end_of(block, rows); row++) {
-            const bf16 *line = x + row * channels, *beside = other ? other + row * channels : 0;
+            const bf16 *line = x + row * channels, *addend_line = addend ? addend + row * channels : 0;
             bf16 *out = y + row * channels;
-            if (other_coefficients) {
+            if (addend_coefficients) {
 #pragma omp simd
                 for (int64_t c = 0; c < channels; c++)
-                    out[c] = narrow(relu(wide(line[c]) * scale[c] + shift[c] + wide(beside[c]) * other_scale[c] +
-                                         other_shift[c]));
-            } else if (other) {
+                    out[c] = narrow(relu(wide(line[c]) * scale[c] + shift[c] + wide(addend_line[c]) * addend_scale[c] +
+                                         addend_shift[c]));
+            } else if (addend) {
 #pragma omp simd
                 for (int64_t c = 0; c < channels; c++)
-                    out[c] = narrow(relu(wide(line[c]) * scale[c] + shift[c] + wide(beside[c])));
+                    out[c] = narrow(relu(wide(line[c]) * scale[c] + shift[c] + wide(addend_line[c])));
             } else {
 #pragma omp simd
                 for (int64_t c = 0; c < channels; c++) out[c] = narrow(relu(wide(line[c]) * scale[c] + shift[c]));
@@ -117,8 +118,8 @@ void resim_norm_apply(const bf16 *x, const float *coefficients, const bf16 *othe
         }
 }
 
-/* Sums over blocks of rows of dz and of dz * (x - mean), into partial: (blocks, 2, channels); dz is grad where the ReLU
- * passed. y: the ReLU's output; NULL: made again from x. */
+/* Write the sums of dz and of dz * (x - mean) over each block of rows to partial, (blocks, 2, channels); dz is grad where
+ * the ReLU's output is above 0, else 0. y: the ReLU's output; NULL: recomputed from x. */
 void resim_norm_backward_sums(const bf16 *grad, const bf16 *y, const bf16 *x, const float *coefficients, float *partial,
                               int64_t rows, int64_t channels, int threads) {
     const float *scale = coefficients, *shift = coefficients + channels, *mean = shift + channels;
@@ -149,14 +150,14 @@ void resim_norm_backward_sums(const bf16 *grad, const bf16 *y, const bf16 *x, co
     }
 }
 
-/* From the partial sums of all rows: gradients, (2, channels), of weight and bias, and slopes, (3, channels): the
+/* Compute from the partial sums the gradients of weight and bias, (2, channels), and the slopes, (3, channels): the
  * gradient of x is slopes[0] * dz + slopes[1] * x + slopes[2]. */
 void resim_norm_slopes(const float *partial, const float *coefficients, float *gradients, float *slopes, int64_t blocks,
                        int64_t rows, int64_t channels) {
     const float *scale = coefficients, *mean = coefficients + 2 * channels, *inverse = mean + channels;
     double *sums = add_up(partial, blocks, channels);
     for (int64_t c = 0; c < channels; c++) {
-        double sum = sums[c], product = sums[channels + c] * inverse[c]; /* of dz, of dz * x_hat */
+        double sum = sums[c], product = sums[channels + c] * inverse[c]; /* sums of dz and of dz * x_hat */
         gradients[c] = product;
         gradients[channels + c] = sum;
         double of_x = scale[c] * inverse[c] * product / rows;
@@ -167,7 +168,7 @@ void resim_norm_slopes(const float *partial, const float *coefficients, float *g
     free(sums);
 }
 
-/* The gradient of x, into dx, which may be grad or x; that of the sum before the ReLU into dz where that is not NULL. */
+/* Write the gradient of x to dx, argmax may be grad or x, and that of the sum before the ReLU to dz unless it is NULL. */
 void resim_norm_backward(const bf16 *grad, const bf16 *y, const bf16 *x, const float *coefficients, const float *slopes,
                          bf16 *dx, bf16 *dz, int64_t rows, int64_t channels, int threads) {
     const float *scale = coefficients, *shift = coefficients + channels;
@@ -180,30 +181,30 @@ void resim_norm_backward(const bf16 *grad, const bf16 *y, const bf16 *x, const f
             if (y && dz) {
 #pragma omp simd
                 for (int64_t c = 0; c < channels; c++) {
-                    float passed = wide(y[at + c]) > 0 ? wide(grad[at + c]) : 0, value = wide(x[at + c]);
-                    dz[at + c] = narrow(passed);
-                    dx[at + c] = narrow(of_dz[c] * passed + of_x[c] * value + offset[c]);
+                    float dz_value = wide(y[at + c]) > 0 ? wide(grad[at + c]) : 0, value = wide(x[at + c]);
+                    dz[at + c] = narrow(dz_value);
+                    dx[at + c] = narrow(of_dz[c] * dz_value + of_x[c] * value + offset[c]);
                 }
             } else if (y) {
 #pragma omp simd
                 for (int64_t c = 0; c < channels; c++) {
-                    float passed = wide(y[at + c]) > 0 ? wide(grad[at + c]) : 0;
-                    dx[at + c] = narrow(of_dz[c] * passed + of_x[c] * wide(x[at + c]) + offset[c]);
+                    float dz_value = wide(y[at + c]) > 0 ? wide(grad[at + c]) : 0;
+                    dx[at + c] = narrow(of_dz[c] * dz_value + of_x[c] * wide(x[at + c]) + offset[c]);
                 }
             } else {
 #pragma omp simd
                 for (int64_t c = 0; c < channels; c++) {
                     float value = wide(x[at + c]);
-                    float passed = value * scale[c] + shift[c] > 0 ? wide(grad[at + c]) : 0;
-                    dx[at + c] = narrow(of_dz[c] * passed + of_x[c] * value + offset[c]);
+                    float dz_value = value * scale[c] + shift[c] > 0 ? wide(grad[at + c]) : 0;
+                    dx[at + c] = narrow(of_dz[c] * dz_value + of_x[c] * value + offset[c]);
                 }
             }
         }
 }
 
-/* ReLU of the normalised x, (images, height, width, channels), then the largest of 3 x 3 every 2 pixels: y, of half the
- * height and width, and which of the 9 it was (9: none is above 0), from the left, then down. */
-void resim_norm_pool(const bf16 *x, const float *coefficients, bf16 *y, uint8_t *which, int64_t images, int64_t height,
+/* ReLU of the normalised x, (images, height, width, channels), and max pooling over 3 x 3 at stride 2: y, of half the
+ * height and width, and in argmax the index of the largest of the 9 values, row by row (9: none is above 0). */
+void resim_norm_pool(const bf16 *x, const float *coefficients, bf16 *y, uint8_t *argmax, int64_t images, int64_t height,
                      int64_t width, int64_t channels, int threads) {
     const float *scale = coefficients, *shift = coefficients + channels;
     int64_t high = (height + 1) / 2, wide_ = (width + 1) / 2;
@@ -212,9 +213,9 @@ void resim_norm_pool(const bf16 *x, const float *coefficients, bf16 *y, uint8_t 
         int64_t image = line / high, top = line % high * 2 - 1;
         for (int64_t column = 0; column < wide_; column++) {
             float best[STEM];
-            uint8_t *found = which + (line * wide_ + column) * channels;
+            uint8_t *index = argmax + (line * wide_ + column) * channels;
             bf16 *out = y + (line * wide_ + column) * channels;
-            for (int64_t c = 0; c < channels; c++) best[c] = 0, found[c] = 9;
+            for (int64_t c = 0; c < channels; c++) best[c] = 0, index[c] = 9;
             for (int64_t k = 0; k < 9; k++) {
                 int64_t row = top + k / 3, at = column * 2 - 1 + k % 3;
                 if (row < 0 || row >= height || at < 0 || at >= width) continue;
@@ -222,9 +223,9 @@ void resim_norm_pool(const bf16 *x, const float *coefficients, bf16 *y, uint8_t 
 #pragma omp simd
                 for (int64_t c = 0; c < channels; c++) {
                     float value = wide(from[c]) * scale[c] + shift[c];
-                    int better = value > best[c] || value != value; /* a NaN stays */
+                    int better = value > best[c] || value != value; /* a NaN wins */
                     best[c] = better ? value : best[c];
-                    found[c] = better ? (uint8_t)k : found[c];
+                    index[c] = better ? (uint8_t)k : index[c];
                 }
             }
 #pragma omp simd
@@ -233,9 +234,9 @@ void resim_norm_pool(const bf16 *x, const float *coefficients, bf16 *y, uint8_t 
     }
 }
 
-/* The gradient of what entered the ReLU, into dz, from that of the pooled y; and partial sums of it and of its products
- * with x - mean, a block a line: (images * height, 2, channels). */
-void resim_norm_pool_backward(const bf16 *grad, const uint8_t *which, const bf16 *x, const float *coefficients, bf16 *dz,
+/* Write the gradient of the ReLU's input to dz, from grad, that of the pooled y; and the sums of dz and of
+ * dz * (x - mean) over each line of pixels to partial, (images * height, 2, channels). */
+void resim_norm_pool_backward(const bf16 *grad, const uint8_t *argmax, const bf16 *x, const float *coefficients, bf16 *dz,
                               float *partial, int64_t images, int64_t height, int64_t width, int64_t channels,
                               int threads) {
     const float *mean = coefficients + 2 * channels;
@@ -246,19 +247,19 @@ void resim_norm_pool_backward(const bf16 *grad, const uint8_t *which, const bf16
         float *sum = partial + line * 2 * channels, *product = sum + channels;
         memset(sum, 0, 2 * channels * sizeof(float));
         for (int64_t column = 0; column < width; column++) {
-            float found[STEM];
-            memset(found, 0, channels * sizeof(float));
+            float routed[STEM];
+            memset(routed, 0, channels * sizeof(float));
             for (int64_t of_row = row / 2; of_row <= (row + 1) / 2 && of_row < high; of_row++)
                 for (int64_t of_column = column / 2; of_column <= (column + 1) / 2 && of_column < wide_; of_column++) {
                     uint8_t k = (row - (of_row * 2 - 1)) * 3 + column - (of_column * 2 - 1);
                     int64_t at = ((image * high + of_row) * wide_ + of_column) * channels;
 #pragma omp simd
-                    for (int64_t c = 0; c < channels; c++) found[c] += which[at + c] == k ? wide(grad[at + c]) : 0;
+                    for (int64_t c = 0; c < channels; c++) routed[c] += argmax[at + c] == k ? wide(grad[at + c]) : 0;
                 }
             int64_t at = (line * width + column) * channels;
 #pragma omp simd
             for (int64_t c = 0; c < channels; c++) {
-                bf16 rounded = narrow(found[c]);
+                bf16 rounded = narrow(routed[c]);
                 dz[at + c] = rounded;
                 sum[c] += wide(rounded);
                 product[c] += wide(rounded) * (wide(x[at + c]) - mean[c]);
@@ -267,9 +268,9 @@ void resim_norm_pool_backward(const bf16 *grad, const uint8_t *which, const bf16
     }
 }
 
-/* e^x for x <= 0, to float32's last bits but one; 0 below -87; a NaN stays. */
+/* e^x for x <= 0, accurate to about one unit in the last place of float32; 0 below -87; a NaN stays NaN. */
 static inline float exponential(float x) {
-    float clamped = x < -87.0f ? -87.0f : x; /* a NaN is not smaller */
+    float clamped = x < -87.0f ? -87.0f : x; /* false for a NaN */
     float n = __builtin_rintf(clamped * 1.44269504f);
     float r = (clamped - n * 0.693145752f) - n * 1.42860677e-6f;
     float p = 1.9875691e-4f;
@@ -286,9 +287,9 @@ static inline float exponential(float x) {
     return x < -87.0f ? 0 : p * two.f;
 }
 
-/* Of logits (rows, columns) their exponentials relative to the largest so far of the row, in their place; that largest
- * and the sum of a row's exponentials are brought up to date, and by what the former sum was multiplied goes into kept. */
-void resim_exponentials(bf16 *logits, float *largest, float *sums, float *kept, int64_t rows, int64_t columns,
+/* Overwrite logits (rows, columns) with their exponentials relative to the largest logit of the row so far. Update that
+ * largest logit and the sum of the row's exponentials; write the factor that multiplied the earlier sum to shrink. */
+void resim_exponentials(bf16 *logits, float *largest, float *sums, float *shrink, int64_t rows, int64_t columns,
                         int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
@@ -309,7 +310,7 @@ void resim_exponentials(bf16 *logits, float *largest, float *sums, float *kept, 
             x[c] = narrow(share);
         }
         largest[row] = most;
-        kept[row] = exponential(before - most);
-        sums[row] = sums[row] * kept[row] + sum;
+        shrink[row] = exponential(before - most);
+        sums[row] = sums[row] * shrink[row] + sum;
     }
 }

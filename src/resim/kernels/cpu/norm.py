@@ -1,7 +1,10 @@
-"""The kernels of norm.c on tensors: training's BatchNorm with the ReLU after it, forward and back.
+"""The kernels of norm.c on tensors: BatchNorm in training, fused with an addition and a ReLU, forward and backward.
 
-Shapes: maps are (N, C, H, W), bfloat16 in channels-last memory; coefficients (4, C) and slopes (3, C) float32; partial
-sums (blocks, 2, C) float32.
+Shapes: maps are (N, C, H, W), bfloat16 in channels-last memory; partial sums (blocks, 2, C) float32.
+
+Coefficients are (4, C) float32: scale, shift, mean and 1 / standard deviation; the normalised value is x * scale +
+shift. Slopes are (3, C) float32: the gradient of x is slopes[0] * dz + slopes[1] * x + slopes[2], where dz is the
+gradient of the normalised value, before the ReLU.
 
 Source: Ioffe and Szegedy, arXiv 1502.03167.
 """
@@ -17,23 +20,23 @@ from resim.kernels.cpu.build import kernels
 from resim.layers.grouped_norm import GroupedBatchNorm2d
 
 BLOCK = 128
-"""Rows of a partial sum, as in norm.c."""
+"""Number of rows in a partial sum, as in norm.c."""
 
 
 def native() -> ctypes.CDLL:
-    """The kernels, which must be there."""
-    found = kernels()
-    assert found is not None
-    return found
+    """The library of kernels, which must be available."""
+    library = kernels()
+    assert library is not None
+    return library
 
 
 def floats(*shape: int) -> Tensor:
-    """Room for float32 on the CPU, whatever PyTorch's defaults are."""
+    """An uninitialised float32 tensor on the CPU, whatever PyTorch's default dtype and device are."""
     return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def address(x: Tensor | None) -> int | None:
-    """Where the data of a tensor lie, which must be dense."""
+    """The address of a dense tensor's data; None for None."""
     if x is None:
         return None
     assert x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
@@ -41,12 +44,12 @@ def address(x: Tensor | None) -> int | None:
 
 
 def shape(x: Tensor) -> tuple[int, int, int]:
-    """Rows (pixels) and channels of a map, and how many threads there are."""
+    """The number of rows (pixels) and channels of a map, and the number of threads."""
     return x.numel() // x.shape[1], x.shape[1], torch.get_num_threads()
 
 
-def see(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Partial sums of a map, and the (C,) origin from which they are taken."""
+def partial_sums(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Partial sums of x - origin and of its square, and the (C,) origin."""
     rows, channels, threads = shape(x)
     partial, origin = floats(-(-rows // BLOCK), 2, channels), floats(channels)
     native().resim_norm_sums(address(x), address(origin), address(partial), rows, channels, threads)
@@ -54,33 +57,33 @@ def see(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def coefficients(partial: Tensor, origin: Tensor, rows: int, norm: GroupedBatchNorm2d) -> Tensor:
-    """(4, C): scale, shift, mean, 1 / standard deviation. Mean and variance are added to `norm.pending`.
+    """The coefficients (4, C) of a normalisation; also adds the mean and the variance to `norm.pending`.
 
     Raises:
-        ValueError: a single row has no variance.
+        ValueError: there is one row only, which has no variance.
     """
     if rows == 1:
-        raise ValueError("a batch of one value a channel has no variance: more images, or larger ones, are needed")
+        raise ValueError("one value per channel has no variance: use more images, or larger ones")
     blocks, _, channels = partial.shape
-    found, weight, bias = floats(4, channels), norm.weight.contiguous(), norm.bias.contiguous()
+    result, weight, bias = floats(4, channels), norm.weight.contiguous(), norm.bias.contiguous()
     native().resim_norm_coefficients(
-        address(partial), address(origin), address(weight), address(bias), norm.eps, address(found),
+        address(partial), address(origin), address(weight), address(bias), norm.eps, address(result),
         address(norm.pending), blocks, rows, channels,
     )  # fmt: skip
-    return found
+    return result
 
 
 def normalize(
-    x: Tensor, norm: Tensor, *, beside: Tensor | None = None, beside_norm: Tensor | None = None, inplace: bool = False
+    x: Tensor, norm: Tensor, *, addend: Tensor | None = None, addend_norm: Tensor | None = None, inplace: bool = False
 ) -> Tensor:
-    """ReLU of `x` normalised by the coefficients `norm`, plus `beside`, itself normalised by `beside_norm` if given."""
+    """ReLU(`x` normalised by `norm` + `addend`), the addend normalised by `addend_norm` unless that is None."""
     y = x if inplace else torch.empty_like(x)
-    native().resim_norm_apply(address(x), address(norm), address(beside), address(beside_norm), address(y), *shape(x))
+    native().resim_norm_apply(address(x), address(norm), address(addend), address(addend_norm), address(y), *shape(x))
     return y
 
 
-def see_backward(grad: Tensor, x: Tensor, norm: Tensor, y: Tensor | None = None) -> Tensor:
-    """Partial sums of the gradient; `grad` is that of the ReLU's output `y`, made again from `x` if not given."""
+def partial_backward_sums(grad: Tensor, x: Tensor, norm: Tensor, y: Tensor | None = None) -> Tensor:
+    """Partial sums of dz and of dz * (x - mean); `grad` is that of the ReLU's output `y`; None: recomputed."""
     rows, channels, threads = shape(x)
     partial = floats(-(-rows // BLOCK), 2, channels)
     native().resim_norm_backward_sums(
@@ -90,20 +93,20 @@ def see_backward(grad: Tensor, x: Tensor, norm: Tensor, y: Tensor | None = None)
 
 
 def slopes(partial: Tensor, norm: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """(3, C) slopes, by which gradients pass the normalisation, and (2, C) gradients of its weight and bias."""
+    """The slopes (3, C) of a normalisation's backward pass, and the gradients (2, C) of its weight and bias."""
     blocks, _, channels = partial.shape
-    found, gradients = floats(3, channels), floats(2, channels)
+    result, gradients = floats(3, channels), floats(2, channels)
     native().resim_norm_slopes(
-        address(partial), address(norm), address(gradients), address(found), blocks, rows, channels
+        address(partial), address(norm), address(gradients), address(result), blocks, rows, channels
     )
-    return found, gradients
+    return result, gradients
 
 
 def normalize_backward(
-    grad: Tensor, x: Tensor, norm: Tensor, slopes: Tensor, y: Tensor | None = None, *, into: Tensor,
+    grad: Tensor, x: Tensor, norm: Tensor, slopes: Tensor, y: Tensor | None = None, *, out: Tensor,
     dz: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """The gradient of `x`, into `into` (which may be `grad` or `x`), and of what entered the ReLU, into `dz`."""
-    seen = (grad, y, x, norm, slopes, into, dz)
-    native().resim_norm_backward(*(address(tensor) for tensor in seen), *shape(x))
-    return into
+    """Write the gradient of `x` to `out`, which may be `grad` or `x`, and that of the sum before the ReLU to `dz`."""
+    tensors = (grad, y, x, norm, slopes, out, dz)
+    native().resim_norm_backward(*(address(tensor) for tensor in tensors), *shape(x))
+    return out

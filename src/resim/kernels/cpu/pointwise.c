@@ -1,23 +1,24 @@
-/* 1 x 1 convolutions between two BatchNorms, bfloat16 in channels-last memory, on processors with
- * instructions for it (AVX-512 or AMX).
+/* 1 x 1 convolutions fused with the BatchNorms before and after them, for bfloat16 in channels-last memory, on processors
+ * with bfloat16 instructions (AVX-512 or AMX).
  *
- * Some rows (pixels) at a time go through everything that can be done to them, and stay in a core's own cache meanwhile:
- * forward, the input is normalised, multiplied and its sums taken; backward, the output's gradient is made, multiplied
- * both ways, and the sums that the next normalisation needs are taken. Nothing in between is written to memory.
+ * A block of rows (pixels) passes through all operations while it is in a core's cache, and no intermediate result is
+ * written to memory. Forward: normalise the input, multiply by the weight, sum the product for its statistics. Backward:
+ * compute the gradient of the product, multiply it by the weight and by the input, and sum the input's gradient for the
+ * BatchNorm before.
  *
  * Layout: input (rows, inputs), output (rows, outputs), weight (outputs, inputs); channels are multiples of 32.
- * coefficients (4, channels) and slopes (3, channels) are those of norm.c, with the same sums over blocks of BLOCK rows.
+ * coefficients (4, channels), slopes (3, channels) and partial sums are those of norm.c, with BLOCK rows for each sum.
  */
 #include "lanes.h"
 
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define BLOCK 256 /* rows of one turn */
-#define TILE 32   /* rows of one product */
-#define STRIP 64  /* columns of one product */
+#define BLOCK 256 /* rows in a core's cache at a time */
+#define TILE 32   /* rows of one product of matrices */
+#define STRIP 64  /* columns of one product of matrices */
 
-/* Whether this process may use what the products below are made of. */
+/* Whether the system allows this process to use the instructions below. AMX needs a permission. */
 #ifdef __AMX_BF16__
 int resim_products_allowed(void) {
     return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
@@ -26,11 +27,11 @@ int resim_products_allowed(void) {
 int resim_products_allowed(void) { return 1; }
 #endif
 
-/* out (rows, columns) = left (rows, inner) * packed, or added to it; rows and columns are multiples of 32. */
+/* out (rows, columns) = left (rows, inner) * packed, or += with add_to; rows and columns are multiples of 32. */
 #ifdef __AMX_BF16__
 static void multiply(const bf16 *left, int64_t left_stride, const uint32_t *packed, int64_t packed_stride, float *out,
                      int64_t out_stride, int64_t rows, int64_t inner, int64_t columns, int add_to, struct ahead *ahead) {
-    __asm__ volatile("" : : : "memory"); /* GCC does not see that tiles are read from memory */
+    __asm__ volatile("" : : : "memory"); /* GCC does not know that tile loads read memory */
     for (int64_t column = 0; column < columns; column += 32)
         for (int64_t row = 0; row < rows; row += 32) {
             float *at = out + row * out_stride + column;
@@ -79,12 +80,12 @@ static void multiply(const bf16 *left, int64_t left_stride, const uint32_t *pack
                 if (ahead && row % 32 == 0) fetch(ahead);
             }
             for (int i = 0; i < ROWS; i++, at += out_stride)
-                store_floats(at, add_to ? plus(floats(at), sums[i]) : sums[i]); /* last: small sums lose less */
+                store_floats(at, add_to ? plus(floats(at), sums[i]) : sums[i]); /* added last, to lose less of small sums */
         }
 }
 #endif
 
-/* Pairs of rows interleaved: (rows, columns) -> (rows / 2, columns) of pairs. */
+/* Interleave pairs of rows: (rows, columns) -> (rows / 2, columns) of pairs. */
 static void interleave(const bf16 *x, uint32_t *pairs, int64_t rows, int64_t columns) {
     for (int64_t row = 0; row < rows; row += 2)
         for (int64_t c = 0; c < columns; c += 16)
@@ -97,14 +98,14 @@ static void transpose_pairs(const uint32_t *from, int64_t rows, int64_t columns,
             transpose_16(from + row * columns + c, columns, to + c * to_stride + row, to_stride);
 }
 
-/* weight (outputs, inputs), packed for input * weight^T and for gradient * weight: outputs * inputs / 2 pairs each; what
- * is NULL is not wanted. */
+/* Pack weight (outputs, inputs) for input * weight^T (forward) and for gradient * weight (backward): outputs * inputs / 2
+ * pairs each; NULL: not needed. */
 void resim_pointwise_pack(const bf16 *weight, uint32_t *forward, uint32_t *backward, int64_t outputs, int64_t inputs) {
     if (forward) transpose_pairs((const uint32_t *)weight, outputs, inputs / 2, forward, outputs);
     if (backward) interleave(weight, backward, outputs, inputs);
 }
 
-/* What a product reads: rows of x as they are, or normalised and through the ReLU; rows that are not there are 0. */
+/* Write rows of x, normalised and through the ReLU if norm is not NULL, to tile; fill its remaining rows with 0. */
 static void prepare(const bf16 *x, const float *norm, bf16 *tile, int64_t rows, int64_t channels) {
     if (!norm) memcpy(tile, x, rows * channels * sizeof(bf16));
     else
@@ -118,18 +119,18 @@ static void prepare(const bf16 *x, const float *norm, bf16 *tile, int64_t rows, 
 
 struct forward {
     const bf16 *x;             /* (rows, inputs) */
-    const float *x_norm;       /* coefficients by which x is normalised first; NULL: it is not */
+    const float *x_norm;       /* coefficients that normalise x before a ReLU; NULL: neither */
     const uint32_t *weight;    /* packed forward */
-    float *origin, *partial;   /* (outputs), (blocks, 2, outputs): the sums of norm.c; NULL: not wanted */
-    const float *norm;         /* coefficients by which the product is normalised; NULL: it is not */
-    const bf16 *beside;        /* (rows, outputs), added to the normalised product before a ReLU */
-    const float *beside_norm;  /* coefficients by which it is normalised first; NULL: it is not */
+    float *origin, *partial;   /* (outputs), (blocks, 2, outputs): the sums of norm.c; NULL: not needed */
+    const float *norm;         /* coefficients that normalise the product; NULL: out is the product */
+    const bf16 *addend;        /* (rows, outputs), added to the normalised product before a ReLU */
+    const float *addend_norm;  /* coefficients that normalise the addend; NULL: not normalised */
     bf16 *out;                 /* (rows, outputs) */
-    uint32_t *passed;          /* (rows, outputs / 32): a bit a channel, where the ReLU's output is above 0 */
+    uint32_t *mask;          /* (rows, outputs / 32): a bit for each channel, set where the ReLU's output is above 0 */
     int64_t rows, inputs, outputs, threads;
 };
 
-/* From channel `from`, the channels of a strip of products. */
+/* Finish a strip of the product: `channels` channels, beginning with channel `from`. */
 static void finish_forward(const struct forward *f, const float *product, int64_t row, int64_t rows, int64_t from,
                            int64_t channels, float *sums) {
     int64_t n = f->outputs;
@@ -137,14 +138,14 @@ static void finish_forward(const struct forward *f, const float *product, int64_
         const float *line = product + (c - from);
         int64_t at = row * n + c;
         if (f->norm) {
-            lanes scale = floats(f->norm + c), shift = floats(f->norm + n + c), beside_scale = zero(), beside_shift = zero();
-            if (f->beside_norm) beside_scale = floats(f->beside_norm + c), beside_shift = floats(f->beside_norm + n + c);
+            lanes scale = floats(f->norm + c), shift = floats(f->norm + n + c), addend_scale = zero(), addend_shift = zero();
+            if (f->addend_norm) addend_scale = floats(f->addend_norm + c), addend_shift = floats(f->addend_norm + n + c);
             for (int64_t i = 0; i < rows; i++, line += STRIP, at += n) {
-                lanes beside = load(f->beside + at);
-                if (f->beside_norm) beside = times_plus(beside, beside_scale, beside_shift);
-                lanes y = positive(plus(times_plus(floats(line), scale, shift), beside));
+                lanes addend = load(f->addend + at);
+                if (f->addend_norm) addend = times_plus(addend, addend_scale, addend_shift);
+                lanes y = positive(plus(times_plus(floats(line), scale, shift), addend));
                 store(f->out + at, y);
-                f->passed[at / LANES] = above_zero(y);
+                f->mask[at / LANES] = above_zero(y);
             }
         } else if (!f->partial)
             for (int64_t i = 0; i < rows; i++, line += STRIP, at += n) store(f->out + at, floats(line));
@@ -189,7 +190,7 @@ void resim_pointwise_forward(const struct forward *f) {
                 int64_t rows = end - row < TILE ? end - row : TILE;
                 struct ahead ahead = {.region = 0};
                 plan(&ahead, f->out, row + TILE, TILE, f->rows, n);
-                plan(&ahead, f->beside, row + TILE, TILE, f->rows, n);
+                plan(&ahead, f->addend, row + TILE, TILE, f->rows, n);
                 plan(&ahead, f->x, row + TILE, TILE, f->rows, k);
                 start(&ahead, TILE / 32 * (n / 32) * (k / 32));
                 prepare(f->x + row * k, f->x_norm, tile, rows, k);
@@ -205,12 +206,12 @@ void resim_pointwise_forward(const struct forward *f) {
     }
 }
 
-/* What the statistics of a product are made of, since it is linear: sums of its input, (parts, channels), and of the
- * products of any two channels, (parts, channels, channels), of which nothing left of the diagonal is to be read. The
- * parts of the rows are the same for any number of threads. */
+/* Moments of the input, from which the statistics of the product follow, as it is linear: sums, (parts, channels), and
+ * sums of the products of two channels, (parts, channels, channels), of which only the upper triangle is valid. The parts
+ * of the rows do not depend on the number of threads. */
 struct moments {
     const bf16 *x;       /* (rows, channels) */
-    const float *x_norm; /* coefficients by which x is normalised first; NULL: it is not */
+    const float *x_norm; /* coefficients that normalise x before a ReLU; NULL: neither */
     float *sums, *products; /* added to */
     int64_t rows, channels, parts, threads;
 };
@@ -220,7 +221,7 @@ void resim_pointwise_moments(const struct moments *m) {
 #pragma omp parallel num_threads((int)m->threads)
     {
         bf16 *tile = space(TILE * k * sizeof(bf16));
-        uint32_t *pairs = space(BLOCK / 2 * k * sizeof(uint32_t)), *turned = space(BLOCK / 2 * k * sizeof(uint32_t));
+        uint32_t *pairs = space(BLOCK / 2 * k * sizeof(uint32_t)), *transposed = space(BLOCK / 2 * k * sizeof(uint32_t));
         configure();
 #pragma omp for schedule(static, each)
         for (int64_t block = 0; block < blocks; block++) {
@@ -235,22 +236,22 @@ void resim_pointwise_moments(const struct moments *m) {
                     store_floats(sums + c, sum);
                 }
                 interleave(tile, pairs + done / 2 * k, TILE, k);
-                transpose_pairs(pairs + done / 2 * k, TILE / 2, k, turned + done / 2, BLOCK / 2);
+                transpose_pairs(pairs + done / 2 * k, TILE / 2, k, transposed + done / 2, BLOCK / 2);
             }
             struct ahead ahead = {.region = 0};
             plan(&ahead, m->x, end, BLOCK, m->rows, k);
             start(&ahead, (k / 32 + 1) * (k / 32) / 2 * (done / 32));
             for (int64_t c = 0; c < k; c += LANES)
-                multiply((const bf16 *)turned + c * BLOCK, BLOCK, pairs + c, k, products + c * k + c, k, LANES, done, k - c,
+                multiply((const bf16 *)transposed + c * BLOCK, BLOCK, pairs + c, k, products + c * k + c, k, LANES, done, k - c,
                          1, &ahead);
         }
         release();
-        free(tile), free(pairs), free(turned);
+        free(tile), free(pairs), free(transposed);
     }
 }
 
-/* From those: the mean, and the sums of products of deviations from it, (1 + channels, channels). */
-void resim_pointwise_spread(const float *sums, const float *products, float *moments, int64_t rows, int64_t channels,
+/* From these sums, the mean and the scatter matrix (sums of products of deviations): (1 + channels, channels). */
+void resim_pointwise_scatter(const float *sums, const float *products, float *moments, int64_t rows, int64_t channels,
                             int64_t parts) {
     int64_t k = channels;
     double *mean = calloc(2 * k, sizeof(double)), *line = mean + k;
@@ -258,58 +259,58 @@ void resim_pointwise_spread(const float *sums, const float *products, float *mom
         for (int64_t c = 0; c < k; c++) mean[c] += sums[part * k + c];
     for (int64_t c = 0; c < k; c++) mean[c] /= rows, moments[c] = mean[c];
     for (int64_t i = 0; i < k; i++) {
-        float *found = moments + (1 + i) * k;
+        float *row = moments + (1 + i) * k;
         for (int64_t c = i; c < k; c++) line[c] = -rows * mean[i] * mean[c];
         for (int64_t part = 0; part < parts; part++)
             for (int64_t c = i; c < k; c++) line[c] += products[(part * k + i) * k + c];
-        for (int64_t c = i; c < k; c++) found[c] = moments[(1 + c) * k + i] = line[c];
+        for (int64_t c = i; c < k; c++) row[c] = moments[(1 + c) * k + i] = line[c];
     }
     free(mean);
 }
 
 struct backward {
-    const bf16 *grad;            /* (rows, outputs), of the ReLU's output */
-    const uint32_t *passed;      /* (rows, outputs / 32), where the ReLU passed; made again from x where that is given */
-    const bf16 *x;               /* (rows, outputs), the product; NULL: grad goes through the ReLU alone */
-    const float *norm, *slopes;  /* of x */
-    float *sums;                 /* (threads, outputs) of what comes through, added to; NULL: not wanted */
+    const bf16 *grad;            /* (rows, outputs), gradient of the ReLU's output */
+    const uint32_t *mask;      /* (rows, outputs / 32), set where the ReLU's output is above 0; not used with x */
+    const bf16 *x;               /* (rows, outputs), the product; NULL: only the ReLU is applied to grad */
+    const float *norm, *slopes;  /* coefficients and slopes of x */
+    float *sums;                 /* (threads, outputs), sums of dz, added to; NULL: not needed */
     const bf16 *input;           /* (rows, inputs) */
-    const float *input_norm;     /* coefficients by which it was normalised first; NULL: it was not */
-    const uint32_t *weight;      /* packed backward; NULL: the gradient of the input is not wanted */
-    const uint32_t *correction;  /* (inputs, inputs) packed backward: input * correction is added to it; NULL: nothing is */
+    const float *input_norm;     /* coefficients that normalise the input before a ReLU; NULL: neither */
+    const uint32_t *weight;      /* packed backward; NULL: the gradient of the input is not needed */
+    const uint32_t *correction;  /* (inputs, inputs) packed backward: input * correction is added to the gradient; or NULL */
     const float *constant;       /* (inputs), added with the correction */
     bf16 *grad_input;            /* (rows, inputs) */
-    const bf16 *beside;          /* (rows, inputs), added to it; NULL: nothing is */
-    const uint32_t *beside_passed; /* (rows, inputs / 32), where beside counts; NULL: everywhere */
-    float *input_partial;        /* (blocks, 2, inputs), sums for the slopes of the input's normalisation; NULL */
-    float *grad_weight;          /* (threads, outputs, inputs), or transposed unless inputs > outputs; added to; NULL */
+    const bf16 *addend;          /* (rows, inputs), added to the gradient; or NULL */
+    const uint32_t *addend_mask; /* (rows, inputs / 32), set where the addend counts; NULL: everywhere */
+    float *input_partial;        /* (blocks, 2, inputs), sums for the slopes of the input's normalisation; or NULL */
+    float *grad_weight;          /* (threads, outputs, inputs), or transposed unless inputs > outputs; added to; or NULL */
     int64_t rows, inputs, outputs, threads;
 };
 
-/* What of some rows of grad passes the ReLU and, where x is given, its normalisation, into g. */
+/* Write the gradient of some rows of the product to g (with x), or dz (without). */
 static void output_gradient(const struct backward *b, int64_t row, int64_t rows, bf16 *g, float *sums) {
     int64_t n = b->outputs;
     for (int64_t c = 0; c < n; c += LANES) {
-        bf16 *found = g + c;
+        bf16 *out = g + c;
         int64_t at = row * n + c;
         if (b->x) {
             lanes scale = floats(b->norm + c), shift = floats(b->norm + n + c);
             lanes of_dz = floats(b->slopes + c), of_x = floats(b->slopes + n + c), offset = floats(b->slopes + 2 * n + c);
-            for (int64_t i = 0; i < rows; i++, found += n, at += n) {
+            for (int64_t i = 0; i < rows; i++, out += n, at += n) {
                 lanes value = load(b->x + at);
-                __mmask32 passed = above_zero(times_plus(value, scale, shift));
-                store(found, times_plus(where(passed, load(b->grad + at)), of_dz, times_plus(value, of_x, offset)));
+                __mmask32 mask = above_zero(times_plus(value, scale, shift));
+                store(out, times_plus(where(mask, load(b->grad + at)), of_dz, times_plus(value, of_x, offset)));
             }
         } else {
             lanes sum = b->sums ? floats(sums + c) : zero();
-            for (int64_t i = 0; i < rows; i++, found += n, at += n) {
-                __m512i bits = _mm512_maskz_loadu_epi16(b->passed[at / LANES], b->grad + at);
-                _mm512_storeu_si512(found, bits);
-                if (b->sums) sum = plus(sum, load(found));
+            for (int64_t i = 0; i < rows; i++, out += n, at += n) {
+                __m512i bits = _mm512_maskz_loadu_epi16(b->mask[at / LANES], b->grad + at);
+                _mm512_storeu_si512(out, bits);
+                if (b->sums) sum = plus(sum, load(out));
             }
             if (b->sums) store_floats(sums + c, sum);
         }
-        for (int64_t i = rows; i < TILE; i++, found += n) store(found, zero());
+        for (int64_t i = rows; i < TILE; i++, out += n) store(out, zero());
     }
 }
 
@@ -324,15 +325,15 @@ static void input_gradient(const struct backward *b, const float *product, int64
         if (norm) scale = floats(norm + c), shift = floats(norm + k + c), mean = floats(norm + 2 * k + c);
         int64_t at = row * k + c;
         for (int64_t i = 0; i < rows; i++, line += STRIP, at += k) {
-            lanes found = plus(floats(line), constant);
-            if (b->beside) {
-                lanes beside = load(b->beside + at);
-                found = plus(found, b->beside_passed ? where(b->beside_passed[at / LANES], beside) : beside);
+            lanes result = plus(floats(line), constant);
+            if (b->addend) {
+                lanes addend = load(b->addend + at);
+                result = plus(result, b->addend_mask ? where(b->addend_mask[at / LANES], addend) : addend);
             }
-            store(b->grad_input + at, found);
+            store(b->grad_input + at, result);
             if (!norm) continue;
             lanes value = load(b->input + at);
-            lanes dz = where(above_zero(times_plus(value, scale, shift)), rounded(found));
+            lanes dz = where(above_zero(times_plus(value, scale, shift)), rounded(result));
             sum = plus(sum, dz);
             product_sum = times_plus(dz, minus(value, mean), product_sum);
         }
@@ -348,11 +349,11 @@ void resim_pointwise_backward(const struct backward *b) {
     {
         bf16 *tile = space(TILE * k * sizeof(bf16)), *g = space(TILE * n * sizeof(bf16));
         float *product = space(TILE * STRIP * sizeof(float)), *unused = space(2 * k * sizeof(float));
-        /* for the weight's gradient: of input and g, what has more channels and, turned, what has fewer */
+        /* for the weight's gradient: of input and g, the one with more channels and, transposed, the other */
         int64_t more = k > n ? k : n, fewer = k > n ? n : k;
         uint32_t *pairs = space(BLOCK / 2 * more * sizeof(uint32_t));   /* (BLOCK / 2, more) */
         uint32_t *upright = space(TILE / 2 * fewer * sizeof(uint32_t)); /* (TILE / 2, fewer) */
-        uint32_t *turned = space(BLOCK / 2 * fewer * sizeof(uint32_t)); /* (fewer, BLOCK / 2) */
+        uint32_t *transposed = space(BLOCK / 2 * fewer * sizeof(uint32_t)); /* (fewer, BLOCK / 2) */
         float *grad_weight = b->grad_weight ? b->grad_weight + omp_get_thread_num() * n * k : NULL;
         float *sums = b->sums ? b->sums + omp_get_thread_num() * n : NULL;
         configure();
@@ -367,7 +368,7 @@ void resim_pointwise_backward(const struct backward *b) {
                 if (b->weight) {
                     ahead.region = 0;
                     plan(&ahead, b->grad_input, row + TILE, TILE, b->rows, k);
-                    plan(&ahead, b->beside, row + TILE, TILE, b->rows, k);
+                    plan(&ahead, b->addend, row + TILE, TILE, b->rows, k);
                     plan(&ahead, b->x, row + TILE, TILE, b->rows, n);
                     plan(&ahead, b->grad, row + TILE, TILE, b->rows, n);
                     plan(&ahead, b->input, row + TILE, TILE, b->rows, k);
@@ -384,18 +385,18 @@ void resim_pointwise_backward(const struct backward *b) {
                 if (!b->grad_weight) continue;
                 interleave(k > n ? tile : g, pairs + done / 2 * more, TILE, more);
                 interleave(k > n ? g : tile, upright, TILE, fewer);
-                transpose_pairs(upright, TILE / 2, fewer, turned + done / 2, BLOCK / 2);
+                transpose_pairs(upright, TILE / 2, fewer, transposed + done / 2, BLOCK / 2);
             }
             if (!b->grad_weight) continue;
-            if (!b->weight) { /* nothing was fetched ahead */
+            if (!b->weight) { /* nothing was prefetched above */
                 ahead.region = 0;
                 plan(&ahead, b->input, end, BLOCK, b->rows, k);
                 plan(&ahead, b->grad, end, BLOCK, b->rows, n);
                 start(&ahead, (n / 32) * (k / 32) * (done / 32));
             }
-            multiply((const bf16 *)turned, BLOCK, pairs, more, grad_weight, more, fewer, done, more, 1, &ahead);
+            multiply((const bf16 *)transposed, BLOCK, pairs, more, grad_weight, more, fewer, done, more, 1, &ahead);
         }
         release();
-        free(tile), free(g), free(product), free(unused), free(pairs), free(upright), free(turned);
+        free(tile), free(g), free(product), free(unused), free(pairs), free(upright), free(transposed);
     }
 }

@@ -1,8 +1,8 @@
-"""ReLU of bfloat16 on a CPU, through its bits: a bfloat16 is negative where the whole number of the same bits is.
+"""ReLU of bfloat16 on a CPU as an integer operation: a bfloat16 and the int16 of the same bits have the same sign.
 
-PyTorch widens bfloat16 to float32 and back for every operation; whole numbers are compared as they are, in a fraction
-of the time. A NaN whose sign bit is set becomes 0 here, so that a NaN must be looked for elsewhere: `commit_statistics`
-tells of any that BatchNorm has seen.
+PyTorch converts bfloat16 to float32 and back for every operation; comparing integers takes a fraction of the time. A
+NaN whose sign bit is set becomes 0, so NaNs cannot be detected after a ReLU; `commit_statistics` detects those that
+reach a BatchNorm.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class _BitReLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (out,) = ctx.saved_tensors
-        passes = out.view(torch.int16).clamp_max(1)  # 1 where it is above 0, else 0
+        passes = out.view(torch.int16).clamp_max(1)  # 1 where the output is above 0, else 0
         return (grads[0].view(torch.int16) * passes).view(torch.bfloat16), None
 
 
 class ReLU(nn.ReLU):
-    """nn.ReLU, quicker for bfloat16 on a CPU."""
+    """nn.ReLU, faster for bfloat16 on a CPU."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name for it
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in torch.nn
         """max(input, 0)."""
         if input.dtype is not torch.bfloat16 or input.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(input)
@@ -47,7 +47,7 @@ class ReLU(nn.ReLU):
 
 
 def quicken_relus(module: nn.Module) -> None:
-    """Put a `ReLU` in the place of every nn.ReLU in `module`."""
+    """Replace every nn.ReLU in `module` by a `ReLU`."""
     for name, child in list(module.named_children()):
         if type(child) is nn.ReLU:
             setattr(module, name, ReLU(inplace=child.inplace))

@@ -1,8 +1,8 @@
-"""Residual blocks of ResNets in bfloat16 on a CPU, where a training step waits for memory more than it computes.
+"""Residual blocks of ResNets in bfloat16 on a CPU, with fewer passes over memory, which limits a training step there.
 
-A block keeps for its backward pass its input, what its inner convolutions give, and its output or, where that is
-enough, the bits of its ReLU. What its last convolution and its shortcut give is made again where they are 1 x 1, or not
-needed (`ClosingLayer`).
+For its backward pass a block stores its input, the products of its inner convolutions, and its output or, if that is
+enough, the mask of its ReLU. The products of its last convolution and of its shortcut are recomputed if these are
+1 x 1, or not needed at all (`ClosingLayer`).
 
 Source: He et al., arXiv 1512.03385.
 """
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from resim.kernels.cpu import norm as norms
-from resim.kernels.cpu.layer import Found, Layer, Seen
+from resim.kernels.cpu.layer import Layer, LayerOutput, Saved
 from resim.kernels.cpu.pointwise import ClosingLayer, PointwiseLayer
 from resim.kernels.cpu.weight_grad import TiledLayer, fits
 from resim.layers.grouped_norm import GroupedBatchNorm2d
@@ -26,40 +26,39 @@ from resim.layers.grouped_norm import GroupedBatchNorm2d
 
 @dataclass(frozen=True)
 class Residual:
-    """Layers with a ReLU after each, the last after the sum with the input or what `shortcut` makes of it."""
+    """Layers with a ReLU after each; before the last ReLU the input, or the output of `shortcut`, is added."""
 
     layers: tuple[Layer, ...]
     shortcut: Layer | None
     stride: int
-    """Between the pixels that the shortcut sees."""
+    """Stride of the shortcut, pixels."""
 
     @property
-    def every(self) -> list[Layer]:
-        """The shortcut comes last."""
+    def all_layers(self) -> list[Layer]:
+        """The layers, and the shortcut last."""
         return [*self.layers, *([self.shortcut] if self.shortcut else [])]
 
     def __call__(self, x: Tensor) -> Tensor:
         """(N, C, H, W) bfloat16 in channels-last memory -> the block's output."""
-        parameters = [p for layer in self.every for p in (layer.conv.weight, layer.norm.weight, layer.norm.bias)]
+        parameters = [p for layer in self.all_layers for p in (layer.conv.weight, layer.norm.weight, layer.norm.bias)]
         with torch.autocast("cpu", enabled=False):
             out: Any = _Residual.apply(self, x.contiguous(memory_format=torch.channels_last), *parameters)
         return out
 
-    def seen_by_shortcut(self, x: Tensor) -> Tensor:
-        """Every `stride`-th pixel."""
+    def shortcut_input(self, x: Tensor) -> Tensor:
+        """The input of the shortcut: every `stride`-th pixel of `x`."""
         return x[:, :, :: self.stride, :: self.stride].contiguous(memory_format=torch.channels_last)
 
 
-def make_residual(block: nn.Module) -> Residual:
-    """The block of a torchvision ResNet (BasicBlock or Bottleneck) in this form, with its own parameters."""
-    own: Any = block
-    pairs = [(getattr(own, f"conv{i}"), getattr(own, f"bn{i}")) for i in (1, 2, 3) if hasattr(own, f"conv{i}")]
+def build_residual(block: Any) -> Residual:
+    """Build a `Residual` that shares the parameters of a torchvision block (BasicBlock or Bottleneck)."""
+    pairs = [(getattr(block, f"conv{i}"), getattr(block, f"bn{i}")) for i in (1, 2, 3) if hasattr(block, f"conv{i}")]
     layers = [_layer(conv, norm) for conv, norm in pairs]
     shortcut, stride = None, 1
-    if own.downsample is not None:
-        conv, norm = own.downsample
+    if block.downsample is not None:
+        conv, norm = block.downsample
         stride = conv.stride[0]
-        dense = copy.copy(conv)  # the same parameters
+        dense = copy.copy(conv)  # shares the parameters
         dense.stride = (1, 1)
         shortcut = _layer(dense, norm)
     ends = [layers[0], layers[-1], *([shortcut] if shortcut else [])]
@@ -78,26 +77,26 @@ class _Residual(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, block: Residual, x: Tensor, *parameters: Tensor) -> Tensor:
         *inner, last = block.layers
-        weights = parameters[::3]  # kept by the graph, so that their changing before the way back is an error
+        weights = parameters[::3]  # saved, so that autograd reports a change of them before backward
         narrow = [weight.to(torch.bfloat16) for weight in weights]
-        found: list[Found] = []
+        outputs: list[LayerOutput] = []
         hidden, norm = x, None
         for weight, layer in zip(narrow, inner, strict=False):
-            found.append(layer.forward(weight, hidden, norm))
-            hidden, norm = found[-1].product, found[-1].norm
+            outputs.append(layer.forward(weight, hidden, norm))
+            hidden, norm = outputs[-1].product, outputs[-1].norm
             assert hidden is not None
-        beside, beside_norm = x, None
+        addend, addend_norm = x, None
         if block.shortcut is not None:
-            of_shortcut = block.shortcut.forward(narrow[-1], block.seen_by_shortcut(x), None)
-            beside, beside_norm = of_shortcut.product, of_shortcut.norm
-            assert beside is not None
-            found.append(replace(of_shortcut, product=None))
-        out, top = last.finish(narrow[len(inner)], hidden, norm, beside, beside_norm)
-        found.insert(len(inner), top)
+            of_shortcut = block.shortcut.forward(narrow[-1], block.shortcut_input(x), None)
+            addend, addend_norm = of_shortcut.product, of_shortcut.norm
+            assert addend is not None
+            outputs.append(replace(of_shortcut, product=None))
+        out, top = last.finish(narrow[len(inner)], hidden, norm, addend, addend_norm)
+        outputs.insert(len(inner), top)
         ctx.block = block
-        kept = ((w, each.norm, each.product, each.moments) for w, each in zip(narrow, found, strict=True))
-        kept = [tensor for of_layer in kept for tensor in of_layer]
-        ctx.save_for_backward(x, out if top.passed is None else None, top.passed, *kept, *weights)
+        kept = ((w, output.norm, output.product, output.moments) for w, output in zip(narrow, outputs, strict=True))
+        kept = [tensor for tensors in kept for tensor in tensors]
+        ctx.save_for_backward(x, out if top.mask is None else None, top.mask, *kept, *weights)
         return out
 
     @staticmethod
@@ -106,46 +105,46 @@ class _Residual(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         block: Residual = ctx.block
         layers, shortcut, count = block.layers, block.shortcut, len(block.layers)
-        x, y, passed, *rest = ctx.saved_tensors
-        kept = [list(of_layer) for of_layer in zip(*[iter(rest[: 4 * len(block.every)])] * 4, strict=True)]
+        x, y, mask, *rest = ctx.saved_tensors
+        kept = [list(tensors) for tensors in zip(*[iter(rest[: 4 * len(block.all_layers)])] * 4, strict=True)]
         grad: Tensor = grads[0].contiguous(memory_format=torch.channels_last)
-        dz, beside, beside_passed, sparse = None, None, None, None
+        dz, addend, addend_mask, sparse = None, None, None, None
         of_shortcut: tuple[Tensor, ...] = ()
         if shortcut is not None:
             weight, norm, product, moments = kept[-1]
-            seen = Seen(weight, block.seen_by_shortcut(x), None, norm, product, moments, y=y, passed=passed)
-            beside, of_shortcut, _ = _back(shortcut, seen, grad, None)
+            saved = Saved(weight, block.shortcut_input(x), None, norm, product, moments, y=y, mask=mask)
+            addend, of_shortcut, _ = _backward(shortcut, saved, grad, None)
             if block.stride > 1:
-                beside, sparse = None, beside
-        elif passed is not None:
-            beside, beside_passed = grad, passed
+                addend, sparse = None, addend
+        elif mask is not None:
+            addend, addend_mask = grad, mask
         else:
-            beside = dz = torch.empty_like(grad)
+            addend = dz = torch.empty_like(grad)
         of_layers: list[tuple[Tensor, ...]] = []
         partial: Tensor | None = None
         for i in reversed(range(count)):
             weight, norm, product, moments = kept[i]
             _, hidden_norm, hidden, _ = (None, None, x, None) if i == 0 else kept[i - 1]
-            seen = Seen(weight, hidden, hidden_norm, norm, product, moments)
+            saved = Saved(weight, hidden, hidden_norm, norm, product, moments)
             kept[i][2] = product = None
-            more: dict[str, Tensor | None] = {}
+            extra: dict[str, Tensor | None] = {}
             if i == count - 1:
-                seen, more = replace(seen, y=y, passed=passed), {"dz": dz}
+                saved, extra = replace(saved, y=y, mask=mask), {"dz": dz}
             if i == 0:
-                more |= {"beside": beside, "beside_passed": beside_passed}
-            grad, gradients, partial = _back(layers[i], seen, grad, partial, **more)
+                extra |= {"addend": addend, "addend_mask": addend_mask}
+            grad, gradients, partial = _backward(layers[i], saved, grad, partial, **extra)
             of_layers.insert(0, gradients)
         if sparse is not None:
             grad[:, :, :: block.stride, :: block.stride] += sparse
         return None, grad, *(gradient for layer in [*of_layers, of_shortcut] for gradient in layer)
 
 
-def _back(
-    layer: Layer, seen: Seen, grad: Tensor, partial: Tensor | None, **more: Tensor | None
+def _backward(
+    layer: Layer, saved: Saved, grad: Tensor, partial: Tensor | None, **extra: Tensor | None
 ) -> tuple[Tensor, tuple[Tensor, ...], Tensor | None]:
-    """A layer back: gradients of its input and of its weight and norm, and what the layer before starts from."""
+    """The gradients of a layer's input and parameters, and the partial sums for the layer before it."""
     if partial is None:
-        partial, seen = layer.backward_sums(seen, grad)
-    slopes, (of_scale, of_shift) = norms.slopes(partial, seen.norm, norms.shape(grad)[0])
-    grad_x, grad_weight, below = layer.backward(seen, grad, slopes, **more)
-    return grad_x, (grad_weight.float(), of_scale, of_shift), below
+        partial, saved = layer.backward_sums(saved, grad)
+    slopes, (grad_scale, grad_shift) = norms.slopes(partial, saved.norm, norms.shape(grad)[0])
+    grad_x, grad_weight, below = layer.backward(saved, grad, slopes, **extra)
+    return grad_x, (grad_weight.float(), grad_scale, grad_shift), below

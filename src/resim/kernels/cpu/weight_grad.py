@@ -1,4 +1,4 @@
-"""The kernels of weight_grad.c: gradients of convolutions' weights, between BatchNorms and alone."""
+"""The kernels of weight_grad.c: weight gradients of convolutions, fused with BatchNorm's backward pass or alone."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch.autograd.function import once_differentiable
 
 from resim.kernels.cpu import norm as norms
 from resim.kernels.cpu.build import product_kernels
-from resim.kernels.cpu.layer import Layer, Seen, convolution_gradients, like_weight
+from resim.kernels.cpu.layer import Layer, Saved, convolution_gradients, like_weight
 
 LANES = 32
-"""Channels are a multiple of it; of a stem's input, a line of the kernel has at most as many values."""
+"""The number of channels must be a multiple of this; for a stem, kernel width times input channels is at most this."""
 _GEOMETRIES = (((3, 3), (1, 1), (1, 1)), ((3, 3), (1, 1), (2, 2)), ((1, 1), (0, 0), (1, 1)))
-"""Kernel, padding and stride."""
+"""Supported kernels, paddings and strides."""
 
 
 class _Output(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("grad", "y", "x", "norm", "slopes", "into", "dz")),
+        *((name, ctypes.c_void_p) for name in ("grad", "y", "x", "norm", "slopes", "out", "dz")),
         *((name, ctypes.c_int64) for name in ("images", "height", "width", "outputs")),
     )
 
@@ -36,21 +36,22 @@ class _Work(ctypes.Structure):
 
 
 def fits(conv: nn.Conv2d) -> bool:
-    """Whether `weight_grad` can do it on this machine."""
+    """Whether `weight_grad` supports this convolution on this machine."""
     geometry = (conv.kernel_size, conv.padding, conv.stride)
-    usual = geometry in _GEOMETRIES and conv.dilation == (1, 1) and conv.groups == 1 and conv.padding_mode == "zeros"
-    whole = conv.in_channels % LANES == 0 and conv.out_channels % LANES == 0
-    return usual and whole and product_kernels() is not None
+    is_plain = geometry in _GEOMETRIES and conv.dilation == (1, 1) and conv.groups == 1
+    is_plain = is_plain and conv.padding_mode == "zeros"
+    is_aligned = conv.in_channels % LANES == 0 and conv.out_channels % LANES == 0
+    return is_plain and is_aligned and product_kernels() is not None
 
 
-def stem_fits(conv: nn.Conv2d) -> bool:
-    """Whether `weight_grad` can do it on this machine for a network's first convolution."""
+def fits_stem(conv: nn.Conv2d) -> bool:
+    """Whether `weight_grad` supports this first convolution of a network on this machine."""
     kernel, padding = conv.kernel_size[0], conv.padding
-    usual = conv.kernel_size == (kernel, kernel) and conv.dilation == (1, 1) and conv.groups == 1
-    square = conv.stride[0] == conv.stride[1] and not isinstance(padding, str) and padding[0] == padding[1] < kernel
-    whole = conv.out_channels % LANES == 0 and conv.in_channels < LANES and kernel * conv.in_channels <= LANES
-    usual = usual and conv.padding_mode == "zeros"
-    return usual and square and whole and product_kernels() is not None
+    is_plain = conv.kernel_size == (kernel, kernel) and conv.dilation == (1, 1) and conv.groups == 1
+    is_square = conv.stride[0] == conv.stride[1] and not isinstance(padding, str) and padding[0] == padding[1] < kernel
+    fits_lanes = conv.out_channels % LANES == 0 and conv.in_channels < LANES and kernel * conv.in_channels <= LANES
+    is_plain = is_plain and conv.padding_mode == "zeros"
+    return is_plain and is_square and fits_lanes and product_kernels() is not None
 
 
 def weight_grad(
@@ -63,43 +64,43 @@ def weight_grad(
     norm: Tensor | None = None,
     slopes: Tensor | None = None,
     y: Tensor | None = None,
-    into: Tensor | None = None,
+    out: Tensor | None = None,
     dz: Tensor | None = None,
 ) -> Tensor:
     """The gradient of a convolution's weight, in float32.
 
     Args:
-        conv: one that `fits`, or `stem_fits` if it has too few inputs for that.
-        x: (N, C, H, W) bfloat16 in channels-last memory, its input.
-        grad: likewise, the gradient of what it gave; with `product`, of the ReLU after its BatchNorm.
-        x_norm: (4, C) coefficients by which `x` was normalised before a ReLU; not for a stem.
-        product: what it gave.
-        norm: (4, outputs) coefficients of its BatchNorm.
-        slopes: by which gradients pass that.
-        y: what the ReLU gave, where it came after a sum.
-        into: where the gradient of `product` is written, if it is wanted: perhaps `grad` or `product` themselves.
-        dz: where the gradient of what entered the ReLU is written, if it is wanted.
+        conv: a convolution for which `fits` holds, or `fits_stem` if it has fewer than 32 input channels.
+        x: (N, C, H, W) bfloat16 in channels-last memory, the input of the convolution.
+        grad: likewise, the gradient of its output or, with `product`, of the ReLU after its BatchNorm.
+        x_norm: (4, C) coefficients that normalise `x`, before a ReLU; None: neither. Not for a stem.
+        product: the output of the convolution, if its BatchNorm is fused.
+        norm: (4, outputs) coefficients of that BatchNorm.
+        slopes: (3, outputs) coefficients of its backward pass.
+        y: the output of the ReLU, if an addition comes before it.
+        out: receives the gradient of `product`; may be `grad` or `product`. None: not needed.
+        dz: receives the gradient of the sum before the ReLU. None: not needed.
     """
-    tensors = {"grad": grad, "y": y, "x": product, "norm": norm, "slopes": slopes, "into": into, "dz": dz}
+    tensors = {"grad": grad, "y": y, "x": product, "norm": norm, "slopes": slopes, "out": out, "dz": dz}
     images, outputs, height, width = grad.shape
     if not grad.numel():
         return torch.zeros_like(conv.weight, dtype=torch.float32)
     maps = (x, *(tensor for name, tensor in tensors.items() if name not in ("norm", "slopes") and tensor is not None))
     assert all(each.is_contiguous(memory_format=torch.channels_last) for each in maps)
-    of = _Output(*(norms.address(tensor) for tensor in tensors.values()), images, height, width, outputs)
+    output = _Output(*(norms.address(tensor) for tensor in tensors.values()), images, height, width, outputs)
     kernel, inputs, threads = conv.kernel_size[0], conv.in_channels, torch.get_num_threads()
-    found = norms.floats(outputs, kernel, kernel, inputs)
+    result = norms.floats(outputs, kernel, kernel, inputs)
     work = _Work(
-        of=of, input=norms.address(x), input_norm=norms.address(x_norm), grad_weight=norms.address(found),
+        of=output, input=norms.address(x), input_norm=norms.address(x_norm), grad_weight=norms.address(result),
         input_height=x.shape[2], input_width=x.shape[3], inputs=inputs, kernel=kernel, stride=conv.stride[0],
         padding=int(conv.padding[0]), threads=threads,
     )  # fmt: skip
     name, library = "weight_grad" if inputs % LANES == 0 else "stem_weight_grad", _library()
-    # room from the heap, whose pages are large: in a thread's own, products of many rows take twice as long at times
+    # allocated here, on the heap with its large pages: with allocations by each thread, products can take twice as long
     space = torch.empty(getattr(library, f"resim_{name}_space")(ctypes.byref(work)), dtype=torch.uint8, device="cpu")
     work.space = norms.address(space)
     getattr(library, f"resim_{name}")(ctypes.byref(work))
-    return like_weight(found.flatten(1), conv.weight) if kernel == 1 else found.permute(0, 3, 1, 2)
+    return like_weight(result.flatten(1), conv.weight) if kernel == 1 else result.permute(0, 3, 1, 2)
 
 
 def _library() -> Any:
@@ -107,25 +108,25 @@ def _library() -> Any:
 
 
 class TiledLayer(Layer):
-    """One the gradient of whose weight is found while that of its product passes the normalisation.
+    """A layer that computes the gradient of its weight in the same pass as that of its product.
 
-    The same results as `Layer` but for rounding.
+    Computes the same as `Layer` up to rounding.
     """
 
-    def _pass_norm(self, seen: Seen, grad: Tensor, slopes: Tensor, into: Tensor, dz: Tensor | None) -> Tensor:
+    def _pass_norm(self, saved: Saved, grad: Tensor, slopes: Tensor, out: Tensor, dz: Tensor | None) -> Tensor:
         return weight_grad(
-            self.conv, seen.x, grad, x_norm=seen.x_norm, product=seen.product, norm=seen.norm, slopes=slopes, y=seen.y,
-            into=into, dz=dz,
+            self.conv, saved.x, grad, x_norm=saved.x_norm, product=saved.product, norm=saved.norm, slopes=slopes,
+            y=saved.y, out=out, dz=dz,
         )  # fmt: skip
 
 
 class TiledConv2d(nn.Conv2d):
-    """An `nn.Conv2d` whose weight gets its gradient from `weight_grad` where that fits, in bfloat16's autocast.
+    """An `nn.Conv2d` that uses `weight_grad` under autocast to bfloat16 if `fits` holds.
 
-    There it has no second derivative, and torch.func's transforms refuse it.
+    It then has no second derivative and does not support the transforms of torch.func.
     """
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - PyTorch's own name
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name in torch.nn
         """As `nn.Conv2d`."""
         if torch.compiler.is_compiling() or not self._fits(input):
             return super().forward(input)
@@ -136,9 +137,9 @@ class TiledConv2d(nn.Conv2d):
     def _fits(self, x: Tensor) -> bool:
         if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
             return False
-        low_precision = x.dtype is torch.bfloat16 and torch.get_autocast_dtype("cpu") is torch.bfloat16
-        real = type(x) is Tensor  # not a stand-in without memory
-        return real and low_precision and self.weight.dtype is torch.float32 and x.dim() == 4 and fits(self)
+        is_bfloat16 = x.dtype is torch.bfloat16 and torch.get_autocast_dtype("cpu") is torch.bfloat16
+        has_memory = type(x) is Tensor  # no fake tensor
+        return has_memory and is_bfloat16 and self.weight.dtype is torch.float32 and x.dim() == 4 and fits(self)
 
 
 class _Convolution(torch.autograd.Function):

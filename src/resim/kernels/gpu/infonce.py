@@ -1,10 +1,10 @@
-"""The visit of all negatives as one Triton kernel, for GPUs: what `infonce.py` does in tiles, with no tile in memory.
+"""InfoNCE's pass over all negatives as one Triton kernel: `resim.model.infonce` without logits tiles in memory.
 
 Shapes: B batches (groups), n queries, M negatives, C channels, S splits of the negatives.
 
-A program holds a block of queries and passes over its split of the negatives, as flash attention does with the
-negatives as both keys and values (Dao et al., arXiv 2205.14135): the weighted mean of the negatives is the gradient of
-the log-sum-exp. Splits keep all of a GPU busy where there are few queries; their results are merged at the end.
+Each program loads a block of queries and iterates over its split of the negatives, as in flash attention with the
+negatives as both keys and values (Dao et al., arXiv 2205.14135). The mean of the negatives weighted by their softmax is
+the gradient of the log-sum-exp. With few queries, several splits keep the whole GPU busy; their results are merged.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-WIDEST = 256  # channels; more do not fit a processor's registers
+WIDEST = 256  # channels; more do not fit into a multiprocessor's registers
 BLOCK_QUERIES, BLOCK_NEGATIVES = 128, 64
 LARGEST_SPLIT = 16
 
 
 @triton.jit
-def _visit(
+def _accumulate(
     queries, negatives, total, largest, mean, n, m, per_split, channels, scale,
     WIDTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, WITH_MEAN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -65,29 +65,29 @@ def _visit(
 def visit_negatives(
     queries: Tensor, negatives: Tensor, temperature: float, *, with_mean: bool, splits: int = 0
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Log-sum-exp of a query's logits, their largest, and the mean of the negatives weighted by their softmax.
+    """The log-sum-exp of each query's logits, the largest, and the mean of the negatives weighted by their softmax.
 
     Args:
         queries: (B, n, C), bfloat16, float16 or float32; C at most 256.
         negatives: (B, M, C) of the same dtype; M at least 1.
         temperature: divides every similarity.
-        with_mean: whether the weighted mean is wanted.
-        splits: parts of the negatives that are visited beside each other; 0: as many as the GPU has room for.
+        with_mean: whether to compute the weighted mean.
+        splits: parts of the negatives that programs process in parallel; 0: as many as keep the GPU busy.
 
     Returns:
-        (B, n), (B, n) and (B, n, C), float32.
+        (B, n), (B, n) and (B, n, C) or None, float32.
     """
     batches, n, channels = queries.shape
     m = negatives.shape[1]
     queries, negatives = queries.contiguous(), negatives.contiguous()
     blocks = triton.cdiv(n, BLOCK_QUERIES) * batches
     pieces = triton.cdiv(m, BLOCK_NEGATIVES)
-    splits = min(splits or _fill(blocks, queries.device), pieces)
+    splits = min(splits or _num_splits(blocks, queries.device), pieces)
     per_split = triton.cdiv(pieces, splits) * BLOCK_NEGATIVES
-    splits = triton.cdiv(m, per_split)  # none may be empty
+    splits = triton.cdiv(m, per_split)  # no split may be empty
     total, largest = (torch.empty(splits, batches, n, device=queries.device) for _ in range(2))
     mean = torch.empty((splits, batches, n, channels) if with_mean else (1,), device=queries.device)
-    kernel: Any = _visit
+    kernel: Any = _accumulate
     kernel[(triton.cdiv(n, BLOCK_QUERIES), batches, splits)](
         queries, negatives, total, largest, mean, n, m, per_split, channels, math.log2(math.e) / temperature,
         WIDTH=max(16, triton.next_power_of_2(channels)), BLOCK_N=BLOCK_QUERIES, BLOCK_M=BLOCK_NEGATIVES,
@@ -102,8 +102,8 @@ def visit_negatives(
     return merged, largest, ((total - merged).exp()[..., None] * mean).sum(dim=0)
 
 
-def _fill(blocks: int, device: torch.device) -> int:
-    """Splits that leave few processors of a GPU without work at the end."""
+def _num_splits(blocks: int, device: torch.device) -> int:
+    """The number of splits that keeps most multiprocessors of the GPU busy until the end."""
     if device.type != "cuda":
         return 1
     return even_splits(blocks, torch.cuda.get_device_properties(device).multi_processor_count)
@@ -111,16 +111,16 @@ def _fill(blocks: int, device: torch.device) -> int:
 
 @functools.cache
 def even_splits(blocks: int, processors: int) -> int:
-    """The splits with which so many blocks of queries are done first; a processor has one program at a time.
+    """The number of splits with the least estimated time, if each processor runs one program at a time.
 
-    Each costs about a hundredth of the whole: what it finds is written, and merged at the end.
+    Each split adds about one percent to the time, for writing and merging its results.
     """
     return min(range(1, LARGEST_SPLIT + 1), key=lambda n: -(-blocks * n // processors) / n * (1 + n / 100))
 
 
 @functools.cache
 def works(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the kernel runs here and is right, tried once a process: it cannot be built without a C compiler."""
+    """Whether the kernel compiles and is correct on this device, tested once per process. It needs a C compiler."""
     generator = torch.Generator().manual_seed(0)
     queries, negatives = (torch.randn(1, rows, 32, generator=generator).to(device, dtype) for rows in (40, 100))
     try:
@@ -130,8 +130,11 @@ def works(device: torch.device, dtype: torch.dtype) -> bool:
         assert mean is not None
         for ours, theirs in zip((total, largest, mean), expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
-    except Exception as error:  # compilers and drivers raise what they like; the tiles do the same work
+    except Exception as error:  # compilers and drivers raise any exception; the tiles compute the same
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        warnings.warn(f"the Triton kernel of InfoNCE does not work here ({reason[0]}): tiles are used", stacklevel=2)
+        warnings.warn(
+            f"the Triton kernel of InfoNCE does not work here ({reason[0]}): PyTorch's operations are used instead",
+            stacklevel=2,
+        )
         return False
     return True
