@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from exchange_files import SMALL, own_checkpoint
 from resim.errors import UserError
-from resim.exchange.files import read_contents, tensors_in
+from resim.exchange.files.contents import read_contents, tensors_in
 from resim.exchange.training_state import import_state
 from resim.exchange.weights import read_weights
 from resim.runs.checkpoints import load_checkpoint
@@ -87,7 +87,7 @@ def test_a_tensor_outside_of_its_storage(tmp_path: Path) -> None:
         for name in old.namelist():
             data = old.read(name)
             new.writestr(name, data.replace(b"K\x07K\x03\x86", b"K\x09K\x03\x86"))  # its shape, in the pickle
-    with pytest.raises(UserError, match=r"w: it holds a tensor of shape \(9, 3\) outside of its storage"):
+    with pytest.raises(UserError, match=r"w: it contains a tensor of shape \(9, 3\) outside its storage"):
         tensors_of(tmp_path / "w.pth")
 
 
@@ -262,13 +262,13 @@ def test_shards_are_read_as_one(tmp_path: Path, form: str) -> None:
     [
         (
             '{"weight_map": {"a": "../s.bin"}}',
-            "names the shard '../s.bin': shards lie in the index's own folder",
+            "names the shard '../s.bin': shards must be in the folder of the index",
         ),
         ('{"weight_map": {"a": "/etc/passwd"}}', "names the shard '/etc/passwd'"),
         ('{"weight_map": {}}', "is no index of shards"),
         ("[]", "is no index of shards"),
         ("{", "is no JSON"),
-        ('{"weight_map": {"b": "part.bin"}}', "says that b is in part.bin, which has none of that name"),
+        ('{"weight_map": {"b": "part.bin"}}', "states that b is in part.bin, which has no such entry"),
     ],
 )
 def test_an_index_that_is_wrong(tmp_path: Path, index: str, told: str) -> None:

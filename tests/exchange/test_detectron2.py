@@ -269,7 +269,7 @@ def test_detectron2_takes_training_steps_from_our_backbone(shared: Path, tmp_pat
         (["train"], "train needs --config-file"),
         (
             ["train", "--config-file", "coco"],
-            "--config-file coco: no such file, and none of ours is called so: cityscapes",
+            "--config-file coco: no such file, nor one of the shipped configs: cityscapes",
         ),
         (
             ["train", "--config-file", "coco-fpn-1x", "MODEL.WEIGHTS", "none.pth"],

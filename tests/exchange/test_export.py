@@ -340,9 +340,9 @@ def test_the_card_says_what_the_weights_are(tmp_path: Path) -> None:
     (tmp_path / "probe.json").unlink()
     export(tmp_path / "last.pt", "safetensors", tmp_path / "w.safetensors")
     plain = (tmp_path / "w.md").read_text()
-    assert "None were given when this card was written." in plain
+    assert "There were none when this card was written." in plain
     assert "license:" not in plain
-    assert "not stated: whoever publishes these weights states it" in plain
+    assert "not stated: to be stated by the publisher of these weights" in plain
 
 
 def test_probes_of_another_step_are_refused(tmp_path: Path) -> None:
@@ -361,7 +361,7 @@ def test_the_card_of_a_file_does_not_show_the_probes_of_another(tmp_path: Path) 
     probes = tmp_path / "probe.json"
     probes.write_text(json.dumps({"networks": [{"path": str(tmp_path / "other.pt"), "scores": {"knn": 0.987}}]}))
     export(tmp_path / "last.pt", "safetensors", tmp_path / "a.safetensors")
-    assert "None were given when this card was written." in (tmp_path / "a.md").read_text()
+    assert "There were none when this card was written." in (tmp_path / "a.md").read_text()
     export(tmp_path / "last.pt", "safetensors", tmp_path / "b.safetensors", probes=probes)  # a run that was moved
     assert "0.987" in (tmp_path / "b.md").read_text()
 
@@ -473,7 +473,7 @@ def test_the_default_name_is_of_recipe_and_format(tmp_path: Path, monkeypatch: p
         (["--to", "keras"], "--to"),
         (["--to", "torchvision", "--out", "x.pkl"], "--out x.pkl: a file for torchvision must end in .pth or .pt or"),
         (["--to", "onnx", "--out", "x"], "--out x: a file for onnx must end in .onnx"),
-        (["--to", "hub", "--out", "full"], "--out full: is there already: name another folder"),
+        (["--to", "hub", "--out", "full"], "--out full: exists already: name another folder"),
         (["--to", "safetensors", "--out", "full.safetensors"], "--out full.safetensors: is a folder, a file is needed"),
         (["--to", "torchvision", "--out", "last.pt/x.pth"], "last.pt: cannot be written to"),
         (["--to", "torchvision", "--probes", "none.json"], "--probes none.json: cannot be read"),
@@ -481,7 +481,7 @@ def test_the_default_name_is_of_recipe_and_format(tmp_path: Path, monkeypatch: p
         (["--to", "torchvision", "--fpn-norm", "some"], "--fpn-norm"),
         (["--to", "torchvision", "--licence", "a: b\nc"], "--licence 'a: b\\nc': must be one word"),
         (["--to", "torchvision", "--out", "same.pt"], "--out same.pt: is the checkpoint itself"),
-        (["--to", "safetensors", "--out", "notes.safetensors"], "its card would take the place of notes.md"),
+        (["--to", "safetensors", "--out", "notes.safetensors"], "its card would replace notes.md"),
     ],
 )
 def test_options_of_export_that_cannot_work(

@@ -142,7 +142,7 @@ def test_a_name_on_the_hub(folder: Path, hub: tuple[str, list[str]], tmp_path: P
     lines = done.stdout.splitlines()
     assert len(lines) == 2
     for name, line in zip(("user/other", "user/name-1.0"), lines, strict=True):
-        assert line.startswith(f"{name}: no such file here, and the hub does not give it (")
+        assert line.startswith(f"{name}: no such file here, and it cannot be downloaded from the hub (")
 
 
 @pytest.mark.slow

@@ -22,9 +22,9 @@ from golden_state import golden_config, published_state
 from resim.cli.main import main
 from resim.distributed.processes import start_processes
 from resim.errors import UserError
+from resim.exchange.load import load_published
 from resim.exchange.training_state import import_state
 from resim.exchange.weights import read_weights
-from resim.model.published import load_published
 from resim.model.resim import ReSim
 from resim.recipes import moco_v2, resim_fpn
 from resim.runs.checkpoints import load_checkpoint, save_checkpoint
@@ -203,7 +203,7 @@ def test_a_run_that_starts_from_another_network_is_refused(tmp_path: Path) -> No
     own_checkpoint(tmp_path / "last.pt", small(backbone="resnet34"))
     last = RunConfig(start_from=str(tmp_path / "last.pt"))
     with pytest.raises(
-        UserError, match=r"last.pt: holds a resnet34, the recipe's backbone is resnet18: set --backbone"
+        UserError, match=r"last.pt: contains a resnet34, the recipe's backbone is resnet18: set --backbone"
     ):
         read_start(last, SMALL)
     with pytest.raises(UserError, match="--start-epoch 3: needs --start-from"):
@@ -379,7 +379,7 @@ FAULTS: dict[str, Any] = {
     "empty": (lambda path: path.write_bytes(b""), "is empty (0 bytes)"),
     "header": (lambda path: path.write_bytes(struct.pack("<Q", 3 << 30) + b"{}" + bytes(99)), "no safetensors file"),
     "truncated": (lambda path: path.write_bytes(saved(good())[:-4000]), "damaged, or no file of weights"),
-    "another network": (lambda path: path.write_bytes(saved({"blocks.0.qkv": torch.zeros(1)})), "holds no ResNet"),
+    "another network": (lambda path: path.write_bytes(saved({"blocks.0.qkv": torch.zeros(1)})), "contains no ResNet"),
     "shape off": (
         lambda path: path.write_bytes(saved(good() | {"bn1.bias": torch.zeros(7)})),
         "bn1.bias (7,) for (64,)",

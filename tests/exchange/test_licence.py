@@ -110,7 +110,7 @@ def test_of_mocos_names_the_licence_is_not_known(tmp_path: Path, head: str) -> N
     assert "ReSim-C4" in weights.licence_source
     signed = read_weights(converted(tmp_path / "moco.pkl", "MOCO", two_layers=True))
     assert signed.licence is None
-    assert "MoCo's converter signs whatever it is given" in signed.licence_source
+    assert "MoCo's converter signs any file" in signed.licence_source
 
 
 @pytest.mark.slow
@@ -161,7 +161,7 @@ def test_the_commands_say_where_a_licence_is_taken_from(capsys: Captured, tmp_pa
     (line,) = run(capsys, *words, "--licence", "BSD-3-Clause")
     assert line == "licence: BSD-3-Clause; taken from the user's --licence"
     (line,) = run(capsys, "import", str(tmp_path / "start.pt"))
-    assert line.startswith("licence: BSD-3-Clause; taken from the checkpoint's note of the weights")
+    assert line.startswith("licence: BSD-3-Clause; taken from the checkpoint's record of the weights")
 
     own_checkpoint(tmp_path / "last.pt", SMALL)
     out = str(tmp_path / "out.safetensors")

@@ -20,7 +20,7 @@ from exchange_files import SMALL, own_checkpoint, published, published_name, sma
 from needs import need
 from resim.errors import UserError
 from resim.exchange.names import to_detectron2, to_torchvision_detection
-from resim.exchange.recognise import recognise
+from resim.exchange.networks.recognise import recognise
 from resim.exchange.weights import read_weights
 from resim.model.encoder import Encoder
 from resim.model.resim import ReSim
@@ -300,11 +300,11 @@ def test_detectron2_finds_every_entry_that_resim_has_by_its_end(golden_data: Pat
 Fault = tuple[str, str]
 FAULTS: list[Fault] = [
     ("one missing", "1 missing (backbone.layer3.1.bn1.running_var)"),
-    ("stage missing", "a ResNet without its last stage (layer4), perhaps of a resnet18; a whole one is needed"),
+    ("stage missing", "a ResNet without its last stage (layer4), perhaps of a resnet18; a complete one is needed"),
     ("one shape off", "1 of another shape (backbone.layer2.0.conv1.weight (128, 64, 3, 4) for (128, 64, 3, 3))"),
     (
         "level missing",
-        "is no whole resnet18 with an FPN for P4, P3: 2 missing (fpn.lateral3.weight, fpn.lateral3.bias)",
+        "is no complete resnet18 with an FPN for P4, P3: 2 missing (fpn.lateral3.weight, fpn.lateral3.bias)",
     ),
     ("output missing", "an FPN without outputs (lateral3, lateral4, lateral5)"),
     ("half a head", "2 missing (head.0.weight, head.0.bias)"),
@@ -389,15 +389,15 @@ HUGE = small(levels=()).to_json()["model"] | {"dim": 2**62}
 def other_files() -> dict[str, tuple[Any, str]]:
     vit = {"cls_token": torch.zeros(1), "blocks.0.attn.qkv.weight": torch.zeros(3)}
     return {
-        "transformer": (vit, "holds no ResNet (its names are like 'blocks.0.attn.qkv.weight')"),
-        "list": ([torch.zeros(1)], "holds no named weights (a list); save a state_dict"),
-        "tensor": (torch.zeros(3), "holds no named weights (a Tensor)"),
-        "nothing": ({}, "holds no ResNet"),
-        "numbers": ({1: torch.zeros(1)}, "holds no named weights (a dict)"),
-        "strange recipe": ({"resim": "9", "recipe": {"name": "x"}, "model": {}}, "holds no recipe of this version"),
+        "transformer": (vit, "contains no ResNet (its names are like 'blocks.0.attn.qkv.weight')"),
+        "list": ([torch.zeros(1)], "contains no named weights (a list): save a state_dict"),
+        "tensor": (torch.zeros(3), "contains no named weights (a Tensor)"),
+        "nothing": ({}, "contains no ResNet"),
+        "numbers": ({1: torch.zeros(1)}, "contains no named weights (a dict)"),
+        "strange recipe": ({"resim": "9", "recipe": {"name": "x"}, "model": {}}, "contains no recipe of this version"),
         "huge recipe": (
             {"resim": "9", "recipe": small(levels=()).to_json() | {"model": HUGE}, "model": {}},
-            "holds no recipe of this version",
+            "contains no recipe of this version",
         ),
         "caffe2": ({"blobs": 1, "conv1_w": torch.zeros(1)}, "a Caffe2 (Detectron 1) ResNet"),
     }
