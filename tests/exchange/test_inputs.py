@@ -1,4 +1,4 @@
-"""Networks that take another input than ours: what the file says is converted, and features prove it."""
+"""Networks with another input than ours are converted by what the file states, and compute the same features."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def test_caffe2s_blobs(tmp_path: Path, leaves: str) -> None:
 
 
 @pytest.mark.slow
-def test_another_mean_folds_into_the_first_norm_but_for_the_border(tmp_path: Path) -> None:
+def test_another_mean_folds_into_the_first_norm_except_at_the_border(tmp_path: Path) -> None:
     """Pixel values from -1 to 1, as TensorFlow's: mean and deviation 127.5."""
     state = detectron2_state("resnet18")
     model = trained(small(levels=())).query.state_dict()
@@ -292,7 +292,7 @@ def test_magnitude_converts_detectron2s_files_and_warns_of_others(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_every_program_that_reads_weights_says_what_was_converted(
+def test_every_program_that_reads_weights_reports_conversions(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = detectron2_state("resnet18")
@@ -339,7 +339,7 @@ SAYS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("where", list(SAYS))
-def test_blurred_strides_are_refused_where_anything_says_so(tmp_path: Path, where: str) -> None:
+def test_blurred_strides_are_refused_on_any_evidence(tmp_path: Path, where: str) -> None:
     torch.save({"state_dict": plain_state()}, tmp_path / "w.pth")
     SAYS[where](tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"is a resnet(blur18|aa34d|blur50) .*which blurs or averages where it strides"):

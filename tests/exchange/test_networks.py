@@ -1,4 +1,4 @@
-"""A ResNet is found below any prefix and under any of its usual names, with its FPN; another head is left over."""
+"""A ResNet is recognised below any prefix and under its usual names, with its FPN; another head is left over."""
 
 from __future__ import annotations
 
@@ -313,7 +313,7 @@ OTHERS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("what", list(OTHERS))
-def test_a_file_without_a_resnet_says_what_it_holds(tmp_path: Path, what: str) -> None:
-    content, told = OTHERS[what]
-    with pytest.raises(UserError, match=re.escape(told)):
+def test_a_file_without_a_resnet_is_described(tmp_path: Path, what: str) -> None:
+    content, message = OTHERS[what]
+    with pytest.raises(UserError, match=re.escape(message)):
         read(tmp_path, content)

@@ -29,7 +29,7 @@ def backbone(seed: int = 0, name: str = "resnet18") -> State:
 
 
 def saved(folder: Path, content: object, **texts: Any) -> Path:
-    """A file of torch.save, and JSON files beside it."""
+    """A file of torch.save, and JSON files in its folder."""
     for name, value in texts.items():
         (folder / f"{name}.json").write_text(json.dumps(value))
     torch.save(content, folder / "model.pth")
@@ -95,7 +95,7 @@ def test_transformers_mean_and_deviation_are_its_preprocessor_s(tmp_path: Path) 
     assert torch.allclose(weights.tensors["backbone.conv1.weight"], expected, rtol=1e-6, atol=0)
 
 
-def test_timm_s_training_arguments_say_mean_and_deviation(tmp_path: Path) -> None:
+def test_timm_s_training_arguments_state_mean_and_deviation(tmp_path: Path) -> None:
     args = argparse.Namespace(model="resnet18", mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5])
     weights = read_weights(saved(tmp_path, {"state_dict": backbone(), "args": args}))
     assert "RGB with mean 127.5, 127.5, 127.5" in weights.warnings[0]
@@ -137,8 +137,8 @@ def test_detectron2_s_dilation_is_in_its_config_yaml(tmp_path: Path) -> None:
 def test_modules_between_the_stages_are_warned_of(tmp_path: Path) -> None:
     state = backbone() | {"bam1.gate.weight": torch.zeros(3), "bam2.gate.weight": torch.zeros(3)}
     weights = read_weights(saved(tmp_path, state | {"fc.weight": torch.zeros(3, 512)}))
-    said = "it has bam1, bam2 too, unlike a plain ResNet: if they are between its stages, its features differ"
-    assert weights.warnings == (said,)
+    message = "it has bam1, bam2 too, unlike a plain ResNet: if they are between its stages, its features differ"
+    assert weights.warnings == (message,)
 
 
 # -- what is no ResNet with BatchNorm, or no file of weights
@@ -157,16 +157,16 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "optimizer": ({"state": {0: {"momentum_buffer": torch.zeros(3)}}, "param_groups": []}, "state of an optimizer"),
     "FSDP": ({"_fsdp_wrapped_module._flat_param": torch.zeros(9)}, "save a full state_dict"),
     "video": ({"layer1.0.conv1.0.weight": torch.zeros(1)}, "a ResNet for video"),
-    "MobileNet of torchvision": ({"features.1.block.0.0.weight": torch.zeros(1)}, "resembles a MobileNet or EfficientNet"),
+    "MobileNet of torchvision": ({"features.1.block.0.0.weight": torch.zeros(1)}, "resembles a MobileNet"),
     "MobileNet of timm": ({"blocks.1.0.conv_dw.weight": torch.zeros(1)}, "resembles an EfficientNet or MobileNet"),
     "Swin": ({"layers.0.blocks.0.attn.qkv.weight": torch.zeros(1)}, "resembles a Swin transformer"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("what", list(REFUSED))
-def test_what_it_is_instead_is_said(tmp_path: Path, what: str) -> None:
-    content, said = REFUSED[what]
-    with pytest.raises(UserError, match=re.escape(said)):
+def test_the_message_names_the_other_network(tmp_path: Path, what: str) -> None:
+    content, message = REFUSED[what]
+    with pytest.raises(UserError, match=re.escape(message)):
         read_weights(saved(tmp_path, content))
 
 
@@ -179,14 +179,14 @@ TEXTS: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("what", list(TEXTS))
-def test_what_is_no_file_of_weights_is_named(tmp_path: Path, what: str) -> None:
-    content, said = TEXTS[what]
+def test_the_message_names_other_kinds_of_files(tmp_path: Path, what: str) -> None:
+    content, message = TEXTS[what]
     (tmp_path / "model.pth").write_bytes(content)
-    with pytest.raises(UserError, match=re.escape(said)):
+    with pytest.raises(UserError, match=re.escape(message)):
         read_weights(tmp_path / "model.pth")
 
 
-def test_a_file_that_was_cut_off_is_damaged(tmp_path: Path) -> None:
+def test_a_truncated_archive_is_damaged(tmp_path: Path) -> None:
     path = saved(tmp_path, {"a": torch.zeros(1000)})
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(UserError, match=r"2000 bytes; a truncated zip archive: download"):

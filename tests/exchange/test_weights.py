@@ -1,4 +1,4 @@
-"""Which file is whose: every form that is read, under our names, and what is told about a file that is none."""
+"""Each form of file that is read, under our names, and the messages about other files."""
 
 from __future__ import annotations
 
@@ -313,9 +313,9 @@ FAULTS: list[Fault] = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("fault", "told"), FAULTS, ids=[fault for fault, _ in FAULTS])
+@pytest.mark.parametrize(("fault", "message"), FAULTS, ids=[fault for fault, _ in FAULTS])
 @pytest.mark.parametrize("form", ["published", "detectron2", "own"])
-def test_weights_that_are_not_whole_are_refused(tmp_path: Path, fault: str, told: str, form: str) -> None:
+def test_incomplete_weights_are_refused(tmp_path: Path, fault: str, message: str, form: str) -> None:
     state = dict(trained(SMALL).query.state_dict())
     if fault == "one missing":
         del state["backbone.layer3.1.bn1.running_var"]
@@ -344,7 +344,7 @@ def test_weights_that_are_not_whole_are_refused(tmp_path: Path, fault: str, told
         read_weights(path)
     assert str(path) in str(caught.value)
     if form != "own":
-        assert told in str(caught.value)
+        assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -405,16 +405,16 @@ def other_files() -> dict[str, tuple[Any, str]]:
 
 @pytest.mark.parametrize("what", list(other_files()))
 def test_files_of_something_else(tmp_path: Path, what: str) -> None:
-    content, told = other_files()[what]
+    content, message = other_files()[what]
     torch.save(content, tmp_path / "file.pth")
     with pytest.raises(UserError) as caught:
         read_weights(tmp_path / "file.pth")
     assert str(tmp_path / "file.pth") in str(caught.value)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "told"),
+    ("name", "data", "message"),
     [
         ("w.pth", b"", "is empty (0 bytes)"),
         ("w.pkl", b"", "is empty (0 bytes)"),
@@ -426,12 +426,12 @@ def test_files_of_something_else(tmp_path: Path, what: str) -> None:
         ("w.pkl", b"\x80\x04", "damaged, or no file of weights (2 bytes"),
     ],
 )
-def test_files_of_no_weights(tmp_path: Path, name: str, data: bytes, told: str) -> None:
+def test_files_of_no_weights(tmp_path: Path, name: str, data: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError) as caught:
         read_weights(tmp_path / name)
     assert str(caught.value).startswith(f"{tmp_path / name}: ")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_folders_and_missing_files(tmp_path: Path) -> None:

@@ -21,11 +21,7 @@ CITATION = """@inproceedings{xiao2021region,
 
 def model_card(weights: Weights, recipe: Recipe, *, probes: Mapping[str, Any] | None) -> str:
     """The card in Markdown, with the header that the Hugging Face hub reads."""
-    model, optim = recipe.model, recipe.optim
-    levels = ", ".join(str(level) for level in model.levels) or "none (the global loss alone)"
-    trained = (
-        "made by resim" if weights.recipe else "of another program; the recipe below is inferred from names and shapes"
-    )
+    model = recipe.model
     how = "pre-trained on images without labels" if weights.recipe else "weights of another program under resim's names"
     header = ["---", "library_name: resim", "tags: [self-supervised-learning, object-detection, resim]"]
     header += [f"license: {weights.licence.lower()}"] if weights.licence else []
@@ -42,16 +38,7 @@ def model_card(weights: Weights, recipe: Recipe, *, probes: Mapping[str, Any] | 
         "maps = encoder.backbone(images)  # C3, C4, C5; images: RGB, normalised by ImageNet's mean and deviation",
         "```",
         "",
-        "| | |",
-        "| --- | --- |",
-        f"| source | {weights.kind}, {trained} |",
-        *([f"| origin | {weights.origin} |"] if weights.origin else []),
-        f"| data | {_data(weights.data)} |",
-        f"| epochs | {_epochs(weights, optim.epochs)} |",
-        f"| levels | {levels} |",
-        f"| views | {recipe.views.image_size} px |",
-        f"| batch | {optim.batch_size} in groups of {model.group_size} |",
-        *licence_rows(weights),
+        *_facts(weights, recipe),
         "",
         "## Probes",
         "",
@@ -71,6 +58,27 @@ def model_card(weights: Weights, recipe: Recipe, *, probes: Mapping[str, Any] | 
         "",
     ]
     return "\n".join(lines)
+
+
+def _facts(weights: Weights, recipe: Recipe) -> list[str]:
+    """The table of source, data, training and licence."""
+    model, optim = recipe.model, recipe.optim
+    levels = ", ".join(str(level) for level in model.levels) or "none (the global loss alone)"
+    program = "made by resim"
+    if weights.recipe is None:
+        program = "of another program; the recipe below is inferred from names and shapes"
+    return [
+        "| | |",
+        "| --- | --- |",
+        f"| source | {weights.kind}, {program} |",
+        *([f"| origin | {weights.origin} |"] if weights.origin else []),
+        f"| data | {_data(weights.data)} |",
+        f"| epochs | {_epochs(weights, optim.epochs)} |",
+        f"| levels | {levels} |",
+        f"| views | {recipe.views.image_size} px |",
+        f"| batch | {optim.batch_size} in groups of {model.group_size} |",
+        *licence_rows(weights),
+    ]
 
 
 def licence_rows(weights: Weights) -> list[str]:

@@ -2,7 +2,7 @@
 
 Ours are those of `resim.model.encoder.Encoder`: `backbone.layer1.0.conv1.weight` (torchvision's below `backbone.`),
 `head.0.weight`, `fpn.lateral5.weight`, or `fpn.lateral5.0.weight` and `fpn.lateral5.1.bias` where the FPN has norms;
-in a `ReSim` they stand below `query.` and `key.`. A `Scheme` translates a ResNet's names into ours. The names of an FPN
+in a `ReSim` they are below `query.` and `key.`. A `Scheme` translates a ResNet's names into ours. The names of an FPN
 depend on its other entries and are translated in `networks/pyramids.py`.
 
 An entry of the ResNet's own blocks gets a name below `backbone.` even if a plain ResNet has no such entry (a squeeze,

@@ -244,10 +244,10 @@ def _optimizer_state(model: ReSim, recipe: Recipe, momentum: Mapping[str, Tensor
         named.values(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay, fused=True
     )
     state = optimizer.state_dict()
-    kept = [name for name in named if name in momentum and momentum[name].shape == named[name].shape]
-    if kept:
+    filled = [name for name in named if name in momentum and momentum[name].shape == named[name].shape]
+    if filled:
         state["state"] = {
-            index: {"momentum_buffer": momentum[name] if name in kept else torch.zeros_like(parameter)}
+            index: {"momentum_buffer": momentum[name] if name in filled else torch.zeros_like(parameter)}
             for index, (name, parameter) in enumerate(named.items())
         }
-    return state, len(kept)
+    return state, len(filled)

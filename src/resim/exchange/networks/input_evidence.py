@@ -85,14 +85,14 @@ def _caffe2(tensors: Mapping[str, Tensor]) -> InputForm:
 
 def _from_buffers(contents: Contents, form: Form) -> InputForm | None:
     """`pixel_mean` and `pixel_std`, which are buffers of older Detectron2 models."""
-    wanted = {
+    names = {
         short.rpartition(".")[2]: name
         for short, name in form.state.bare.items()
         if short.rpartition(".")[2] in ("pixel_mean", "pixel_std")
     }
-    if len(wanted) != 2:
+    if len(names) != 2:
         return None
-    buffers, _ = tensors_in(contents, {kind: form.state.entries[name] for kind, name in wanted.items()})
+    buffers, _ = tensors_in(contents, {kind: form.state.entries[name] for kind, name in names.items()})
     if len(buffers) != 2:
         return None
     mean, std = (buffers[kind].flatten().double().tolist() for kind in ("pixel_mean", "pixel_std"))

@@ -107,19 +107,19 @@ def recognise(data: Mapping[str, object], prefix: str | None = None) -> Form:
         chosen = min(networks, key=_preference)
     else:
         name = prefix.strip(".").removeprefix("state_dict.")
-        wanted = [n for n in networks if name == n.label.strip(".")] or [
+        matches = [n for n in networks if name == n.label.strip(".")] or [
             n for n in networks if name in (n.prefix.strip("."), n.label.partition(".")[2].strip("."))
         ]
-        if not wanted:
+        if not matches:
             places = ", ".join(repr(label) if label else "its top" for label in labels)
             raise ValueError(f"no ResNet below --prefix {prefix!r}; those in it are below {places}")
-        chosen = wanted[0]
+        chosen = matches[0]
     others = [n for n in networks if n is not chosen and n.has_last_stage and not _is_same(n, chosen)]
     return _make_form(chosen, [network for network in networks if network.state is chosen.state], others)
 
 
 def _is_same(network: Network, other: Network) -> bool:
-    """Whether two names stand for one network, as an attribute and a part of an `nn.Sequential` may."""
+    """Whether two names refer to one network, as those of an attribute and of a part of an `nn.Sequential` may."""
     one, two = ({ours: n.state.entries[name] for name, ours in n.ours().items()} for n in (network, other))
     return one.keys() == two.keys() and all(is_same_tensor(one[name], two[name]) for name in one)
 
