@@ -1,4 +1,4 @@
-"""A handful of real photographs laid out as Detectron2 looks for COCO, VOC, keypoints and dense pose."""
+"""A few photographs in the layout that Detectron2 expects of COCO, VOC, keypoints and dense pose."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def lay_out_cityscapes(folder: Path, images: int = 2) -> Path:
 
 
 def _symmetries(path: Path) -> None:
-    """Where each part's surface coordinates go when a person is mirrored, in the layout of the real file, made up."""
+    """Made-up surface coordinates of a mirrored person for each part, in the layout of the real file."""
     from scipy.io import savemat
 
     path.parent.mkdir(parents=True)

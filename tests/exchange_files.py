@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,18 @@ import torch
 from torch import Tensor
 
 from resim import recipes
+from resim.exchange.features import TOLERANCE, differences
+from resim.exchange.targets import Target
 from resim.model.config import ModelConfig
 from resim.model.resim import ReSim
 from resim.regions.level import Level
 from resim.runs.checkpoints import save_checkpoint
 from resim.runs.config import Recipe
 
+ENDING: dict[Target, str] = {
+    "torchvision": ".pth", "torchvision-detection": ".pth", "detectron2": ".pth", "timm": ".safetensors",
+    "safetensors": ".safetensors", "hub": "",
+}  # fmt: skip
 PLAIN = recipes.quick()
 SMALL = dataclasses.replace(
     PLAIN,
@@ -27,6 +34,12 @@ SMALL = dataclasses.replace(
 """ReSim-FPN with ResNet-18: P4 and P3."""
 
 
+def has_equal_maps(ours: Mapping[str, Tensor], theirs: Mapping[Any, Tensor]) -> bool:
+    """Whether each of their maps is one of ours and equal to it within `TOLERANCE`."""
+    largest = differences(ours, theirs)
+    return set(largest) == set(theirs) and max(largest.values()) <= TOLERANCE
+
+
 def small(*, norm: bool = False, levels: tuple[Level, ...] | None = None, backbone: str = "resnet18") -> Recipe:
     """The small recipe with another FPN, other levels or another backbone."""
     changed = {"fpn_norm": norm, "backbone": backbone} | ({} if levels is None else {"levels": levels})
@@ -34,7 +47,7 @@ def small(*, norm: bool = False, levels: tuple[Level, ...] | None = None, backbo
 
 
 def trained(recipe: Recipe, seed: int = 0) -> ReSim:
-    """A model in which nothing stands at its start: every norm has statistics, scales and shifts of its own."""
+    """A model in which no entry has its initial value: each norm has random statistics, scales and shifts."""
     return copy.deepcopy(_trained(recipe.model, seed))
 
 

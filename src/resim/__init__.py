@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from resim.detection.checkpoint import load_detector as load_detector
     from resim.errors import UserError as UserError
     from resim.exchange.load import load as load
+    from resim.exchange.load import load_published as load_published
     from resim.exchange.weights import read_weights as read_weights
     from resim.model.config import ModelConfig as ModelConfig
     from resim.model.infonce import info_nce as info_nce
-    from resim.model.published import load_published as load_published
     from resim.model.resim import ReSim as ReSim
     from resim.regions.level import Level as Level
     from resim.regions.pooling import precise_roi_pool as precise_roi_pool
@@ -43,7 +43,7 @@ _HOMES = {
     "inside_view": "resim.regions.windows",
     "load": "resim.exchange.load",
     "load_detector": "resim.detection.checkpoint",
-    "load_published": "resim.model.published",
+    "load_published": "resim.exchange.load",
     "map_windows": "resim.regions.windows",
     "precise_roi_pool": "resim.regions.pooling",
     "pretrain": "resim.training.pretrain",

@@ -233,7 +233,7 @@ def test_a_python_file_of_ones_own_stays(tmp_path: Path, exported_before: bool) 
         export_detector(run, "torchvision-detection", tmp_path / "det.pth")
         export_detector(run, "torchvision-detection", tmp_path / "det.pth")  # its own file is replaced
     (tmp_path / "det.py").write_text("print('mine')\n")
-    with pytest.raises(UserError, match="its Python file would take the place of"):
+    with pytest.raises(UserError, match="its Python file would replace"):
         export_detector(run, "torchvision-detection", tmp_path / "det.pth")
     assert (tmp_path / "det.py").read_text() == "print('mine')\n"
 
@@ -289,7 +289,8 @@ def test_other_targets_take_the_backbone_and_name_what_is_left_out(
     run, out = fine_tuned(tmp_path / "run", masks=True), tmp_path / "backbone.pth"
     lines = run_command(capsys, "export", str(run), "--to", to, "--out", str(out))
     fpn = " and of its FPN lateral3, lateral4, lateral5, output3, output4, output5" if pyramid else ""
-    assert f"the file is a detector; of it the backbone{fpn} go to {to}, its proposals and heads are left out" in lines
+    parts = f"the backbone{fpn} are exported to {to}"
+    assert f"the file is a detector: {parts}, its proposals and heads are left out" in lines
     for name in (
         "rpn.head.cls_logits",
         "roi_heads.box_predictor.bbox_pred",

@@ -1,4 +1,4 @@
-"""Files of PyTorch's that people have: checksums, protocols, whole modules, TorchScript, shards."""
+"""Files of PyTorch's as they are in use: checksums, protocols, saved modules, TorchScript, shards."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from exchange_files import SMALL, own_checkpoint
 from resim.errors import UserError
-from resim.exchange.files import read_contents, tensors_in
+from resim.exchange.files.contents import read_contents, tensors_in
 from resim.exchange.training_state import import_state
 from resim.exchange.weights import read_weights
 from resim.runs.checkpoints import load_checkpoint
@@ -87,7 +87,7 @@ def test_a_tensor_outside_of_its_storage(tmp_path: Path) -> None:
         for name in old.namelist():
             data = old.read(name)
             new.writestr(name, data.replace(b"K\x07K\x03\x86", b"K\x09K\x03\x86"))  # its shape, in the pickle
-    with pytest.raises(UserError, match=r"w: it holds a tensor of shape \(9, 3\) outside of its storage"):
+    with pytest.raises(UserError, match=r"w: it contains a tensor of shape \(9, 3\) outside its storage"):
         tensors_of(tmp_path / "w.pth")
 
 
@@ -158,7 +158,7 @@ def test_members_that_claim_each_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("w.npz", "is an archive of NumPy's (.npz) (a.npy), not a file of torch.save"),
         ("w.zip", "is a zip archive of files (inner.pth), not a file of torch.save: unpack it"),
@@ -167,7 +167,7 @@ def test_members_that_claim_each_other(tmp_path: Path) -> None:
         ("w.npy", "is a file of NumPy's (.npy): save a state_dict"),
     ],
 )
-def test_archives_of_other_kinds(tmp_path: Path, name: str, told: str) -> None:
+def test_archives_of_other_kinds(tmp_path: Path, name: str, message: str) -> None:
     path = tmp_path / name
     if name == "w.npz":
         np.savez(path, a=np.zeros(3))
@@ -180,10 +180,10 @@ def test_archives_of_other_kinds(tmp_path: Path, name: str, told: str) -> None:
         path.write_bytes(b"\x1f\x8b" + bytes(300) if name == "w.pth.gz" else bytes(257) + b"ustar" + bytes(300))
     with pytest.raises(UserError) as caught:
         read_weights(path)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
-# -- whole modules and TorchScript
+# -- saved modules and TorchScript
 
 
 class Wrapper(nn.Module):
@@ -197,11 +197,11 @@ class Wrapper(nn.Module):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["zip", "legacy", "parallel", "beside others"])
+@pytest.mark.parametrize("form", ["zip", "legacy", "parallel", "with others"])
 @pytest.mark.filterwarnings("ignore::torch.serialization.SourceChangeWarning", "ignore:Couldn't retrieve source code")
-def test_a_module_that_was_saved_whole(tmp_path: Path, form: str) -> None:
+def test_a_saved_module_is_read(tmp_path: Path, form: str) -> None:
     model = Wrapper()
-    content: Any = {"model": model, "epoch": 3} if form == "beside others" else model
+    content: Any = {"model": model, "epoch": 3} if form == "with others" else model
     content = nn.DataParallel(model) if form == "parallel" else content
     torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=form != "legacy")
     weights = read_weights(tmp_path / "w.pth")
@@ -258,25 +258,25 @@ def test_shards_are_read_as_one(tmp_path: Path, form: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("index", "told"),
+    ("index", "message"),
     [
         (
             '{"weight_map": {"a": "../s.bin"}}',
-            "names the shard '../s.bin': shards lie in the index's own folder",
+            "names the shard '../s.bin': shards must be in the folder of the index",
         ),
         ('{"weight_map": {"a": "/etc/passwd"}}', "names the shard '/etc/passwd'"),
         ('{"weight_map": {}}', "is no index of shards"),
         ("[]", "is no index of shards"),
         ("{", "is no JSON"),
-        ('{"weight_map": {"b": "part.bin"}}', "says that b is in part.bin, which has none of that name"),
+        ('{"weight_map": {"b": "part.bin"}}', "states that b is in part.bin, which has no such entry"),
     ],
 )
-def test_an_index_that_is_wrong(tmp_path: Path, index: str, told: str) -> None:
+def test_an_index_that_is_wrong(tmp_path: Path, index: str, message: str) -> None:
     torch.save({"a": torch.zeros(1)}, tmp_path / "part.bin")
     (tmp_path / "pytorch_model.bin.index.json").write_text(index)
     with pytest.raises(UserError) as caught:
         read_weights(tmp_path)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_a_distributed_checkpoint_is_named(tmp_path: Path) -> None:

@@ -82,17 +82,17 @@ def test_detectron2_loads_all_but_what_must_start_new_and_gives_our_features(
     assert new == {f"backbone.{part}.{leaf}" for part in FPN_NEW for leaf in leaves}
     assert new == {name for name in starts_new(converted) if name.startswith("backbone.")}
     theirs = maps_of(model, ["P4", "P3"], c4=False)
-    found = differences(ours, theirs)
-    assert set(found) == {"C2", "C3", "C4", "C5", "P3", "P4"}
-    assert max(found.values()) <= TOLERANCE
+    largest = differences(ours, theirs)
+    assert set(largest) == {"C2", "C3", "C4", "C5", "P3", "P4"}
+    assert max(largest.values()) <= TOLERANCE
     assert weights.licence == "CC-BY-NC-4.0"
 
     model = built(converted, c4=True)
     body = ("backbone.", "roi_heads.res5.")
     assert not {name for name in loaded(done.paths[0], model) if name.startswith(body)}
-    found = differences(ours, maps_of(model, [], c4=True))
-    assert set(found) == {"C4", "C5"}
-    assert max(found.values()) <= TOLERANCE
+    largest = differences(ours, maps_of(model, [], c4=True))
+    assert set(largest) == {"C4", "C5"}
+    assert max(largest.values()) <= TOLERANCE
 
 
 @needs_detectron2
@@ -101,8 +101,8 @@ def test_detectron2_loads_frozen_norms(checkpoint: Path, tmp_path: Path) -> None
     model = built(read_weights(done.paths[0]), c4=False, norm="FrozenBN")
     new = {name.rpartition(".")[0] for name in loaded(done.paths[0], model) if name.startswith("backbone.")}
     assert new == {f"backbone.{part}" for part in FPN_NEW}
-    found = differences(features_of(done.weights, IMAGES), maps_of(model, ["P4", "P3"], c4=False))
-    assert max(found.values()) <= TOLERANCE
+    largest = differences(features_of(done.weights, IMAGES), maps_of(model, ["P4", "P3"], c4=False))
+    assert max(largest.values()) <= TOLERANCE
 
 
 @needs_detectron2
@@ -186,10 +186,10 @@ def test_the_config_of_a_protocol(name: str) -> None:
     common = {"SOLVER.IMS_PER_BATCH": 16, "SOLVER.BASE_LR": 0.02, "INPUT.MAX_SIZE_TRAIN": 1333}
     fpn = {"MODEL.FPN.NORM": "SyncBN"} if "fpn" in name else {}
     for key, value in (EVERYWHERE | common | fpn | PROTOCOLS[name.removesuffix(".yaml")]).items():
-        found = config
+        setting = config
         for part in key.split("."):
-            found = getattr(found, part)
-        assert found == value, key
+            setting = getattr(setting, part)
+        assert setting == value, key
 
 
 # -- real training steps
@@ -263,13 +263,13 @@ def test_detectron2_takes_training_steps_from_our_backbone(shared: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["test"], "no verb 'test': configs or train"),
         (["train"], "train needs --config-file"),
         (
             ["train", "--config-file", "coco"],
-            "--config-file coco: no such file, and none of ours is called so: cityscapes",
+            "--config-file coco: no such file, nor one of the shipped configs: cityscapes",
         ),
         (
             ["train", "--config-file", "coco-fpn-1x", "MODEL.WEIGHTS", "none.pth"],
@@ -279,13 +279,13 @@ def test_detectron2_takes_training_steps_from_our_backbone(shared: Path, tmp_pat
         (["train", "--config-file", "coco-fpn-1x", "SOLVER.BASE_LR"], "coco-fpn-1x.yaml: Override list has odd length"),
     ],
 )
-def test_what_the_launcher_refuses(capsys: pytest.CaptureFixture[str], words: list[str], told: str) -> None:
+def test_what_the_launcher_refuses(capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
     if words[0] == "train" and not HERE:
-        told = "Detectron2 is not installed: pip install"
+        message = "Detectron2 is not installed: pip install"
     capsys.readouterr()
     assert launcher.main(words) == 2
     error = capsys.readouterr().err
-    assert told in error
+    assert message in error
     assert error.count("\n") == 1
 
 

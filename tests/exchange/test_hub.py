@@ -51,13 +51,13 @@ def test_a_folder_a_file_and_a_checkpoint_give_the_same_encoder(folder: Path) ->
 
 
 @pytest.mark.slow
-def test_loading_draws_nothing_from_the_global_generator(folder: Path) -> None:
+def test_loading_does_not_use_the_global_generator(folder: Path) -> None:
     before = torch.get_rng_state()
     resim.load(folder)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_name_that_is_neither_here_nor_a_name_of_the_hub(tmp_path: Path) -> None:
+def test_a_name_that_is_neither_a_file_nor_on_the_hub(tmp_path: Path) -> None:
     for source in (tmp_path / "none.pt", "none.safetensors", "a/b/c"):
         with pytest.raises(UserError, match=r"cannot be read \(No such file or directory\)"):
             resim.load(source)
@@ -142,7 +142,7 @@ def test_a_name_on_the_hub(folder: Path, hub: tuple[str, list[str]], tmp_path: P
     lines = done.stdout.splitlines()
     assert len(lines) == 2
     for name, line in zip(("user/other", "user/name-1.0"), lines, strict=True):
-        assert line.startswith(f"{name}: no such file here, and the hub does not give it (")
+        assert line.startswith(f"{name}: no such file here, and it cannot be downloaded from the hub (")
 
 
 @pytest.mark.slow
@@ -154,7 +154,7 @@ def test_the_hub_s_client_reads_the_card(folder: Path) -> None:
     assert card.data.license is None
 
 
-def test_without_the_hub_s_client_the_remedy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_hub_s_client_the_remedy_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(
         UserError, match=r"user/name-1.0: no such file here; .* pip install '\.\[hub\]' in resim's clone"

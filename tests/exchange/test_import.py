@@ -1,4 +1,4 @@
-"""A published checkpoint comes in whole, with keys, queue and momentum, and pre-training goes on as from our own."""
+"""A published checkpoint is imported with keys, queue and momentum, and pre-training continues as from our own."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from golden_state import golden_config, published_state
 from resim.cli.main import main
 from resim.distributed.processes import start_processes
 from resim.errors import UserError
+from resim.exchange.load import load_published
 from resim.exchange.training_state import import_state
 from resim.exchange.weights import read_weights
-from resim.model.published import load_published
 from resim.model.resim import ReSim
 from resim.recipes import moco_v2, resim_fpn
 from resim.runs.checkpoints import load_checkpoint, save_checkpoint
@@ -45,7 +45,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fpn_norm", [False, True], ids=["plain-fpn", "normalised-fpn"])
-def test_a_published_checkpoint_comes_in_as_the_model_whose_losses_are_golden(
+def test_a_published_checkpoint_is_imported_as_the_model_with_the_golden_losses(
     golden_data: Path, tmp_path: Path, fpn_norm: bool
 ) -> None:
     suffix = "_fpn_bn" if fpn_norm else ""
@@ -84,7 +84,7 @@ def take(stepper: Stepper, seed: int) -> dict[str, Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fpn_first", [False, True])
-def test_pre_training_goes_on_from_a_published_file_as_from_the_model_itself(tmp_path: Path, fpn_first: bool) -> None:
+def test_pre_training_continues_from_a_published_file_as_from_the_model(tmp_path: Path, fpn_first: bool) -> None:
     stepper = stepper_of(SMALL)
     for seed in (1, 2):
         take(stepper, seed)
@@ -124,7 +124,7 @@ def test_momentum_of_another_order_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_old_optimisers_count_parameters_by_numbers_of_their_own(tmp_path: Path) -> None:
+def test_old_optimisers_have_other_parameter_numbers(tmp_path: Path) -> None:
     model = trained(SMALL)
     momentum = {name: torch.randn_like(value) for name, value in model.query.named_parameters()}
     content = published(model, momentum)
@@ -163,7 +163,7 @@ def test_a_plain_backbone_starts_resim(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_recipe_follows_the_file(tmp_path: Path) -> None:
+def test_the_file_determines_the_recipe(tmp_path: Path) -> None:
     torch.save(published(trained(SMALL)), tmp_path / "fpn.pth")
     recipe = import_state(tmp_path / "fpn.pth").recipe
     assert recipe.name == "resim-fpn"
@@ -178,7 +178,7 @@ def test_the_recipe_follows_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_our_own_checkpoint_comes_in_bit_equal(tmp_path: Path) -> None:
+def test_our_own_checkpoint_is_imported_bit_equal(tmp_path: Path) -> None:
     model = trained(SMALL)
     own_checkpoint(tmp_path / "last.pt", SMALL, model)
     imported = import_state(tmp_path / "last.pt")
@@ -188,7 +188,7 @@ def test_our_own_checkpoint_comes_in_bit_equal(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_queue_position_beyond_the_queue_comes_in_within_it(tmp_path: Path) -> None:
+def test_a_queue_position_beyond_the_queue_is_wrapped(tmp_path: Path) -> None:
     content = published(trained(SMALL))
     content["state_dict"]["module.queue_ptr"] = torch.tensor([11])
     torch.save(content, tmp_path / "published.pth")
@@ -203,7 +203,7 @@ def test_a_run_that_starts_from_another_network_is_refused(tmp_path: Path) -> No
     own_checkpoint(tmp_path / "last.pt", small(backbone="resnet34"))
     last = RunConfig(start_from=str(tmp_path / "last.pt"))
     with pytest.raises(
-        UserError, match=r"last.pt: holds a resnet34, the recipe's backbone is resnet18: set --backbone"
+        UserError, match=r"last.pt: contains a resnet34, the recipe's backbone is resnet18: set --backbone"
     ):
         read_start(last, SMALL)
     with pytest.raises(UserError, match="--start-epoch 3: needs --start-from"):
@@ -213,7 +213,7 @@ def test_a_run_that_starts_from_another_network_is_refused(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_licence_and_origin_follow_the_weights_into_a_run(tmp_path: Path) -> None:
+def test_a_run_records_licence_and_origin_of_its_weights(tmp_path: Path) -> None:
     from PIL import Image
 
     for index in range(4):
@@ -254,12 +254,12 @@ def run(capsys: Captured, *words: str) -> str:
 
 
 @pytest.mark.slow
-def test_import_tells_every_entry_and_the_licence(capsys: Captured, tmp_path: Path) -> None:
+def test_import_prints_every_entry_and_the_licence(capsys: Captured, tmp_path: Path) -> None:
     content = published(trained(SMALL))
     content["state_dict"]["module.extra.weight"] = torch.zeros(1)
     torch.save(content, tmp_path / "published.pth")
-    told = run(capsys, "import", str(tmp_path / "published.pth"), "--out", str(tmp_path / "ours.pt"), "--verbose")
-    lines = told.splitlines()
+    output = run(capsys, "import", str(tmp_path / "published.pth"), "--out", str(tmp_path / "ours.pt"), "--verbose")
+    lines = output.splitlines()
     assert lines[0] == f"{tmp_path / 'published.pth'}: published ReSim-FPN checkpoint (resnet18 with an FPN, epoch 200)"
     assert lines[1].startswith("licence: CC-BY-NC 4.0 (as published): not for commercial use")
     assert lines[2] == "loaded: 270"
@@ -307,8 +307,8 @@ def test_prefix_takes_another_of_several_networks(capsys: Captured, tmp_path: Pa
     other = {f"backbone.{name}": value for name, value in teacher.items() if name[:3] != "fc."}
     torch.save({"student": state, "teacher": other, "epoch": 3}, tmp_path / "dino.pth")
     path, out = str(tmp_path / "dino.pth"), str(tmp_path / "start.pt")
-    told = run(capsys, "import", path)
-    assert told.startswith(
+    output = run(capsys, "import", path)
+    assert output.startswith(
         "warning: the network below 'student.module.backbone.' is read; there are others below 'teacher.backbone.': "
         f"resim import {path} --prefix teacher.backbone. --out dino-teacher-backbone.pt writes one of them to a file"
     )
@@ -349,7 +349,7 @@ def test_a_run_that_diverged_starts_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("wrapping", ["module._orig_mod.", "_orig_mod.module.", "_orig_mod.", ""])
-def test_a_compiled_moco_comes_in_whole(tmp_path: Path, wrapping: str) -> None:
+def test_a_compiled_moco_is_imported_completely(tmp_path: Path, wrapping: str) -> None:
     model = trained(SMALL)
     momentum = {name: torch.randn_like(value) for name, value in model.query.named_parameters()}
     content = published(model, momentum)
@@ -379,7 +379,7 @@ FAULTS: dict[str, Any] = {
     "empty": (lambda path: path.write_bytes(b""), "is empty (0 bytes)"),
     "header": (lambda path: path.write_bytes(struct.pack("<Q", 3 << 30) + b"{}" + bytes(99)), "no safetensors file"),
     "truncated": (lambda path: path.write_bytes(saved(good())[:-4000]), "damaged, or no file of weights"),
-    "another network": (lambda path: path.write_bytes(saved({"blocks.0.qkv": torch.zeros(1)})), "holds no ResNet"),
+    "another network": (lambda path: path.write_bytes(saved({"blocks.0.qkv": torch.zeros(1)})), "contains no ResNet"),
     "shape off": (
         lambda path: path.write_bytes(saved(good() | {"bn1.bias": torch.zeros(7)})),
         "bn1.bias (7,) for (64,)",
@@ -397,16 +397,16 @@ def test_a_file_that_cannot_be_read_writes_nothing(capsys: Captured, tmp_path: P
     capsys.readouterr()
     words = [verb, str(path), "--out", str(out), *(["--to", "torchvision"] if verb == "export" else [])]
     assert main(words) == 2
-    told = capsys.readouterr().err
-    assert told.startswith(f"resim {verb}: {path}: ")
-    assert expected in told
-    assert told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"resim {verb}: {path}: ")
+    assert expected in message
+    assert message.count("\n") == 1
     assert [entry for entry in tmp_path.iterdir() if entry != path] == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         ([], "resim import --help"),
         (["FILE", "--out", "x.pth"], "--out x.pth: must end in .pt"),
@@ -417,7 +417,7 @@ def test_a_file_that_cannot_be_read_writes_nothing(capsys: Captured, tmp_path: P
     ],
 )
 def test_options_of_import_that_cannot_work(
-    capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], told: str
+    capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("folder.pt").mkdir()
@@ -426,6 +426,6 @@ def test_options_of_import_that_cannot_work(
     capsys.readouterr()
     assert main(["import", *("published.pth" if word == "FILE" else word for word in words)]) == 2
     error = capsys.readouterr().err
-    assert told in error
+    assert message in error
     assert error.count("\n") == 1
     assert {path.name for path in Path().iterdir()} == {"folder.pt", "link.pt", "published.pth"}

@@ -1,4 +1,4 @@
-"""Networks that take another input than ours: what the file says is converted, and features prove it."""
+"""Networks with another input than ours are converted by what the file states, and compute the same features."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from resim.detection.recipes import quick as quick_detector
 from resim.errors import UserError
 from resim.exchange.export import export
 from resim.exchange.features import features_of
-from resim.exchange.inputs import InputForm, fold_input, seems_unnormalised
 from resim.exchange.names import to_detectron2
+from resim.exchange.networks.input_forms import InputForm, fold_input, seems_unnormalised
 from resim.exchange.weights import read_weights
 from resim.model.backbone import build_backbone
 from resim.views.photometric import MEAN, STD
@@ -156,7 +156,7 @@ def test_the_config_of_a_detectron2_run_in_its_folder(tmp_path: Path, order: str
     std = torch.tensor([57.375, 57.12, 58.395]) if order == "BGR" else torch.ones(3)
     torch.save({"model": {f"backbone.{name}": value for name, value in state.items()}}, tmp_path / "model_final.pth")
     unstated = read_weights(tmp_path / "model_final.pth")
-    assert unstated.warnings[0].startswith("the file does not say whether its input is RGB or BGR")
+    assert unstated.warnings[0].startswith("the file does not state whether its input is RGB or BGR")
     text = CONFIG.format(order=order, mean=mean.tolist(), std=std.tolist(), stride="false")
     (tmp_path / "config.yaml").write_text(text)
     weights = read_weights(tmp_path / "model_final.pth")
@@ -225,7 +225,7 @@ def test_caffe2s_blobs(tmp_path: Path, leaves: str) -> None:
 
 
 @pytest.mark.slow
-def test_another_mean_folds_into_the_first_norm_but_for_the_border(tmp_path: Path) -> None:
+def test_another_mean_folds_into_the_first_norm_except_at_the_border(tmp_path: Path) -> None:
     """Pixel values from -1 to 1, as TensorFlow's: mean and deviation 127.5."""
     state = detectron2_state("resnet18")
     model = trained(small(levels=())).query.state_dict()
@@ -235,7 +235,7 @@ def test_another_mean_folds_into_the_first_norm_but_for_the_border(tmp_path: Pat
     config = {"architecture": "resnet18", "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     weights = read_weights(tmp_path)
-    assert "but for the border, where padded zeros stand for another colour (config.json" in weights.warnings[0]
+    assert "except at the border, where padded zeros are another colour (config.json" in weights.warnings[0]
     expected = detectron2_maps(state, pixels(128) / 127.5 - 1, stride_in_1x1=False)["C2"]
     ours = features_of(weights, normalised(pixels(128)))["C2"]
     inner = (slice(None), slice(None), slice(8, -8), slice(8, -8))  # whose fields do not reach the border
@@ -292,7 +292,7 @@ def test_magnitude_converts_detectron2s_files_and_warns_of_others(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_every_program_that_reads_weights_says_what_was_converted(
+def test_every_program_that_reads_weights_reports_conversions(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = detectron2_state("resnet18")
@@ -339,7 +339,7 @@ SAYS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("where", list(SAYS))
-def test_blurred_strides_are_refused_where_anything_says_so(tmp_path: Path, where: str) -> None:
+def test_blurred_strides_are_refused_on_any_evidence(tmp_path: Path, where: str) -> None:
     torch.save({"state_dict": plain_state()}, tmp_path / "w.pth")
     SAYS[where](tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"is a resnet(blur18|aa34d|blur50) .*which blurs or averages where it strides"):
@@ -370,7 +370,7 @@ def test_timms_networks_of_similar_names(tmp_path: Path, name: str, right: bool)
     model = timm.create_model(name).eval()
     torch.save(model.state_dict(), tmp_path / "w.pth")
     if not right:
-        with pytest.raises(UserError, match=r"holds|is no"):
+        with pytest.raises(UserError, match=r"contains|is no"):
             read_weights(tmp_path / "w.pth")
         return
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""A licence is taken from what a file proves or its user states; else it is unknown, and that is said."""
+"""A licence is taken from what a file proves or its user states; otherwise it is unknown, and that is reported."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_head_in_the_stem_alone_proves_nothing(tmp_path: Path, author: str, tw
 @pytest.mark.slow
 @pytest.mark.parametrize("head", [True, False])
 @pytest.mark.parametrize("norm", [True, False])
-def test_resims_detectron2_backbones_are_known_by_their_fpn(tmp_path: Path, norm: bool, head: bool) -> None:
+def test_resims_detectron2_backbones_are_recognised_by_their_fpn(tmp_path: Path, norm: bool, head: bool) -> None:
     weights = read_weights(resim_backbone(tmp_path / "w.pth", norm=norm, head=head))
     if not norm and not head:  # what any converter may write
         assert weights.licence is None
@@ -97,7 +97,7 @@ def test_our_own_export_to_detectron2_is_not_taken_for_resims(tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["fc.0", "fc"])
-def test_of_mocos_names_the_licence_is_not_known(tmp_path: Path, head: str) -> None:
+def test_mocos_names_do_not_prove_a_licence(tmp_path: Path, head: str) -> None:
     content = published(trained(small(levels=())))
     if head == "fc":  # MoCo v1
         state = {name: value for name, value in content["state_dict"].items() if ".fc." not in name}
@@ -110,12 +110,12 @@ def test_of_mocos_names_the_licence_is_not_known(tmp_path: Path, head: str) -> N
     assert "ReSim-C4" in weights.licence_source
     signed = read_weights(converted(tmp_path / "moco.pkl", "MOCO", two_layers=True))
     assert signed.licence is None
-    assert "MoCo's converter signs whatever it is given" in signed.licence_source
+    assert "MoCo's converter signs any file" in signed.licence_source
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resim_c4_200ep.pth.tar", "resim_c4_backbone_200ep.pth.tar"])
-def test_resim_c4_is_known_by_the_name_of_its_file_alone(tmp_path: Path, name: str) -> None:
+def test_resim_c4_is_recognised_by_the_name_of_its_file_only(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     if "backbone" in name:
         converted(path, "MOCO", two_layers=True)
@@ -147,7 +147,7 @@ def run(capsys: Captured, *words: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_commands_say_where_a_licence_is_taken_from(capsys: Captured, tmp_path: Path) -> None:
+def test_the_commands_print_the_evidence_for_a_licence(capsys: Captured, tmp_path: Path) -> None:
     torch.save(published(trained(SMALL)), tmp_path / "resim.pth")
     (line,) = run(capsys, "import", str(tmp_path / "resim.pth"))
     proof = "a name that only files of the authors' ReSim program have, module.encoder_q.fpn_lateral"
@@ -161,7 +161,7 @@ def test_the_commands_say_where_a_licence_is_taken_from(capsys: Captured, tmp_pa
     (line,) = run(capsys, *words, "--licence", "BSD-3-Clause")
     assert line == "licence: BSD-3-Clause; taken from the user's --licence"
     (line,) = run(capsys, "import", str(tmp_path / "start.pt"))
-    assert line.startswith("licence: BSD-3-Clause; taken from the checkpoint's note of the weights")
+    assert line.startswith("licence: BSD-3-Clause; taken from the checkpoint's record of the weights")
 
     own_checkpoint(tmp_path / "last.pt", SMALL)
     out = str(tmp_path / "out.safetensors")

@@ -1,4 +1,4 @@
-"""A ResNet is found below any prefix and under any of its usual names, with its FPN; another head is left over."""
+"""A ResNet is recognised below any prefix and under its usual names, with its FPN; another head is left over."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from exchange_files import small, trained
 from resim.errors import UserError
 from resim.exchange.features import features_of
-from resim.exchange.recognise import words_of
+from resim.exchange.networks.recognise import words_of
 from resim.exchange.weights import Weights, read_weights
 from resim.regions.level import Level
 
@@ -283,8 +283,8 @@ def test_a_pyramid_that_computes_something_else_is_left_over(tmp_path: Path) -> 
     state = of_backbone(model.state_dict())
     pyramid = pyramid_of(model, "mmdet", 3, norm=False)
     for more, note in (
-        ({"neck.downsample_convs.0.conv.weight": torch.zeros(1)}, "its FPN is not the plain one, and is left over"),
-        ({"neck.fpn_convs.0.gn.weight": torch.zeros(256)}, "its FPN has a norm that is no BatchNorm, and is left over"),
+        ({"neck.downsample_convs.0.conv.weight": torch.zeros(1)}, "its FPN is not a plain one and is left over"),
+        ({"neck.fpn_convs.0.gn.weight": torch.zeros(256)}, "its FPN has norms other than BatchNorm and is left over"),
     ):
         weights = read(tmp_path, {"state_dict": state | pyramid | more})
         assert weights.warnings == (note,)
@@ -305,7 +305,7 @@ def test_the_pyramid_of_another_network_is_not_taken(tmp_path: Path) -> None:
 
 
 OTHERS: dict[str, tuple[Any, str]] = {
-    "transformer": ({"state_dict": {"blocks.0.attn.qkv.weight": torch.zeros(3)}}, "looks like a vision transformer"),
+    "transformer": ({"state_dict": {"blocks.0.attn.qkv.weight": torch.zeros(3)}}, "resembles a vision transformer"),
     "keys": ({"net": {"a.weight": torch.zeros(1)}, "epoch": 3}, "keys at its top: 'net', 'epoch'"),
     "place": ({"net": {"a.weight": torch.zeros(1)}}, "1 entry below net."),
     "no tensors": ({"epoch": 3, "lr": 0.1}, "no tensors at all (its keys are 'epoch', 'lr')"),
@@ -314,7 +314,7 @@ OTHERS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("what", list(OTHERS))
-def test_a_file_without_a_resnet_says_what_it_holds(tmp_path: Path, what: str) -> None:
-    content, told = OTHERS[what]
-    with pytest.raises(UserError, match=re.escape(told)):
+def test_a_file_without_a_resnet_is_described(tmp_path: Path, what: str) -> None:
+    content, message = OTHERS[what]
+    with pytest.raises(UserError, match=re.escape(message)):
         read(tmp_path, content)

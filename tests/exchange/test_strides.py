@@ -29,7 +29,7 @@ def backbone(seed: int = 0, name: str = "resnet18") -> State:
 
 
 def saved(folder: Path, content: object, **texts: Any) -> Path:
-    """A file of torch.save, and JSON files beside it."""
+    """A file of torch.save, and JSON files in its folder."""
     for name, value in texts.items():
         (folder / f"{name}.json").write_text(json.dumps(value))
     torch.save(content, folder / "model.pth")
@@ -95,7 +95,7 @@ def test_transformers_mean_and_deviation_are_its_preprocessor_s(tmp_path: Path) 
     assert torch.allclose(weights.tensors["backbone.conv1.weight"], expected, rtol=1e-6, atol=0)
 
 
-def test_timm_s_training_arguments_say_mean_and_deviation(tmp_path: Path) -> None:
+def test_timm_s_training_arguments_state_mean_and_deviation(tmp_path: Path) -> None:
     args = argparse.Namespace(model="resnet18", mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5])
     weights = read_weights(saved(tmp_path, {"state_dict": backbone(), "args": args}))
     assert "RGB with mean 127.5, 127.5, 127.5" in weights.warnings[0]
@@ -131,14 +131,14 @@ def test_detectron2_s_dilation_is_in_its_config_yaml(tmp_path: Path) -> None:
     path = saved(tmp_path, {"model": renamed, "__author__": "torchvision"})
     assert read_weights(path).warnings == ()
     (tmp_path / "config.yaml").write_text("MODEL:\n  RESNETS:\n    RES5_DILATION: 2\n")
-    assert "dilated stages in place of strides (its config says so)" in read_weights(path).warnings[0]
+    assert "dilated stages in place of strides (by its config)" in read_weights(path).warnings[0]
 
 
 def test_modules_between_the_stages_are_warned_of(tmp_path: Path) -> None:
     state = backbone() | {"bam1.gate.weight": torch.zeros(3), "bam2.gate.weight": torch.zeros(3)}
     weights = read_weights(saved(tmp_path, state | {"fc.weight": torch.zeros(3, 512)}))
-    said = "it has bam1, bam2 too, which a plain ResNet lacks: if they stand between its stages, its features differ"
-    assert weights.warnings == (said,)
+    message = "it has bam1, bam2 too, unlike a plain ResNet: if they are between its stages, its features differ"
+    assert weights.warnings == (message,)
 
 
 # -- what is no ResNet with BatchNorm, or no file of weights
@@ -151,45 +151,45 @@ def renamed(state: State, pattern: str, by: str) -> State:
 REFUSED: dict[str, tuple[Any, str]] = {
     "GroupNorm": (
         {name: value for name, value in backbone().items() if not re.search("running|tracked", name)},
-        "is no resnet18 with BatchNorm: its norms keep no running statistics",
+        "is no resnet18 with BatchNorm: its norms have no running statistics",
     ),
     "pruned": (renamed(backbone(), r"(conv\d\.weight)$", r"\1_orig"), "a network with parametrised weights"),
     "optimizer": ({"state": {0: {"momentum_buffer": torch.zeros(3)}}, "param_groups": []}, "state of an optimizer"),
     "FSDP": ({"_fsdp_wrapped_module._flat_param": torch.zeros(9)}, "save a full state_dict"),
     "video": ({"layer1.0.conv1.0.weight": torch.zeros(1)}, "a ResNet for video"),
-    "MobileNet of torchvision": ({"features.1.block.0.0.weight": torch.zeros(1)}, "like a MobileNet or EfficientNet"),
-    "MobileNet of timm": ({"blocks.1.0.conv_dw.weight": torch.zeros(1)}, "looks like an EfficientNet or MobileNet"),
-    "Swin": ({"layers.0.blocks.0.attn.qkv.weight": torch.zeros(1)}, "looks like a Swin transformer"),
+    "MobileNet of torchvision": ({"features.1.block.0.0.weight": torch.zeros(1)}, "resembles a MobileNet"),
+    "MobileNet of timm": ({"blocks.1.0.conv_dw.weight": torch.zeros(1)}, "resembles an EfficientNet or MobileNet"),
+    "Swin": ({"layers.0.blocks.0.attn.qkv.weight": torch.zeros(1)}, "resembles a Swin transformer"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("what", list(REFUSED))
-def test_what_it_is_instead_is_said(tmp_path: Path, what: str) -> None:
-    content, said = REFUSED[what]
-    with pytest.raises(UserError, match=re.escape(said)):
+def test_the_message_names_the_other_network(tmp_path: Path, what: str) -> None:
+    content, message = REFUSED[what]
+    with pytest.raises(UserError, match=re.escape(message)):
         read_weights(saved(tmp_path, content))
 
 
 TEXTS: dict[str, tuple[bytes, str]] = {
     "a web page after blank lines": (b"\n\n<!doctype html><html>", "is a web page"),
-    "an error of a server": (b'{"message": "Not Found"}', "is a text, not a file of weights"),
+    "an error of a server": (b'{"message": "Not Found"}', "is a text file, not a file of weights"),
     "ONNX under another name": (b"\x08\x08\x12\x07pytorch\x1a\x01", "is an ONNX file"),
     "an object of NumPy's": (b"\x93NUMPY\x01\x00v\x00{'descr': '|O'}", "is a file of NumPy's (.npy)"),
 }
 
 
 @pytest.mark.parametrize("what", list(TEXTS))
-def test_what_is_no_file_of_weights_is_named(tmp_path: Path, what: str) -> None:
-    content, said = TEXTS[what]
+def test_the_message_names_other_kinds_of_files(tmp_path: Path, what: str) -> None:
+    content, message = TEXTS[what]
     (tmp_path / "model.pth").write_bytes(content)
-    with pytest.raises(UserError, match=re.escape(said)):
+    with pytest.raises(UserError, match=re.escape(message)):
         read_weights(tmp_path / "model.pth")
 
 
-def test_a_file_that_was_cut_off_is_damaged(tmp_path: Path) -> None:
+def test_a_truncated_archive_is_damaged(tmp_path: Path) -> None:
     path = saved(tmp_path, {"a": torch.zeros(1000)})
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(UserError, match=r"2000 bytes; a zip archive that is cut off: download"):
+    with pytest.raises(UserError, match=r"2000 bytes; a truncated zip archive: download"):
         read_weights(path)
 
 

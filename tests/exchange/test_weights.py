@@ -1,4 +1,4 @@
-"""Which file is whose: every form that is read, under our names, and what is told about a file that is none."""
+"""Each form of file that is read, under our names, and the messages about other files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from exchange_files import SMALL, own_checkpoint, published, published_name, sma
 from needs import need
 from resim.errors import UserError
 from resim.exchange.names import to_detectron2, to_torchvision_detection
-from resim.exchange.recognise import recognise
+from resim.exchange.networks.recognise import recognise
 from resim.exchange.weights import read_weights
 from resim.model.encoder import Encoder
 from resim.model.resim import ReSim
@@ -300,11 +300,11 @@ def test_detectron2_finds_every_entry_that_resim_has_by_its_end(golden_data: Pat
 Fault = tuple[str, str]
 FAULTS: list[Fault] = [
     ("one missing", "1 missing (backbone.layer3.1.bn1.running_var)"),
-    ("stage missing", "a ResNet without its last stage (layer4), perhaps of a resnet18; a whole one is needed"),
+    ("stage missing", "a ResNet without its last stage (layer4), perhaps of a resnet18; a complete one is needed"),
     ("one shape off", "1 of another shape (backbone.layer2.0.conv1.weight (128, 64, 3, 4) for (128, 64, 3, 3))"),
     (
         "level missing",
-        "is no whole resnet18 with an FPN for P4, P3: 2 missing (fpn.lateral3.weight, fpn.lateral3.bias)",
+        "is no complete resnet18 with an FPN for P4, P3: 2 missing (fpn.lateral3.weight, fpn.lateral3.bias)",
     ),
     ("output missing", "an FPN without outputs (lateral3, lateral4, lateral5)"),
     ("half a head", "2 missing (head.0.weight, head.0.bias)"),
@@ -313,9 +313,9 @@ FAULTS: list[Fault] = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("fault", "told"), FAULTS, ids=[fault for fault, _ in FAULTS])
+@pytest.mark.parametrize(("fault", "message"), FAULTS, ids=[fault for fault, _ in FAULTS])
 @pytest.mark.parametrize("form", ["published", "detectron2", "own"])
-def test_weights_that_are_not_whole_are_refused(tmp_path: Path, fault: str, told: str, form: str) -> None:
+def test_incomplete_weights_are_refused(tmp_path: Path, fault: str, message: str, form: str) -> None:
     state = dict(trained(SMALL).query.state_dict())
     if fault == "one missing":
         del state["backbone.layer3.1.bn1.running_var"]
@@ -344,7 +344,7 @@ def test_weights_that_are_not_whole_are_refused(tmp_path: Path, fault: str, told
         read_weights(path)
     assert str(path) in str(caught.value)
     if form != "own":
-        assert told in str(caught.value)
+        assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -389,15 +389,15 @@ HUGE = small(levels=()).to_json()["model"] | {"dim": 2**62}
 def other_files() -> dict[str, tuple[Any, str]]:
     vit = {"cls_token": torch.zeros(1), "blocks.0.attn.qkv.weight": torch.zeros(3)}
     return {
-        "transformer": (vit, "holds no ResNet (its names are like 'blocks.0.attn.qkv.weight')"),
-        "list": ([torch.zeros(1)], "holds no named weights (a list); save a state_dict"),
-        "tensor": (torch.zeros(3), "holds no named weights (a Tensor)"),
-        "nothing": ({}, "holds no ResNet"),
-        "numbers": ({1: torch.zeros(1)}, "holds no named weights (a dict)"),
-        "strange recipe": ({"resim": "9", "recipe": {"name": "x"}, "model": {}}, "holds no recipe of this version"),
+        "transformer": (vit, "contains no ResNet (its names are like 'blocks.0.attn.qkv.weight')"),
+        "list": ([torch.zeros(1)], "contains no named weights (a list): save a state_dict"),
+        "tensor": (torch.zeros(3), "contains no named weights (a Tensor)"),
+        "nothing": ({}, "contains no ResNet"),
+        "numbers": ({1: torch.zeros(1)}, "contains no named weights (a dict)"),
+        "strange recipe": ({"resim": "9", "recipe": {"name": "x"}, "model": {}}, "contains no recipe of this version"),
         "huge recipe": (
             {"resim": "9", "recipe": small(levels=()).to_json() | {"model": HUGE}, "model": {}},
-            "holds no recipe of this version",
+            "contains no recipe of this version",
         ),
         "caffe2": ({"blobs": 1, "conv1_w": torch.zeros(1)}, "a Caffe2 (Detectron 1) ResNet"),
     }
@@ -405,16 +405,16 @@ def other_files() -> dict[str, tuple[Any, str]]:
 
 @pytest.mark.parametrize("what", list(other_files()))
 def test_files_of_something_else(tmp_path: Path, what: str) -> None:
-    content, told = other_files()[what]
+    content, message = other_files()[what]
     torch.save(content, tmp_path / "file.pth")
     with pytest.raises(UserError) as caught:
         read_weights(tmp_path / "file.pth")
     assert str(tmp_path / "file.pth") in str(caught.value)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "told"),
+    ("name", "data", "message"),
     [
         ("w.pth", b"", "is empty (0 bytes)"),
         ("w.pkl", b"", "is empty (0 bytes)"),
@@ -426,12 +426,12 @@ def test_files_of_something_else(tmp_path: Path, what: str) -> None:
         ("w.pkl", b"\x80\x04", "damaged, or no file of weights (2 bytes"),
     ],
 )
-def test_files_of_no_weights(tmp_path: Path, name: str, data: bytes, told: str) -> None:
+def test_files_of_no_weights(tmp_path: Path, name: str, data: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError) as caught:
         read_weights(tmp_path / name)
     assert str(caught.value).startswith(f"{tmp_path / name}: ")
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_folders_and_missing_files(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from golden_state import golden_config, published_state, random_values
-from resim.model.published import from_published, load_published
+from resim.exchange.load import load_published
+from resim.exchange.networks.recognise import recognise
 from resim.model.resim import Keys, ReSim
 from resim.regions.pooling import precise_roi_pool
 from resim.regions.windows import inside_view, map_windows
@@ -32,6 +33,8 @@ class Step:
     golden: dict[str, Any]
     model: ReSim
     """After the step."""
+    names: dict[str, str]
+    """Published names to ours."""
     keys: Keys
     losses: dict[str, Tensor]
     vectors: Tensor
@@ -47,7 +50,8 @@ def run_step(folder: Path, *, fpn_norm: bool, seed: int) -> Step:
         golden = dict(file)
     shapes = json.loads((folder / f"reference_state_dict_keys{'_fpn_bn' if fpn_norm else ''}.json").read_text())
     model = ReSim(golden_config(fpn_norm)).double()
-    load_published(model, published_state(shapes, seed))
+    state = published_state(shapes, seed)
+    load_published(model, state)
     crops = torch.as_tensor(golden["crops_tlhw"])
     queries, keys_of = (
         Views(torch.as_tensor(random_values(name, seed, (len(crops), 3, 224, 224))), crops[:, index])
@@ -67,7 +71,7 @@ def run_step(folder: Path, *, fpn_norm: bool, seed: int) -> Step:
     losses = {name: loss.detach() for name, loss in losses.items()}
     vectors, maps = outputs[0]
     maps = {name: features.detach() for name, features in maps.items()}
-    return Step(golden, model, keys, losses, vectors.detach(), maps, queue_before)
+    return Step(golden, model, recognise(state).model_names(), keys, losses, vectors.detach(), maps, queue_before)
 
 
 @pytest.fixture(
@@ -96,9 +100,7 @@ def test_every_gradient(step: Step) -> None:
     assert len(step.golden["no_grad_names"]) == 0
     assert len(step.golden["grad_names"]) == len(parameters)
     for name, norm in zip(step.golden["grad_names"], step.golden["grad_norms"], strict=True):
-        ours = from_published(f"encoder_q.{name}")
-        assert ours is not None
-        grad = parameters.pop(ours.removeprefix("query.")).grad
+        grad = parameters.pop(step.names[f"module.encoder_q.{name}"].removeprefix("query.")).grad
         assert grad is not None
         assert relative(grad.norm(), norm) < 1e-9, name
     assert not parameters
@@ -113,9 +115,7 @@ def test_both_encoders_states(step: Step, which: str, published: str) -> None:
     }
     names, norms = step.golden[f"{which}_state_names"], step.golden[f"{which}_state_norms"]
     for name, norm in zip(names, norms, strict=True):
-        ours = from_published(f"{published}.{name}")
-        assert ours is not None
-        assert relative(state.pop(ours).norm(), norm) < 1e-9, name
+        assert relative(state.pop(step.names[f"module.{published}.{name}"]).norm(), norm) < 1e-9, name
     assert not state
 
 
@@ -190,7 +190,7 @@ Spoiled = tuple[str, str]
 FAULTS: list[Spoiled] = [
     ("missing", "1 missing (query.backbone.layer3.2.bn1.running_var)"),
     ("left over", "1 left over (module.optimizer)"),
-    ("unknown parameter", "1 left over (key.backbone.layer5.weight)"),
+    ("unknown parameter", "1 left over (module.encoder_k.layer5.weight)"),
     ("wrong shape", "1 of another shape (key.head.2.bias (7,) for (128,))"),
     ("larger queue", "1 of another shape (queue (512, 128) for (256, 128))"),
     ("flat queue", "1 of another shape (queue (32768,) for (256, 128))"),
@@ -243,11 +243,10 @@ def test_all_faults_are_reported_at_once(fresh: tuple[ReSim, dict[str, Tensor]])
 def test_every_published_entry_has_a_counterpart(fresh: tuple[ReSim, dict[str, Tensor]], prefix: str) -> None:
     model, state = copy.deepcopy(fresh)
     load_published(model, {prefix + name.removeprefix("module."): value for name, value in state.items()})
-    loaded = model.state_dict()
+    loaded, names = model.state_dict(), recognise(state).model_names()
     assert len(loaded) == len(state)
     for name, value in state.items():
-        ours = from_published(name)
-        assert ours is not None
+        ours = names[name]
         if ours == "queue":
             value = value.T
         assert torch.equal(loaded.pop(ours), value.reshape(()) if ours == "queue_position" else value), name
@@ -259,15 +258,21 @@ def test_every_published_entry_has_a_counterpart(fresh: tuple[ReSim, dict[str, T
     [
         ("module.encoder_q.conv1.weight", "query.backbone.conv1.weight"),
         ("module.encoder_k.layer4.2.bn3.running_mean", "key.backbone.layer4.2.bn3.running_mean"),
-        ("encoder_k.fc.2.bias", "key.head.2.bias"),
-        ("encoder_q.fpn_lateral5.weight", "query.fpn.lateral5.weight"),
-        ("encoder_q.fpn_output3.1.running_var", "query.fpn.output3.1.running_var"),
+        ("module.encoder_k.fc.2.bias", "key.head.2.bias"),
+        ("module.encoder_q.fpn_lateral5{conv}.weight", "query.fpn.lateral5{conv}.weight"),
+        ("module.encoder_k.fpn_output3{conv}.weight", "key.fpn.output3{conv}.weight"),
         ("module.queue", "queue"),
-        ("queue_ptr", "queue_position"),
-        ("module.encoder_q", None),
-        ("encoder_x.conv1.weight", None),
-        ("epoch", None),
+        ("module.queue_ptr", "queue_position"),
     ],
 )
-def test_published_names_and_ours(published: str, ours: str | None) -> None:
-    assert from_published(published) == ours
+def test_published_names_and_ours(fresh: tuple[ReSim, dict[str, Tensor]], published: str, ours: str) -> None:
+    model, state = fresh
+    conv = ".0" if model.config.fpn_norm else ""  # before a norm
+    assert recognise(state).model_names()[published.format(conv=conv)] == ours.format(conv=conv)
+
+
+def test_a_state_dict_of_other_names_is_refused(fresh: tuple[ReSim, dict[str, Tensor]]) -> None:
+    model, state = fresh
+    query = {name.removeprefix("module.encoder_q."): value for name, value in state.items() if "encoder_q" in name}
+    with pytest.raises(ValueError, match=r"none of the published names, such as encoder_q\.layer1\.0\.conv1\.weight"):
+        load_published(model, query)

@@ -104,7 +104,7 @@ def test_without_a_network_the_file_can_be_fetched_by_hand(cache: Path) -> None:
     assert message.startswith(
         "torchvision:resnet50: https://download.pytorch.org/models/resnet50-11ad3fa6.pth cannot be"
     )
-    assert message.endswith(f"(no network): fetch it by hand to {cache / 'resnet50-11ad3fa6.pth'}")
+    assert message.endswith(f"(no network): download it by hand to {cache / 'resnet50-11ad3fa6.pth'}")
     torch.save({}, cache / "resnet50-0676ba61.pth")
     with pytest.raises(UserError, match=r"or use torchvision:resnet50:IMAGENET1K_V1, which is in the cache$"):
         locate("torchvision:resnet50")
@@ -144,7 +144,7 @@ def test_a_file_of_that_name_has_the_precedence(
 def test_random_names_no_file(cache: Path) -> None:
     for word in ("random", "random:quick"):
         assert not is_at_hand(word)
-        with pytest.raises(UserError, match=rf"{word}: is an untrained network, of which there is no file"):
+        with pytest.raises(UserError, match=rf"{word}: is an untrained network, which has no file"):
             read_weights(word)
     assert untrained_model("random") is None
     assert untrained_model("random:quick") == recipes.quick().model
@@ -238,7 +238,7 @@ def test_a_backbone_of_torchvisions_and_all_else_new(cached: dict[str, Tensor]) 
 
 
 def test_another_backbone_is_refused(cached: dict[str, Tensor]) -> None:
-    wanted = r"torchvision:resnet18: holds a resnet18, the recipe's backbone is resnet34: set --backbone resnet18"
+    wanted = r"torchvision:resnet18: contains a resnet18, the recipe's backbone is resnet34: set --backbone resnet18"
     with pytest.raises(UserError, match=wanted):
         begin(small(backbone="resnet34"), "torchvision:resnet18")
     with pytest.raises(UserError, match="random:resim-fpn: is a resnet50, the recipe's backbone is resnet18"):

@@ -14,7 +14,7 @@ from torch import Tensor
 from resim.datasets.records import DetectionData
 from resim.detection.config import DetectRecipe
 from resim.errors import UserError
-from resim.exchange.files import read_contents, tensors_in
+from resim.exchange.files.contents import read_contents, tensors_in
 from resim.exchange.load import find_file
 from resim.runs.checkpoints import load_checkpoint
 from resim.version import __version__

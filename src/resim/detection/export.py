@@ -30,10 +30,9 @@ from resim.exchange.features import TOLERANCE
 from resim.exchange.fpn_norms import with_norms, without_norms
 from resim.exchange.licence import state_licence
 from resim.exchange.names import from_torchvision_detection, to_torchvision_detection
-from resim.exchange.place import check_out, put, staging
-from resim.exchange.targets import ENDINGS, FpnNorm, Target
+from resim.exchange.staging import check_out, move_into_place, staging
+from resim.exchange.targets import ENDINGS, FpnNorm, Target, Written
 from resim.exchange.weights import Weights, read_weights
-from resim.exchange.written import Written
 
 
 def export_detector(
@@ -76,10 +75,10 @@ def export_detector(
         model = _built(folder, written, to)
         found = _compare(detector, model, attempts=1 if recipe == detector.recipe else 3)
         _check_settings(out, detector.model, model)
-        refuse_differences(out, written.target, found, what="features or detections")
+        refuse_differences(out, written.target, found, outputs="features or detections")
         if to != "torchvision-detection":
             _check_reading(out, folder / written.files[0], state)
-        paths = tuple(put(folder / name, out.parent / name) for name in written.files)
+        paths = tuple(move_into_place(folder / name, out.parent / name) for name in written.files)
     written = written.placed(out)
     return Exported(
         weights=dataclasses.replace(weights, left_over=()),

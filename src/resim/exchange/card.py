@@ -1,4 +1,4 @@
-"""The model card of exported weights: what they are, what they were made from, and under which licence."""
+"""The model card of exported weights: network, training data, recipe, probes and licence."""
 
 from __future__ import annotations
 
@@ -20,12 +20,8 @@ CITATION = """@inproceedings{xiao2021region,
 
 
 def model_card(weights: Weights, recipe: Recipe, *, probes: Mapping[str, Any] | None) -> str:
-    """A card in Markdown, with the header that the Hugging Face hub reads."""
-    model, optim = recipe.model, recipe.optim
-    levels = ", ".join(str(level) for level in model.levels) or "none (the global loss alone)"
-    trained = (
-        "made by resim" if weights.recipe else "of another program; the recipe below is read off its names and shapes"
-    )
+    """The card in Markdown, with the header that the Hugging Face hub reads."""
+    model = recipe.model
     how = "pre-trained on images without labels" if weights.recipe else "weights of another program under resim's names"
     header = ["---", "library_name: resim", "tags: [self-supervised-learning, object-detection, resim]"]
     header += [f"license: {weights.licence.lower()}"] if weights.licence else []
@@ -42,20 +38,11 @@ def model_card(weights: Weights, recipe: Recipe, *, probes: Mapping[str, Any] | 
         "maps = encoder.backbone(images)  # C3, C4, C5; images: RGB, normalised by ImageNet's mean and deviation",
         "```",
         "",
-        "| | |",
-        "| --- | --- |",
-        f"| source | {weights.kind}, {trained} |",
-        *([f"| origin | {weights.origin} |"] if weights.origin else []),
-        f"| data | {_data(weights.data)} |",
-        f"| epochs | {_epochs(weights, optim.epochs)} |",
-        f"| levels | {levels} |",
-        f"| views | {recipe.views.image_size} px |",
-        f"| batch | {optim.batch_size} in groups of {model.group_size} |",
-        *licence_rows(weights),
+        *_facts(weights, recipe),
         "",
         "## Probes",
         "",
-        *(_probes(probes) if probes else ["None were given when this card was written."]),
+        *(_probes(probes) if probes else ["There were none when this card was written."]),
         "",
         "## Recipe",
         "",
@@ -73,20 +60,41 @@ def model_card(weights: Weights, recipe: Recipe, *, probes: Mapping[str, Any] | 
     return "\n".join(lines)
 
 
+def _facts(weights: Weights, recipe: Recipe) -> list[str]:
+    """The table of source, data, training and licence."""
+    model, optim = recipe.model, recipe.optim
+    levels = ", ".join(str(level) for level in model.levels) or "none (the global loss alone)"
+    program = "made by resim"
+    if weights.recipe is None:
+        program = "of another program; the recipe below is inferred from names and shapes"
+    return [
+        "| | |",
+        "| --- | --- |",
+        f"| source | {weights.kind}, {program} |",
+        *([f"| origin | {weights.origin} |"] if weights.origin else []),
+        f"| data | {_data(weights.data)} |",
+        f"| epochs | {_epochs(weights, optim.epochs)} |",
+        f"| levels | {levels} |",
+        f"| views | {recipe.views.image_size} px |",
+        f"| batch | {optim.batch_size} in groups of {model.group_size} |",
+        *licence_rows(weights),
+    ]
+
+
 def licence_rows(weights: Weights) -> list[str]:
-    """The licence in a card's table, and where it is taken from."""
+    """The rows of a card's table on the licence and its evidence."""
     if weights.licence:
         return [f"| licence | {weights.licence} |", f"| licence taken from | {weights.licence_source} |"]
     return [
-        "| licence | unknown, not stated: whoever publishes these weights states it |",
+        "| licence | unknown, not stated: to be stated by the publisher of these weights |",
         f"| licence taken from | nowhere: {weights.licence_source} |",
     ]
 
 
-def found_probes(weights: Weights) -> Mapping[str, Any] | None:
-    """What the probe.json that `resim probe` wrote beside a checkpoint or into its run's folder says of these weights.
+def probes_in_folder(weights: Weights) -> Mapping[str, Any] | None:
+    """The results for these weights in the probe.json of the checkpoint's or the run's folder.
 
-    None if there is none, or if it is of other files alone, or of an earlier step of this one.
+    None if there is no such file, or if it has results of other files or other steps only.
 
     Raises:
         UserError: as `read_probes`.
@@ -100,17 +108,17 @@ def found_probes(weights: Weights) -> Mapping[str, Any] | None:
 
 
 def read_probes(path: Path, weights: Weights, *, others: bool = True) -> Mapping[str, Any]:
-    """The results that `resim probe` wrote, of these weights alone where their path is named; or any JSON object.
+    """The results of `resim probe` for these weights; or any JSON object.
 
     Paths, commands and versions of the machine are left out.
 
     Args:
         path: of the results.
-        weights: what they should be of.
-        others: where none is of a file of this path, as after a run was moved, take those of all.
+        weights: the weights that were probed.
+        others: if no result has the path of these weights, because the run was moved, take all results.
 
     Raises:
-        UserError: it is none; with `others`, it is of another step of this file.
+        UserError: the file has no results; with `others`, it has results of another step of these weights.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -119,17 +127,17 @@ def read_probes(path: Path, weights: Weights, *, others: bool = True) -> Mapping
     except ValueError as error:
         raise UserError(f"--probes {path}: is no JSON ({error})") from None
     if not isinstance(data, dict):
-        raise UserError(f"--probes {path}: holds no object with results")
+        raise UserError(f"--probes {path}: contains no object with results")
     networks = data.get("networks")
     if not isinstance(networks, list):
         return data
     entries = [entry for entry in networks if isinstance(entry, dict)]
     same_file = [entry for entry in entries if _is_of(entry, weights)]
-    own = [entry for entry in same_file if entry.get("kind") == weights.kind]  # which names the step
-    if others and same_file and not own:
+    same_step = [entry for entry in same_file if entry.get("kind") == weights.kind]  # the kind contains the step
+    if others and same_file and not same_step:
         raise UserError(f"--probes {path}: is of another step of {weights.path}: run resim probe again")
     kept = {key: _without_paths(data[key]) for key in ("train", "test", "settings") if key in data}
-    return kept | {"networks": [_without_paths(entry) for entry in (own or entries if others else own)]}
+    return kept | {"networks": [_without_paths(entry) for entry in (same_step or entries if others else same_step)]}
 
 
 def _is_of(entry: Mapping[str, Any], weights: Weights) -> bool:
@@ -146,7 +154,7 @@ def _without_paths(entry: Any) -> Any:
 
 
 def source_names(data: Mapping[str, Any]) -> list[str]:
-    """The folders that a model was trained on, without the paths to them."""
+    """The names of the folders with the training images, without their paths."""
     sources = data.get("sources")
     return [Path(str(source)).name for source in sources] if isinstance(sources, list) else []
 

@@ -1,4 +1,4 @@
-"""Encoders to look at and measure: of any file that can be read, of a run's folder, or untrained."""
+"""Encoders to inspect and measure: from any file that can be read, from a run's folder, or untrained."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from resim.runs.config import Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedEncoder:
-    """A query encoder in evaluation mode, and what is known of it."""
+    """A query encoder in evaluation mode, and its origin."""
 
     name: str
-    """What to call it in a table."""
+    """Its name in tables."""
     kind: str
-    """What its file was recognised as."""
+    """The kind of its file, as in `Weights.kind`."""
     encoder: Encoder
     has_head: bool
-    """Whether its global head was there; else it is untrained."""
+    """Whether the file has its global head; otherwise the head is untrained."""
     config: ModelConfig
     recipe: Recipe | None
-    """Where the file carries one."""
+    """The recipe in the file, if any."""
     path: Path | None
     """None: untrained."""
     licence: str | None = None
 
     def about(self) -> dict[str, str | None]:
-        """What is known of it, as plain data."""
+        """Its origin, as plain data."""
         return {
             "kind": self.kind,
             "path": None if self.path is None else str(self.path),
@@ -46,9 +46,9 @@ class LoadedEncoder:
 
 
 def load_encoders(words: Sequence[str], *, seed: int = 0) -> list[LoadedEncoder]:
-    """One encoder a word: a file of weights, a run's folder, `torchvision:NAME`, `random`, or `random:RECIPE`.
+    """One encoder per word: a file of weights, a run's folder, `torchvision:NAME`, `random`, or `random:RECIPE`.
 
-    `random` is the untrained network of the first other word, as its run started; with no other word that of resim-fpn.
+    `random` is the network of the first other word before its training; without another word, that of resim-fpn.
 
     Raises:
         UserError: no word, a file that cannot be read as weights, no such recipe.
@@ -57,7 +57,7 @@ def load_encoders(words: Sequence[str], *, seed: int = 0) -> list[LoadedEncoder]
         raise UserError(f"no network: name at least one; possible are {NAMES}")
     read = {word: load_encoder(word) for word in dict.fromkeys(words) if not is_untrained(word)}
     first = next(iter(read.values()), None)
-    return _tell_apart([read[word] if word in read else _untrained(word, first, seed) for word in words])
+    return _make_names_unique([read[word] if word in read else _untrained(word, first, seed) for word in words])
 
 
 def load_encoder(path: str | Path) -> LoadedEncoder:
@@ -66,9 +66,9 @@ def load_encoder(path: str | Path) -> LoadedEncoder:
     Raises:
         UserError: as `read_weights`.
     """
-    weights = read_weights(path, check_finite=False)  # a run that diverged has pictures and a report all the same
+    weights = read_weights(path, check_finite=False)  # a run that diverged has pictures and a report too
     return LoadedEncoder(
-        name=_short(weights.path) if Path(path).exists() else str(path),  # torchvision:NAME stays as it is
+        name=_short(weights.path) if Path(path).exists() else str(path),  # torchvision:NAME is kept
         kind=weights.kind,
         encoder=build_encoder(weights),
         has_head=any(name.startswith("head.") for name in weights.tensors),
@@ -85,7 +85,7 @@ def _untrained(word: str, first: LoadedEncoder | None, seed: int) -> LoadedEncod
         config = recipe.model
     else:
         recipe, config, has_head = first.recipe, first.config, first.has_head
-        seed = recipe.optim.seed if recipe is not None else seed  # that run's start
+        seed = recipe.optim.seed if recipe is not None else seed  # of that run
     return LoadedEncoder(
         name=word,
         kind=f"untrained {config.backbone}, seed {seed}",
@@ -105,16 +105,16 @@ def _short(path: Path) -> str:
     return run if path.name == "last.pt" else f"{run}/{path.stem}"
 
 
-def _tell_apart(loaded: list[LoadedEncoder]) -> list[LoadedEncoder]:
-    """Names that are there twice become whole paths; what is still there twice is numbered."""
+def _make_names_unique(loaded: list[LoadedEncoder]) -> list[LoadedEncoder]:
+    """Replace equal names by paths, and number those that are still equal."""
     counts = Counter(item.name for item in loaded)
     longer = [
         replace(item, name=str(item.path)) if counts[item.name] > 1 and item.path is not None else item
         for item in loaded
     ]
-    seen: Counter[str] = Counter()
+    used: Counter[str] = Counter()
     named = []
     for item in longer:
-        seen[item.name] += 1
-        named.append(item if seen[item.name] == 1 else replace(item, name=f"{item.name} ({seen[item.name]})"))
+        used[item.name] += 1
+        named.append(item if used[item.name] == 1 else replace(item, name=f"{item.name} ({used[item.name]})"))
     return named

@@ -11,41 +11,39 @@ from typing import Any
 from torch import Tensor
 
 from resim.errors import UserError
-from resim.exchange.card import found_probes, read_probes
+from resim.exchange.card import probes_in_folder, read_probes
 from resim.exchange.features import TOLERANCE, differences, features_of
 from resim.exchange.fpn_norms import with_norms, without_norms
 from resim.exchange.licence import state_licence
-from resim.exchange.place import check_out, put, staging
-from resim.exchange.recipe_of import recipe_of
-from resim.exchange.targets import ENDINGS, FpnNorm, Target
+from resim.exchange.staging import check_out, move_into_place, staging
+from resim.exchange.targets import ENDINGS, FpnNorm, Target, Written
 from resim.exchange.to_detectron2 import write_detectron2
 from resim.exchange.to_onnx import write_onnx
 from resim.exchange.to_safetensors import write_hub, write_safetensors
 from resim.exchange.to_timm import write_timm
-from resim.exchange.weights import Weights, read_weights
-from resim.exchange.written import Written
+from resim.exchange.weights import Weights, read_weights, recipe_of
 from resim.version import __version__
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What was written, and how near the target's features are to ours."""
+    """The written files, and the differences between the target's features and ours."""
 
     weights: Weights
     paths: tuple[Path, ...]
     written: Written
     differences: Mapping[str, float] | None
-    """Largest difference of each map; None: the target is not installed and nothing could be verified."""
+    """Largest difference of each map; None: the target is not installed, and nothing was verified."""
     notes: tuple[str, ...]
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """What the source has and the export has not: as we call it, or as it is called in the source."""
+        """Entries of the source that are not in the export, under our names or those of the source."""
         return (*self.written.left_out, *self.weights.left_over)
 
     @property
     def licence(self) -> str | None:
-        """Of the weights: what their file proves, or what was stated."""
+        """The licence of the weights, proved by their file or stated by the user."""
         return self.weights.licence
 
 
@@ -55,18 +53,17 @@ def export(
 ) -> Exported:  # fmt: skip
     """Write a checkpoint's query encoder for another program.
 
-    The files are written beside their place, read by the target's own code, compared with our features on the same
+    The files are written to a staging folder, loaded by the target's own code, compared with our features on the same
     images, and only then moved into place.
 
     Args:
-        checkpoint: whatever `read_weights` reads.
+        checkpoint: any file that `read_weights` reads.
         to: the target.
         out: file, or folder of `hub`; default: RECIPE-TARGET.ENDING in the working folder.
-        fpn_norm: BatchNorm after the FPN's convolutions: as trained (`keep`), folded away (`plain`) or put in
-            (`batchnorm`), with the same features; `auto` is `batchnorm` for Detectron2, else `keep`.
+        fpn_norm: BatchNorm after the FPN's convolutions: as trained (`keep`), folded into them (`plain`) or added
+            (`batchnorm`), with the same features; `auto` is `batchnorm` for Detectron2, otherwise `keep`.
         licence: of the weights, where their file proves none.
-        probes: JSON of probe results for the model card; None: what the run's probe.json says of
-            this very file, if anything.
+        probes: JSON of probe results for the model card; None: the results for this file in the run's probe.json.
 
     Raises:
         UserError: a file, an option or a network that cannot be exported, or features that differ; nothing is written.
@@ -74,7 +71,7 @@ def export(
     if to not in ENDINGS:
         raise UserError(f"--to {to}: one of {', '.join(ENDINGS)}")
     weights = read_weights(checkpoint)
-    results = found_probes(weights) if probes is None else read_probes(probes, weights)
+    results = probes_in_folder(weights) if probes is None else read_probes(probes, weights)
     weights = state_licence(weights, licence)
     out = out or Path(f"{recipe_of(weights).name}-{to}{ENDINGS[to][0]}")
     check_out(out, to, weights.path, {".md": "card"} if to == "safetensors" else None)
@@ -82,43 +79,43 @@ def export(
     metadata = metadata_of(weights)
     with staging(out) as folder:
         written = _write(converted, to, folder, out.name, metadata, results)
-        found = _compare(weights, written)
-        refuse_differences(out, written.target, found)
-        paths = tuple(put(folder / name, out.parent / name) for name in written.files)
+        largest = _compare(weights, written)
+        refuse_differences(out, written.target, largest)
+        paths = tuple(move_into_place(folder / name, out.parent / name) for name in written.files)
     written = written.placed(out)
     return Exported(
         weights=weights,
         paths=paths,
         written=written,
-        differences=found,
+        differences=largest,
         notes=(*_detector_notes(weights, to), *notes, *written.notes),
     )
 
 
 def _converted(weights: Weights, to: str, fpn_norm: str) -> tuple[Weights, tuple[str, ...]]:
-    """float32, with the FPN that the target wants; what was done about it."""
+    """The weights in float32, with or without norms in the FPN as the target needs them, and a note on it."""
     tensors: dict[str, Tensor] = {
         name: value.float() if value.is_floating_point() else value for name, value in weights.tensors.items()
     }
-    wanted = {"keep": None, "plain": False, "batchnorm": True, "auto": True if to == "detectron2" else None}[fpn_norm]
+    norm = {"keep": None, "plain": False, "batchnorm": True, "auto": True if to == "detectron2" else None}[fpn_norm]
     weights = dataclasses.replace(weights, tensors=tensors)
-    if wanted in (None, weights.config.fpn_norm):
+    if norm in (None, weights.config.fpn_norm):
         return weights, ()
-    config = dataclasses.replace(weights.config, fpn_norm=wanted)
+    config = dataclasses.replace(weights.config, fpn_norm=norm)
     if not any(name.startswith("fpn.") for name in tensors):
         return dataclasses.replace(weights, config=config), ()
     recipe = weights.recipe and dataclasses.replace(weights.recipe, model=config)
-    tensors = with_norms(tensors) if wanted else without_norms(tensors)
+    tensors = with_norms(tensors) if norm else without_norms(tensors)
     note = (
         "FPN biases were folded into BatchNorm's shift (scale 1, mean 0, variance 1 - eps): features are the same"
-        if wanted
+        if norm
         else "the FPN's BatchNorm was folded into its convolutions (running statistics): features are the same"
     )
     return dataclasses.replace(weights, tensors=tensors, config=config, recipe=recipe), (note,)
 
 
 def _detector_notes(weights: Weights, to: str) -> tuple[str, ...]:
-    """What of a detector goes to a target that takes the backbone."""
+    """The parts of a detector that a target for backbones takes."""
     heads = ("rpn.", "roi_heads.", "proposal_generator.")
     if not any(name.removeprefix("module.").startswith(heads) for name in weights.left_over):
         return ()
@@ -127,11 +124,11 @@ def _detector_notes(weights: Weights, to: str) -> tuple[str, ...]:
     parts = "the backbone"
     if pyramid and takes_fpn:
         parts += f" and of its FPN {', '.join(pyramid)}"
-    return (f"the file is a detector; of it {parts} go to {to}, its proposals and heads are left out",)
+    return (f"the file is a detector: {parts} are exported to {to}, its proposals and heads are left out",)
 
 
 def metadata_of(weights: Weights) -> dict[str, str]:
-    """What an exported file says of itself: where it comes from, what wrote it, its licence where one is known."""
+    """The metadata of an exported file: its origin, the program that wrote it, its licence if it is known."""
     metadata = {"origin": weights.origin or weights.kind, "made_by": f"resim {__version__}"}
     if weights.licence is None:
         return metadata
@@ -159,25 +156,31 @@ def _write(
 
 
 def _compare(weights: Weights, written: Written) -> dict[str, float] | None:
-    """The largest difference of each map from that of the weights as they were read, over all the checks."""
+    """The largest difference of each map from ours, before any conversion, over all checks."""
     if not written.checks:
         return None
-    found: dict[str, float] = {}
+    largest: dict[str, float] = {}
     for check in written.checks:
         ours = features_of(weights, check.images)
-        wild = [name for name, value in ours.items() if not value.isfinite().all()]
-        if wild:
+        infinite = [name for name, value in ours.items() if not value.isfinite().all()]
+        if infinite:
             raise UserError(
-                f"{weights.path}: gives features that are not finite ({', '.join(wild)}); nothing was written"
+                f"{weights.path}: gives features that are not finite ({', '.join(infinite)}); nothing was written"
             )
         for name, value in differences(ours, check.maps).items():
-            found[name] = max(value, found.get(name, 0.0))
-    return found
+            largest[name] = max(value, largest.get(name, 0.0))
+    return largest
 
 
-def refuse_differences(out: Path, target: str, found: Mapping[str, float] | None, *, what: str = "features") -> None:
-    """Raise a UserError if an export computes something else than its source."""
-    wrong = {name: value for name, value in (found or {}).items() if not value <= TOLERANCE}
+def refuse_differences(
+    out: Path, target: str, largest: Mapping[str, float] | None, *, outputs: str = "features"
+) -> None:
+    """Refuse an export whose outputs differ from those of its source.
+
+    Raises:
+        UserError: the maps that differ by more than `TOLERANCE`.
+    """
+    wrong = {name: value for name, value in (largest or {}).items() if not value <= TOLERANCE}
     if wrong:
-        told = ", ".join(f"{name} {value:.1e}" for name, value in wrong.items())
-        raise UserError(f"--out {out}: not written: {what} in {target} differ by more than {TOLERANCE:g}: {told}")
+        values = ", ".join(f"{name} {value:.1e}" for name, value in wrong.items())
+        raise UserError(f"--out {out}: not written: {outputs} in {target} differ by more than {TOLERANCE:g}: {values}")

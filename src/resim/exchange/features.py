@@ -1,4 +1,4 @@
-"""Feature maps of weights in our own network: what every export is compared with."""
+"""Feature maps of weights in our own network, with which each export is compared."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOLERANCE = 1e-5
 
 
 def build_encoder(weights: Weights) -> Encoder:
-    """Our network with these weights, float32, in evaluation mode; a part that the file lacks (a head) starts new."""
+    """Our network with these weights, float32, in evaluation mode; a part that the file does not have starts new."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         encoder = Encoder(weights.config)
@@ -27,7 +27,7 @@ def build_encoder(weights: Weights) -> Encoder:
 class Pyramid(nn.Module):
     """The maps of an encoder, from the finest: C2 (of a ResNet), C3, C4, C5, and the levels of its FPN.
 
-    `names` says which, in the order in which they are returned.
+    `names` are their names, in the order of the outputs.
     """
 
     def __init__(self, encoder: Encoder) -> None:
@@ -55,28 +55,28 @@ class Pyramid(nn.Module):
 
 @torch.no_grad()
 def features_of(weights: Weights, images: Tensor) -> dict[str, Tensor]:
-    """Every map of `Pyramid` for a batch of images."""
+    """Each map of `Pyramid` for a batch of images."""
     pyramid = Pyramid(build_encoder(weights)).eval()
     return dict(zip(pyramid.names, pyramid(images), strict=True))
 
 
 def probe_images(height: int = 96, width: int = 128, count: int = 2) -> Tensor:
-    """The images that an export is verified on: noise, always the same, (count, 3, height, width)."""
+    """The images on which an export is verified: noise of a fixed seed, (count, 3, height, width)."""
     return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
 def differences(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, float]:
-    """The largest absolute difference of each map that both have, relative to our largest value where that is above 1.
+    """The largest absolute difference of each common map, relative to our largest value where that is above 1.
 
     Infinite where shapes differ or a value is not finite.
     """
-    found: dict[str, float] = {}
+    largest: dict[str, float] = {}
     for name in ours:
         if name not in theirs:
             continue
         a, b = ours[name].double(), theirs[name].double()
         if a.shape != b.shape or not (a.isfinite().all() and b.isfinite().all()):
-            found[name] = float("inf")
+            largest[name] = float("inf")
         else:
-            found[name] = ((a - b).abs().max() / max(1.0, a.abs().max().item())).item()
-    return found
+            largest[name] = ((a - b).abs().max() / max(1.0, a.abs().max().item())).item()
+    return largest

@@ -1,4 +1,4 @@
-"""An FPN with norms and one without, made from each other so that features in evaluation stay the same."""
+"""Norms that are added to an FPN, or folded into its convolutions, with the same features in evaluation."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ _EPS = 1e-5  # of BatchNorm in our FPN, torchvision's and Detectron2's
 
 
 def with_norms(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights whose FPN convolutions have a bias, as convolutions followed by a BatchNorm.
+    """Add a BatchNorm after each FPN convolution with a bias.
 
     The bias becomes the norm's shift; its scale is 1, its running mean 0 and its running variance 1 - eps, so that it
-    divides by 1. (The published route drops the bias.) Everything else is left as it is.
+    divides by 1. (The published conversion drops the bias.) Other entries do not change.
     """
-    out: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
     for name, value in tensors.items():
         conv = re.fullmatch(r"(fpn\.(?:lateral|output)\d)\.(weight|bias)", name)
         if conv is None:
-            out[name] = value
+            result[name] = value
         elif conv[2] == "weight":
-            out[f"{conv[1]}.0.weight"] = value
+            result[f"{conv[1]}.0.weight"] = value
         else:
-            out |= {
+            result |= {
                 f"{conv[1]}.1.weight": torch.ones_like(value),
                 f"{conv[1]}.1.bias": value,
                 f"{conv[1]}.1.running_mean": torch.zeros_like(value),
                 f"{conv[1]}.1.running_var": torch.full_like(value, 1 - _EPS),
                 f"{conv[1]}.1.num_batches_tracked": torch.zeros((), dtype=torch.int64),
             }
-    return out
+    return result
 
 
 def without_norms(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights whose FPN convolutions are followed by a BatchNorm, as convolutions with a bias.
+    """Fold the running statistics, scale and shift of each BatchNorm of an FPN into its convolution, which gets a bias.
 
-    Running statistics, scale and shift are folded into the convolution. Everything else is left as it is.
+    Other entries do not change.
     """
-    out: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
     for name, value in tensors.items():
         place = re.fullmatch(r"(fpn\.(?:lateral|output)\d)\.([01])\.(\w+)", name)
         if place is None:
-            out[name] = value
+            result[name] = value
         elif place[2] == "0":
             scale, shift, mean, variance = (
                 tensors[f"{place[1]}.1.{leaf}"].double() for leaf in ("weight", "bias", "running_mean", "running_var")
             )
             gain = scale / torch.sqrt(variance + _EPS)
-            out[f"{place[1]}.weight"] = (value.double() * gain.view(-1, 1, 1, 1)).to(value.dtype)
-            out[f"{place[1]}.bias"] = (shift - mean * gain).to(value.dtype)
-    return out
+            result[f"{place[1]}.weight"] = (value.double() * gain.view(-1, 1, 1, 1)).to(value.dtype)
+            result[f"{place[1]}.bias"] = (shift - mean * gain).to(value.dtype)
+    return result

@@ -1,4 +1,4 @@
-"""The licence of weights: what their file proves, what its user states, and what is not known."""
+"""The licence of weights: proved by their file, stated by the user, or unknown."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ _MOCO_LICENCES = (
 def licence_of_file(
     path: Path, names: Collection[str], metadata: Mapping[str, Any], author: object = None
 ) -> tuple[str | None, str]:
-    """The licence that a file of another program proves, and from what; None and why it is unknown.
+    """The licence that a file of another program proves, and the evidence; or None, and why it is unknown.
 
     Args:
         path: of the file.
-        names: of the entries of its state_dict, as they are there.
-        metadata: what the file says of itself.
+        names: of the entries of its state_dict, as in the file.
+        metadata: in the file.
         author: `__author__` of a Detectron2 file.
     """
     stated = _stated(metadata)
@@ -60,32 +60,32 @@ def licence_of_file(
     if path.name in RESIM_FILES and (moco or head):
         return RESIM_LICENCE, f"the name of the file, under which the authors of ReSim published theirs, {path.name}"
     if author == "MOCO":
-        return None, f"MoCo's converter signs whatever it is given; {_MOCO_LICENCES}"
+        return None, f"MoCo's converter signs any file; {_MOCO_LICENCES}"
     if moco:
-        return None, f"whoever trains with MoCo's program writes such names; {_MOCO_LICENCES}"
+        return None, f"every run of MoCo's program writes these names; {_MOCO_LICENCES}"
     return None, "nothing in the file states or proves one"
 
 
 def licence_of_run(imported: Mapping[str, Any]) -> tuple[str | None, str]:
-    """The licence of a checkpoint of ours, from what it notes of the weights that it started from, if any."""
+    """The licence of a checkpoint of ours, from its record of the weights that it started from, and the evidence."""
     licence, source = (_text(imported.get(key)) for key in ("licence", "licence_source"))
     if licence:
-        return licence, f"the checkpoint's note of the weights that it is made from{f' ({source})' if source else ''}"
+        return licence, f"the checkpoint's record of the weights that it started from{f' ({source})' if source else ''}"
     if source:
-        return None, f"the weights that it is made from state none: {source}"
+        return None, f"the weights that it started from state none: {source}"
     return None, "a run of resim has the licence that its owner states"
 
 
 def licence_of_export(metadata: Mapping[str, Any]) -> tuple[str | None, str]:
-    """The licence that a file of ours states."""
+    """The licence that an exported file of ours states, and the evidence."""
     return _stated(metadata) or (None, "nothing in the file states one")
 
 
 def state_licence(weights: Weights, licence: str | None) -> Weights:
-    """The weights under the licence that their user states (None: nothing is stated).
+    """The weights under the licence that the user states (None: the user states none).
 
     Raises:
-        UserError: it is no name of a licence, or the file proves another.
+        UserError: a word that is no licence, or the file proves another licence.
     """
     if licence is None:
         return weights
@@ -102,11 +102,11 @@ def state_licence(weights: Weights, licence: str | None) -> Weights:
 
 
 def licence_line(licence: str | None, source: str) -> str:
-    """For a person: the licence, and where it is taken from."""
+    """The licence and its evidence, for messages."""
     if licence is None:
         return f"licence: unknown, {source}; --licence states that of your own weights"
     if licence.casefold().startswith("cc-by-nc-4.0"):
-        text = "CC-BY-NC 4.0 (as published): not for commercial use, and neither is what is made from it"
+        text = "CC-BY-NC 4.0 (as published): not for commercial use, nor are weights made from it"
         return f"licence: {text}; taken from {source}"
     return f"licence: {licence}; taken from {source}"
 
@@ -114,8 +114,8 @@ def licence_line(licence: str | None, source: str) -> str:
 def _resim_name(names: Collection[str]) -> str | None:
     """A name that only the authors' ReSim files have.
 
-    In MoCo's form an FPN inside `encoder_q`. As a Detectron2 backbone an FPN with numbered norms, or an FPN beside a
-    head of two layers in the stem; such a head alone is what MoCo's and Detectron2's own converters make of any `fc`.
+    In MoCo's form it is an FPN in `encoder_q`. In a Detectron2 backbone it is an FPN with numbered norms, or an FPN
+    together with a head of two layers in the stem; MoCo's and Detectron2's converters write such a head for any `fc`.
     """
     head = any(_HEAD_IN_STEM.match(name) for name in names)
     patterns = [_IN_MOCO_FORM, _NUMBERED_NORM, *([_FPN] if head else [])]

@@ -1,4 +1,4 @@
-"""The queue of a file in a run whose queue may be of another size.
+"""The queue of a file in a run whose queue may have another size.
 
 Shapes: K keys of the file's queue, D the width of its vectors.
 """
@@ -14,19 +14,19 @@ from resim.model.encoder import ModelConfig
 def fit_queue(
     queue: Tensor | None, position: Tensor | None, model: ModelConfig, head_fits: bool
 ) -> tuple[Tensor | None, Tensor | None, str]:
-    """What a run takes over of a file's queue.
+    """The queue with which a run starts from a file.
 
-    Keys are worth something only beside the head that made them. Of a larger queue the newest keys are taken; a smaller
-    one is not filled up, because no head made random keys.
+    Keys are negatives only for the head that computed them. Of a larger queue the newest keys are taken; a smaller one
+    is not filled up, because random keys are not the output of a head.
 
     Args:
         queue: (K, D), or None where the file has none.
-        position: where the next key goes, which is where the oldest one is.
+        position: of the next key to be replaced, the oldest one.
         model: the network of the run, with the size of its queue.
-        head_fits: whether the file's head is taken over.
+        head_fits: whether the run takes the file's head.
 
     Returns:
-        The queue and its position, None and None where it starts new; and what was done and why, for people.
+        The queue and its position, None and None where it starts new; and the reason, for messages.
     """
     size = model.queue_size
     if queue is None or queue.dim() != 2:

@@ -1,4 +1,4 @@
-"""What may be named as weights, wherever a verb takes some: `--init`, `--start-from`, checkpoints to probe and to show.
+"""Names of weights on the command line: `--init`, `--start-from`, checkpoints to probe and to show.
 
 `random`, `random:RECIPE`, a run's folder, a file of any program that `read_weights` reads, `torchvision:NAME`,
 `torchvision:NAME:WEIGHTS`.
@@ -23,7 +23,7 @@ NAMES = (
     "random, a run's folder, a file of weights of any program that resim import reads, or torchvision:NAME such as "
     "torchvision:resnet50 (ImageNet's weights, downloaded once)"
 )
-"""The sentence of every help text and every error."""
+"""For help texts and errors."""
 
 _BACKBONES = re.compile(r"(wide_)?res(net|next)\d+\w*")
 _DETECTORS = re.compile(r"\w+_resnet\d+_fpn(_v2)?")
@@ -31,18 +31,18 @@ _DETECTORS = re.compile(r"\w+_resnet\d+_fpn(_v2)?")
 
 @dataclass(frozen=True, kw_only=True)
 class TorchvisionFile:
-    """Weights of torchvision's, as its own download cache keeps them."""
+    """Weights of torchvision in its download cache."""
 
     network: str
     version: str
     """Such as IMAGENET1K_V2."""
     url: str
     path: Path
-    """Where torch.hub keeps the file, there or not."""
+    """The file in the cache of torch.hub, which need not exist."""
 
     @property
     def origin(self) -> str:
-        """Where the weights come from, for people."""
+        """The source of the weights, for messages."""
         return f"torchvision's {self.network}, {self.version}"
 
 
@@ -52,7 +52,7 @@ def is_untrained(word: str | Path) -> bool:
 
 
 def untrained_model(word: str | Path) -> ModelConfig | None:
-    """The network of `random:RECIPE`; None for `random`, which leaves the network to what it is used for.
+    """The network of `random:RECIPE`; None for `random`, where the caller chooses the network.
 
     Raises:
         UserError: no such recipe.
@@ -71,13 +71,12 @@ def is_at_hand(word: str | Path) -> bool:
 
 
 def locate(word: str | Path) -> tuple[Path, str | None]:
-    """The file or folder that a word names, and where its weights come from where the name says so.
+    """The file or folder that a word names, and the source of its weights where the word states it.
 
-    Torchvision's weights are taken from torch.hub's cache (below `TORCH_HOME`), and downloaded into it first if they
-    are not there.
+    Torchvision's weights are read from torch.hub's cache (below `TORCH_HOME`) and downloaded to it if missing.
 
     Raises:
-        UserError: a word that names nothing, or weights that cannot be downloaded.
+        UserError: no such file, or weights that cannot be downloaded.
     """
     if _scheme(word) == TORCHVISION:
         file = torchvision_file(word)
@@ -112,7 +111,7 @@ def torchvision_file(word: str | Path) -> TorchvisionFile:
 
 
 def torchvision_names() -> list[str]:
-    """Torchvision's ResNets and its detectors on one, by name."""
+    """The names of torchvision's ResNets and of its detectors with a ResNet."""
     from torchvision import models
 
     return [name for name in models.list_models(models) if _BACKBONES.fullmatch(name)] + [
@@ -121,7 +120,7 @@ def torchvision_names() -> list[str]:
 
 
 def download(url: str, path: Path) -> None:
-    """Download a file as torch.hub does: into place when it is whole, its SHA-256 checked against its name."""
+    """Download a file as torch.hub does: moved into place when complete, its SHA-256 compared with its name."""
     import torch
 
     check = re.search(r"-([a-f0-9]{8,})\.", path.name)
@@ -133,14 +132,14 @@ def _download(file: TorchvisionFile, word: str) -> None:
     try:
         file.path.parent.mkdir(parents=True, exist_ok=True)
         download(file.url, file.path)
-    except (OSError, RuntimeError) as error:  # no network, a full disk; another hash than the name's
+    except (OSError, RuntimeError) as error:  # no network, a full disk, a wrong hash
         reason = str(getattr(error, "reason", None) or error).splitlines()[0][:120]
-        remedy = f"fetch it by hand to {file.path}{_other_versions(file)}"
+        remedy = f"download it by hand to {file.path}{_other_versions(file)}"
         raise UserError(f"{word}: {file.url} cannot be downloaded ({reason}): {remedy}") from None
 
 
 def _other_versions(file: TorchvisionFile) -> str:
-    """Other weights of the network that are in the cache already, as a remedy."""
+    """Other weights of the network in the cache, as a remedy."""
     from torchvision import models
 
     others = [
@@ -153,14 +152,14 @@ def _other_versions(file: TorchvisionFile) -> str:
 
 
 def _scheme(word: str | Path) -> str:
-    """What stands before a colon, where it is a word; a folder or file of that name has the precedence."""
+    """The word before a colon; "" where a folder or file has the complete name."""
     text = str(word)
     start, colon, _ = text.partition(":")
     return start if colon and re.fullmatch(r"\w+", start) and not os.path.lexists(text) else ""
 
 
 def _unknown(word: str) -> str:
-    """Why a word names no weights, and what would."""
+    """The message for a word that names no weights, with a remedy."""
     scheme, name = _scheme(word), word.partition(":")[2]
     if scheme and difflib.get_close_matches(scheme.lower(), [TORCHVISION, "tv", "torch", "imagenet"], cutoff=0.75):
         hint = f"; did you mean {TORCHVISION}:{name}?"
@@ -176,7 +175,7 @@ def _unknown(word: str) -> str:
 
 
 def _may_be_torchvisions(word: str) -> bool:
-    """Whether it has the form of such a name: torchvision's models are slow to import."""
+    """Whether a word has the form of torchvision's names; this avoids the slow import of its models."""
     return bool(_BACKBONES.fullmatch(word) or _DETECTORS.fullmatch(word))
 
 

@@ -1,4 +1,4 @@
-"""A state_dict as a file: torch.save's, a pickle of arrays, or safetensors, told by its ending."""
+"""A state_dict as a file of torch.save, a pickle of arrays or a safetensors file, by its ending."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def write_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, 
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """What `write_state` wrote."""
+    """Read a file that `write_state` wrote."""
     if path.suffix == ".safetensors":
         return load_file(path)
     return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
 
 
 def write_detectron2_file(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a backbone as Detectron2's checkpointer wants it: arrays in a `.pkl`, tensors in a `.pth`."""
+    """Write a backbone for Detectron2's checkpointer: arrays in a `.pkl`, tensors in a `.pth`."""
     content = {"__author__": f"resim; {metadata['origin']}", "matching_heuristics": True, "metadata": dict(metadata)}
     if path.suffix == ".pkl":
         arrays = {name: value.numpy() for name, value in state.items()}

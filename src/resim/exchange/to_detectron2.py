@@ -18,8 +18,8 @@ from resim.errors import UserError
 from resim.exchange.features import probe_images
 from resim.exchange.names import to_detectron2
 from resim.exchange.state_files import write_detectron2_file
+from resim.exchange.targets import Check, Written
 from resim.exchange.weights import Weights
-from resim.exchange.written import Check, Written
 from resim.model.backbone import CAFFE
 
 # Detectron2's settings for the ResNets of other shapes than ResNet-50
@@ -45,11 +45,10 @@ _SETTINGS |= {
 def write_detectron2(weights: Weights, folder: Path, name: str, metadata: Mapping[str, str]) -> Written:
     """Backbone and FPN under Detectron2's names, for its FPN models and, of a bottleneck ResNet, its C4 models.
 
-    Verified in both where Detectron2 is installed: loaded by its checkpointer, and what that left untouched is what
-    starts new.
+    Verified in both where Detectron2 is installed: its checkpointer fills all entries except those that start new.
 
     Raises:
-        UserError: a backbone that Detectron2 has not.
+        UserError: a backbone that Detectron2 does not have.
     """
     backbone = weights.config.backbone
     if backbone not in _SETTINGS:
@@ -63,7 +62,7 @@ def write_detectron2(weights: Weights, folder: Path, name: str, metadata: Mappin
     if any(name.startswith("fpn.") for name in weights.tensors):
         if weights.config.fpn_width != 256:
             settings.append(f"MODEL.FPN.OUT_CHANNELS {weights.config.fpn_width}")
-        if not weights.config.fpn_norm:  # our configs have SyncBN there, which has no place for biases
+        if not weights.config.fpn_norm:  # our configs have SyncBN there, without biases
             settings.append("MODEL.FPN.NORM ''")
     return Written(
         files=(name,),
@@ -79,27 +78,27 @@ def write_detectron2(weights: Weights, folder: Path, name: str, metadata: Mappin
         starts_new=expected,
         left_out=tuple(ours for ours, theirs in renamed.items() if theirs is None),
         notes=(
-            "of what starts new, backbone.fpn_* is of FPN models, roi_heads.res5.norm of C4 models with one more norm; "
-            "the RPN and the other heads start new in any detector",
+            "of the new entries, backbone.fpn_* is in FPN models, roi_heads.res5.norm in C4 models with one more norm; "
+            "the RPN and the other heads are new in all detectors",
         ),
     )
 
 
 def starts_new(weights: Weights) -> tuple[str, ...]:
-    """What of the backbone, its FPN and the fifth stage starts new in Detectron2's FPN models, and in its C4 models.
+    """Entries of backbone, FPN and fifth stage that start new in Detectron2's FPN models and in its C4 models.
 
-    The C4 models' extra norm after the fifth stage is in the list; heads and proposals start new in any detector.
+    They include the C4 models' extra norm after the fifth stage; heads and proposals start new in all detectors.
     """
     norm = [f"norm.{leaf}" for leaf in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")]
     leaves = ["weight", *(norm if weights.config.fpn_norm else ["bias"])]
     parts = [f"fpn_{part}{level}" for level in (2, 3, 4, 5) for part in ("lateral", "output")]
-    there = {(to_detectron2(name) or "").partition(".")[0] for name in weights.tensors}
-    fpn = [f"backbone.{part}.{leaf}" for part in parts if part not in there for leaf in leaves]
+    present = {(to_detectron2(name) or "").partition(".")[0] for name in weights.tensors}
+    fpn = [f"backbone.{part}.{leaf}" for part in parts if part not in present for leaf in leaves]
     return (*fpn, *(f"roi_heads.res5.{leaf}" for leaf in norm))
 
 
 def detectron2_config(weights: Weights, *, c4: bool, norm: str = "SyncBN") -> Any:
-    """Detectron2's config of the network that the weights fit, on the CPU."""
+    """Detectron2's config of the network of these weights, on the CPU."""
     config: Any = importlib.import_module("detectron2.config").get_cfg()
     config.MODEL.DEVICE = "cpu"
     resnets = config.MODEL.RESNETS
@@ -123,22 +122,22 @@ def detectron2_config(weights: Weights, *, c4: bool, norm: str = "SyncBN") -> An
 
 
 def load_in_detectron2(path: Path, model: Any) -> set[str]:
-    """Load a file by Detectron2's own checkpointer; the entries of the model that it left as they were.
+    """Load a file with Detectron2's checkpointer; returns the entries of the model that it did not fill.
 
-    Every entry is spoilt before, so that what was loaded cannot be mistaken.
+    All entries are set to NaN or -1 before, so that unfilled ones are recognised.
     """
     checkpoint: Any = importlib.import_module("detectron2.checkpoint")
     state: dict[str, Tensor] = model.state_dict()
     for value in state.values():
         value.fill_(float("nan") if value.is_floating_point() else -1)
     checkpoint.DetectionCheckpointer(model).load(str(path))
-    spoilt = {True: lambda value: bool(value.isnan().any()), False: lambda value: bool((value == -1).any())}
-    return {name for name, value in model.state_dict().items() if spoilt[value.is_floating_point()](value)}
+    marks = {True: lambda value: bool(value.isnan().any()), False: lambda value: bool((value == -1).any())}
+    return {name for name, value in model.state_dict().items() if marks[value.is_floating_point()](value)}
 
 
 @torch.no_grad()
 def detectron2_maps(model: Any, images: Tensor, levels: list[str], *, c4: bool) -> dict[str, Tensor]:
-    """C2 to C5 (of a C4 model C4 and C5) and the FPN levels asked for, as Detectron2's own modules compute them."""
+    """C2 to C5 (of a C4 model C4 and C5) and the FPN levels named, as Detectron2's own modules compute them."""
     if c4:
         maps = {"C4": model.backbone(images)["res4"]}
         return maps | {"C5": model.roi_heads.res5(maps["C4"])}
@@ -149,7 +148,7 @@ def detectron2_maps(model: Any, images: Tensor, levels: list[str], *, c4: bool) 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings and log lines of other people's programs."""
+    """Suppress the warnings and log lines of other programs."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

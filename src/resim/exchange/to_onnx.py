@@ -1,4 +1,4 @@
-"""The feature maps as an ONNX graph whose batch and image size are free."""
+"""The feature maps as an ONNX graph with free batch and image sizes."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ import torch
 
 from resim.errors import UserError
 from resim.exchange.features import Pyramid, build_encoder, probe_images
+from resim.exchange.targets import Check, Written
 from resim.exchange.weights import Weights
-from resim.exchange.written import Check, Written
 
 _SIZES = ((96, 128, 2), (75, 109, 1))
-"""Height, width and number of the images on which a graph is checked; the second is no multiple of a stride."""
+"""Height, width and number of the images on which a graph is verified; the second is no multiple of a stride."""
 
 
 def write_onnx(weights: Weights, folder: Path, name: str, metadata: Mapping[str, str]) -> Written:
-    """One file; input `images` (N, 3, H, W), an output for every map. Verified by onnxruntime at two sizes.
+    """Write one file with the input `images` (N, 3, H, W) and an output for each map.
+
+    It is verified by onnxruntime at two sizes.
 
     Raises:
         UserError: onnx or onnxscript is not installed.

@@ -13,16 +13,15 @@ from safetensors.torch import save_file
 
 from resim.exchange.card import model_card, source_names
 from resim.exchange.features import features_of, probe_images
-from resim.exchange.recipe_of import recipe_of
-from resim.exchange.weights import Weights, read_weights
-from resim.exchange.written import Check, Written
+from resim.exchange.targets import Check, Written
+from resim.exchange.weights import Weights, read_weights, recipe_of
 from resim.version import __version__
 
 
 def write_safetensors(
     weights: Weights, folder: Path, name: str, metadata: Mapping[str, str], probes: Mapping[str, Any] | None
 ) -> Written:
-    """NAME.safetensors with the recipe in its header, and NAME.md, the card."""
+    """Write NAME.safetensors, with the recipe in its header, and NAME.md, the card."""
     card = Path(name).with_suffix(".md").name
     written = _write(weights, folder, name, card, metadata, probes)
     return dataclasses.replace(written, load=f"resim.load({name!r})")
@@ -31,7 +30,7 @@ def write_safetensors(
 def write_hub(
     weights: Weights, folder: Path, name: str, metadata: Mapping[str, str], probes: Mapping[str, Any] | None
 ) -> Written:
-    """A folder of model.safetensors, config.json and README.md."""
+    """Write a folder with model.safetensors, config.json and README.md."""
     (folder / name).mkdir()
     written = _write(weights, folder / name, "model.safetensors", "README.md", metadata, probes)
     config = {"library_name": "resim", "recipe": recipe_of(weights).to_json(), **metadata}
@@ -45,7 +44,7 @@ def _write(
 ) -> Written:
     recipe = recipe_of(weights)
     header = {"format": "pt", "resim": __version__, "recipe": json.dumps(recipe.to_json()), **metadata}
-    data = weights.data and {**weights.data, "sources": source_names(weights.data)}  # not the paths of a machine
+    data = weights.data and {**weights.data, "sources": source_names(weights.data)}  # without the paths of this machine
     known = {"step": weights.step, "epoch": weights.epoch, "data": data}
     header |= {key: json.dumps(value) for key, value in known.items() if value is not None}
     save_file({key: value.contiguous() for key, value in weights.tensors.items()}, folder / name, metadata=header)

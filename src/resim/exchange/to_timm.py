@@ -1,4 +1,4 @@
-"""Weights for timm: `timm.create_model(NAME, checkpoint_path=...)`, whole or `features_only`."""
+"""Weights for timm: `timm.create_model(NAME, checkpoint_path=...)`, with or without `features_only`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import torch
 from resim.errors import UserError
 from resim.exchange.features import probe_images
 from resim.exchange.state_files import write_state
+from resim.exchange.targets import Check, Written
 from resim.exchange.weights import Weights
-from resim.exchange.written import Check, Written
 from resim.model.backbone import CAFFE
 
 _STAGES = {4: "C2", 8: "C3", 16: "C4", 32: "C5"}
 
 
 def write_timm(weights: Weights, folder: Path, name: str, metadata: Mapping[str, str]) -> Written:
-    """The backbone under timm's names; verified in timm's own model where timm is installed."""
+    """Write the backbone under timm's names; verified in timm's own model where timm is installed."""
     backbone = weights.config.backbone.removeprefix("timm/")
     if backbone.endswith(CAFFE):
         raise UserError(
@@ -30,7 +30,7 @@ def write_timm(weights: Weights, folder: Path, name: str, metadata: Mapping[str,
     prefix = "backbone.network." if weights.config.backbone.startswith("timm/") else "backbone."
     state = {key.removeprefix(prefix): value for key, value in weights.tensors.items() if key.startswith(prefix)}
     write_state(folder / name, state, metadata)
-    features_only = prefix != "backbone."  # then the names are those of timm's feature extractor
+    features_only = prefix != "backbone."  # the names are those of timm's feature extractor
     kind = "features_only=True" if features_only else "num_classes=0"
     return Written(
         files=(name,),
@@ -43,7 +43,7 @@ def write_timm(weights: Weights, folder: Path, name: str, metadata: Mapping[str,
 
 @torch.no_grad()
 def _timm_checks(name: str, path: Path, *, features_only: bool) -> tuple[Check, ...]:
-    """The maps of timm's feature extractor and, where the file is of a whole model, C5 of that model."""
+    """The maps of timm's feature extractor and, where the file is of a complete model, C5 of that model."""
     try:
         timm: Any = importlib.import_module("timm")
     except ModuleNotFoundError:
@@ -57,6 +57,6 @@ def _timm_checks(name: str, path: Path, *, features_only: bool) -> tuple[Check, 
         maps = {stride: features.permute(0, 3, 1, 2) for stride, features in maps.items()}
     checks = [Check(images, {_STAGES[stride]: features for stride, features in maps.items() if stride in _STAGES})]
     if not features_only:
-        whole = timm.create_model(name, num_classes=0, checkpoint_path=str(path)).eval()
-        checks.append(Check(images, {"C5": whole.forward_features(images)}))
+        model = timm.create_model(name, num_classes=0, checkpoint_path=str(path)).eval()
+        checks.append(Check(images, {"C5": model.forward_features(images)}))
     return tuple(checks)

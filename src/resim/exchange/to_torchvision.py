@@ -16,13 +16,13 @@ from resim.errors import UserError
 from resim.exchange.features import probe_images
 from resim.exchange.names import to_torchvision_detection
 from resim.exchange.state_files import read_state, write_state
+from resim.exchange.targets import Check, Written
 from resim.exchange.weights import Weights
-from resim.exchange.written import Check, Written
 from resim.model.backbone import CAFFE
 
 
 def write_torchvision(weights: Weights, folder: Path, name: str, metadata: Mapping[str, str]) -> Written:
-    """The backbone under torchvision's names; verified in `torchvision.models.NAME`."""
+    """Write the backbone under torchvision's names; verified in `torchvision.models.NAME`."""
     backbone = _torchvision_name(weights, "torchvision")
     state = {key.removeprefix("backbone."): v for key, v in weights.tensors.items() if key.startswith("backbone.")}
     write_state(folder / name, state, metadata)
@@ -41,7 +41,7 @@ def write_torchvision(weights: Weights, folder: Path, name: str, metadata: Mappi
 
 
 def write_torchvision_detection(weights: Weights, folder: Path, name: str, metadata: Mapping[str, str]) -> Written:
-    """Backbone and FPN under the names of torchvision's Faster and Mask R-CNN; verified in their backbone."""
+    """Write backbone and FPN under the names of torchvision's Faster and Mask R-CNN; verified in their backbone."""
     backbone = _torchvision_name(weights, "torchvision-detection")
     renamed = {key: to_torchvision_detection(key) for key in weights.tensors}
     state = {theirs: weights.tensors[ours] for ours, theirs in renamed.items() if theirs is not None}
@@ -66,21 +66,21 @@ def write_torchvision_detection(weights: Weights, folder: Path, name: str, metad
         checks=(Check(images, stage_maps(model.body, images) | (maps if has_fpn else {})),),
         starts_new=(*(f"backbone.{key}" for key in loaded.missing_keys), "rpn.*", "roi_heads.*"),
         left_out=tuple(ours for ours, theirs in renamed.items() if theirs is None),
-        notes=("the line to load it builds a Mask R-CNN of 91 classes; its proposals and heads are new",),
+        notes=("the line that loads it builds a Mask R-CNN of 91 classes; its proposals and heads are new",),
     )
 
 
 def _mask_rcnn(name: str, model: BackboneWithFPN, *, width: int, norm: bool) -> str:
-    """Python for a Mask R-CNN of torchvision's on such a backbone."""
-    place = "torchvision.models.detection"
+    """Python that builds torchvision's Mask R-CNN on this backbone."""
+    package = "torchvision.models.detection"
     if (name, width, norm) == ("resnet50", 256, False):
-        return f"{place}.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)"
+        return f"{package}.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)"
     channels = [block[0].in_channels for block in cast("Any", model.fpn.inner_blocks)]
     layers = {f"layer{stage}": str(stage - 1) for stage in range(1, 5)}
     norm_layer = ", norm_layer=torch.nn.BatchNorm2d" if norm else ""
     network = f"torchvision.models.{name}(weights=None)"
-    backbone = f"{place}.backbone_utils.BackboneWithFPN({network}, {layers}, {channels}, {width}{norm_layer})"
-    return f"{place}.MaskRCNN({backbone}, num_classes=91)"
+    backbone = f"{package}.backbone_utils.BackboneWithFPN({network}, {layers}, {channels}, {width}{norm_layer})"
+    return f"{package}.MaskRCNN({backbone}, num_classes=91)"
 
 
 def detection_backbone(name: str, *, width: int, norm: bool) -> BackboneWithFPN:
@@ -113,7 +113,7 @@ def _torchvision_name(weights: Weights, target: str) -> str:
     name = weights.config.backbone
     if name.startswith("timm/"):
         raise UserError(
-            f"{weights.path}: backbone {name} cannot go to {target}: use --to timm, safetensors, hub or onnx"
+            f"{weights.path}: backbone {name} cannot be exported to {target}: use --to timm, safetensors, hub or onnx"
         )
     if name.endswith(CAFFE):
         raise UserError(

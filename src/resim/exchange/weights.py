@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,24 +13,26 @@ from typing import Any
 from torch import Tensor
 
 from resim.errors import UserError
-from resim.exchange.architecture import (
+from resim.exchange.files.contents import Contents, read_contents, tensors_in
+from resim.exchange.licence import licence_of_export, licence_of_file, licence_of_run
+from resim.exchange.names import add_caffe2_statistics
+from resim.exchange.networks.architecture import (
     add_counters,
     check_complete,
     encoder_shapes,
     infer_config,
     refuse_infinite,
     shorten,
-)  # fmt: skip
-from resim.exchange.evidence import input_of
-from resim.exchange.files import Contents, read_contents, tensors_in
-from resim.exchange.inputs import fold_input
-from resim.exchange.licence import licence_of_export, licence_of_file, licence_of_run
-from resim.exchange.recognise import Form, recognise
-from resim.exchange.schemes import with_statistics
-from resim.exchange.states import find_states
-from resim.exchange.strides import refuse_other_strides
+)
+from resim.exchange.networks.describe import describe_choice, describe_file, describe_place
+from resim.exchange.networks.input_evidence import infer_input
+from resim.exchange.networks.input_forms import fold_input
+from resim.exchange.networks.recognise import Form, recognise
+from resim.exchange.networks.state_dicts import find_states
+from resim.exchange.networks.strides import refuse_other_strides
 from resim.model.backbone import CAFFE
 from resim.model.encoder import ModelConfig
+from resim.recipes import moco_v2, resim_fpn
 from resim.runs.config import Recipe
 
 _log = logging.getLogger(__name__)
@@ -40,53 +40,53 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """The query encoder that a file holds."""
+    """The query encoder of a file."""
 
     path: Path
     kind: str
     """What the file was recognised as, for people."""
     tensors: dict[str, Tensor]
-    """Under the names of `Encoder`'s state_dict; backbone, head and FPN are each whole or absent."""
+    """Under the names of `Encoder`'s state_dict; backbone, head and FPN are each complete or absent."""
     left_over: tuple[str, ...]
-    """Entries of the file that have no counterpart, as they are called there."""
+    """Entries of the file that have no counterpart, under its names."""
     licence: str | None
     origin: str | None
-    """Where the weights come from, as far as the file says."""
+    """The source of the weights, where the file states it."""
     recipe: Recipe | None
-    """Where the file carries one (our own)."""
+    """Of our own files, which contain it."""
     config: ModelConfig
-    """The network of the tensors; of a foreign file, what its names and shapes say."""
+    """The network of the tensors; of a foreign file, inferred from names and shapes."""
     step: int | None = None
-    """Steps of pre-training, where the file says."""
+    """Steps of pre-training, where the file states them."""
     epoch: int | None = None
     data: Mapping[str, Any] | None = None
-    """What the weights were trained on, as our checkpoints note it: `images` (how many), `sources`, `hash`."""
+    """The training data, as our checkpoints record it: `images` (their number), `sources`, `hash`."""
     licence_source: str = ""
-    """Where the licence is taken from; without one, why it is unknown."""
+    """The evidence for the licence; without a licence, the reason why it is unknown."""
     added: tuple[str, ...] = ()
-    """Counters of batches that the file lacks and that stand at 0 in `tensors`."""
+    """Counters of batches that the file does not have and that are 0 in `tensors`."""
     warnings: tuple[str, ...] = ()
-    """What was converted on the way, what the file does not say, and which of several networks was taken."""
+    """Conversions, properties that the file does not state, and which of several networks was taken."""
     passed_over: tuple[str, ...] = ()
-    """Classes whose objects in the file were not read."""
+    """Classes of the objects in the file that were not read."""
 
 
 def read_weights(path: str | Path, *, check_finite: bool = True) -> Weights:
-    """Read a file of weights, a run's or hub folder, or `torchvision:NAME`, and say what it is. No code in it is run.
+    """Read a file of weights, a run's or hub folder, or `torchvision:NAME`. No code in it is run.
 
     Our own checkpoints and safetensors files; the published ReSim and MoCo checkpoints; Detectron2's backbones and
-    detectors; torchvision's and timm's ResNets; torchvision's and MMDetection's detectors; any checkpoint that holds a
+    detectors; torchvision's and timm's ResNets; torchvision's and MMDetection's detectors; any checkpoint with a
     ResNet below some prefix, under the names of torchvision, Detectron2, Caffe2 or transformers, or by number.
 
-    What the `warnings` say is logged too, so that no program that reads weights is silent about it.
+    The `warnings` are logged too, so that every program that reads weights reports them.
 
     Args:
         path: the file or folder.
-        check_finite: refuse our own weights too if they are not finite. (Those of others always are.)
+        check_finite: refuse our own weights too if they are not finite. (Foreign ones are always refused.)
 
     Raises:
-        UserError: no such file, a damaged one, one that asks for code, a network of another kind, one that is not
-            whole, has an entry of another shape or a value that is not finite.
+        UserError: no such file, a damaged one or one with code in it; a network of another kind, an incomplete one, one
+            with an entry of another shape or a value that is not finite.
     """
     weights = weights_in(read_contents(path))
     if check_finite:
@@ -97,38 +97,46 @@ def read_weights(path: str | Path, *, check_finite: bool = True) -> Weights:
 
 
 def weights_in(contents: Contents, prefix: str | None = None) -> Weights:
-    """The same of a file that is open already, and of the network below `prefix` where there are several."""
+    """The weights in a file that is already open, of the network below `prefix` where there are several."""
     if is_own(contents):
         if prefix is not None:
             raise UserError(f"{contents.path}: is resim's own, which has one network: leave --prefix out")
-        return _own_safetensors(contents) if "resim" in contents.metadata else _own_checkpoint(contents)
-    return _foreign(contents, prefix)
+        return _read_own_safetensors(contents) if "resim" in contents.metadata else _read_own_checkpoint(contents)
+    return _read_foreign(contents, prefix)
+
+
+def recipe_of(weights: Weights) -> Recipe:
+    """The recipe in the file; of foreign weights, ReSim-FPN's where there is an FPN, MoCo v2's where there is none."""
+    if weights.recipe is not None:
+        return weights.recipe
+    recipe = resim_fpn() if weights.config.levels else moco_v2()
+    return dataclasses.replace(recipe, model=weights.config)
 
 
 def is_own(contents: Contents) -> bool:
     """Whether it is a checkpoint of pre-training or a safetensors file of ours."""
-    detector = contents.data.get("kind") == "detect"  # ours are torchvision's, by name too
+    detector = contents.data.get("kind") == "detect"  # it has torchvision's names
     checkpoint = "resim" in contents.data and isinstance(contents.data.get("model"), Mapping) and not detector
     return checkpoint or "resim" in contents.metadata
 
 
 def form_in(contents: Contents, prefix: str | None = None) -> Form:
-    """The network of a foreign file that is taken, and the file's form.
+    """The form of a foreign file, with the network that is taken.
 
     Raises:
-        UserError: there is none, and what there is.
+        UserError: no ResNet; the message describes what the file contains.
     """
     try:
         return recognise(contents.data, prefix)
     except ValueError as error:
         for state in find_states(contents.data)[:1]:
-            tensors_in(contents, state.entries)  # which says what is wrong with them
+            tensors_in(contents, state.entries)  # raises if the tensors cannot be read
         raise UserError(
-            f"{contents.path}: holds {error}; weights of a ResNet with torchvision's or Detectron2's names are read"
+            f"{contents.path}: contains {error}; weights of a ResNet with torchvision's or Detectron2's names are read"
         ) from None
 
 
-def _own_checkpoint(contents: Contents) -> Weights:
+def _read_own_checkpoint(contents: Contents) -> Weights:
     data = contents.data
     recipe = _recipe_in(contents.path, data.get("recipe"))
     state, others = tensors_in(contents, data["model"])
@@ -136,8 +144,8 @@ def _own_checkpoint(contents: Contents) -> Weights:
     unknown = [
         name for name in state if not name.startswith(("query.", "key.")) and name not in ("queue", "queue_position")
     ]
-    left_over = [f"query.{name}" for name in _take_unknown(query, recipe.model)] + unknown + others
-    check_complete(contents.path, query, recipe.model, whole=True)
+    left_over = [f"query.{name}" for name in _remove_unknown(query, recipe.model)] + unknown + others
+    check_complete(contents.path, query, recipe.model, all_parts=True)
     step, source, images = data.get("step"), data.get("imported"), data.get("data")
     source = source if isinstance(source, Mapping) else {}
     licence, licence_source = licence_of_run(source)
@@ -157,12 +165,12 @@ def _own_checkpoint(contents: Contents) -> Weights:
     )
 
 
-def _own_safetensors(contents: Contents) -> Weights:
+def _read_own_safetensors(contents: Contents) -> Weights:
     metadata = contents.metadata
     recipe = _recipe_in(contents.path, _json(metadata.get("recipe")))
     tensors, _ = tensors_in(contents, contents.data)
-    left_over = _take_unknown(tensors, recipe.model)
-    check_complete(contents.path, tensors, recipe.model, whole=True)
+    left_over = _remove_unknown(tensors, recipe.model)
+    check_complete(contents.path, tensors, recipe.model, all_parts=True)
     step, images = _json(metadata.get("step")), _json(metadata.get("data"))
     licence, licence_source = licence_of_export(metadata)
     return Weights(
@@ -181,129 +189,78 @@ def _own_safetensors(contents: Contents) -> Weights:
     )
 
 
-def _foreign(contents: Contents, prefix: str | None = None) -> Weights:
+def _read_foreign(contents: Contents, prefix: str | None = None) -> Weights:
     path = contents.path
     form = form_in(contents, prefix)
     refuse_other_strides(contents)
     state, others = tensors_in(contents, form.state.entries)
-    named = {name: form.ours.get(name) for name in state}
-    tensors = {ours: state[name] for name, ours in named.items() if ours is not None}
-    if form.name == "caffe2":
-        tensors = with_statistics(tensors)
-    try:
-        config = infer_config(tensors)
-    except ValueError as error:
-        raise UserError(
-            f"{path}: holds {error}{_others(form)}; weights of a ResNet with torchvision's or Detectron2's names are "
-            "read"
-        ) from None
-    unknown = set(_take_unknown(tensors, config))
-    training_state = form.keys.keys() | form.queue.keys()
-    left_over = [
-        name for name, ours in named.items() if ours in unknown or (ours is None and name not in training_state)
-    ]
-    surplus = [name for name in left_over if (named[name] or "").startswith("backbone.")]
-    if surplus:  # a squeeze, an offset, a bias: without it the same weights compute something else
-        raise UserError(
-            f"{path}: is no plain {config.backbone}, which has no {shorten(surplus)}; another network is not read"
-        )
+    tensors, config, left_over = _network_of(path, form, state)
     added = add_counters(tensors, config)
     check_complete(path, tensors, config)
-    refuse_infinite(path, tensors, {ours: name for name, ours in named.items() if ours is not None})
-    takes, warnings = input_of(contents, form, tensors)
-    if takes is not None:
-        tensors = fold_input(tensors, takes)
-        if takes.stride_in_1x1:
+    refuse_infinite(path, tensors, {ours: name for name, ours in form.ours.items()})
+    form_of_input, warnings = infer_input(contents, form, tensors)
+    if form_of_input is not None:
+        tensors = fold_input(tensors, form_of_input)
+        if form_of_input.stride_in_1x1:
             config = dataclasses.replace(config, backbone=f"{config.backbone}{CAFFE}")
-        warnings = [takes.conversion(config.backbone), *warnings]
+        warnings = [form_of_input.conversion(config.backbone), *warnings]
     if form.others:
-        warnings.append(_several(form, path))
-    made_by = contents.metadata or contents.data.get("metadata")
-    made_by = made_by if isinstance(made_by, Mapping) else {}
-    licence, licence_source = licence_of_file(path, state, made_by, contents.data.get("__author__"))
+        warnings.append(describe_choice(form, path))
+    metadata = contents.metadata or contents.data.get("metadata")
+    metadata = metadata if isinstance(metadata, Mapping) else {}
+    author, epoch = contents.data.get("__author__"), _count(contents.data.get("epoch"))
+    licence, licence_source = licence_of_file(path, state, metadata, author)
     return Weights(
         path=path,
-        kind=_kind(form, contents, tensors, config, left_over),
+        kind=describe_file(form, tensors, config, left_over, epoch),
         tensors=tensors,
-        left_over=tuple(left_over + others),
+        left_over=(*left_over, *others),
         licence=licence,
         licence_source=licence_source,
-        origin=_text(made_by.get("origin")) or _text(contents.data.get("__author__")) or contents.origin,
+        origin=_text(metadata.get("origin")) or _text(author) or contents.origin,
         recipe=None,
         config=config,
-        epoch=_count(contents.data.get("epoch")),
+        epoch=epoch,
         added=tuple(added),
         warnings=(*warnings, *form.notes),
         passed_over=contents.passed_over,
     )
 
 
-def _several(form: Form, path: Path) -> str:
-    taken = f"below {form.network.label!r}" if form.network.label else "at the top of the file"
-    there = ", ".join(repr(label) if label else "its top" for label in form.others[:6]) + (
-        ", ..." if len(form.others) > 6 else ""
-    )
-    other = next((label for label in form.others if label), None)
-    if other is None:
-        return f"the network {taken} is read; there are others below {there}"
-    command = f"resim import {shlex.quote(str(path))} --prefix {shlex.quote(other)} --out {_other_name(path, other)}"
-    return (
-        f"the network {taken} is read; there are others below {there}: {command} writes one of them to a file that "
-        "every verb reads in place of this one"
-    )
+def _network_of(
+    path: Path, form: Form, state: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], ModelConfig, list[str]]:
+    """The network of a foreign file under our names, its config, and the names of the entries that are left over.
 
-
-def _other_name(path: Path, label: str) -> str:
-    """A name in this folder for one network of several: that of the file, and what stands before its names."""
-    words = re.sub(r"[^A-Za-z0-9]+", "-", f"{path.stem}-{label}").strip("-")
-    return f"{words}.pt"
-
-
-def _others(form: Form) -> str:
-    return f" below {form.network.label!r} (others are below {', '.join(form.others)})" if form.others else ""
-
-
-def _kind(
-    form: Form, contents: Contents, tensors: Mapping[str, Tensor], config: ModelConfig, left_over: list[str]
-) -> str:
-    """What a foreign file is, in words."""
-    fpn, head = (any(name.startswith(part) for name in tensors) for part in ("fpn.", "head."))
-    pyramid = f" with an FPN{' with BatchNorm' if config.fpn_norm else ''}" if fpn else ""
-    if form.name == "published":
-        own = {name: short for short, name in form.state.bare.items()}
-        unknown_head = any(re.match(r"encoder_q\.(?!fc\.)", own.get(name, name)) for name in left_over)
-        program = (
-            "ReSim-FPN"
-            if fpn
-            else "ReSim-C4 or similar"
-            if unknown_head
-            else "MoCo v2 (or ReSim-C4)"
-            if head
-            else "MoCo v1"
-        )
-        epoch = _count(contents.data.get("epoch"))
-        after = "" if epoch is None else f", epoch {epoch}"
-        return f"published {program} checkpoint ({config.backbone}{pyramid}{after})"
-    if form.name == "detectron2":
-        detector = any(re.search(r"roi_heads|proposal_generator|(^|\.)head\.", name) for name in left_over)
-        return f"Detectron2 {'detector' if detector else 'backbone'} ({config.backbone}{pyramid})"
-    if form.name == "torchvision-detection":
-        return f"torchvision detector ({config.backbone}{pyramid})"
-    if form.name == "mmdet":
-        return f"MMDetection's detector ({config.backbone}{pyramid})"
+    Raises:
+        UserError: no ResNet of torchvision's, or one with more in its blocks.
+    """
+    names = {name: form.ours.get(name) for name in state}
+    tensors = {ours: state[name] for name, ours in names.items() if ours is not None}
     if form.name == "caffe2":
-        return f"Caffe2 backbone ({config.backbone})"
-    if form.name == "resim":
-        return f"resim weights without their recipe ({config.backbone}{pyramid})"
-    below = f" below {form.network.label!r}" if form.network.prefix else ""
-    names = {"numbered": "numbered parts (nn.Sequential)", "transformers": "the names of transformers"}.get(
-        form.network.scheme.name, "torchvision's names, as torchvision and timm save it"
-    )
-    return f"ResNet with {names} ({config.backbone}{pyramid}{below})"
+        tensors = add_caffe2_statistics(tensors)
+    try:
+        config = infer_config(tensors)
+    except ValueError as error:
+        raise UserError(
+            f"{path}: contains {error}{describe_place(form)}; weights of a ResNet with torchvision's or Detectron2's "
+            "names are read"
+        ) from None
+    unknown = set(_remove_unknown(tensors, config))
+    training_state = form.keys.keys() | form.queue.keys()
+    left_over = [
+        name for name, ours in names.items() if ours in unknown or (ours is None and name not in training_state)
+    ]
+    surplus = [name for name in left_over if (names[name] or "").startswith("backbone.")]
+    if surplus:  # a squeeze, an offset, a bias: without it the same weights compute something else
+        raise UserError(
+            f"{path}: is no plain {config.backbone}, which has no {shorten(surplus)}; another network is not read"
+        )
+    return tensors, config, left_over
 
 
-def _take_unknown(tensors: dict[str, Tensor], config: ModelConfig) -> list[str]:
-    """Take out what the network has no place for; its names."""
+def _remove_unknown(tensors: dict[str, Tensor], config: ModelConfig) -> list[str]:
+    """Remove the entries that the network does not have; returns their names."""
     shapes = encoder_shapes(config)
     unknown = [name for name in tensors if name not in shapes]
     for name in unknown:
@@ -319,7 +276,7 @@ def _recipe_in(path: Path, data: object) -> Recipe:
         encoder_shapes(recipe.model)
         return recipe
     except (ValueError, AttributeError, RuntimeError, OverflowError) as error:  # numbers that no network can have
-        raise UserError(f"{path}: holds no recipe of this version ({error})") from None
+        raise UserError(f"{path}: contains no recipe of this version ({error})") from None
 
 
 def _text(value: object) -> str | None:
@@ -331,7 +288,7 @@ def _count(value: object) -> int | None:
 
 
 def _json(text: str | None) -> Any:
-    """A value of a safetensors file's metadata, which are texts; None for what is no JSON."""
+    """The value of an entry of a safetensors file's metadata; None if it is no JSON."""
     try:
         return json.loads(text or "null")
     except ValueError:

@@ -21,12 +21,12 @@ configs  list the configs that come with resim
 train    train or, with --eval-only, score a detector. FILE is a path or the name of one of those configs; KEY VALUE
          pairs change it, such as MODEL.WEIGHTS backbone.pth SOLVER.IMS_PER_BATCH 8. `train --help` lists the options.
 
-Data sets are looked for below $DETECTRON2_DATASETS (default ./datasets), DensePose ones always below ./datasets, laid
-out as Detectron2 says."""
+Data sets are read from $DETECTRON2_DATASETS (default ./datasets), DensePose ones always from ./datasets, in
+the layout of Detectron2."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command; 2 for what the user can mend, told in one line."""
+    """Run the command; returns 2 after a user error, which is printed in one line."""
     if not argv or argv[0] in ("-h", "--help"):
         print(_USAGE)
         return 0 if argv else 2
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def shipped_configs() -> list[Path]:
-    """The configs to train with; those that others build on are left out."""
+    """The configs to train with, without the base configs."""
     return sorted(path for path in CONFIGS.glob("*.yaml") if not path.name.startswith("base-"))
 
 
@@ -58,20 +58,20 @@ def find_config(name: str) -> Path:
         if path.is_file():
             return path
     names = ", ".join(path.name for path in shipped_configs())
-    raise UserError(f"--config-file {name}: no such file, and none of ours is called so: {names}")
+    raise UserError(f"--config-file {name}: no such file, nor one of the shipped configs: {names}")
 
 
 def make_config(path: Path, changes: Sequence[str] = ()) -> Any:
-    """Detectron2's config from a file and `KEY VALUE` changes; with DensePose's keys where the file asks for it.
+    """Detectron2's config from a file and `KEY VALUE` changes; with DensePose's keys where the file needs them.
 
     Raises:
-        UserError: Detectron2, or DensePose that the file asks for, is not installed; a key or value that is none.
+        UserError: Detectron2, or DensePose where the file needs it, is not installed; an unknown key or a wrong value.
     """
     module = detectron2("config")
     config = module.get_cfg()
     try:
-        asked = module.CfgNode.load_yaml_with_base(str(path)).get("MODEL", {})
-        if asked.get("DENSEPOSE_ON"):
+        settings = module.CfgNode.load_yaml_with_base(str(path)).get("MODEL", {})
+        if settings.get("DENSEPOSE_ON"):
             _densepose().add_densepose_config(config)
         config.merge_from_file(str(path))
         config.merge_from_list(list(changes))
@@ -81,7 +81,7 @@ def make_config(path: Path, changes: Sequence[str] = ()) -> Any:
         raise UserError(f"{path}: {str(error.args[0] if error.args else error)[:200]}") from None
     weights = config.MODEL.WEIGHTS
     if weights and "://" not in weights and not Path(weights.partition("?")[0]).is_file():
-        raise UserError(f"MODEL.WEIGHTS {weights}: no such file; resim export CHECKPOINT --to detectron2 writes one")
+        raise UserError(f"MODEL.WEIGHTS {weights}: no such file: resim export CHECKPOINT --to detectron2 writes one")
     return config
 
 
@@ -105,7 +105,7 @@ def detectron2(module: str) -> Any:
 
 
 def run(arguments: Any) -> Any:
-    """Train or score, in this process; Detectron2's `launch` calls it in each."""
+    """Train or score in this process; Detectron2's `launch` calls it in each process."""
     engine, comm = detectron2("engine"), detectron2("utils.comm")
     importlib.import_module("resim.exchange.detectron2.heads")
     config = make_config(Path(arguments.config_file), arguments.opts)
@@ -135,7 +135,7 @@ def _train(argv: list[str]) -> int:
     if not arguments.config_file:
         raise UserError("train needs --config-file: a path, or one that `configs` lists")
     path = find_config(arguments.config_file)
-    make_config(path, arguments.opts)  # mistakes are told before processes start
+    make_config(path, arguments.opts)  # reports user errors before processes start
     arguments.config_file = str(path)
     engine.launch(
         run,
@@ -149,7 +149,7 @@ def _train(argv: list[str]) -> int:
 
 
 def name_cityscapes() -> None:
-    """Let Detectron2 find the Cityscapes scripts, which its sources of 2026 call by a name of their authors' own.
+    """Register the Cityscapes scripts under the name by which Detectron2's sources of 2026 import them.
 
     Raises:
         UserError: they are not installed.
@@ -188,15 +188,15 @@ def _densepose() -> Any:
 
 
 def _trainer(config: Any) -> Any:
-    """Detectron2's trainer with the evaluator that each data set names; DensePose's own where that is on."""
+    """Detectron2's trainer with the evaluator of each data set; DensePose's trainer where DensePose is on."""
     if config.MODEL.get("DENSEPOSE_ON", False):
-        # its evaluation fetches a file with a time limit, which not every kind of path takes
+        # its evaluation downloads a file with a timeout, an argument that some path handlers reject
         detectron2("utils.file_io").PathManager.set_strict_kwargs_checking(False)
         return importlib.import_module("densepose.engine").Trainer
     engine, evaluation, catalog = detectron2("engine"), detectron2("evaluation"), detectron2("data").MetadataCatalog
 
     class Trainer(engine.DefaultTrainer):
-        """Detectron2's default trainer, which leaves open what scores a data set."""
+        """Detectron2's default trainer, with evaluators."""
 
         @classmethod
         def build_evaluator(cls, cfg: Any, dataset_name: str, output_folder: str | None = None) -> Any:

@@ -1,7 +1,7 @@
-"""What a file says of the network that it holds beyond names and shapes: its input, its strides, its architecture.
+"""The input and the strides of the network in a file, from evidence other than names and shapes.
 
-Names and shapes do not tell BGR from RGB, a stride in the 1 x 1 from one in the 3 x 3, or a blurred stride from a plain
-one. Other evidence does: buffers, a config in the file or in its folder, a program's signature, the weights' magnitude.
+Names and shapes do not distinguish BGR from RGB, or a stride in the 1 x 1 from one in the 3 x 3. Other evidence does:
+buffers, a config in the file or in its folder, the signature of a program, the magnitude of the weights.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from resim.exchange.files import Contents, tensors_in
-from resim.exchange.inputs import (
+from resim.exchange.files.contents import Contents, tensors_in
+from resim.exchange.networks.input_forms import (
     BGR_STD,
     CAFFE_MEAN,
     ONES,
@@ -23,32 +23,32 @@ from resim.exchange.inputs import (
     numbers_in,
     seems_unnormalised,
 )
-from resim.exchange.recognise import Form
-from resim.exchange.settings import LIST, config_text, json_of, settings_in, text_beside
-from resim.exchange.strides import dilation, more_parts
+from resim.exchange.networks.recognise import Form
+from resim.exchange.networks.settings import LIST, config_text, read_json, settings_in, text_in_folder
+from resim.exchange.networks.strides import warn_of_dilation, warn_of_extra_modules
 from resim.views.photometric import MEAN, STD
 
 _CONVERTED = re.compile(r"moco|resim|torchvision", re.IGNORECASE)
 
 
-def input_of(contents: Contents, form: Form, tensors: Mapping[str, Tensor]) -> tuple[InputForm | None, list[str]]:
-    """What the network takes, where the file says so, and warnings of what it does not say.
+def infer_input(contents: Contents, form: Form, tensors: Mapping[str, Tensor]) -> tuple[InputForm | None, list[str]]:
+    """The input form of a network, where it differs from ours, and warnings of properties that the file does not state.
 
-    None: nothing says that it is another form than ours.
+    None: there is no evidence of another form than ours.
     """
     bottleneck = "backbone.layer1.0.conv3.weight" in tensors
     if form.name == "caffe2":
         return _caffe2(tensors), []
-    found = _from_meta(contents) or _from_config_json(contents) or _from_settings(contents)
+    stated = _from_meta(contents) or _from_config_json(contents) or _from_settings(contents)
     if form.name == "detectron2":
-        found, warnings = _detectron2(contents, form, tensors)
+        stated, warnings = _detectron2(contents, form, tensors)
     else:
-        silent = found is None and form.name in ("resnet", "mmdet")  # the other programs take RGB as ours does
-        warnings = _unstated(contents, tensors) if silent else []
-    if found is not None and not bottleneck:
-        found = dataclasses.replace(found, stride_in_1x1=False)
-    warnings += dilation(contents, form) + more_parts(form)
-    return (None if found is not None and found.is_ours and not found.stride_in_1x1 else found), warnings
+        is_open = stated is None and form.name in ("resnet", "mmdet")  # the other programs take RGB as ours does
+        warnings = _warn_of_unstated(contents, tensors) if is_open else []
+    if stated is not None and not bottleneck:
+        stated = dataclasses.replace(stated, stride_in_1x1=False)
+    warnings += warn_of_dilation(contents, form) + warn_of_extra_modules(form)
+    return (None if stated is not None and stated.is_ours and not stated.stride_in_1x1 else stated), warnings
 
 
 def _detectron2(contents: Contents, form: Form, tensors: Mapping[str, Tensor]) -> tuple[InputForm | None, list[str]]:
@@ -57,20 +57,20 @@ def _detectron2(contents: Contents, form: Form, tensors: Mapping[str, Tensor]) -
     stated = _from_yaml(contents)
     if stated is not None:
         return stated, []
-    found = _from_buffers(contents, form)
-    if found is not None:
-        # of Detectron2's own configs those with deviation 1 begin with MSRA's weights, the others stride in the 3 x 3
-        msra = found.order == "BGR" and all(abs(value - 1) < 1e-3 for value in found.std)
-        return dataclasses.replace(found, stride_in_1x1=msra), []
+    buffers = _from_buffers(contents, form)
+    if buffers is not None:
+        # Detectron2's configs with deviation 1 begin with MSRA's weights; the others stride in the 3 x 3
+        msra = buffers.order == "BGR" and all(abs(value - 1) < 1e-3 for value in buffers.std)
+        return dataclasses.replace(buffers, stride_in_1x1=msra), []
     if seems_unnormalised(tensors):
         evidence = "by the magnitude of the first convolution, and as Detectron2's default config has it"
         return InputForm(order="BGR", mean=CAFFE_MEAN, std=ONES, stride_in_1x1=True, evidence=evidence), []
     if _CONVERTED.search(author) or contents.data.get("matching_heuristics"):
         return None, []
     return None, [
-        "the file does not say whether its input is RGB or BGR, nor where its strides are: it is read as RGB, "
-        "normalised by ImageNet's mean and deviation, with strides in the 3 x 3 convolutions; the run's config.yaml in "
-        "the file's folder would say it"
+        "the file does not state whether its input is RGB or BGR, nor where its strides are: it is read as RGB, "
+        "normalised by ImageNet's mean and deviation, with strides in the 3 x 3 convolutions; put the run's "
+        "config.yaml into the file's folder to state it"
     ]
 
 
@@ -84,30 +84,30 @@ def _caffe2(tensors: Mapping[str, Tensor]) -> InputForm:
 
 
 def _from_buffers(contents: Contents, form: Form) -> InputForm | None:
-    """`pixel_mean` and `pixel_std`, which Detectron2's models kept among their buffers."""
-    wanted = {
+    """`pixel_mean` and `pixel_std`, which are buffers of older Detectron2 models."""
+    names = {
         short.rpartition(".")[2]: name
         for short, name in form.state.bare.items()
         if short.rpartition(".")[2] in ("pixel_mean", "pixel_std")
     }
-    if len(wanted) != 2:
+    if len(names) != 2:
         return None
-    found, _ = tensors_in(contents, {kind: form.state.entries[name] for kind, name in wanted.items()})
-    if len(found) != 2:
+    buffers, _ = tensors_in(contents, {kind: form.state.entries[name] for kind, name in names.items()})
+    if len(buffers) != 2:
         return None
-    mean, std = (found[kind].flatten().double().tolist() for kind in ("pixel_mean", "pixel_std"))
+    mean, std = (buffers[kind].flatten().double().tolist() for kind in ("pixel_mean", "pixel_std"))
     return form_of_numbers(mean, std, None, "pixel_mean and pixel_std in the file")
 
 
 def _from_yaml(contents: Contents) -> InputForm | None:
     """The config.yaml that Detectron2 writes into the folder of a run."""
-    text = text_beside(contents, "config.yaml")
+    text = text_in_folder(contents, "config.yaml")
     order, stride = (re.search(rf"^\s*{key}:\s*['\"]?(\w+)", text, re.MULTILINE) for key in ("FORMAT", "STRIDE_IN_1X1"))
     mean, std = (_yaml_list(text, key) for key in ("PIXEL_MEAN", "PIXEL_STD"))
-    found = form_of_numbers(mean, std, order and order[1], "config.yaml in its folder")
-    if found is None or stride is None:
+    stated = form_of_numbers(mean, std, order and order[1], "config.yaml in its folder")
+    if stated is None or stride is None:
         return None
-    return dataclasses.replace(found, stride_in_1x1=stride[1].lower() == "true")
+    return dataclasses.replace(stated, stride_in_1x1=stride[1].lower() == "true")
 
 
 def _yaml_list(text: str, key: str) -> list[float]:
@@ -116,50 +116,54 @@ def _yaml_list(text: str, key: str) -> list[float]:
 
 
 def _from_meta(contents: Contents) -> InputForm | None:
-    """The config that MMDetection and its kin keep as text in a file."""
+    """The config that MMDetection and related programs save as text in a file."""
     text = config_text(contents)
     mean, std = (re.search(rf"\b{name}{LIST}", text) for name in ("mean", "std"))
     if mean is None or std is None:
         return None
     switch = re.search(r"\b(?:bgr_)?to_rgb['\"]?\s*[=:]\s*(True|False)", text)
     order = None if switch is None else "RGB" if switch[1] == "True" else "BGR"
-    found = form_of_numbers(numbers_in(mean[1]), numbers_in(std[1]), order, "its config, in the file's meta")
+    stated = form_of_numbers(numbers_in(mean[1]), numbers_in(std[1]), order, "its config, in the file's meta")
     caffe = re.search(r"\bstyle['\"]?\s*[=:]\s*['\"]caffe", text)
-    return found and dataclasses.replace(found, stride_in_1x1=caffe is not None)
+    return stated and dataclasses.replace(stated, stride_in_1x1=caffe is not None)
 
 
 def _from_config_json(contents: Contents) -> InputForm | None:
     """timm's mean and deviation, in config.json, from 0 to 1."""
-    config = json_of(contents.path.parent / "config.json")
+    config = read_json(contents.path.parent / "config.json")
     if "model_type" in config:
         return _from_transformers(contents, config)
-    own = config.get("pretrained_cfg")
-    own = own if isinstance(own, Mapping) else config
-    return _scaled(own.get("mean"), own.get("std"), "config.json in its folder") if "architecture" in config else None
+    settings = config.get("pretrained_cfg")
+    settings = settings if isinstance(settings, Mapping) else config
+    return (
+        _scaled(settings.get("mean"), settings.get("std"), "config.json in its folder")
+        if "architecture" in config
+        else None
+    )
 
 
 def _from_transformers(contents: Contents, config: Mapping[str, Any]) -> InputForm | None:
-    """What transformers keeps beside its weights: preprocessor_config.json, and where a bottleneck strides."""
-    images = json_of(contents.path.parent / "preprocessor_config.json")
+    """transformers' files next to its weights: preprocessor_config.json, and the place of a bottleneck's stride."""
+    images = read_json(contents.path.parent / "preprocessor_config.json")
     stated = _scaled(images.get("image_mean"), images.get("image_std"), "preprocessor_config.json in its folder")
     if config.get("downsample_in_bottleneck") is not True:
         return stated
-    found = stated or _scaled(MEAN, STD, "")
+    complete = stated or _scaled(MEAN, STD, "")
     evidence = f"{stated.evidence} and config.json" if stated else "config.json in its folder"
-    return found and dataclasses.replace(found, stride_in_1x1=True, evidence=evidence)
+    return complete and dataclasses.replace(complete, stride_in_1x1=True, evidence=evidence)
 
 
 def _from_settings(contents: Contents) -> InputForm | None:
-    """The mean and deviation, from 0 to 1, among the arguments that timm's train.py keeps in its checkpoints."""
+    """The mean and deviation, from 0 to 1, among the arguments in the checkpoints of timm's train.py."""
     for name, part in settings_in(contents):
-        found = _scaled(part.get("mean"), part.get("std"), f"the file's {name!r}")
-        if found is not None:
-            return found
+        stated = _scaled(part.get("mean"), part.get("std"), f"the file's {name!r}")
+        if stated is not None:
+            return stated
     return None
 
 
 def _scaled(mean: object, std: object, evidence: str) -> InputForm | None:
-    """The input form of a mean and a deviation from 0 to 1; None for anything else."""
+    """The input form of a mean and a deviation from 0 to 1; None for other values."""
     if not isinstance(mean, (list, tuple)) or not isinstance(std, (list, tuple)):
         return None
     numbers = [value for value in (*mean, *std) if isinstance(value, (int, float)) and 0 <= value <= 1]
@@ -169,7 +173,7 @@ def _scaled(mean: object, std: object, evidence: str) -> InputForm | None:
     return form_of_numbers(scaled[: len(mean)], scaled[len(mean) :], "RGB", evidence)
 
 
-def _unstated(contents: Contents, tensors: Mapping[str, Tensor]) -> list[str]:
+def _warn_of_unstated(contents: Contents, tensors: Mapping[str, Tensor]) -> list[str]:
     if seems_unnormalised(tensors):
         return [
             "by the magnitude of its first convolution it takes pixel values from 0 to 255, as Caffe's ResNets (BGR, "
@@ -177,7 +181,7 @@ def _unstated(contents: Contents, tensors: Mapping[str, Tensor]) -> list[str]:
         ]
     if re.search(r"caffe", contents.path.name, re.IGNORECASE):
         return [
-            "its name says Caffe, whose ResNets take BGR with deviation 1 and stride in the 1 x 1, and nothing in it "
-            "says more: it is read as taking normalised RGB with strides in the 3 x 3"
+            "its name contains Caffe, whose ResNets take BGR with deviation 1 and stride in the 1 x 1, and the file "
+            "does not state its input: it is read as taking normalised RGB with strides in the 3 x 3"
         ]
     return []

@@ -1,7 +1,7 @@
-"""What a pickle may ask to be made, by the name of the maker: NumPy's arrays, PyTorch's tensors, Python's containers.
+"""The objects that a pickle may make: NumPy's arrays, PyTorch's tensors, Python's containers.
 
-Each maker is a function of this package that takes the plain data in the file. Everything else that a pickle asks for
-becomes a `PassedOver`.
+A maker is a function of this package that receives the plain data in the file, in place of the function that the file
+names. Any other object of a pickle becomes a `PassedOver`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from resim.exchange.inert import Named, NumberArray, NumberKind, PassedOver, SavedTensor, Storage
+from resim.exchange.files.pickle_values import Named, NumberArray, NumberKind, PassedOver, SavedTensor, Storage
 
 Maker = Callable[..., Any]
 
@@ -22,13 +22,13 @@ DTYPES: dict[str, torch.dtype] = {
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
     "ComplexFloatStorage": torch.complex64, "ComplexDoubleStorage": torch.complex128,
-    "QInt8Storage": torch.int8, "QUInt8Storage": torch.uint8, "QInt32Storage": torch.int32,  # as their bytes lie
+    "QInt8Storage": torch.int8, "QUInt8Storage": torch.uint8, "QInt32Storage": torch.int32,  # the integers in memory
 }  # fmt: skip
-"""Of PyTorch's typed storages."""
+"""The dtypes of PyTorch's typed storages."""
 
 
 def scalar_key(value: object) -> object:
-    """A key of a dictionary or a member of a set: plain values as they are, others by their kind."""
+    """A key of a dictionary or a member of a set: plain values unchanged, others by their type."""
     if value is None or isinstance(value, (str, bytes, int, float, bool)):
         return value
     if isinstance(value, tuple) and all(part is None or isinstance(part, (str, int, float)) for part in value):
@@ -37,7 +37,7 @@ def scalar_key(value: object) -> object:
 
 
 def container(kind: Callable[..., Any]) -> Maker:
-    """A maker of a container of Python's, of a list or a mapping that the file holds."""
+    """A maker of a container of Python from a list or a mapping in the file."""
 
     def make(*arguments: Any) -> Any:
         first = arguments[0] if arguments else ()
@@ -52,19 +52,19 @@ def container(kind: Callable[..., Any]) -> Maker:
 
 
 def _default_dict(*arguments: Any) -> dict[Any, Any]:
-    """`collections.defaultdict`: as a plain one; its items come after it."""
+    """`collections.defaultdict`, as a plain dictionary; its items are set later."""
     return dict(arguments[1]) if len(arguments) > 1 and isinstance(arguments[1], Mapping) else {}
 
 
 def _reconstruct(subtype: object, shape: object, code: object) -> NumberArray:
-    """`numpy.core.multiarray._reconstruct`: an empty array, whose content comes after it."""
+    """`numpy.core.multiarray._reconstruct`: an empty array, whose content is set later."""
     if subtype != Named("numpy.ndarray"):
-        raise pickle.UnpicklingError("it holds an array of a class of its own")
+        raise pickle.UnpicklingError("it contains an array of a subclass")
     return NumberArray()
 
 
 def _from_buffer(data: object, kind: object, shape: object, order: object, *_: object) -> NumberArray:
-    """`numpy.core.numeric._frombuffer`: how pickle protocol 5 writes an array."""
+    """`numpy.core.numeric._frombuffer`: an array in pickle protocol 5."""
     array = NumberArray()
     array.fill(shape, kind, order == "F", data)
     return array
@@ -78,7 +78,7 @@ def _scalar(kind: object, data: object = b"") -> NumberArray:
 
 
 def _latin1(text: object, codec: object) -> bytes:
-    """`_codecs.encode`: how Python 3 writes bytes for protocol 2."""
+    """`_codecs.encode`: bytes that Python 3 writes in protocol 2."""
     if not isinstance(text, str) or codec not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"it encodes with {codec!r}")
     return text.encode("latin1")
@@ -89,7 +89,7 @@ def _bytes(*arguments: Any) -> bytes | bytearray:
     if isinstance(first, str):  # bytearray, under protocol 2
         first = first.encode("latin1")
     if not isinstance(first, (bytes, bytearray)):
-        raise pickle.UnpicklingError("it makes bytes of what is none")
+        raise pickle.UnpicklingError("it makes bytes of another object")
     return bytearray(first)
 
 
@@ -102,26 +102,28 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: object) -> S
 def _tensor_v3(
     storage: Any, offset: Any, shape: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: object
 ) -> Any:
-    """`torch._utils._rebuild_tensor_v3`: of a storage of bytes."""
-    found = getattr(torch, dtype.full.rpartition(".")[2], None) if isinstance(dtype, Named) else None
-    return _saved(storage, offset, shape, stride, found if isinstance(found, torch.dtype) else None)
+    """`torch._utils._rebuild_tensor_v3`: a tensor in a storage of bytes."""
+    named = getattr(torch, dtype.full.rpartition(".")[2], None) if isinstance(dtype, Named) else None
+    return _saved(storage, offset, shape, stride, named if isinstance(named, torch.dtype) else None)
 
 
 def _saved(storage: Any, offset: Any, shape: Any, stride: Any, dtype: torch.dtype | None) -> SavedTensor:
-    whole = all(isinstance(sides, tuple) and all(type(side) is int for side in sides) for sides in (shape, stride))
-    if not isinstance(storage, Storage) or dtype is None or not whole or type(offset) is not int:
-        raise pickle.UnpicklingError("it holds a tensor without a storage, a shape and a kind of number")
+    are_integers = all(
+        isinstance(sides, tuple) and all(type(side) is int for side in sides) for sides in (shape, stride)
+    )
+    if not isinstance(storage, Storage) or dtype is None or not are_integers or type(offset) is not int:
+        raise pickle.UnpicklingError("it contains a tensor without a storage, a shape and a kind of number")
     return SavedTensor(storage, offset, shape, stride, dtype)
 
 
 def _typed(maker: Any, kind: Any, arguments: Any, *_: object) -> Any:
-    """`torch._tensor._rebuild_from_type_v2`: a tensor with attributes, or of a class of its own."""
+    """`torch._tensor._rebuild_from_type_v2`: a tensor with attributes, or of a subclass."""
     known = MAKERS.get(maker.full) if isinstance(maker, Named) else None
     return known(*arguments) if known is not None and isinstance(arguments, tuple) else PassedOver("a tensor")
 
 
 def _first(value: Any, *_: object) -> Any:
-    """A parameter is its tensor, a list with a type is a list."""
+    """Of a parameter its tensor, of a typed list the list."""
     return value
 
 
@@ -152,4 +154,4 @@ MAKERS: dict[str, Maker] = {
         for name in ("build_intlist", "build_tensorlist", "build_doublelist", "build_boollist", "restore_type_tag")
     },
 }
-"""Makers by the names that stand in pickles."""
+"""The makers, by the names in pickles."""

@@ -1,4 +1,4 @@
-"""Which networks are in a file, which one is taken, and whose form of checkpoint it is."""
+"""Which networks a file contains, which one is taken, and the form of the checkpoint."""
 
 from __future__ import annotations
 
@@ -7,11 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from resim.exchange.inert import is_same_tensor, shape_of
-from resim.exchange.others import what_it_holds
-from resim.exchange.pyramids import find_pyramid
-from resim.exchange.schemes import SCHEMES, Scheme, is_counter, numbered
-from resim.exchange.states import State, find_states
+from resim.exchange.files.pickle_values import is_same_tensor, shape_of
+from resim.exchange.names import (
+    PUBLISHED_HEAD,
+    PUBLISHED_KEY,
+    PUBLISHED_QUERY,
+    PUBLISHED_QUEUE,
+    SCHEMES,
+    Scheme,
+    is_counter,
+    numbered_scheme,
+)
+from resim.exchange.networks.pyramids import find_pyramid
+from resim.exchange.networks.state_dicts import State, find_states
+from resim.exchange.networks.unknown_networks import describe_unknown
 
 _COPIES = frozenset("k key keys ema momentum teacher target mean avg averaged average swa shadow slow".split())  # noqa: SIM905
 _QUERIES = frozenset("q query online student".split())  # noqa: SIM905
@@ -26,15 +35,14 @@ class Network:
 
     state: State
     prefix: str
-    """What stands before its names in its dictionary, without `module.` and the like."""
+    """The part of its names before the ResNet, in its dictionary, without `module.` and similar parts."""
     scheme: Scheme
     label: str
-    """What stands before its names in the file, for people and for --prefix."""
-    is_whole: bool
-    """Whether it has a last stage."""
+    """The same in the file, for messages and for --prefix."""
+    has_last_stage: bool
 
     def ours(self) -> dict[str, str]:
-        """Its entries, as the file calls them, to our names below `backbone.`."""
+        """Its entries in the file to our names below `backbone.`."""
         named: dict[str, str] = {}
         for bare, name in self.state.bare.items():
             inner = bare.removeprefix(self.prefix)
@@ -44,7 +52,7 @@ class Network:
                 inner = bare.removeprefix("roi_heads.box_head.")
             elif not bare.startswith(self.prefix):
                 continue
-            ours = None if is_counter(bare) else self.scheme.ours(inner)
+            ours = None if is_counter(bare) else self.scheme.to_ours(inner)
             if ours is not None:
                 named[name] = ours
         return named
@@ -63,70 +71,75 @@ class Form:
     queue: Mapping[str, str] = field(default_factory=dict)
     """Of a published checkpoint: its queue and the position in it."""
     others: tuple[str, ...] = ()
-    """What stands before the names of the file's other networks."""
+    """The labels of the file's other networks."""
     notes: tuple[str, ...] = ()
 
     @property
     def state(self) -> State:
-        """The dictionary that it is in."""
+        """The dictionary that contains the network."""
         return self.network.state
+
+    def model_names(self) -> dict[str, str]:
+        """Entries of the file to the names in the state_dict of a `ReSim`: `query.`, `key.`, the queue's."""
+        names = {entry: f"query.{ours}" for entry, ours in self.ours.items()}
+        return names | {entry: f"key.{ours}" for entry, ours in self.keys.items()} | dict(self.queue)
 
 
 def recognise(data: Mapping[str, object], prefix: str | None = None) -> Form:
-    """The network to take from a file and its form.
+    """The network to take from a file, and its form.
 
-    Of several whole ones it is the one that gradients train (query, online, student), not a copy of it (key, teacher,
-    target, moving average); else the one with the shortest prefix.
+    Of several complete networks it is the one that gradients train (query, online, student), not a copy of it (key,
+    teacher, target, moving average); otherwise the one with the shortest prefix.
 
     Args:
-        data: what the file holds.
-        prefix: of the network to take, as `Network.label` gives it; the dots at its end may be left out.
+        data: the content of the file.
+        prefix: of the network to take, as in `Network.label`; the dots at its end are optional.
 
     Raises:
-        ValueError: there is no ResNet, or none with this prefix; what there is.
+        ValueError: no ResNet, or none with this prefix; the message lists what the file contains.
     """
     states = find_states(data)
     networks = find_networks(states)
     if not networks:
-        raise ValueError(f"no ResNet{what_it_holds(data, states)}")
+        raise ValueError(f"no ResNet{describe_unknown(data, states)}")
     labels = [network.label for network in networks]
     if prefix is None:
         chosen = min(networks, key=_preference)
     else:
         name = prefix.strip(".").removeprefix("state_dict.")
-        wanted = [n for n in networks if name == n.label.strip(".")] or [
+        matches = [n for n in networks if name == n.label.strip(".")] or [
             n for n in networks if name in (n.prefix.strip("."), n.label.partition(".")[2].strip("."))
         ]
-        if not wanted:
-            there = ", ".join(repr(label) if label else "its top" for label in labels)
-            raise ValueError(f"no ResNet below --prefix {prefix!r}; those in it are below {there}")
-        chosen = wanted[0]
-    others = [n for n in networks if n is not chosen and n.is_whole and not _is_same(n, chosen)]
-    return _form(chosen, [network for network in networks if network.state is chosen.state], others)
+        if not matches:
+            places = ", ".join(repr(label) if label else "its top" for label in labels)
+            raise ValueError(f"no ResNet below --prefix {prefix!r}; those in it are below {places}")
+        chosen = matches[0]
+    others = [n for n in networks if n is not chosen and n.has_last_stage and not _is_same(n, chosen)]
+    return _make_form(chosen, [network for network in networks if network.state is chosen.state], others)
 
 
 def _is_same(network: Network, other: Network) -> bool:
-    """Whether two names stand for one network, as an attribute and a part of an `nn.Sequential` may."""
+    """Whether two names refer to one network, as those of an attribute and of a part of an `nn.Sequential` may."""
     one, two = ({ours: n.state.entries[name] for name, ours in n.ours().items()} for n in (network, other))
     return one.keys() == two.keys() and all(is_same_tensor(one[name], two[name]) for name in one)
 
 
 def find_networks(states: Sequence[State]) -> list[Network]:
-    """Every ResNet in these dictionaries, by the name of the first convolution of its first block."""
-    found: list[Network] = []
+    """Each ResNet in these dictionaries, by the name of the first convolution of its first block."""
+    networks: list[Network] = []
     for state in states:
         for bare, name in state.bare.items():
             for scheme in SCHEMES:
                 match = scheme.anchor.fullmatch(bare)
                 if match:
-                    found.append(_network(state, match["prefix"], scheme, name, bare))
-        found += _numbered_networks(state)
-    return found
+                    networks.append(_network(state, match["prefix"], scheme, name, bare))
+        networks += _numbered_networks(state)
+    return networks
 
 
 def _numbered_networks(state: State) -> list[Network]:
-    """Those whose parts have numbers, `backbone.4.0.conv1.weight`: four stages in a row."""
-    found: list[Network] = []
+    """ResNets whose parts are numbered, `backbone.4.0.conv1.weight`: four stages in a row."""
+    networks: list[Network] = []
     numbers: dict[str, dict[int, str]] = {}
     for bare in state.bare:
         match = re.fullmatch(r"((?:.+\.)?)(\d+)\.0\.conv1\.weight", bare)
@@ -135,17 +148,16 @@ def _numbered_networks(state: State) -> list[Network]:
     for prefix, stages in numbers.items():
         first = min(stages)
         if first > 0 and all(first + step in stages for step in range(4)):
-            scheme = numbered(state.bare, first, prefix)
-            found.append(_network(state, prefix, scheme, state.bare[stages[first]], stages[first]))
-    return found
+            scheme = numbered_scheme(state.bare, first, prefix)
+            networks.append(_network(state, prefix, scheme, state.bare[stages[first]], stages[first]))
+    return networks
 
 
 def _network(state: State, prefix: str, scheme: Scheme, name: str, bare: str) -> Network:
-    own = name.removesuffix(bare.removeprefix(prefix))
-    label = state.label(own if own != name else prefix)
-    return Network(
-        state=state, prefix=prefix, scheme=scheme, label=label, is_whole=f"{prefix}{scheme.last}" in state.bare
-    )
+    prefix_in_file = name.removesuffix(bare.removeprefix(prefix))
+    label = state.label(prefix_in_file if prefix_in_file != name else prefix)
+    has_last_stage = f"{prefix}{scheme.last}" in state.bare
+    return Network(state=state, prefix=prefix, scheme=scheme, label=label, has_last_stage=has_last_stage)
 
 
 def words_of(prefix: str) -> set[str]:
@@ -155,10 +167,10 @@ def words_of(prefix: str) -> set[str]:
 
 def _preference(network: Network) -> tuple[bool, bool, bool, int]:
     words = words_of(network.label)
-    return not network.is_whole, not words & _QUERIES, bool(words & _COPIES), len(network.prefix)
+    return not network.has_last_stage, not words & _QUERIES, bool(words & _COPIES), len(network.prefix)
 
 
-def _form(chosen: Network, siblings: Sequence[Network], others: Sequence[Network]) -> Form:
+def _make_form(chosen: Network, siblings: Sequence[Network], others: Sequence[Network]) -> Form:
     ours = chosen.ours()
     state = chosen.state
     bare, prefix = state.bare, chosen.prefix
@@ -166,18 +178,15 @@ def _form(chosen: Network, siblings: Sequence[Network], others: Sequence[Network
     keys: dict[str, str] = {}
     queue: dict[str, str] = {}
     if name == "published":
-        key_prefix = "encoder_k."
-        for short, entry in bare.items():
-            if short in ("queue", "queue_ptr"):
-                queue[entry] = {"queue": "queue", "queue_ptr": "queue_position"}[short]
-        twin = next((network for network in siblings if network.prefix == key_prefix), None)
+        queue = {entry: PUBLISHED_QUEUE[short] for short, entry in bare.items() if short in PUBLISHED_QUEUE}
+        twin = next((network for network in siblings if network.prefix == PUBLISHED_KEY), None)
         if twin is not None:
-            keys = twin.ours() | _head(state, f"{key_prefix}fc.", twin.ours())
-            keys |= find_pyramid(state, key_prefix, [], keys)[0]
+            keys = twin.ours() | _head(state, f"{PUBLISHED_KEY}{PUBLISHED_HEAD}", twin.ours())
+            keys |= find_pyramid(state, PUBLISHED_KEY, [], keys)[0]
             others = [network for network in others if network is not twin]
     rivals = [network.prefix for network in siblings if network is not chosen]
     pyramid, notes = find_pyramid(state, prefix, rivals, ours)
-    heads = {"published": f"{prefix}fc.", "detectron2": f"{prefix}stem.fc.", "resim": "head."}
+    heads = {"published": f"{prefix}{PUBLISHED_HEAD}", "detectron2": f"{prefix}stem.fc.", "resim": "head."}
     ours |= pyramid
     if name in heads:
         ours |= _head(state, heads[name], ours)
@@ -198,7 +207,7 @@ def _form_name(network: Network) -> FormName:
         return "caffe2"
     if network.scheme.name != "torchvision":
         return "resnet"
-    if network.prefix == "encoder_q.":
+    if network.prefix == PUBLISHED_QUERY:
         return "published"
     parts = re.compile(r"fpn\.(lateral|output)\d\.|head\.0\.weight|convs\.C")
     if network.prefix == "backbone." and any(parts.match(name) for name in network.state.bare):
@@ -207,7 +216,10 @@ def _form_name(network: Network) -> FormName:
 
 
 def _head(state: State, prefix: str, ours: Mapping[str, str]) -> dict[str, str]:
-    """The entries of our global head, two convolutions' width apart; {} for another head, which is left over."""
+    """The entries of our global head: two linear layers, the first as wide as C5; {} for another head.
+
+    Another head is left over.
+    """
     entries = {short: name for short, name in state.bare.items() if short.startswith(prefix)}
     places = {short.removeprefix(prefix): name for short, name in entries.items()}
     if not places or not all(re.fullmatch(r"[02]\.(weight|bias)", place) for place in places):

@@ -1,4 +1,4 @@
-"""Files of weights, opened without running what is in them: PyTorch's, pickles of arrays, safetensors, their shards."""
+"""Files of weights, opened without running any code in them: PyTorch's, pickles of arrays, safetensors, shards."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from resim.errors import UserError
-from resim.exchange.inert import Named, NumberArray, PassedOver, SavedTensor, is_tensor
-from resim.exchange.modules import plain
-from resim.exchange.pickles import Reading, read_pickle
+from resim.exchange.files.modules import replace_modules
+from resim.exchange.files.pickle_values import Named, NumberArray, PassedOver, SavedTensor, is_tensor
+from resim.exchange.files.pickles import Rules, read_pickle
+from resim.exchange.files.torch_files import LEGACY, read_torch, with_tensors
 from resim.exchange.sources import is_untrained, locate
-from resim.exchange.torch_files import LEGACY, read_torch, with_tensors
 
 _NOT_WEIGHTS = {
     b"version https://git-lfs": "a Git LFS pointer: fetch the file itself with git lfs pull",
@@ -42,19 +42,19 @@ _INDEX = ".index.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """A file's content: plain data with tensors and arrays in it."""
+    """The content of a file: plain data with tensors and arrays."""
 
     path: Path
-    """The file, found in the folder where a folder was named."""
+    """The file; of a folder, the file of weights in it."""
     size: int
-    """Bytes of the file, or of all its shards."""
+    """Bytes of the file, or of all shards."""
     form: str
     """torch, pickle or safetensors."""
     data: Mapping[str, Any]
     metadata: Mapping[str, str]
     """Of a safetensors file."""
     origin: str | None = None
-    """Where the weights come from, where the name by which the file was called says so."""
+    """The source of the weights, where they were named by it (`torchvision:NAME`)."""
     passed_over: tuple[str, ...] = ()
     """Classes and functions whose objects were not read."""
 
@@ -63,10 +63,10 @@ def read_contents(path: str | Path) -> Contents:
     """Open a file of weights with all its shards, or the one in a run's or hub folder, or `torchvision:NAME`.
 
     Raises:
-        UserError: it cannot be read, is damaged, is no such file, or asks for commands to be run.
+        UserError: it cannot be read, is damaged, is another kind of file, or names commands to be run.
     """
     if is_untrained(path):
-        raise UserError(f"{path}: is an untrained network, of which there is no file: name a file of weights")
+        raise UserError(f"{path}: is an untrained network, which has no file: name a file of weights")
     place, origin = locate(path)
     path = _file_of(place)
     contents = _read_shards(path) if path.name.endswith(_INDEX) else _read_file(path)
@@ -74,12 +74,12 @@ def read_contents(path: str | Path) -> Contents:
 
 
 def tensors_in(contents: Contents, entries: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
-    """The entries that are tensors, and the names of those that are none.
+    """The entries that are tensors, and the names of those that are not.
 
-    Numbers of less than 32 bits are widened to float32.
+    Floating-point numbers of less than 32 bits are converted to float32.
 
     Raises:
-        UserError: a tensor that claims more than the file holds, or is sparse, quantised or without content.
+        UserError: a tensor that is larger than the file, sparse, quantised or without content.
     """
     tensors: dict[str, Tensor] = {}
     others: list[str] = []
@@ -88,7 +88,7 @@ def tensors_in(contents: Contents, entries: Mapping[str, Any]) -> tuple[dict[str
             others.append(name)
             continue
         if isinstance(value, PassedOver):
-            raise UserError(f"{contents.path}: {name}: is sparse, quantised or without content; dense weights are read")
+            raise UserError(f"{contents.path}: {name}: is sparse, quantised or without content: save dense weights")
         if isinstance(value, (NumberArray, SavedTensor)):
             try:
                 value = value.tensor()
@@ -111,41 +111,39 @@ def _read_file(path: Path) -> Contents:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     if not head:
         raise UserError(f"{path}: is empty (0 bytes)")
-    for start, what in _NOT_WEIGHTS.items():
+    for start, description in _NOT_WEIGHTS.items():
         if head.lstrip().lower().startswith(start.lower()):
-            raise UserError(f"{path}: is {what}")
+            raise UserError(f"{path}: is {description}")
     if head[257:262] == b"ustar":
         raise UserError(f"{path}: is a tar archive: unpack it, and name a file of weights in it")
     form = _form(path, head)
     metadata: dict[str, str] = {}
-    reading = Reading()
+    rules = Rules()
     try:
         if form == "safetensors":
             data, metadata = _read_safetensors(path)
         elif form == "pickle":
-            data = read_pickle(path.read_bytes(), with_tensors(reading, path))
+            data = read_pickle(path.read_bytes(), with_tensors(rules, path))
         else:
-            data = read_torch(path.read_bytes(), path, reading)
-        data = _with_text_keys(plain(data))
+            data = read_torch(path.read_bytes(), path, rules)
+        data = _decode_keys(replace_modules(data))
     except UserError:
         raise
     except Exception as error:  # a damaged file can raise anything
-        raise UserError(f"{path}: {_told(error, size)}") from None
+        raise UserError(f"{path}: {_describe_error(error, size)}") from None
     if not isinstance(data, Mapping) or not all(isinstance(name, str) for name in data):
         kind = "Tensor" if isinstance(data, SavedTensor) else type(data).__name__
         kind = data.kind if isinstance(data, PassedOver) else data.full if isinstance(data, Named) else kind
-        raise UserError(f"{path}: holds no named weights (a {kind}); save a state_dict")
-    return Contents(
-        path=path, size=size, form=form, data=data, metadata=metadata, passed_over=tuple(reading.passed_over)
-    )
+        raise UserError(f"{path}: contains no named weights (a {kind}): save a state_dict")
+    return Contents(path=path, size=size, form=form, data=data, metadata=metadata, passed_over=tuple(rules.passed_over))
 
 
-def _with_text_keys(data: Any) -> Any:
-    """The same with names as text, which a pickle of Python 2 keeps as bytes; a value that is such a dictionary too."""
+def _decode_keys(data: Any) -> Any:
+    """The same data with text keys, which a pickle of Python 2 contains as bytes, in the dictionary and its values."""
     if not isinstance(data, dict):
         return data
     names = [name.decode("ascii") if isinstance(name, bytes) and name.isascii() else name for name in data]
-    values = [_with_text_keys(value) if _has_bytes(value) else value for value in data.values()]
+    values = [_decode_keys(value) if _has_bytes(value) else value for value in data.values()]
     return dict(zip(names, values, strict=True)) if len({*names}) == len(names) else data
 
 
@@ -154,33 +152,34 @@ def _has_bytes(value: object) -> bool:
 
 
 def _read_shards(path: Path) -> Contents:
-    """The files that an index names, as one."""
+    """The files that an index names, as the content of one."""
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise UserError(f"{path}: is no JSON ({error})") from None
-    places = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+    shards = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
         raise UserError(f"{path}: is no index of shards: it has no weight_map from names to files")
     parts: list[Contents] = []
-    for name in dict.fromkeys(places.values()):
+    for name in dict.fromkeys(shards.values()):
         if Path(name).name != name or name.endswith(_INDEX):
-            raise UserError(f"{path}: names the shard {name!r}: shards lie in the index's own folder")
+            raise UserError(f"{path}: names the shard {name!r}: shards must be in the folder of the index")
         parts.append(_read_file(path.parent / name))
     data: dict[str, Any] = {}
-    for name, file in places.items():
+    for name, file in shards.items():
         part = next(part for part in parts if part.path.name == file)
         if name not in part.data:
-            raise UserError(f"{path}: says that {name} is in {file}, which has none of that name")
+            raise UserError(f"{path}: states that {name} is in {file}, which has no such entry")
         data[name] = part.data[name]
-    whole = replace(parts[0], path=path, size=sum(part.size for part in parts), data=data)
-    return replace(whole, passed_over=tuple(dict.fromkeys(kind for part in parts for kind in part.passed_over)))
+    passed_over = tuple(dict.fromkeys(kind for part in parts for kind in part.passed_over))
+    size = sum(part.size for part in parts)
+    return replace(parts[0], path=path, size=size, data=data, passed_over=passed_over)
 
 
 def _file_of(path: Path) -> Path:
-    """The file in a run's folder or a hub folder."""
+    """The file of weights in a run's folder or a hub folder."""
     if not path.is_dir():
         return path
     for name in _IN_FOLDERS:
@@ -191,10 +190,10 @@ def _file_of(path: Path) -> Path:
             f"{path}: is a distributed checkpoint: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
             f"{path} FILE makes one file of it"
         )
-    raise UserError(f"{path}: is a folder without {_IN_FOLDERS[0]} or {_IN_FOLDERS[1]}; {_instead(path)}")
+    raise UserError(f"{path}: is a folder without {_IN_FOLDERS[0]} or {_IN_FOLDERS[1]}; {_remedy(path)}")
 
 
-def _instead(path: Path) -> str:
+def _remedy(path: Path) -> str:
     """What to name instead of a folder without weights."""
     runs = sorted(str(file.parent.parent) for file in path.glob(f"*/{_IN_FOLDERS[0]}"))
     if runs:
@@ -217,7 +216,7 @@ def _form(path: Path, head: bytes) -> str:
     if path.suffix == ".onnx":
         raise UserError(f"{path}: ONNX files are written, not read: name the checkpoint it was made from")
     if head.isascii() and all(letter.isprintable() or letter.isspace() for letter in head.decode()):
-        raise UserError(f"{path}: is a text, not a file of weights; it begins with {head.decode().strip()[:60]!r}")
+        raise UserError(f"{path}: is a text file, not a file of weights; it begins with {head.decode().strip()[:60]!r}")
     return "torch"
 
 
@@ -226,14 +225,14 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 
 
-def _told(error: Exception, size: int) -> str:
-    """Why a file was not read, in a line."""
+def _describe_error(error: Exception, size: int) -> str:
+    """Why a file was not read, in one line."""
     text = str(error)
     if isinstance(error, pickle.UnpicklingError):
-        when = " when it is read" if re.match(r"it asks for \S+$", text) else ""
-        return f"refused: {text}{when}, and only tensors, arrays and plain data are read"
+        when = " when it is loaded" if re.match(r"it imports \S+$", text) else ""
+        return f"refused: {text}{when}; only tensors, arrays and plain data are read"
     if isinstance(error, zipfile.BadZipFile):
-        text = "a zip archive that is cut off: download or copy the file again"
+        text = "a truncated zip archive: download or copy the file again"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    what = "safetensors file" if isinstance(error, SafetensorError) else "file of weights"
-    return f"damaged, or no {what} ({size} bytes; {lines[0][:120] if lines else type(error).__name__})"
+    expected = "safetensors file" if isinstance(error, SafetensorError) else "file of weights"
+    return f"damaged, or no {expected} ({size} bytes; {lines[0][:120] if lines else type(error).__name__})"

@@ -1,4 +1,4 @@
-"""Settings that a file of weights keeps, or that lie beside it: arguments, configs, their texts."""
+"""Settings in a file of weights or in its folder: arguments, configs, their texts."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from resim.exchange.files import Contents
-from resim.exchange.inert import PassedOver
+from resim.exchange.files.contents import Contents
+from resim.exchange.files.pickle_values import PassedOver
 
 LIST = r"['\"]?\s*[=:]\s*[\[(]([^\])]*)[\])]"
-"""Of a list after a name, in a config's text."""
+"""The pattern of a list after a name, in the text of a config."""
 
 
 def settings_in(contents: Contents) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Arguments and settings in a file, of whatever class they were."""
+    """Arguments and settings in a file, of any class."""
     for name in ("args", "opt", "hyper_parameters", "hparams", "cfg", "config"):
         part = contents.data.get(name)
         if isinstance(part, PassedOver):
@@ -27,8 +27,8 @@ def settings_in(contents: Contents) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def all_settings(contents: Contents) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The same, what is nested in them for timm's networks, and config.json."""
-    for name, part in [("config.json", json_of(contents.path.parent / "config.json")), *settings_in(contents)]:
+    """The same, those nested in them for timm's networks, and config.json."""
+    for name, part in [("config.json", read_json(contents.path.parent / "config.json")), *settings_in(contents)]:
         yield name, part
         for nested in ("model_args", "model_kwargs"):
             inner = part.get(nested)
@@ -37,16 +37,16 @@ def all_settings(contents: Contents) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 yield f"{name}'s {nested}", inner
 
 
-def json_of(path: Path) -> Mapping[str, Any]:
-    """The object in a JSON file; empty where there is none."""
+def read_json(path: Path) -> Mapping[str, Any]:
+    """The object in a JSON file; empty if it cannot be read."""
     with contextlib.suppress(OSError, ValueError):
         config = json.loads(path.read_text(encoding="utf-8"))
         return config if isinstance(config, dict) else {}
     return {}
 
 
-def text_beside(contents: Contents, name: str) -> str:
-    """A text in the file's folder; empty where there is none."""
+def text_in_folder(contents: Contents, name: str) -> str:
+    """The text of another file in the same folder; empty if it cannot be read."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         return (contents.path.parent / name).read_text(encoding="utf-8")
     return ""

@@ -1,8 +1,8 @@
-"""Feature pyramids in foreign files: whose they are, at which level each convolution stands, and what is ours.
+"""Feature pyramids in foreign files: the network of each, the level of each convolution, and our names.
 
-A pyramid here is FPN's own: lateral 1 x 1 convolutions, sums from the top down, 3 x 3 outputs, a bias or BatchNorm.
-Levels are named (Detectron2, the published ReSim), or numbered from the first map that goes in (torchvision,
-MMDetection): then the channels of that map say which it is, as RetinaNet and FCOS begin at C3, Faster R-CNN at C2.
+A pyramid is that of FPN: lateral 1 x 1 convolutions, sums from the top down, 3 x 3 outputs, a bias or BatchNorm. Its
+levels are named (Detectron2, the published ReSim), or numbered from its first input map (torchvision, MMDetection). The
+channels of that map then determine its level: RetinaNet and FCOS begin at C3, Faster R-CNN at C2.
 
 Source: Lin et al., arXiv 1612.03144.
 """
@@ -13,8 +13,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from resim.exchange.inert import shape_of
-from resim.exchange.states import State
+from resim.exchange.files.pickle_values import shape_of
+from resim.exchange.networks.state_dicts import State
 
 _FORMS = (
     re.compile(
@@ -38,7 +38,9 @@ class _Entry:
     name: str
     """In the file."""
     part: str
+    """lateral or output."""
     number: int
+    """The level, or its index."""
     is_norm: bool
     leaf: str
 
@@ -49,35 +51,35 @@ def find_pyramid(
     """The FPN that belongs to a network.
 
     Args:
-        state: the dictionary that both are in.
+        state: the dictionary that contains both.
         prefix: of the network's names.
-        rivals: prefixes of the other networks there, whose FPNs are theirs.
+        rivals: prefixes of the other networks in it, which may have FPNs too.
         backbone: the network's entries to our names.
 
     Returns:
-        The FPN's entries to our names, {} where there is none, and notes about one that is no plain FPN.
+        The FPN's entries to our names, {} where there is none, and notes on an FPN of another kind.
     """
     groups: dict[tuple[int, str], list[_Entry]] = {}
     for bare, name in state.bare.items():
         for number, form in enumerate(_FORMS):
             match = form.fullmatch(bare)
             if match:
-                found = match.groupdict()
+                parts = match.groupdict()
                 entry = _Entry(
-                    name=name, part=_PARTS[found["part"]], number=int(found.get("level") or found["index"]),
-                    is_norm=found["place"] in _NORMS, leaf=found["leaf"],
+                    name=name, part=_PARTS[parts["part"]], number=int(parts.get("level") or parts["index"]),
+                    is_norm=parts["place"] in _NORMS, leaf=parts["leaf"],
                 )  # fmt: skip
-                groups.setdefault((number, found["prefix"]), []).append(entry)
+                groups.setdefault((number, parts["prefix"]), []).append(entry)
                 break
-    own = {key: entries for key, entries in groups.items() if _belongs(key[1], prefix, rivals)}
-    if not own:
+    candidates = {key: entries for key, entries in groups.items() if _belongs(key[1], prefix, rivals)}
+    if not candidates:
         return {}, []
-    (number, at), entries = max(own.items(), key=lambda item: _common(item[0][1], prefix))
+    (number, fpn_prefix), entries = max(candidates.items(), key=lambda item: _num_common(item[0][1], prefix))
     norms = [entry for entry in entries if entry.is_norm]
     if norms and not any(entry.leaf == "running_var" for entry in norms):
-        return {}, ["its FPN has a norm that is no BatchNorm, and is left over"]
-    if any(bare.startswith(at) and _MORE.search(bare) for bare in state.bare):
-        return {}, ["its FPN is not the plain one, and is left over"]
+        return {}, ["its FPN has norms other than BatchNorm and is left over"]
+    if any(bare.startswith(fpn_prefix) and _MORE.search(bare) for bare in state.bare):
+        return {}, ["its FPN is not a plain one and is left over"]
     levels = _levels(state, entries, backbone) if number >= 2 else {entry.number: entry.number for entry in entries}
     ours: dict[str, str] = {}
     for entry in entries:
@@ -88,32 +90,32 @@ def find_pyramid(
 
 
 def _levels(state: State, entries: Sequence[_Entry], backbone: Mapping[str, str]) -> dict[int, int]:
-    """The level of each number, by the channels that its lateral convolution takes."""
+    """The level of each number, by the input channels of its lateral convolution."""
     channels: dict[int, int] = {}
     for name, ours in backbone.items():
         match = re.fullmatch(r"backbone\.layer(\d)\.0\.conv[23]\.weight", ours)
         if match and shape_of(state.entries[name]):
-            level = int(match[1]) + 1  # of a block, the convolution named last
+            level = int(match[1]) + 1  # the last convolution of a block
             channels[level] = max(channels.get(level, 0), shape_of(state.entries[name])[0])
     by_width = {width: level for level, width in channels.items()}
-    found: dict[int, int] = {}
+    levels: dict[int, int] = {}
     for entry in entries:
         shape = shape_of(state.entries[entry.name])
         if entry.part == "lateral" and entry.leaf == "weight" and len(shape) == 4 and shape[1] in by_width:
-            found[entry.number] = by_width[shape[1]]
-    return found
+            levels[entry.number] = by_width[shape[1]]
+    return levels
 
 
-def _belongs(at: str, prefix: str, rivals: Sequence[str]) -> bool:
-    """Whether what stands at this prefix is nearer to the network than to each of the others."""
-    return all(_common(at, prefix) >= _common(at, rival) for rival in rivals)
+def _belongs(fpn_prefix: str, prefix: str, rivals: Sequence[str]) -> bool:
+    """Whether the prefix of an FPN has at least as much in common with the network's as with those of its rivals."""
+    return all(_num_common(fpn_prefix, prefix) >= _num_common(fpn_prefix, rival) for rival in rivals)
 
 
-def _common(one: str, other: str) -> int:
-    """How many parts of two prefixes are the same, from the first on."""
+def _num_common(one: str, other: str) -> int:
+    """The number of equal parts at the beginning of two prefixes."""
     count = 0
-    for mine, theirs in zip(one.split("."), other.split("."), strict=False):
-        if mine != theirs or not mine:
+    for first, second in zip(one.split("."), other.split("."), strict=False):
+        if first != second or not first:
             break
         count += 1
     return count

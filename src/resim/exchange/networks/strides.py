@@ -1,4 +1,4 @@
-"""What a file says of a network whose names and shapes are a ResNet's: other strides, dilation, further parts."""
+"""Networks with a ResNet's names and shapes but other strides, dilation or extra modules, by what the file states."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from resim.errors import UserError
-from resim.exchange.files import Contents
-from resim.exchange.inert import shape_of
-from resim.exchange.recognise import Form
-from resim.exchange.settings import all_settings, config_text, json_of, settings_in, text_beside
+from resim.exchange.files.contents import Contents
+from resim.exchange.files.pickle_values import shape_of
+from resim.exchange.networks.recognise import Form
+from resim.exchange.networks.settings import all_settings, config_text, read_json, settings_in, text_in_folder
 
 _OTHER_STRIDES = re.compile(r"\w*res(?:net|next)\d*(?:blur|aa)\d+\w*", re.IGNORECASE)
 _ARCHITECTURE = ("architecture", "arch", "model", "model_name", "backbone", "name")
@@ -19,22 +19,22 @@ _BETWEEN = re.compile(r"((?:bam|cbam|non_?local|nl|attn|attention|eca|gc|blur\w*
 
 
 def refuse_other_strides(contents: Contents) -> None:
-    """Refuse timm's networks that blur or average where a plain ResNet strides: same names and shapes, other features.
+    """Refuse networks that blur, average or stride in other places than a plain ResNet: same names, other features.
 
     Raises:
-        UserError: the config.json in the file's folder, the file's own arguments or its name say that it is one.
+        UserError: the config.json in the folder, the arguments in the file or its name show such a network.
     """
-    config = json_of(contents.path.parent / "config.json")
+    config = read_json(contents.path.parent / "config.json")
     blurs = [where for where, part in all_settings(contents) if _says_blur(part)]
     if blurs:
         raise UserError(
-            f"{contents.path}: blurs or averages where it strides ({blurs[0]} says aa_layer): the same weights give "
+            f"{contents.path}: blurs or averages where it strides ({blurs[0]} sets aa_layer): the same weights give "
             "other features in a plain ResNet, and are not read"
         )
     if config.get("model_type") == "resnet" and config.get("downsample_in_first_stage") is True:
         raise UserError(
-            f"{contents.path}: strides in its first stage (config.json says downsample_in_first_stage): no ResNet of "
-            "torchvision's does, and it is not read"
+            f"{contents.path}: strides in its first stage (config.json sets downsample_in_first_stage), unlike "
+            "torchvision's ResNets, and is not read"
         )
     sources = [("config.json", config), ("its metadata", contents.metadata), ("the file", contents.data)]
     sources += [(f"the file's {name!r}", part) for name, part in settings_in(contents)]
@@ -43,7 +43,7 @@ def refuse_other_strides(contents: Contents) -> None:
         match = _OTHER_STRIDES.search(text)
         if match:
             raise UserError(
-                f"{contents.path}: is a {match[0]} ({where} says so), which blurs or averages where it strides: the "
+                f"{contents.path}: is a {match[0]} (by {where}), which blurs or averages where it strides: the "
                 "same weights give other features in a plain ResNet; --backbone timm/NAME trains such a network"
             )
 
@@ -57,32 +57,31 @@ def _texts(part: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
     return [value for name in names if isinstance(value := part.get(name), str)]
 
 
-def dilation(contents: Contents, form: Form) -> list[str]:
-    """A warning of stages that are dilated in place of striding, as segmentation and DC5 detectors have them."""
-    read = "it is read with strides, and its last maps will differ"
+def warn_of_dilation(contents: Contents, form: Form) -> list[str]:
+    """A warning of stages with dilation in place of strides, as in segmentation networks and DC5 detectors."""
+    consequence = "it is read with strides, and its last maps will differ"
     for name, part in all_settings(contents):
         if any(part.get(key) is True for key in ("dilation", "dc5")) or part.get("output_stride") in (8, 16):
-            return [f"it has dilated stages in place of strides ({name} says so); {read}"]
-    text = text_beside(contents, "config.yaml") if form.name == "detectron2" else config_text(contents)
+            return [f"it has dilated stages in place of strides (by {name}); {consequence}"]
+    text = text_in_folder(contents, "config.yaml") if form.name == "detectron2" else config_text(contents)
     if re.search(r"RES5_DILATION:\s*[2-9]|\bdilations['\"]?\s*[=:]\s*[\[(][^\])]*[2-9]", text):
-        return [f"it has dilated stages in place of strides (its config says so); {read}"]
+        return [f"it has dilated stages in place of strides (by its config); {consequence}"]
     shapes = {short: shape_of(form.state.entries[name]) for short, name in form.state.bare.items()}
     if any(_SEGMENTER.search(short) or _is_fcn(short, shape) for short, shape in shapes.items()):
-        return ["it is of a segmentation network, whose last stages are usually dilated; it is read with strides"]
+        return ["it is a segmentation network, whose last stages are usually dilated; it is read with strides"]
     return []
 
 
 def _is_fcn(short: str, shape: tuple[int, ...]) -> bool:
-    """Whether it is the first convolution of torchvision's FCN; a classifier of that name is linear."""
+    """Whether it is the first convolution of torchvision's FCN; a classifier with the same name is linear."""
     return short.endswith("classifier.0.weight") and len(shape) == 4
 
 
-def more_parts(form: Form) -> list[str]:
-    """A warning of modules that by their names may stand between the stages."""
+def warn_of_extra_modules(form: Form) -> list[str]:
+    """A warning of modules that, by their names, may be between the stages."""
     prefix = form.network.prefix
-    own = [short.removeprefix(prefix) for short in form.state.bare if short.startswith(prefix)]
-    found = dict.fromkeys(match[1] for match in map(_BETWEEN.match, own) if match)
-    if not found:
+    names = [short.removeprefix(prefix) for short in form.state.bare if short.startswith(prefix)]
+    modules = ", ".join(dict.fromkeys(match[1] for match in map(_BETWEEN.match, names) if match))
+    if not modules:
         return []
-    names = ", ".join(found)
-    return [f"it has {names} too, which a plain ResNet lacks: if they stand between its stages, its features differ"]
+    return [f"it has {modules} too, unlike a plain ResNet: if they are between its stages, its features differ"]

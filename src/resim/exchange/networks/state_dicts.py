@@ -1,4 +1,4 @@
-"""The state_dicts in a file: dictionaries of tensors, wherever in it they are."""
+"""The state_dicts in a file: dictionaries of tensors, at any depth."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from resim.exchange.inert import is_tensor
+from resim.exchange.files.pickle_values import is_tensor
 
 _WRAPPERS = ("state_dict", "model", "model_state", "model_state_dict", "network")
 _MODULES = re.compile(r"conv1|bn1|stem|layer[1-4]|res[2-5]")
@@ -16,52 +16,52 @@ _WRAPPING = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoi
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class State:
-    """A dictionary that holds tensors under names."""
+    """A dictionary of named tensors."""
 
     path: tuple[str, ...]
-    """The keys that lead to it."""
+    """The keys from the top of the file to it."""
     entries: Mapping[str, Any]
-    """As they are called in the file."""
+    """Under the names of the file."""
     bare: Mapping[str, str]
-    """Each name without the parts that DistributedDataParallel and torch.compile put in, and the file's own name."""
+    """Each name without the parts that DistributedDataParallel and torch.compile insert, to the file's name."""
 
     def label(self, prefix: str) -> str:
-        """What stands before a network's names: the keys that lead here, but for `state_dict`, and its prefix."""
+        """The keys from the top of the file, except `state_dict`, and the prefix of a network's names."""
         path = self.path[1:] if self.path[:1] == ("state_dict",) else self.path
         return "".join(f"{part}." for part in path) + prefix
 
 
 def find_states(data: Mapping[str, Any]) -> list[State]:
-    """Every dictionary of tensors in a file; those under the usual keys first, then in the file's order."""
-    found: list[State] = []
-    seen: set[int] = set()
+    """Each dictionary of tensors in a file; those under the usual keys first, then in the file's order."""
+    states: list[State] = []
+    visited: set[int] = set()
     pending: list[tuple[tuple[str, ...], Mapping[Any, Any]]] = [((), data)]
     while pending:
         path, node = pending.pop(0)
-        if id(node) in seen or len(path) > 16:
+        if id(node) in visited or len(path) > 16:
             continue
-        seen.add(id(node))
+        visited.add(id(node))
         children = {str(name): value for name, value in node.items() if isinstance(value, Mapping)}
         named = {name: value for name, value in node.items() if isinstance(name, str)}
-        if any(_MODULES.fullmatch(name) for name in children):  # one dictionary a module
+        if any(_MODULES.fullmatch(name) for name in children):  # one dictionary per module
             flat = _flatten(named)
-            found.append(State(path=path, entries=flat, bare=bare_names(flat)))
+            states.append(State(path=path, entries=flat, bare=bare_names(flat)))
             continue
         if any(is_tensor(value) for value in named.values()):
-            found.append(State(path=path, entries=named, bare=bare_names(named)))
+            states.append(State(path=path, entries=named, bare=bare_names(named)))
         usual = [name for name in _WRAPPERS if name in children]
         order = usual + [name for name in children if name not in usual]
         pending += [((*path, name), children[name]) for name in order]
-    return found
+    return states
 
 
 def bare_names(names: Mapping[str, Any]) -> dict[str, str]:
-    """Names without `module.` and `_orig_mod.`, to the file's own; where two become one, both stay as they are."""
+    """Names without `module.` and `_orig_mod.` to the names of the file; two that would become equal stay unchanged."""
     bare: dict[str, list[str]] = {}
     for name in names:
         *parents, leaf = name.split(".")
         bare.setdefault(".".join([part for part in parents if part not in _WRAPPING] + [leaf]), []).append(name)
-    return {(short if len(own) == 1 else name): name for short, own in bare.items() for name in own}
+    return {(short if len(full) == 1 else name): name for short, full in bare.items() for name in full}
 
 
 def _flatten(entries: Mapping[str, Any]) -> dict[str, Any]:

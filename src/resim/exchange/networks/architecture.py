@@ -1,11 +1,11 @@
-"""Which network a set of weights belongs to, and whether it is all there."""
+"""Which network a set of weights belongs to, and whether it is complete."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from resim.model.encoder import Encoder, ModelConfig
 from resim.recipes import resim_fpn
 from resim.regions.level import Level
 
-# by blocks a stage, and whether a block has three convolutions; the plainest first
+# by the number of blocks in each stage, and whether a block has three convolutions; the plainest first
 _RESNETS: dict[tuple[tuple[int, ...], bool], tuple[str, ...]] = {
     ((2, 2, 2, 2), False): ("resnet18",),
     ((3, 4, 6, 3), False): ("resnet34",),
@@ -24,14 +24,12 @@ _RESNETS: dict[tuple[tuple[int, ...], bool], tuple[str, ...]] = {
     ((3, 4, 23, 3), True): ("resnet101", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet101_2"),
     ((3, 8, 36, 3), True): ("resnet152",),
 }
-
-
 _RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @functools.lru_cache(maxsize=16)
 def encoder_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every entry of an `Encoder`'s state_dict with its shape; nothing is allocated."""
+    """The shape of each entry of an `Encoder`'s state_dict; no memory is allocated."""
     with torch.device("meta"):
         return {name: tuple(value.shape) for name, value in Encoder(config).state_dict().items()}
 
@@ -39,7 +37,8 @@ def encoder_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def infer_config(tensors: Mapping[str, Tensor]) -> ModelConfig:
     """The network that foreign weights belong to, from their names (ours) and shapes.
 
-    Levels are those of the FPN outputs that are there, with the windows of the published recipe; no file says those.
+    Its levels are those whose FPN outputs are present. Their windows are those of the published recipe, because no
+    file states them.
 
     Raises:
         ValueError: no ResNet of torchvision's, or an FPN without outputs.
@@ -48,10 +47,10 @@ def infer_config(tensors: Mapping[str, Tensor]) -> ModelConfig:
     outputs = [part for part in pyramid if part in ("output3", "output4", "output5")]
     if pyramid and not outputs:
         raise ValueError(f"an FPN without outputs ({', '.join(pyramid)})")
-    known = {level.name: level for level in resim_fpn().model.levels}
+    published = {level.name: level for level in resim_fpn().model.levels}
     names = [f"P{part[-1]}" for part in sorted(outputs, reverse=True)]
     config = ModelConfig(
-        backbone=_resnet_name(tensors), levels=tuple(known.get(name) or Level(name=name) for name in names)
+        backbone=_resnet_name(tensors), levels=tuple(published.get(name) or Level(name=name) for name in names)
     )
     if outputs:
         norm = any(re.fullmatch(r"fpn\.output\d\.1\.weight", name) for name in tensors)
@@ -62,49 +61,74 @@ def infer_config(tensors: Mapping[str, Tensor]) -> ModelConfig:
     return dataclasses.replace(config, dim=last.shape[0]) if last is not None and last.dim() == 2 else config
 
 
-def check_complete(path: object, tensors: Mapping[str, Tensor], config: ModelConfig, *, whole: bool = False) -> None:
-    """Check that each part of the network that is there at all is whole and of the right shapes.
+def list_mismatches(
+    expected: Mapping[str, tuple[int, ...]],
+    tensors: Mapping[str, Tensor],
+    left_over: Sequence[str] = (),
+    *,
+    required: Collection[str] | None = None,
+) -> str:
+    """The differences between a state_dict and the entries that a network has, in one line; "" if there are none.
 
     Args:
-        path: the file, to be named.
+        expected: names and shapes of the network's entries.
+        tensors: the state_dict, under the same names.
+        left_over: names that have no counterpart in the network.
+        required: the expected names that must be present; None: all of them.
+    """
+    present = [name for name in expected if name in tensors]
+    problems = {
+        "missing": [name for name in (expected if required is None else required) if name not in tensors],
+        "left over": list(left_over),
+        "of another shape": [
+            f"{name} {tuple(tensors[name].shape)} for {expected[name]}"
+            for name in present
+            if tuple(tensors[name].shape) != expected[name]
+        ],
+        "not of real numbers": [
+            name
+            for name in present
+            if not tensors[name].is_floating_point() and not name.endswith(("num_batches_tracked", "queue_position"))
+        ],
+    }
+    return "; ".join(f"{len(names)} {problem} ({shorten(names)})" for problem, names in problems.items() if names)
+
+
+def check_complete(
+    path: object, tensors: Mapping[str, Tensor], config: ModelConfig, *, all_parts: bool = False
+) -> None:
+    """Check that each part of the network (backbone, FPN, head) that has any entry is complete, with the right shapes.
+
+    Args:
+        path: the file, for the message.
         tensors: under our names.
         config: their network.
-        whole: every part must be there.
+        all_parts: whether each part must be present.
 
     Raises:
         UserError: which entries are missing, of another shape or of integers or complex numbers.
     """
     shapes = encoder_shapes(config)
-    parts = {name.partition(".")[0] for name in (shapes if whole else tensors)} | {"backbone"}
+    parts = {name.partition(".")[0] for name in (shapes if all_parts else tensors)} | {"backbone"}
     parts |= {"fpn"} if any(level.from_fpn for level in config.levels) else set()
-    missing = [name for name in shapes if name.partition(".")[0] in parts and name not in tensors]
-    wrong = [
-        f"{name} {tuple(tensors[name].shape)} for {shape}"
-        for name, shape in shapes.items()
-        if name in tensors and tuple(tensors[name].shape) != shape
-    ]
-    no_reals = [
-        name
-        for name in shapes
-        if name in tensors and not tensors[name].is_floating_point() and not name.endswith(".num_batches_tracked")
-    ]
+    required = [name for name in shapes if name.partition(".")[0] in parts]
+    missing = [name for name in required if name not in tensors]
     running = [name for name in missing if name.endswith(_RUNNING)]
     if missing and len(running) == len(missing) == sum(name.endswith(_RUNNING) for name in shapes):
         raise UserError(
-            f"{path}: is no {config.backbone} with BatchNorm: its norms keep no running statistics, as GroupNorm and "
+            f"{path}: is no {config.backbone} with BatchNorm: its norms have no running statistics, as GroupNorm and "
             "LayerNorm; another network is not read"
         )
-    problems = {"missing": missing, "of another shape": wrong, "not of real numbers": no_reals}
-    told = [f"{len(names)} {what} ({shorten(names)})" for what, names in problems.items() if names]
-    if told:
-        raise UserError(f"{path}: is no whole {config.backbone}{_with_fpn(config)}: {'; '.join(told)}")
+    mismatches = list_mismatches(shapes, tensors, required=required)
+    if mismatches:
+        raise UserError(f"{path}: is no complete {config.backbone}{_with_fpn(config)}: {mismatches}")
 
 
 def refuse_infinite(path: Path, tensors: Mapping[str, Tensor], names: Mapping[str, str] | None = None) -> None:
-    """Refuse weights with NaN, infinite numbers or variances below 0.
+    """Refuse weights with NaN, infinite numbers or negative variances.
 
     Args:
-        path: the file, to be named.
+        path: the file, for the message.
         tensors: under our names.
         names: our names to those of the file.
 
@@ -115,10 +139,10 @@ def refuse_infinite(path: Path, tensors: Mapping[str, Tensor], names: Mapping[st
         if not value.is_floating_point():
             continue
         shown = (names or {}).get(name, name)
-        wild = int((~value.isfinite()).sum())
-        if wild:
+        num_wrong = int((~value.isfinite()).sum())
+        if num_wrong:
             raise UserError(
-                f"{path}: {shown} has {wild} of {value.numel()} numbers that are NaN or infinite: the training "
+                f"{path}: {shown} has {num_wrong} of {value.numel()} numbers that are NaN or infinite: the training "
                 "diverged or the file is damaged; take an earlier checkpoint"
             )
         if name.endswith("running_var") and value.min() < 0:
@@ -126,7 +150,7 @@ def refuse_infinite(path: Path, tensors: Mapping[str, Tensor], names: Mapping[st
 
 
 def add_counters(tensors: dict[str, Tensor], config: ModelConfig) -> list[str]:
-    """Add BatchNorm's counters of batches (0) where its running statistics are there: some programs keep none.
+    """Add BatchNorm's counters of batches (0) where its running statistics are present: some programs omit them.
 
     Returns:
         The names added.
@@ -142,8 +166,8 @@ def add_counters(tensors: dict[str, Tensor], config: ModelConfig) -> list[str]:
     return added
 
 
-def shorten(names: list[str], at_most: int = 3) -> str:
-    """The first few names of a list, for one line."""
+def shorten(names: Sequence[str], at_most: int = 3) -> str:
+    """The first names of a list, for one line."""
     return ", ".join(names[:at_most]) + (f", ... {len(names)} in all" if len(names) > at_most else "")
 
 
@@ -159,17 +183,21 @@ def _resnet_name(tensors: Mapping[str, Tensor]) -> str:
     )
     bottleneck = any(name.startswith("backbone.layer") and ".conv3." in name for name in tensors)
     candidates = _RESNETS.get((blocks, bottleneck), ())
-    whole = [known[0] for (counts, deep), known in _RESNETS.items() if counts[:3] == blocks[:3] and deep == bottleneck]
-    if whole and not blocks[3]:
-        raise ValueError(f"a ResNet without its last stage (layer4), perhaps of a {whole[0]}; a whole one is needed")
+    similar = [
+        names[0] for (counts, deep), names in _RESNETS.items() if counts[:3] == blocks[:3] and deep == bottleneck
+    ]
+    if similar and not blocks[3]:
+        raise ValueError(
+            f"a ResNet without its last stage (layer4), perhaps of a {similar[0]}; a complete one is needed"
+        )
     if not candidates:
         raise ValueError(f"a ResNet of {'-'.join(map(str, blocks))} blocks, which is none of torchvision's")
 
-    def fitting(name: str) -> int:
+    def num_fitting(name: str) -> int:
         shapes = encoder_shapes(ModelConfig(backbone=name, levels=()))
         return sum(tuple(tensors[key].shape) == shape for key, shape in shapes.items() if key in tensors)
 
-    return max(candidates, key=fitting)
+    return max(candidates, key=num_fitting)
 
 
 def _with_fpn(config: ModelConfig) -> str:

@@ -1,29 +1,29 @@
-"""What a file holds in which there is no ResNet, for a message."""
+"""What a file without a ResNet contains, for a message."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 
-from resim.exchange.states import State
+from resim.exchange.networks.state_dicts import State
 
 
-def what_it_holds(data: Mapping[str, object], states: Sequence[State]) -> str:
-    """What a file without a ResNet has: an example of its names, what they look like, the keys at its top."""
+def describe_unknown(data: Mapping[str, object], states: Sequence[State]) -> str:
+    """An example of the names in a file without a ResNet, the network that has similar names, and its top keys."""
     names = [name for state in states for name in state.entries]
     if any(re.fullmatch(r"blobs|conv1_w", name) for name in (*names, *data)):
         return "; it is a Caffe2 (Detectron 1) ResNet without the blobs of its blocks"
     if not names:
         return f", and no tensors at all (its keys are {_quoted(list(data))})" if data else ", it is empty"
     example = f" (its names are like {min(names)!r})"
-    where = [state.label("") for state in states]
+    labels = [state.label("") for state in states]
     kind = next((kind for pattern, kind in _OTHERS if any(re.search(pattern, name) for name in names)), "")
     if all(name in _MOMENTS for name in names):
         kind = "the state of an optimizer without its network"
-    looks = f", which looks like {kind}" if kind else ""
-    places = ", ".join(place or "its top" for place in where[:4]) + (", ..." if len(where) > 4 else "")
+    resembles = f", which resembles {kind}" if kind else ""
+    places = ", ".join(label or "its top" for label in labels[:4]) + (", ..." if len(labels) > 4 else "")
     entries = "1 entry" if len(names) == 1 else f"{len(names)} entries"
-    return f"{example}{looks}; {entries} below {places}; keys at its top: {_quoted(list(data))}"
+    return f"{example}{resembles}; {entries} below {places}; keys at its top: {_quoted(list(data))}"
 
 
 _MOMENTS = frozenset({"momentum_buffer", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "step"})

@@ -1,4 +1,4 @@
-"""Files that are written beside their place, verified, and only then moved there whole."""
+"""Files that are written to a staging folder, verified, and only then moved into place."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from resim.errors import UserError
 from resim.exchange.targets import ENDINGS, Target
 
 
-def check_out(out: Path, to: Target, source: Path, beside: Mapping[str, str] | None = None) -> None:
-    """Check where an export is to be written.
+def check_out(out: Path, to: Target, source: Path, companions: Mapping[str, str] | None = None) -> None:
+    """Check the path to which an export will be written.
 
     Args:
         out: the file, or the folder of `hub`.
         to: its target.
         source: the file that is exported.
-        beside: endings of what is written beside `out`, such as `.md`, and what it is.
+        companions: endings of the files that are written next to `out`, such as `.md`, and their description.
 
     Raises:
-        UserError: another ending, a place that is taken, or one that would replace what no export wrote.
+        UserError: another ending, a path that exists, or a file that would be replaced and that no export wrote.
     """
     endings = ENDINGS[to]
     if to != "hub" and out.suffix not in endings:
         raise UserError(f"--out {out}: a file for {to} must end in {' or '.join(endings)}")
     if to == "hub" and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out}: is there already: name another folder")
+        raise UserError(f"--out {out}: exists already: name another folder")
     if to != "hub" and out.is_dir():
         raise UserError(f"--out {out}: is a folder, a file is needed")
     if out.exists() and out.samefile(source):
         raise UserError(
-            f"--out {out}: is the checkpoint itself, of which an export holds but a part: name another file"
+            f"--out {out}: is the checkpoint itself, and an export contains only a part of it: name another file"
         )
-    for ending, what in (beside or {}).items():
+    for ending, description in (companions or {}).items():
         path = out.with_suffix(ending)
-        if path.exists() and (path.is_dir() or not out.exists()):  # beside an export of ours it is the export's own
-            raise UserError(f"--out {out}: its {what} would take the place of {path}: name another file")
+        if path.exists() and (path.is_dir() or not out.exists()):  # or it is a part of the old export
+            raise UserError(f"--out {out}: its {description} would replace {path}: name another file")
 
 
 @contextlib.contextmanager
 def staging(out: Path) -> Iterator[Path]:
-    """A folder beside `out` in which an export is written and verified; it is removed at the end.
+    """A folder next to `out` in which an export is written and verified; it is removed at the end.
 
     Raises:
         UserError: a file cannot be written.
@@ -60,8 +60,8 @@ def staging(out: Path) -> Iterator[Path]:
             raise UserError(f"{out}: cannot be written ({error.strerror or error})") from None
 
 
-def put(source: Path, place: Path) -> Path:
-    """Move a file or folder into place, once it is on the disk and readable for whom new files are."""
+def move_into_place(source: Path, place: Path) -> Path:
+    """Move a file or folder into place, written through to the disk and with the permissions of new files."""
     umask = os.umask(0)
     os.umask(umask)
     for path in (source, *source.rglob("*")) if source.is_dir() else (source,):
@@ -72,6 +72,6 @@ def put(source: Path, place: Path) -> Path:
         finally:
             os.close(descriptor)
     if place.is_dir():
-        place.rmdir()  # empty: `check_out` made sure
+        place.rmdir()  # it is empty: `check_out` refuses others
     source.replace(place)
     return place
