@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resim.cli.compare import print_scores
 from resim.datasets.records import DetectionData
 from resim.detection.checkpoint import load_detector
 from resim.detection.compare import Start, compare
+from resim.detection.comparison_table import print_comparison
 from resim.detection.config import DetectorConfig, DetectRecipe, TuneConfig
 from resim.detection.detector import build_detector
 from resim.detection.fpn_parts import FPN_PARTS, RESIM_FPN, fixed_among, fpn_place
@@ -142,7 +142,7 @@ def test_precise_statistics_are_those_of_trained_parts(batch: DetectionBatch, co
     model = built(config)
     stepper = make_detector_stepper(model, SGD, ONE, precision="float32")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    recompute_statistics(model, stepper.look_at, [batch])
+    recompute_statistics(model, stepper.forward, [batch])
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == {
         name
@@ -517,7 +517,7 @@ def test_a_comparison_freezes_the_same_parts_in_all_runs(
         assert config["recipe"]["detector"]["frozen_fpn"] == ["lateral4", "lateral5", "output4"]
 
     capsys.readouterr()
-    print_scores(found, len(data))
+    print_comparison(found, data)
     assert f"frozen in all runs: {found.frozen}; everything else was trained" in capsys.readouterr().out
     parts = detection(read_runs([tmp_path / "out", tmp_path / "out" / "random-seed0"]))
     tables = [part for part in parts if isinstance(part, Table)]

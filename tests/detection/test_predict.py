@@ -86,7 +86,7 @@ def work(rank: int, folder: str) -> None:
 def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     data = things(tmp_path / "things", num_images=5)
     seen: list[int] = []
-    expected = detect(model_of(data), data, ONE, seen=seen.append)
+    expected = detect(model_of(data), data, ONE, report=seen.append)
     assert [r["image_id"] for r in expected] == [n for n in range(1, 6) for _ in range(5)]
     assert {r["category_id"] for r in expected} <= {3, 7}
     assert seen == [1, 2, 3, 4, 5]

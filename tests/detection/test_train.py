@@ -18,7 +18,7 @@ from resim.datasets.cityscapes import read_cityscapes
 from resim.datasets.coco import read_coco
 from resim.datasets.records import DetectionData
 from resim.datasets.voc import read_voc
-from resim.detection import train as room
+from resim.detection import tuning, validate
 from resim.detection.checkpoint import load_detector
 from resim.detection.config import DetectRecipe
 from resim.detection.evaluate import read_scores
@@ -171,9 +171,9 @@ def test_killed_in_an_evaluation_and_resumed(
             raise KeyboardInterrupt
         written(folder, *arguments, **more)
 
-    written: Callable[..., None] = room.write_evaluation
+    written: Callable[..., None] = validate.write_evaluation
     with monkeypatch.context() as patch:
-        patch.setattr(room, "write_evaluation", killed)
+        patch.setattr(validate, "write_evaluation", killed)
         with pytest.raises(KeyboardInterrupt):
             train(out, data, val, **EVERY)
     assert (state_of(out)["step"], state_of(out)["evaluated"]) == (step, False)
@@ -376,7 +376,7 @@ def test_images_without_objects_can_be_learnt_from(tmp_path: Path, detector: Any
     assert all(torch.isfinite(v).all() for v in state_of(tmp_path / "run")["model"].values())
     seen: list[DetectionData] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(room, "fingerprint", lambda data: seen.append(data) or "")
+        patch.setattr(tuning, "fingerprint", lambda data: seen.append(data) or "")
         train(tmp_path / "other", data, None, dataclasses.replace(recipe, images=tiny_images()))
     assert len(seen[0]) == 1  # without --empty they are left out
 

@@ -96,7 +96,7 @@ def compare(
     run: DetectRun,
     data: DetectionData,
     val: DetectionData,
-    starts: Sequence[Start],
+    starts: Sequence[Start | str],
     seeds: Sequence[int],
     out: Path,
     *,
@@ -114,19 +114,21 @@ def compare(
         run: where and how; its folder is replaced.
         data: to train on.
         val: to evaluate on.
-        starts: initialisations.
-        seeds: of the new weights, the order of the images and all draws.
+        starts: initialisations; of a text, `NAME=WEIGHTS` or `WEIGHTS`, as `Start.parse`.
+        seeds: of the new weights, the order of the images and everything sampled.
         out: folder of the comparison.
-        replicates: draws of the images for the intervals.
+        replicates: resamplings of the images for the intervals.
         show: print progress.
-        watch: told of the steps done and of all steps, of all runs together.
+        watch: called with the steps done and all steps, of all runs together.
 
     Returns:
-        None if it was asked to stop before the end: the same call goes on.
+        Scores from 0 to 1 and differences of box AP; None where a signal stopped it before the end (the same call goes
+        on), and on processes but the first.
 
     Raises:
         UserError: names that are there twice, weights of different architectures, or what `train_detector` raises.
     """
+    starts = [Start.parse(start) if isinstance(start, str) else start for start in starts]
     _check(starts, seeds)
     recipe = dataclasses.replace(recipe, detector=_architecture(recipe.detector, starts))
     folders: dict[str, list[Path]] = {start.name: [] for start in starts}

@@ -43,7 +43,7 @@ def detect(
     precision: Literal["float32", "bf16"] = "float32",
     batch: int = 1,
     workers: int = 0,
-    seen: Callable[[int], None] | None = None,
+    report: Callable[[int], None] | None = None,
     bad: dict[str, str] | None = None,
 ) -> list[Result]:
     """Run a detector over all images, shared among the processes.
@@ -55,7 +55,7 @@ def detect(
         precision: of convolutions.
         batch: images together.
         workers: processes that decode.
-        seen: called with the number of images done by this process.
+        report: called with the number of images done by this process.
         bad: takes the paths of the images that cannot be decoded, of all processes, and why; None: these raise.
 
     Returns:
@@ -82,8 +82,8 @@ def detect(
                 continue
             for sample, output in zip(images.samples, run(model, images, processes.device, precision), strict=True):
                 found[sample.index] = to_results(output, data.records[sample.index].image_id, data.category_ids)
-            if seen is not None:
-                seen(len(found))
+            if report is not None:
+                report(len(found))
     finally:
         model.train(was_training)
     if bad is not None:

@@ -1,4 +1,4 @@
-"""One optimisation step of a detector: as many passes as its memory asks for, gradients averaged over processes."""
+"""One optimisation step of a detector: as many passes as the memory requires, gradients averaged over processes."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ LOSSES = {
 
 @dataclass(frozen=True)
 class DetectorStepper:
-    """A detector with what a step needs beside it."""
+    """A detector and all else that a step needs."""
 
     model: GeneralizedRCNN
     optimizer: torch.optim.Optimizer
     called: nn.Module
-    """The detector as it is called: in DistributedDataParallel, or itself."""
+    """The detector as it is called: wrapped in DistributedDataParallel, or itself."""
     processes: Processes
     images_per_pass: int
     """0: all at once."""
@@ -72,8 +72,8 @@ class DetectorStepper:
         self.optimizer.step()
         return sums
 
-    def look_at(self, batch: DetectionBatch) -> None:
-        """Forward passes over this process's images in the mode that the detector is in, for BatchNorm's statistics."""
+    def forward(self, batch: DetectionBatch) -> None:
+        """Run this process's images through the detector in its present mode, for BatchNorm's statistics alone."""
         for part in self._passes(batch):
             self.losses(part)
 
