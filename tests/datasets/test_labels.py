@@ -16,7 +16,7 @@ from resim.datasets.masks import decode_masks
 from resim.datasets.read import read_detection
 from resim.datasets.records import DetectionData
 from resim.datasets.voc import read_voc
-from resim.detection.left_out import left_out, set_aside
+from resim.detection.left_out import left_out, not_scored
 from resim.detection.prepare import check_tasks, usable, with_classes_of
 from resim.detection.samples import objects_to_learn
 from resim.errors import UserError
@@ -373,11 +373,11 @@ def test_crowd_regions_are_counted_and_can_be_objects(tmp_path: Path) -> None:
     assert lines[0].startswith("left out: 2 of 3 objects, in 2 images: crowd regions (iscrowd 1); --crowd-as-objects")
     assert "CVAT" in lines[0]
     assert lines[1].startswith("left out: 2 of 3 images: all of their objects are left out")
-    assert set_aside(data)[0].startswith("set aside: 2 of 3 objects: crowd regions (iscrowd 1)")
+    assert not_scored(data)[0].startswith("not scored: 2 of 3 objects: crowd regions (iscrowd 1)")
     taken = read_detection(path, crowd_as_objects=True)
     assert taken.repairs.counts == {"crowd-as-objects": 2}
     assert len(usable(taken, tiny_recipe(tiny(masks=True)))) == 3
-    assert left_out(taken, tiny_recipe()) == set_aside(taken) == []
+    assert left_out(taken, tiny_recipe()) == not_scored(taken) == []
     assert len(read_detection(path, crowd_as_objects=True, strict=True)) == 3
 
 
@@ -437,13 +437,13 @@ def test_every_object_is_learnt_from_or_left_out_for_a_reason(tmp_path: Path) ->
 def test_a_share_and_difficult_objects_are_said(tmp_path: Path) -> None:
     objects = {"a": [xml_object("dog", (5, 5, 60, 60), difficult=1)], "b": [xml_object("dog", (5, 5, 60, 60))]}
     data = read_voc(write_voc(tmp_path, "2007", {"trainval": ["a", "b"]}, objects), "2007 trainval")
-    assert set_aside(data) == ["set aside: 1 of 2 objects: marked difficult"]
+    assert not_scored(data) == ["not scored: 1 of 2 objects: marked difficult"]
     lines = left_out(data, tiny_recipe(images=tiny_images(difficult=False)))
     assert lines[0] == "left out: 1 of 2 objects, in 1 image: marked difficult"
     assert left_out(data, tiny_recipe(fraction=0.5))[0] == "left out: 1 of 2 images, by --fraction 0.5"
 
 
-def test_objects_without_a_mask_or_keypoints_are_set_aside_and_said(tmp_path: Path) -> None:
+def test_objects_without_a_mask_or_keypoints_are_listed_as_not_scored(tmp_path: Path) -> None:
     category = {"id": 3, "name": "fox", "keypoints": ["nose"]}
     points = {"keypoints": [15, 30, 2]}
     data = read(
@@ -452,8 +452,8 @@ def test_objects_without_a_mask_or_keypoints_are_set_aside_and_said(tmp_path: Pa
         thing(2, 2, 3, BOX, segmentation=[], keypoints=[0, 0, 0]),
         categories=[category],
     )
-    assert set_aside(data, masks=True)[0] == "set aside in the scores of masks: 1 of 2 objects: no mask"
-    assert set_aside(data, keypoints=True)[0] == "set aside in the scores of keypoints: 1 object: no labelled keypoint"
+    assert not_scored(data, masks=True)[0] == "not scored as masks: 1 of 2 objects: no mask"
+    assert not_scored(data, keypoints=True)[0] == "not scored as keypoints: 1 object: no labelled keypoint"
     lines = left_out(data, tiny_recipe(tiny(keypoints=True)))
     assert lines == ["no labelled keypoint: 1 of 2 objects, whose boxes alone are learnt"]
 

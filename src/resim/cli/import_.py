@@ -19,7 +19,7 @@ class Options:
     file: Annotated[Path, tyro.conf.Positional]
     """A checkpoint of any program that holds a ResNet, or of our own; a run's or hub folder; an index of shards."""
     out: Path | None = None
-    """Checkpoint to write, from which pre-training can start (--start-from), and its recipe beside it as .json."""
+    """Checkpoint to write, from which pre-training can start (--start-from), and its recipe next to it as .json."""
     recipe: str | None = None
     """Recipe that will be trained, by name or as a .json file; default: what the file says."""
     licence: str | None = None

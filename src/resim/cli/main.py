@@ -1,7 +1,7 @@
 """The `resim` command: a table of verbs.
 
-Each verb is a module with a dataclass `Options` and a function `run(options)`. Where the defaults depend on a recipe, or
-on a run to resume, it has a function `defaults(argv)` too.
+Each verb is a module with a dataclass `Options` and a function `run(options)`; where the defaults depend on a recipe or
+on a run to resume, it also has a function `defaults(argv)`.
 """
 
 from __future__ import annotations

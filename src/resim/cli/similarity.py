@@ -28,7 +28,7 @@ class Options:
     box: Annotated[str | None, tyro.conf.arg(metavar="X0,Y0,X1,Y1")] = None
     """X0,Y0,X1,Y1 of the first image: the region is this box, pooled precisely, px."""
     levels: Annotated[tuple[str, ...], tyro.conf.arg(metavar="LEVEL [LEVEL ...]")] = ()
-    """Feature maps such as P4 P3 C4; default: those that the region loss has seen."""
+    """Feature maps such as P4 P3 C4; default: those that the region loss was trained on."""
     out: Path = Path("similarity")
     """Folder of the pictures: heat.png, matches.png, pca.png."""
     max_side: int = 1024
@@ -46,7 +46,7 @@ def run(options: Options) -> None:
     if options.point is not None and options.box is not None:
         raise UserError("--point and --box: name one of them, they are the same region")
     numbers = {"--point": (options.point, 2), "--box": (options.box, 4)}
-    asked = [_numbers(name, text, count) for name, (text, count) in numbers.items() if text is not None]
+    regions = [_numbers(name, text, count) for name, (text, count) in numbers.items() if text is not None]
     for name, value, least in (("--max-side", options.max_side, 32), ("--pairs", options.pairs, 1)):
         if value < least:
             raise UserError(f"{name} {value}: must be at least {least}")
@@ -63,7 +63,7 @@ def run(options: Options) -> None:
         list(paths),
         options.checkpoint,
         options.out,
-        region=asked[0] if asked else None,
+        region=regions[0] if regions else None,
         levels=options.levels,
         max_side=options.max_side,
         pairs=options.pairs,

@@ -13,8 +13,8 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from resim.counts import counted
 from resim.detection.config import TuneConfig
-from resim.detection.draws import set_draws
 from resim.detection.samples import DetectionBatch
+from resim.detection.torchvision_patches import set_sizes_and_seeds
 from resim.distributed.processes import Processes, averaging, in_parallel
 from resim.errors import UserError
 
@@ -80,7 +80,7 @@ class DetectorStepper:
     def losses(self, batch: DetectionBatch) -> dict[str, Tensor]:
         """Torchvision's losses of one pass, under our names."""
         images, targets = batch.to(self.processes.device)
-        set_draws(self.model, [s.size for s in batch.samples], [s.seed for s in batch.samples])
+        set_sizes_and_seeds(self.model, [s.size for s in batch.samples], [s.seed for s in batch.samples])
         with torch.autocast(self.processes.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             losses = self.called(images, targets)
         return {LOSSES[name]: value.float() for name, value in losses.items()}
