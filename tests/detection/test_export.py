@@ -260,14 +260,14 @@ def run_command(capsys: Captured, *words: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_command_tells_features_and_detections(capsys: Captured, tmp_path: Path) -> None:
+def test_the_command_prints_features_and_detections(capsys: Captured, tmp_path: Path) -> None:
     run, out = fine_tuned(tmp_path / "run", keypoints=True, box_beta=0.5), tmp_path / "det.pth"
     lines = run_command(capsys, "export", str(run), "--to", "torchvision-detection", "--out", str(out))
     message = next(line for line in lines if line.startswith("verified in torchvision"))
     assert "KeypointRCNN on resnet18: largest difference from our features and detections: P2 0.0e+00" in message
     assert all(f"{name} 0.0e+00" in message for name in ("boxes", "scores", "labels", "keypoints"))
     assert "left out: none" in lines
-    assert "trained on, torchvision's box head has a smooth L1 with beta 1/9, not 0.5" in lines
+    assert "trained further, torchvision's box head has a smooth L1 with beta 1/9, not 0.5" in lines
     assert f"wrote {out}, {out.with_suffix('.py')}" in lines
     assert_same_detections(executed(lines[-1].removeprefix("load it: ")), run)
     words = ["export", str(run), "--to", "hub", "--out", str(tmp_path / "hub"), "--probes", "probe.json"]
