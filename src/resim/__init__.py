@@ -10,6 +10,9 @@ from resim.version import __version__
 if TYPE_CHECKING:
     from resim import recipes as recipes
     from resim.detection.checkpoint import load_detector as load_detector
+    from resim.detection.compare import compare as compare
+    from resim.detection.export_any import export as export
+    from resim.detection.train import train_detector as train_detector
     from resim.errors import UserError as UserError
     from resim.exchange.load import load as load
     from resim.exchange.load import load_published as load_published
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from resim.model.config import ModelConfig as ModelConfig
     from resim.model.infonce import info_nce as info_nce
     from resim.model.resim import ReSim as ReSim
+    from resim.probes.run import probe as probe
     from resim.regions.level import Level as Level
     from resim.regions.pooling import precise_roi_pool as precise_roi_pool
     from resim.regions.windows import inside_view as inside_view
@@ -39,6 +43,8 @@ _HOMES = {
     "UserError": "resim.errors",
     "Views": "resim.views.views",
     "ViewsConfig": "resim.views.config",
+    "compare": "resim.detection.compare",
+    "export": "resim.detection.export_any",
     "info_nce": "resim.model.infonce",
     "inside_view": "resim.regions.windows",
     "load": "resim.exchange.load",
@@ -47,7 +53,9 @@ _HOMES = {
     "map_windows": "resim.regions.windows",
     "precise_roi_pool": "resim.regions.pooling",
     "pretrain": "resim.training.pretrain",
+    "probe": "resim.probes.run",
     "read_weights": "resim.exchange.weights",
+    "train_detector": "resim.detection.train",
     "window_grid": "resim.regions.windows",
 }
 __all__ = [
@@ -61,6 +69,8 @@ __all__ = [
     "Views",
     "ViewsConfig",
     "__version__",
+    "compare",
+    "export",
     "info_nce",
     "inside_view",
     "load",
@@ -69,8 +79,10 @@ __all__ = [
     "map_windows",
     "precise_roi_pool",
     "pretrain",
+    "probe",
     "read_weights",
     "recipes",
+    "train_detector",
     "window_grid",
 ]
 
@@ -80,7 +92,7 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for, so that `import resim` is cheap."""
+    """Import a public name when it is first used, so that `import resim` is cheap."""
     if name == "recipes":
         return importlib.import_module("resim.recipes")
     if name in _HOMES:

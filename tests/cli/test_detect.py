@@ -51,11 +51,11 @@ def refusal(capsys: Captured, *words: str | Path) -> str:
     """The one line on the error output; the exit code is 2."""
     capsys.readouterr()
     assert main(["detect", *map(str, words)]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("resim detect: ")
-    assert told.endswith("\n")
-    assert told.count("\n") == 1
-    return told.removeprefix("resim detect: ").rstrip("\n")
+    message = capsys.readouterr().err
+    assert message.startswith("resim detect: ")
+    assert message.endswith("\n")
+    assert message.count("\n") == 1
+    return message.removeprefix("resim detect: ").rstrip("\n")
 
 
 def train(coco: Path, *words: str | Path) -> tuple[str | Path, ...]:
@@ -67,8 +67,8 @@ def train(coco: Path, *words: str | Path) -> tuple[str | Path, ...]:
 
 def test_verbs_are_listed(capsys: Captured) -> None:
     assert main(["detect", "--help"]) == 0
-    told = capsys.readouterr().out
-    assert all(f"\n  {verb} " in told for verb in ("train", "eval", "predict", "recipes"))
+    message = capsys.readouterr().out
+    assert all(f"\n  {verb} " in message for verb in ("train", "eval", "predict", "recipes"))
 
 
 @pytest.mark.parametrize("verb", ["train", "eval", "predict", "recipes"])
@@ -81,8 +81,8 @@ def test_help_explains_the_options(capsys: Captured, verb: str) -> None:
 
 def test_protocols_are_listed_and_printed_whole(capsys: Captured) -> None:
     assert main(["detect", "recipes"]) == 0
-    told = capsys.readouterr().out
-    assert all(name in told for name in DETECT_RECIPES)
+    message = capsys.readouterr().out
+    assert all(name in message for name in DETECT_RECIPES)
     assert main(["detect", "recipes", "voc-c4-24k"]) == 0
     assert DetectRecipe.from_json(json.loads(capsys.readouterr().out)) == DETECT_RECIPES["voc-c4-24k"]()
 
@@ -121,7 +121,7 @@ def test_evaluation_of_a_run_and_of_its_results_are_the_same(
     finished: Path, coco: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     capsys.readouterr()
-    told = []
+    message = []
     for model in (finished, finished / "checkpoints" / "last.pt", finished / "results.json"):
         out = tmp_path / model.name
         words = ["detect", "eval", str(model), str(coco), "--split", "val2017", "--device", "cpu", "--workers", "0"]
@@ -132,9 +132,9 @@ def test_evaluation_of_a_run_and_of_its_results_are_the_same(
         )
         assert where == str(out)
         assert (out / "scores.jsonl").exists()
-        told.append(line)
-    assert told[0].startswith("bbox      AP ")
-    assert len(set(told)) == 1
+        message.append(line)
+    assert message[0].startswith("bbox      AP ")
+    assert len(set(message)) == 1
     ours, theirs = (json.loads((f / "scores.jsonl").read_text()) for f in (finished, tmp_path / finished.name))
     assert ours == theirs
 
@@ -163,7 +163,7 @@ def test_data_that_cannot_be_read(capsys: Captured, coco: Path, finished: Path, 
     (tmp_path / "data.txt").write_text("")
     (tmp_path / "data.json").write_text("{")
     instances = "annotations/instances_train2017.json"
-    for path, more, told in (
+    for path, more, message in (
         (tmp_path / "none", (), "none: there is no such file or folder"),
         (tmp_path / "empty", (), "empty: no detection data set; looked for COCO (instances_SPLIT.json"),
         (tmp_path / "data.txt", (), "data.txt: not a .json file"),
@@ -174,23 +174,23 @@ def test_data_that_cannot_be_read(capsys: Captured, coco: Path, finished: Path, 
         (coco / instances, ("--split", "val2017"), "is one file, which has no split 'val2017': leave it out"),
         (coco, ("--split", "train2017", "--classes", "dog"), "--classes applies only to VOC and YOLO data sets"),
     ):
-        assert told in refusal(capsys, "train", path, *more, *TINY, "--out", tmp_path / "run")
+        assert message in refusal(capsys, "train", path, *more, *TINY, "--out", tmp_path / "run")
         if "--classes" not in more:
-            assert told in refusal(capsys, "eval", finished, path, *more)
-    for val, told in (
+            assert message in refusal(capsys, "eval", finished, path, *more)
+    for val, message in (
         ("val2014", "no split 'val2014'; there is instances_train2017.json"),
         (str(tmp_path / "none"), "none: there is no such file or folder"),
         (str(tmp_path / "empty"), "empty: no detection data set"),
     ):
-        assert told in refusal(capsys, *train(coco, "--val", val, "--out", tmp_path / "run"))
+        assert message in refusal(capsys, *train(coco, "--val", val, "--out", tmp_path / "run"))
     # a file to evaluate on that is not there must not become what is trained on
-    told = refusal(capsys, "train", coco / instances, "--val", "gone.json", *TINY, "--out", tmp_path / "run")
-    assert "is one file, which has no split 'gone.json'" in told
+    message = refusal(capsys, "train", coco / instances, "--val", "gone.json", *TINY, "--out", tmp_path / "run")
+    assert "is one file, which has no split 'gone.json'" in message
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--recipe", "voc"], "no protocol 'voc': one of coco-fpn-1x, "),
         (["--recipe", "mine.json"], "mine.json: cannot be read (No such file or directory)"),
@@ -218,10 +218,10 @@ def test_data_that_cannot_be_read(capsys: Captured, coco: Path, finished: Path, 
     ],
 )
 def test_settings_that_cannot_work(
-    capsys: Captured, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], told: str
+    capsys: Captured, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert told in refusal(capsys, *train(coco, *words, "--out", tmp_path / "run"))
+    assert message in refusal(capsys, *train(coco, *words, "--out", tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
@@ -233,7 +233,7 @@ def test_to_resume_needs_the_folder(capsys: Captured, coco: Path) -> None:
 def test_a_run_is_not_begun_twice_nor_resumed_as_another(capsys: Captured, coco: Path, finished: Path) -> None:
     before = {path: path.read_bytes() for path in finished.iterdir() if path.is_file()}
     data = (coco, "--split", "train2017", "--val", "val2017", "--out", finished)
-    for words, told in (
+    for words, message in (
         ((*data, *TINY), "already contains a run: continue it with --resume, or name another folder"),
         ((*data, "--resume", "--lr", "0.5"), "--resume with another recipe than the run's: --lr 0.02 -> 0.5"),
         (
@@ -244,7 +244,7 @@ def test_a_run_is_not_begun_twice_nor_resumed_as_another(capsys: Captured, coco:
         ((coco, "--split", "train2017", "--out", finished, "--resume"), "--resume with --val left out: the run is ev"),
         ((*data, "--resume", "--init", coco / "w.pt"), "--resume with --init"),
     ):
-        assert told in refusal(capsys, "train", *words), told
+        assert message in refusal(capsys, "train", *words), message
     assert {path: path.read_bytes() for path in finished.iterdir() if path.is_file()} == before
 
 
@@ -296,7 +296,7 @@ def test_evaluations_that_cannot_work(capsys: Captured, coco: Path, finished: Pa
     (tmp_path / "other.json").write_text('[{"image_id": 99, "category_id": 3, "bbox": [1, 1, 2, 2], "score": 1}]')
     (tmp_path / "damaged.pt").write_bytes(b"none")
     val = (coco, "--split", "val2017")
-    for words, told in (
+    for words, message in (
         ((tmp_path / "none", *val), "none: cannot be read"),
         ((tmp_path / "none.json", *val), "none.json: cannot be read"),
         ((tmp_path / "list.json", *val), "list.json: not COCO results"),
@@ -310,7 +310,7 @@ def test_evaluations_that_cannot_work(capsys: Captured, coco: Path, finished: Pa
     ):
         if "cuda" in words and torch.cuda.is_available():
             continue
-        assert told in refusal(capsys, "eval", *words), told
+        assert message in refusal(capsys, "eval", *words), message
 
 
 @pytest.mark.slow
@@ -318,7 +318,7 @@ def test_predictions_that_cannot_work(capsys: Captured, coco: Path, finished: Pa
     images = coco / "val2017"
     (tmp_path / "empty").mkdir()
     noise(tmp_path / "one.png", seed=0)
-    for words, told in (
+    for words, message in (
         ((images, "--model", tmp_path / "none"), "none: cannot be read"),
         ((tmp_path / "empty", "--model", finished), "no images found in"),
         ((tmp_path / "none", "--model", finished), "none: there is no such folder or file"),
@@ -328,7 +328,7 @@ def test_predictions_that_cannot_work(capsys: Captured, coco: Path, finished: Pa
         ((images, "--model", finished, "--out", tmp_path / "one.png"), "one.png: cannot be written to"),
         ((images, "--model", finished, "--out", finished), "holds a run, whose own results would be replaced"),
     ):
-        assert told in refusal(capsys, "predict", *words), told
+        assert message in refusal(capsys, "predict", *words), message
     before = {path: path.read_bytes() for path in images.iterdir()}
     assert "which is to be read: name another folder" in refusal(
         capsys, "predict", images, "--model", finished, "--out", images

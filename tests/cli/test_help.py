@@ -12,7 +12,8 @@ import pytest
 import tyro
 
 from resim.cli.main import VERBS, main
-from resim.cli.options import read_options, shown_default
+from resim.cli.options import read_options
+from resim.cli.rules import shown_default
 
 Captured = pytest.CaptureFixture[str]
 

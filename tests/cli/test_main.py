@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from resim import recipes
-from resim.cli.main import VERBS, DemoOptions, PretrainOptions, PreviewOptions, ScenesOptions, main
-from resim.cli.probe import ProbeOptions
+from resim.cli import demo, pretrain, preview, probe, scenes
+from resim.cli.main import VERBS, main
 from resim.model.encoder import ModelConfig
 from resim.probes.suite import ProbeConfig
 from resim.regions.level import Level
@@ -57,10 +57,10 @@ def refusal(capsys: Captured, *words: str) -> str:
     """The one line on the error output; nothing else is printed there, and the exit code is 2."""
     capsys.readouterr()
     assert main(words) == 2
-    told = capsys.readouterr().err
-    assert told.endswith("\n")
-    assert told.count("\n") == 1
-    return told.rstrip("\n")
+    message = capsys.readouterr().err
+    assert message.endswith("\n")
+    assert message.count("\n") == 1
+    return message.rstrip("\n")
 
 
 # -- input that cannot work
@@ -70,7 +70,7 @@ def test_sources_that_cannot_be_read(capsys: Captured, images: str, tmp_path: Pa
     (tmp_path / "empty").mkdir()
     (tmp_path / "list.txt").write_text("gone.jpg\n")
     for verb in ("pretrain", "preview"):
-        for source, told in (
+        for source, message in (
             (tmp_path / "empty", "no images found in"),
             (tmp_path / "missing", "there is no such folder or file"),
             (tmp_path / "list.txt", "line 1: gone.jpg: there is no such file"),
@@ -78,7 +78,7 @@ def test_sources_that_cannot_be_read(capsys: Captured, images: str, tmp_path: Pa
             line = refusal(capsys, verb, str(source), "--out", str(tmp_path / "out.png"))
             assert line.startswith(f"resim {verb}: ")
             assert str(source) in line
-            assert told in line
+            assert message in line
         assert "no images: name at least one folder" in refusal(capsys, verb)
     assert not (tmp_path / "out.png").exists()
 
@@ -100,7 +100,7 @@ def test_an_unknown_recipe(capsys: Captured, images: str, tmp_path: Path, verb: 
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--backbone", "resnet51"], "no backbone 'resnet51': one of "),
         (["--backbone", "vgg16"], "no backbone 'vgg16': one of "),
@@ -129,12 +129,12 @@ def test_an_unknown_recipe(capsys: Captured, images: str, tmp_path: Path, verb: 
     ],
 )
 def test_settings_that_cannot_work(
-    capsys: Captured, images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], told: str
+    capsys: Captured, images: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     line = refusal(capsys, "pretrain", images, *TINY, *words)
     assert line.startswith("resim pretrain: ")
-    assert told in line
+    assert message in line
     assert list(tmp_path.iterdir()) == []
 
 
@@ -261,19 +261,19 @@ def test_a_truncated_config(capsys: Captured, images: str, run: Path) -> None:
 @pytest.mark.parametrize(
     ("verb", "kinds"),
     [
-        ("pretrain", [PretrainOptions, ModelConfig, ViewsConfig, OptimConfig, RunConfig]),
-        ("preview", [PreviewOptions, ViewsConfig]),
-        ("scenes", [ScenesOptions]),
-        ("demo", [DemoOptions]),
-        ("probe", [ProbeOptions, ProbeConfig]),
+        ("pretrain", [pretrain.Options, ModelConfig, ViewsConfig, OptimConfig, RunConfig]),
+        ("preview", [preview.Options, ViewsConfig]),
+        ("scenes", [scenes.Options]),
+        ("demo", [demo.Options]),
+        ("probe", [probe.Options, ProbeConfig]),
     ],
 )
 def test_help_explains_every_field(capsys: Captured, verb: str, kinds: list[type]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([verb, "--help"])
     assert stop.value.code == 0
-    told = capsys.readouterr().out
-    assert (VERBS[verb].__doc__ or "").split(":")[0].split(".")[0] in " ".join(told.replace("│", " ").split())
+    message = capsys.readouterr().out
+    assert (VERBS[verb].__doc__ or "").split(":")[0].split(".")[0] in " ".join(message.replace("│", " ").split())
     for kind in kinds:
         for field in dataclasses.fields(kind):
             if dataclasses.is_dataclass(field.type) or field.name in (
@@ -284,13 +284,14 @@ def test_help_explains_every_field(capsys: Captured, verb: str, kinds: list[type
                 "config",
                 "label_maps",
                 "dense",
+                "command",  # no option: the words of the command
             ):
                 continue
             positional = field.name in ("sources", "words") or (verb == "scenes" and field.name == "out")
             metavars = {"sources": "DIR", "words": "NETWORK", "out": "PATH"}
             switch = "--no-" if field.default is True else "--"
             name = metavars[field.name] if positional else switch + field.name.replace("_", "-")
-            assert name in told.replace(",", " ").split(), name
+            assert name in message.replace(",", " ").split(), name
 
 
 def test_help_of_recipes_and_of_the_command(capsys: Captured) -> None:
@@ -300,8 +301,8 @@ def test_help_of_recipes_and_of_the_command(capsys: Captured) -> None:
     assert "usage: resim recipes" in capsys.readouterr().out
     for words in (["--help"], ["-h"], ["help"]):
         assert main(words) == 0
-        told = capsys.readouterr().out
-        assert all(verb in told for verb in VERBS)
+        message = capsys.readouterr().out
+        assert all(verb in message for verb in VERBS)
     assert main([]) == 2
 
 

@@ -65,11 +65,11 @@ def test_a_run_is_its_query_encoder_and_random_what_it_started_from(run: Path) -
 
 
 @pytest.mark.slow
-def test_levels_are_those_that_the_region_losses_have_seen(run: Path) -> None:
+def test_levels_are_those_that_the_region_losses_were_trained_on(run: Path) -> None:
     networks = load_encoders([str(run), "random:quick", "random:moco-v2"])
     assert default_levels(networks) == ("P4", "P3", "C4")
     assert default_levels(networks[:1]) == ("P4",)
-    # a C level is seen through a convolution of its own
+    # the region loss reads a C level through an extra convolution
     assert region_levels(recipes.resim_c4().model) == ("C4+conv",)
 
 
@@ -120,7 +120,7 @@ def test_a_region_is_marked_where_it_was_named(images: Path, run: Path, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--point", "200,5"], "--point 200,5: 0.png is 160 x 112 px"),
         (["--box", "5,5,5,9"], "--box 5,5,5,9: 0.png is 160 x 112 px; x0 < x1 and y0 < y1"),
@@ -135,13 +135,13 @@ def test_a_region_is_marked_where_it_was_named(images: Path, run: Path, tmp_path
     ],
 )
 def test_options_that_cannot_work(
-    images: Path, run: Path, tmp_path: Path, capsys: Captured, words: list[str], told: str
+    images: Path, run: Path, tmp_path: Path, capsys: Captured, words: list[str], message: str
 ) -> None:
     out = tmp_path / "out"
     capsys.readouterr()
     assert main(["similarity", str(images / "0.png"), "--checkpoint", str(run), "--out", str(out), *words]) == 2
     line = capsys.readouterr().err
-    assert told in line
+    assert message in line
     assert line.count("\n") == 1
     assert not out.exists()
 
@@ -151,7 +151,7 @@ def test_files_that_cannot_be_read(images: Path, run: Path, tmp_path: Path, caps
     (tmp_path / "many").mkdir()
     for i in range(13):
         (tmp_path / "many" / f"{i}.png").touch()
-    for image, checkpoint, told in (
+    for image, checkpoint, message in (
         (tmp_path / "none.png", run, "there is no such folder or file"),
         (tmp_path / "broken.png", run, "broken.png: cannot be read as an image"),
         (tmp_path / "many", run, "13 images are more than a sheet can show: name at most 12"),
@@ -161,6 +161,6 @@ def test_files_that_cannot_be_read(images: Path, run: Path, tmp_path: Path, caps
     ):
         assert main(["similarity", str(image), "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]) == 2
         line = capsys.readouterr().err
-        assert told in line
+        assert message in line
         assert line.count("\n") == 1
     assert not (tmp_path / "out").exists()

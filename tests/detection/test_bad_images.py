@@ -135,9 +135,9 @@ def test_a_run_goes_on_once_the_bad_image_is_taken_out(
         content["annotations"] = [one for one in content["annotations"] if one["image_id"] != int(gone[0])]
         path.write_text(json.dumps(content))
     train_detector(RECIPE, tiny_run(tmp_path / "run", resume=True), read_coco(path, check_images=False), None)
-    told = " ".join(capsys.readouterr().out.split())
-    assert "gone: 1 image that could not be decoded; the run goes on as if there were no change" in told
-    assert "1 file could not be decoded (replaced in training, left out of evaluations): see" in told
+    text = " ".join(capsys.readouterr().out.split())
+    assert "gone: 1 image that could not be decoded; the run goes on as if there were no change" in text
+    assert "1 file could not be decoded (replaced in training, left out of evaluations): see" in text
     assert numbers(tmp_path / "run") == numbers(runs / "whole")
     one, other = (
         load_checkpoint(out / "checkpoints" / "last.pt")["model"] for out in (runs / "whole", tmp_path / "run")
@@ -216,8 +216,8 @@ def test_an_evaluation_in_training_leaves_bad_images_out_and_goes_on_without_the
     truncate(val, 1)
     recipe, out = tiny_recipe(steps=4), tmp_path / "run"
     train_detector(recipe, tiny_run(out, eval_every=2, stop_after=2), data, val)
-    told = " ".join(capsys.readouterr().out.split())
-    assert "after step 2: not counted: 1 of 3 images, which cannot be decoded, and 2 objects there" in told
+    text = " ".join(capsys.readouterr().out.split())
+    assert "after step 2: not counted: 1 of 3 images, which cannot be decoded, and 2 objects there" in text
     line = json.loads((out / "scores.jsonl").read_text())
     assert line["images"] == 2
     assert "2.png\t" in (out / "bad_files.txt").read_text()

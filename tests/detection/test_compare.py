@@ -62,8 +62,8 @@ def data(tmp_path: Path) -> DetectionData:
 @pytest.mark.parametrize("seed", range(3))
 def test_ap_of_all_images_once_is_pycocotools(data: DetectionData, seed: int) -> None:
     results = scattered(data, seed)
-    found = average_precision(match_detections(data, results), np.ones(len(data)))
-    assert found == pytest.approx(coco_scores(data, results)["bbox"].values["AP"], abs=1e-12)
+    score = average_precision(match_detections(data, results), np.ones(len(data)))
+    assert score == pytest.approx(coco_scores(data, results)["bbox"].values["AP"], abs=1e-12)
 
 
 def test_ap_of_resampled_images_is_that_of_a_data_set_that_has_them_as_often(data: DetectionData) -> None:
@@ -79,8 +79,8 @@ def test_ap_of_resampled_images_is_that_of_a_data_set_that_has_them_as_often(dat
         for result in results
         if result["image_id"] == record.image_id
     ]
-    found = average_precision(match_detections(data, results), weights.astype(float))
-    assert found == pytest.approx(coco_scores(repeated, more)["bbox"].values["AP"], abs=1e-12)
+    score = average_precision(match_detections(data, results), weights.astype(float))
+    assert score == pytest.approx(coco_scores(repeated, more)["bbox"].values["AP"], abs=1e-12)
 
 
 def test_the_truth_has_ap_one_under_every_draw(data: DetectionData) -> None:
@@ -88,7 +88,7 @@ def test_the_truth_has_ap_one_under_every_draw(data: DetectionData) -> None:
     assert under == pytest.approx(np.ones(20))
 
 
-def test_difficult_objects_are_set_aside(tmp_path: Path) -> None:
+def test_difficult_objects_are_not_scored(tmp_path: Path) -> None:
     objects = {"a": [xml_object("dog", (10, 10, 40, 40)), xml_object("dog", (60, 10, 90, 40), difficult=1)]}
     data = read_voc(write_voc(tmp_path, "2007", {"test": ["a"]}, objects), "2007 test")
     results = truth_as_results(data)[:1]
@@ -175,12 +175,12 @@ def test_a_comparison_goes_on_where_it_stopped_and_reuses_what_is_finished(tmp_p
     assert not (out / "b-seed0").exists()
 
     run = dataclasses.replace(run, stop_after=0)
-    found = compare(RECIPE, run, data, data, starts, (0,), out, replicates=3, show=False)
-    assert found is not None
+    comparison = compare(RECIPE, run, data, data, starts, (0,), out, replicates=3, show=False)
+    assert comparison is not None
     assert [line["step"] for line in read_scores(out / "a-seed0")] == [1, 2]
-    assert found.scores["a"]["bbox"] == found.scores["b"]["bbox"]  # the same weights, order and draws
-    assert [(one.value, one.low, one.high) for one in found.differences] == [(0.0, 0.0, 0.0)]
-    assert not found.differences[0].is_sure
+    assert comparison.scores["a"]["bbox"] == comparison.scores["b"]["bbox"]  # the same weights, order and draws
+    assert [(one.value, one.low, one.high) for one in comparison.differences] == [(0.0, 0.0, 0.0)]
+    assert not comparison.differences[0].is_sure
 
     stamp = (out / "a-seed0" / "checkpoints" / "last.pt").stat().st_mtime_ns
     assert compare(RECIPE, run, data, data, starts, (0,), out, replicates=3, show=False) is not None
@@ -189,7 +189,10 @@ def test_a_comparison_goes_on_where_it_stopped_and_reuses_what_is_finished(tmp_p
     assert stored["kind"] == "compare"
     assert set(stored["runs"]) == {"a", "b"}
 
-    for path in (draw_ap_curves(found, out / "curves.png"), draw_comparison_sheet(found, data, out / "sheet.png")):
+    for path in (
+        draw_ap_curves(comparison, out / "curves.png"),
+        draw_comparison_sheet(comparison, data, out / "sheet.png"),
+    ):
         assert path is not None
         with Image.open(path) as picture:
             assert min(picture.size) > 200

@@ -98,7 +98,7 @@ def test_json_that_is_no_recipe(spoil: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "fields", "told"),
+    ("kind", "fields", "message"),
     [
         (DetectorConfig, {"masks": True, "keypoints": True}, "masks and keypoints: one detector has one of them"),
         (DetectorConfig, {"neck": "c4", "keypoints": True}, "keypoints need --neck fpn"),
@@ -124,6 +124,6 @@ def test_json_that_is_no_recipe(spoil: dict[str, Any]) -> None:
         (DetectRun, {"eval_images": 0}, "eval-images 0: must be at least 1"),
     ],
 )  # fmt: skip
-def test_settings_that_cannot_work(kind: Any, fields: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_settings_that_cannot_work(kind: Any, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         kind(**fields)

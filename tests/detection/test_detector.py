@@ -14,7 +14,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from resim.detection.config import DetectorConfig, ImagesConfig
 from resim.detection.detector import build_detector, freeze_stages
-from resim.detection.draws import set_draws
+from resim.detection.torchvision_patches import set_sizes_and_seeds
 from resim.errors import UserError
 from tiny_detectors import randomise_norms, tiny, tiny_images
 
@@ -83,8 +83,8 @@ def test_given_torchvisions_weights_it_detects_and_learns_as_torchvisions(kind: 
     assert {name for name, parameter in ours.named_parameters() if parameter.requires_grad} == trained
 
     with torch.no_grad():
-        expected, found = theirs.eval()(photos()), ours.eval()(photos())
-    for one, other in zip(found, expected, strict=True):
+        expected, result = theirs.eval()(photos()), ours.eval()(photos())
+    for one, other in zip(result, expected, strict=True):
         assert len(one["boxes"]) == 12
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
@@ -111,14 +111,14 @@ def test_the_weights_of_torchvisions_functions_fit(kind: str) -> None:
     theirs: Any = torchvision.models.get_model(kind, weights=None, weights_backbone=None, min_size=64, max_size=128)
     ours = ours_like(kind, theirs)
     with torch.no_grad():  # in evaluation BatchNorm and fixed BatchNorm are the same
-        expected, found = theirs.eval().backbone(photos()[0][None]), ours.eval().backbone(photos()[0][None])
-    assert list(found) == list(expected) == ["0", "1", "2", "3", "pool"]
+        expected, result = theirs.eval().backbone(photos()[0][None]), ours.eval().backbone(photos()[0][None])
+    assert list(result) == list(expected) == ["0", "1", "2", "3", "pool"]
     for name, value in expected.items():
-        assert (found[name] - value).norm() <= 1e-5 * value.norm()
+        assert (result[name] - value).norm() <= 1e-5 * value.norm()
 
 
 def settings(model: Any) -> dict[str, Any]:
-    """All that decides proposals, matching, sampling and detections beside the weights."""
+    """All that decides proposals, matching, sampling and detections, except the weights."""
     rpn, heads = model.rpn, model.roi_heads
     return {
         "anchors": (rpn.anchor_generator.sizes, rpn.anchor_generator.aspect_ratios),
@@ -177,9 +177,9 @@ def test_on_c4_the_fifth_stage_is_the_box_head(masks: bool) -> None:
     assert by_hand.shape == (2, 512)
     assert model.rpn.anchor_generator.num_anchors_per_location() == [15]
     with torch.no_grad():
-        found = model.eval()(photos())
-    assert all(len(one["boxes"]) for one in found)
-    assert all(("masks" in one) == masks for one in found)
+        result = model.eval()(photos())
+    assert all(len(one["boxes"]) for one in result)
+    assert all(("masks" in one) == masks for one in result)
     learnt = model.train()(photos(), targets())
     assert ("loss_mask" in learnt) == masks
     torch.stack(list(learnt.values())).sum().backward()
@@ -192,23 +192,23 @@ def test_on_c4_masks_are_seen_in_the_box_heads_maps(training: bool) -> None:
     config = tiny(neck="c4", masks=True, norm="frozen", score_threshold=0.0, detections=3)
     model: Any = build_detector(config, tiny_images(), num_classes=1, seed=1)
     randomise_norms(model)
-    seen: list[Any] = []
-    model.roi_heads.mask_roi_pool.register_forward_hook(lambda module, inputs, maps: seen.append((inputs, maps)))
-    set_draws(model, [64, 80], [1, 2])
+    calls: list[Any] = []
+    model.roi_heads.mask_roi_pool.register_forward_hook(lambda module, inputs, maps: calls.append((inputs, maps)))
+    set_sizes_and_seeds(model, [64, 80], [1, 2])
     model.train(training)(photos(), targets() if training else None)
-    (((maps, boxes, sizes), found),) = seen
-    assert sum(map(len, boxes)) == len(found) > 2
+    (((maps, boxes, sizes), result),) = calls
+    assert sum(map(len, boxes)) == len(result) > 2
     with torch.no_grad():  # fixed BatchNorm: each region's map is its own, whatever it was computed with
         pool = torchvision.ops.MultiScaleRoIAlign(["0"], output_size=14, sampling_ratio=2)
         expected = model.roi_heads.box_head.maps(pool(maps, boxes, sizes))
-    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    assert torch.allclose(result, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
 @pytest.mark.slow
 def test_on_c4_a_step_of_mask_rcnn_updates_the_statistics_of_the_fifth_stage_once() -> None:
     for masks in (False, True):
         model: Any = build_detector(tiny(neck="c4", masks=masks), tiny_images(), num_classes=1, seed=1).train()
-        set_draws(model, [64, 80], [1, 2])
+        set_sizes_and_seeds(model, [64, 80], [1, 2])
         model(photos(), targets())
         assert model.roi_heads.box_head.last is None  # nothing is kept from one step to the next
     counters = {n: int(v) for n, v in model.state_dict().items() if n.endswith("num_batches_tracked")}
@@ -232,15 +232,15 @@ def test_new_weights_are_those_of_the_seed_and_leave_the_global_generator_alone(
 
 
 @pytest.mark.parametrize(
-    ("backbone", "told"),
+    ("backbone", "message"),
     [
         ("timm/resnet18", "backbone 'timm/resnet18': a detector needs a torchvision ResNet, such as resnet50"),
         ("auto", "backbone 'auto': a detector needs a torchvision ResNet"),
         ("vgg16", "no backbone 'vgg16': one of resnet101"),
     ],
 )
-def test_a_backbone_that_is_none(backbone: str, told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_a_backbone_that_is_none(backbone: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         build_detector(tiny(backbone=backbone), tiny_images(), num_classes=2)
 
 
@@ -263,7 +263,7 @@ def test_frozen_stages_get_no_gradient_and_keep_their_statistics(neck: Any, stag
     for name, value in maps.items():
         assert (again[name] - value).norm() <= 1e-5 * value.norm()
 
-    set_draws(model, [64, 80], [1, 2])
+    set_sizes_and_seeds(model, [64, 80], [1, 2])
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     torch.stack(list(model.train()(photos(), targets()).values())).sum().backward()
     parts = [("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",)]

@@ -1,4 +1,4 @@
-"""Scores by the evaluation that belongs to the data: of the truth they are 1; what is written, and what is told."""
+"""Scores by the evaluation that belongs to the data: of the truth they are 1; what is written, and what is message."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def test_the_truth_of_cityscapes_scores_one(tmp_path: Path) -> None:
     assert scores["bbox"].values["AP"] == scores["segm"].values["AP"] == pytest.approx(1)
     installed = importlib.util.find_spec("cityscapesscripts") is not None
     assert ("cityscapes" in scores) == installed
-    told = lines(scores, data)
-    assert any("Cityscapes' own need cityscapesScripts" in line for line in told) != installed
+    message = lines(scores, data)
+    assert any("Cityscapes' own need cityscapesScripts" in line for line in message) != installed
 
 
 def test_nothing_found_scores_nothing(tmp_path: Path) -> None:
@@ -151,12 +151,12 @@ def test_an_evaluation_replaces_later_ones_and_itself(tmp_path: Path) -> None:
     assert read_scores(out) == []
     for step in (2, 4, 6, 4):
         write(out, data, step)
-    found = read_scores(out)
-    assert [line["step"] for line in found] == [2, 4]
-    assert found[0]["images"] == 2
-    assert found[0]["scores"]["segm"]["AP"] == pytest.approx(1)
-    assert found[0]["scores"]["bbox"]["APl"] is None  # no object is large
-    assert found[0]["per_class"]["bbox"] == pytest.approx({"cat": 1, "dog": 1})
+    entries = read_scores(out)
+    assert [line["step"] for line in entries] == [2, 4]
+    assert entries[0]["images"] == 2
+    assert entries[0]["scores"]["segm"]["AP"] == pytest.approx(1)
+    assert entries[0]["scores"]["bbox"]["APl"] is None  # no object is large
+    assert entries[0]["per_class"]["bbox"] == pytest.approx({"cat": 1, "dog": 1})
     assert len(json.loads((out / "results.json").read_text())) == 4
     with Image.open(out / "pictures" / "detections.png") as picture:
         picture.verify()

@@ -112,8 +112,8 @@ def test_the_python_file_needs_no_resim(tmp_path: Path) -> None:
     run = fine_tuned(tmp_path / "run", masks=True)
     done = export_detector(run, "torchvision-detection", tmp_path / "it's a detector.pth")
     program = f"{done.written.load}; import sys; assert 'resim' not in sys.modules; print(type(model).__name__)"
-    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
-    assert (found.stdout, found.returncode) == ("MaskRCNN\n", 0), found.stderr
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=False)
+    assert (process.stdout, process.returncode) == ("MaskRCNN\n", 0), process.stderr
     text = (tmp_path / "it's a detector.py").read_text(encoding="utf-8")
     assert """CLASSES = ['"quoted" one', 'zwei \\xfc']""" in text
 
@@ -187,7 +187,7 @@ def test_an_export_is_exported_again(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "message"),
     [
         ("image_mean=[0.485", "image_mean=[0.5", "mean and deviation"),
         ("box_score_thresh=0.01", "box_score_thresh=0.02", "detections"),
@@ -198,7 +198,7 @@ def test_an_export_is_exported_again(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_detector_that_is_another_is_not_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, told: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, message: str
 ) -> None:
     real = export_room.torchvision_source
 
@@ -209,7 +209,7 @@ def test_a_detector_that_is_another_is_not_written(
 
     monkeypatch.setattr(export_room, "torchvision_source", spoilt)
     run = fine_tuned(tmp_path / "run", masks=True)
-    with pytest.raises(UserError, match=f"not written: .*{told}"):
+    with pytest.raises(UserError, match=f"not written: .*{message}"):
         export_detector(run, "torchvision-detection", tmp_path / "det.pth")
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
@@ -265,14 +265,14 @@ def run_command(capsys: Captured, *words: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_command_tells_features_and_detections(capsys: Captured, tmp_path: Path) -> None:
+def test_the_command_prints_features_and_detections(capsys: Captured, tmp_path: Path) -> None:
     run, out = fine_tuned(tmp_path / "run", keypoints=True, box_beta=0.5), tmp_path / "det.pth"
     lines = run_command(capsys, "export", str(run), "--to", "torchvision-detection", "--out", str(out))
-    told = next(line for line in lines if line.startswith("verified in torchvision"))
-    assert "KeypointRCNN on resnet18: largest difference from our features and detections: P2 0.0e+00" in told
-    assert all(f"{name} 0.0e+00" in told for name in ("boxes", "scores", "labels", "keypoints"))
+    message = next(line for line in lines if line.startswith("verified in torchvision"))
+    assert "KeypointRCNN on resnet18: largest difference from our features and detections: P2 0.0e+00" in message
+    assert all(f"{name} 0.0e+00" in message for name in ("boxes", "scores", "labels", "keypoints"))
     assert "left out: none" in lines
-    assert "trained on, torchvision's box head has a smooth L1 with beta 1/9, not 0.5" in lines
+    assert "trained further, torchvision's box head has a smooth L1 with beta 1/9, not 0.5" in lines
     assert f"wrote {out}, {out.with_suffix('.py')}" in lines
     assert_same_detections(executed(lines[-1].removeprefix("load it: ")), run)
     words = ["export", str(run), "--to", "hub", "--out", str(tmp_path / "hub"), "--probes", "probe.json"]

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resim.cli.compare import print_scores
 from resim.datasets.records import DetectionData
 from resim.detection.checkpoint import load_detector
 from resim.detection.compare import Start, compare
+from resim.detection.comparison_table import print_comparison
 from resim.detection.config import DetectorConfig, DetectRecipe, TuneConfig
 from resim.detection.detector import build_detector
 from resim.detection.fpn_parts import FPN_PARTS, RESIM_FPN, fixed_among, fpn_place
@@ -99,11 +99,11 @@ def built(config: DetectorConfig, weights: Weights | None = None) -> Any:
 
 def frozen_modules(model: Any, config: DetectorConfig) -> dict[str, nn.Module]:
     """The largest submodules of which nothing is trained, by name."""
-    found = {"backbone.body": model.backbone.body}
-    found |= {fpn_place(part): model.get_submodule(fpn_place(part)) for part in config.frozen_fpn}
+    modules = {"backbone.body": model.backbone.body}
+    modules |= {fpn_place(part): model.get_submodule(fpn_place(part)) for part in config.frozen_fpn}
     if config.neck == "c4" and config.frozen_stages == 5:
-        found["roi_heads.box_head.layer4"] = model.roi_heads.box_head.layer4
-    return found
+        modules["roi_heads.box_head.layer4"] = model.roi_heads.box_head.layer4
+    return modules
 
 
 def is_frozen(name: str, config: DetectorConfig) -> bool:
@@ -142,7 +142,7 @@ def test_precise_statistics_are_those_of_trained_parts(batch: DetectionBatch, co
     model = built(config)
     stepper = make_detector_stepper(model, SGD, ONE, precision="float32")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    recompute_statistics(model, stepper.look_at, [batch])
+    recompute_statistics(model, stepper.forward, [batch])
     moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == {
         name
@@ -157,12 +157,12 @@ def test_precise_statistics_are_those_of_trained_parts(batch: DetectionBatch, co
 def graph_of(loss: Tensor) -> tuple[set[int], int]:
     """The ids of the tensors that a loss has a gradient for, and the convolutions that it goes back through."""
     leaves: set[int] = set()
-    seen, waiting, convolutions = set(), [loss.grad_fn], 0
+    visited, waiting, convolutions = set(), [loss.grad_fn], 0
     while waiting:
         node: Any = waiting.pop()
-        if node is None or node in seen:
+        if node is None or node in visited:
             continue
-        seen.add(node)
+        visited.add(node)
         convolutions += node.name().startswith("ConvolutionBackward")
         if hasattr(node, "variable"):
             leaves.add(id(node.variable))
@@ -316,7 +316,7 @@ def test_a_detector_is_not_frozen_by_parts_that_are_open() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "message"),
     [
         ({"freeze": "fpn"}, r"freeze 'fpn': must be one of none, backbone, backbone\+fpn"),
         ({"freeze": "backbone+fpn", "neck": "c4"}, "--neck c4 has no FPN: use --freeze backbone"),
@@ -328,8 +328,8 @@ def test_a_detector_is_not_frozen_by_parts_that_are_open() -> None:
         ({"freeze": "backbone+fpn", "frozen_fpn": ("output4", "lateral4")}, "frozen-fpn output4: reads lateral5: name"),
     ],
 )
-def test_settings_that_cannot_work(fields: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
+def test_settings_that_cannot_work(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         tiny(**fields)
 
 
@@ -379,9 +379,9 @@ def test_an_untrained_start_is_a_baseline_without_warning(
 ) -> None:
     recipe = tiny_recipe(tiny(freeze=freeze, frozen_stages=2), steps=1)
     assert train_detector(recipe, tiny_run(tmp_path / "run"), data, data).finished
-    told = capsys.readouterr().out
-    assert "warning" not in told
-    assert "what is frozen was never trained: this is the baseline of an untrained network" in " ".join(told.split())
+    message = capsys.readouterr().out
+    assert "warning" not in message
+    assert "what is frozen was never trained: this is the baseline of an untrained network" in " ".join(message.split())
     stored = json.loads((tmp_path / "run" / "config.json").read_text())["recipe"]["detector"]
     assert stored["freeze"] == freeze
     assert stored["frozen_fpn"] == (list(RESIM_FPN) if freeze == "backbone+fpn" else [])
@@ -403,46 +403,6 @@ def test_without_freeze_nothing_is_printed(files: dict[str, Path]) -> None:
     assert freeze_words(resolve(tiny(freeze="backbone+fpn"), read_weights(files["p4"]))) == (
         "backbone and FPN (lateral4, lateral5, output4)"
     )
-
-
-# -- AdamW
-
-
-def test_a_step_of_adamw_by_hand(batch: DetectionBatch) -> None:
-    tune = TuneConfig(lr=0.001, weight_decay=0.1, norm_weight_decay=0.02, optimizer="adamw", betas=(0.8, 0.9))
-    model = built(WITH_FPN)
-    stepper = make_detector_stepper(model, tune, ONE, precision="float32")
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    stepper(batch)
-    norms = {name.rpartition(".")[0] for name in model.state_dict() if name.endswith("running_mean")}
-    decays = set()
-    for name, parameter in model.named_parameters():
-        if parameter.grad is None:
-            continue
-        decay = 0.02 if name.rpartition(".")[0] in norms else 0.1
-        decays.add(decay)
-        # at the first step both means are the gradient's own: its sign, where it is far above epsilon
-        moved = parameter.grad / (parameter.grad.abs() + 1e-8)
-        expected = before[name] * (1 - 0.001 * decay) - 0.001 * moved
-        assert torch.allclose(parameter, expected, rtol=1e-5, atol=1e-6), name
-    assert decays == {0.1, 0.02}
-
-
-@pytest.mark.parametrize("betas", [(0.9, 1.0), (-0.1, 0.9)])
-def test_betas_that_cannot_be(betas: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match=r"betas .*: each must be (at least 0|below 1)"):
-        TuneConfig(betas=betas)
-
-
-@pytest.mark.parametrize(("lr", "is_high"), [(0.001, False), (0.02, True)])
-def test_a_learning_rate_of_sgd_is_named_with_adamw(
-    data: DetectionData, tmp_path: Path, lr: float, is_high: bool, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe = tiny_recipe(BACKBONE, steps=1, lr=lr, optimizer="adamw")
-    train_detector(recipe, tiny_run(tmp_path / "run"), data, None)
-    told = " ".join(capsys.readouterr().out.split())
-    assert "AdamW: betas 0.9 and 0.999, weight decay 0.0001" in told
-    assert ("warning: lr 0.02 is high for AdamW" in told) == is_high
 
 
 # -- runs and comparisons
@@ -482,11 +442,11 @@ def test_stopped_and_resumed_is_never_stopped(
 def test_a_run_does_not_go_on_as_another(data: DetectionData, tmp_path: Path) -> None:
     out = tmp_path / "run"
     train_detector(tiny_recipe(BACKBONE, steps=2), tiny_run(out, stop_after=1), data, None, show=False)
-    for recipe, told in (
+    for recipe, message in (
         (tiny_recipe(tiny(), steps=2), "another recipe than the run's: --freeze backbone -> none"),
         (tiny_recipe(BACKBONE, steps=2, optimizer="adamw"), "--optimizer sgd -> adamw"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             train_detector(recipe, tiny_run(out, resume=True), data, None, show=False)
 
 
@@ -508,25 +468,25 @@ def test_a_comparison_freezes_the_same_parts_in_all_runs(
     starts = [Start(name="random", weights="random"), Start(name="p4", weights=str(files["p4"]))]
     recipe = tiny_recipe(tiny(freeze="backbone+fpn"), steps=1)
     run = tiny_run(tmp_path, eval_every=1)
-    found = compare(recipe, run, data, data, starts, (0,), tmp_path / "out", replicates=2, show=False)
-    assert found is not None
-    assert found.frozen == "backbone and FPN (lateral4, lateral5, output4)"
-    assert json.loads((tmp_path / "out" / "compare.json").read_text())["frozen"] == found.frozen
+    comparison = compare(recipe, run, data, data, starts, (0,), tmp_path / "out", replicates=2, show=False)
+    assert comparison is not None
+    assert comparison.frozen == "backbone and FPN (lateral4, lateral5, output4)"
+    assert json.loads((tmp_path / "out" / "compare.json").read_text())["frozen"] == comparison.frozen
     for name in ("random", "p4"):
         config = json.loads((tmp_path / "out" / f"{name}-seed0" / "config.json").read_text())
         assert config["recipe"]["detector"]["frozen_fpn"] == ["lateral4", "lateral5", "output4"]
 
     capsys.readouterr()
-    print_scores(found, len(data))
-    assert f"frozen in all runs: {found.frozen}; everything else was trained" in capsys.readouterr().out
+    print_comparison(comparison, data)
+    assert f"frozen in all runs: {comparison.frozen}; everything else was trained" in capsys.readouterr().out
     parts = detection(read_runs([tmp_path / "out", tmp_path / "out" / "random-seed0"]))
     tables = [part for part in parts if isinstance(part, Table)]
     assert [table.rows[0][1] for table in tables if table.columns[0] == "run"] == ["random (backbone+fpn frozen)"]
-    assert any(f"; frozen: {found.frozen}" in table.caption for table in tables)
+    assert any(f"; frozen: {comparison.frozen}" in table.caption for table in tables)
 
     starts.append(Start(name="both", weights=str(files["both"])))
-    told = r"different parts of an FPN cannot be compared \(lateral3 .*; lateral4 .*\): name them by --frozen-fpn"
-    with pytest.raises(UserError, match=told):
+    message = r"different parts of an FPN cannot be compared \(lateral3 .*; lateral4 .*\): name them by --frozen-fpn"
+    with pytest.raises(UserError, match=message):
         compare(recipe, run, data, data, starts, (0,), tmp_path / "other", show=False)
 
 

@@ -139,8 +139,8 @@ def test_a_pre_training_without_an_fpn(neck: Any) -> None:
     with torch.no_grad():
         c4 = encoder.backbone(images())["C4"]
         bodies = model.eval().backbone.body(images())
-    found = bodies["2" if neck == "fpn" else "0"]
-    assert (found - c4).norm() <= 1e-5 * c4.norm()
+    result = bodies["2" if neck == "fpn" else "0"]
+    assert (result - c4).norm() <= 1e-5 * c4.norm()
     assert not any(".fpn." in name for name in report.loaded)
     assert set(report.left_over) == {n for n in weights.tensors if n.startswith(("head.", "convs."))}
     assert report.notes == ()
@@ -153,8 +153,8 @@ def test_on_c4_the_fifth_stage_comes_from_the_backbone_and_the_pyramid_is_left_o
     regions = torch.rand(3, 256, 14, 14)
     with torch.no_grad():
         expected = backbone.layer4(regions)
-        found = model.eval().roi_heads.box_head.layer4(regions)
-    assert torch.equal(found, expected)
+        result = model.eval().roi_heads.box_head.layer4(regions)
+    assert torch.equal(result, expected)
     assert set(report.left_over) == {n for n in weights.tensors if n.startswith(("head.", "fpn."))}
     assert {n for n in report.new if n.startswith("roi_heads.box_head.")} == {
         f"roi_heads.box_head.norm.{leaf}"
@@ -162,7 +162,7 @@ def test_on_c4_the_fifth_stage_comes_from_the_backbone_and_the_pyramid_is_left_o
     }
 
 
-# -- what is told, what is refused
+# -- what is message, what is refused
 
 
 def test_what_is_told() -> None:
@@ -187,26 +187,26 @@ def test_without_weights_all_is_new() -> None:
 def test_backbone_and_width_are_those_of_the_weights() -> None:
     _, weights = pretrained(fpn_width=24)
     open_config = tiny(backbone="auto", fpn_width=0)
-    found = resolve(open_config, weights)
-    assert (found.backbone, found.fpn_width) == ("resnet18", 24)
+    result = resolve(open_config, weights)
+    assert (result.backbone, result.fpn_width) == ("resnet18", 24)
     _, without = pretrained(levels=())
-    found = resolve(open_config, without)
-    assert (found.backbone, found.fpn_width) == ("resnet18", 256)
-    found = resolve(open_config, None)
-    assert (found.backbone, found.fpn_width) == ("resnet50", 256)
+    result = resolve(open_config, without)
+    assert (result.backbone, result.fpn_width) == ("resnet18", 256)
+    result = resolve(open_config, None)
+    assert (result.backbone, result.fpn_width) == ("resnet50", 256)
     assert resolve(tiny(), weights) == tiny()
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "message"),
     [
         ({"backbone": "resnet50"}, "w.pt, made: is of a resnet18, the detector's backbone is resnet50"),
         ({"backbone": "resnet34"}, "w.pt, made: is of a resnet18, the detector's backbone is resnet34"),
         ({"fpn_width": 24}, r"w.pt, made: .* a detector on resnet18 with an FPN of width 24 has \[24, .*: leave "),
     ],
 )
-def test_weights_of_another_network_are_refused_in_one_line(fields: dict[str, Any], told: str) -> None:
+def test_weights_of_another_network_are_refused_in_one_line(fields: dict[str, Any], message: str) -> None:
     _, weights = pretrained()
-    with pytest.raises(UserError, match=told) as error:
+    with pytest.raises(UserError, match=message) as error:
         filled(tiny(**fields), weights)
     assert "\n" not in str(error.value)

@@ -19,7 +19,7 @@ from detection_data import (
 from resim.datasets.coco import read_coco
 from resim.datasets.layouts import read_detection
 from resim.datasets.voc import read_voc
-from resim.detection.left_out import left_out, set_aside
+from resim.detection.left_out import left_out, not_scored
 from resim.detection.prepare import check_tasks, usable, with_classes_of
 from resim.detection.samples import objects_to_learn
 from resim.errors import UserError
@@ -64,11 +64,11 @@ def test_crowd_regions_are_counted_and_can_be_objects(tmp_path: Path) -> None:
     assert lines[0].startswith("left out: 2 of 3 objects, in 2 images: crowd regions (iscrowd 1); --crowd-as-objects")
     assert "CVAT" in lines[0]
     assert lines[1].startswith("left out: 2 of 3 images: all of their objects are left out")
-    assert set_aside(data)[0].startswith("set aside: 2 of 3 objects: crowd regions (iscrowd 1)")
+    assert not_scored(data)[0].startswith("not scored: 2 of 3 objects: crowd regions (iscrowd 1)")
     taken = read_detection(path, crowd_as_objects=True)
     assert taken.repairs.counts == {"crowd-as-objects": 2}
     assert len(usable(taken, tiny_recipe(tiny(masks=True)))) == 3
-    assert left_out(taken, tiny_recipe()) == set_aside(taken) == []
+    assert left_out(taken, tiny_recipe()) == not_scored(taken) == []
     assert len(read_detection(path, crowd_as_objects=True, strict=True)) == 3
 
 
@@ -128,7 +128,7 @@ def test_every_object_is_learnt_from_or_left_out_for_a_reason(tmp_path: Path) ->
 def test_a_share_and_difficult_objects_are_reported(tmp_path: Path) -> None:
     objects = {"a": [xml_object("dog", (5, 5, 60, 60), difficult=1)], "b": [xml_object("dog", (5, 5, 60, 60))]}
     data = read_voc(write_voc(tmp_path, "2007", {"trainval": ["a", "b"]}, objects), "2007 trainval")
-    assert set_aside(data) == ["set aside: 1 of 2 objects: marked difficult"]
+    assert not_scored(data) == ["not scored: 1 of 2 objects: marked difficult"]
     lines = left_out(data, tiny_recipe(images=tiny_images(difficult=False)))
     assert lines[0] == "left out: 1 of 2 objects, in 1 image: marked difficult"
     assert left_out(data, tiny_recipe(fraction=0.5))[0] == "left out: 1 of 2 images, by --fraction 0.5"
@@ -143,8 +143,8 @@ def test_objects_without_a_mask_or_keypoints_are_reported(tmp_path: Path) -> Non
         thing(2, 2, 3, BOX, segmentation=[], keypoints=[0, 0, 0]),
         categories=[category],
     )
-    assert set_aside(data, masks=True)[0] == "set aside in the scores of masks: 1 of 2 objects: no mask"
-    assert set_aside(data, keypoints=True)[0] == "set aside in the scores of keypoints: 1 object: no labelled keypoint"
+    assert not_scored(data, masks=True)[0] == "not scored as masks: 1 of 2 objects: no mask"
+    assert not_scored(data, keypoints=True)[0] == "not scored as keypoints: 1 object: no labelled keypoint"
     lines = left_out(data, tiny_recipe(tiny(keypoints=True)))
     assert lines == ["no labelled keypoint: 1 of 2 objects, whose boxes alone are learnt"]
 

@@ -112,8 +112,8 @@ def test_a_fixed_module_computes_what_it_did_in_evaluation() -> None:
         expected = module.eval()(images)
     freeze(module)
     module.train()
-    found = module(images)
-    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+    result = module(images)
+    assert torch.allclose(result, expected, rtol=1e-5, atol=1e-6)
     assert not any(parameter.requires_grad for parameter in module.parameters())
     assert not any(isinstance(child, _BatchNorm) for child in module.modules())
     before = {name: value.clone() for name, value in module.state_dict().items()}
@@ -141,15 +141,15 @@ def test_precise_statistics_are_the_plain_mean_over_batches() -> None:
     second: Any = model[4]
     assert first.momentum == second.momentum == 0.1
     with torch.no_grad():
-        seen = [model[0](batch) for batch in batches]
-        assert torch.allclose(first.running_mean, torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0), atol=1e-6)
-        variances = torch.stack([x.transpose(0, 1).flatten(1).var(1) for x in seen])
+        outputs = [model[0](batch) for batch in batches]
+        assert torch.allclose(first.running_mean, torch.stack([x.mean((0, 2, 3)) for x in outputs]).mean(0), atol=1e-6)
+        variances = torch.stack([x.transpose(0, 1).flatten(1).var(1) for x in outputs])
         assert torch.allclose(first.running_var, variances.mean(0), rtol=1e-5)
         # the second sees batches that the first normalised with each batch's own statistics
         fresh = nn.BatchNorm2d(4)
         fresh.load_state_dict(first.state_dict())
-        seen = [model[3](torch.relu(fresh(x))) for x in seen]
-        assert torch.allclose(second.running_mean, torch.stack([x.mean((0, 2, 3)) for x in seen]).mean(0), atol=1e-6)
+        outputs = [model[3](torch.relu(fresh(x))) for x in outputs]
+        assert torch.allclose(second.running_mean, torch.stack([x.mean((0, 2, 3)) for x in outputs]).mean(0), atol=1e-6)
 
 
 def test_precise_statistics_forget_what_was_there_and_leave_fixed_ones() -> None:

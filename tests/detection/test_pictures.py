@@ -24,7 +24,7 @@ NAMES = {3: "cat", 7: "dog"}
 SCALE = SMALLEST_WIDTH / W
 
 
-def found(category_id: int, box: tuple[int, int, int, int], score: float, **more: Any) -> dict[str, Any]:
+def detection(category_id: int, box: tuple[int, int, int, int], score: float, **more: Any) -> dict[str, Any]:
     x0, y0, x1, y1 = box
     return {"image_id": 1, "category_id": category_id, "bbox": [x0, y0, x1 - x0, y1 - y0], "score": score, **more}
 
@@ -39,7 +39,7 @@ def drawn(results: list[dict[str, Any]], **more: Any) -> Image.Image:
 
 
 def test_a_box_is_outlined_in_its_class_colour_at_its_enlarged_place() -> None:
-    picture = drawn([found(3, (10, 20, 60, 70), 0.9), found(7, (70, 20, 95, 70), 0.9)])
+    picture = drawn([detection(3, (10, 20, 60, 70), 0.9), detection(7, (70, 20, 95, 70), 0.9)])
     assert picture.size == (SMALLEST_WIDTH, round(H * SCALE))
     pixels = np.asarray(picture)
     for colour, (x0, y0, x1, y1) in ((PALETTE[0], (10, 20, 60, 70)), (PALETTE[1], (70, 20, 95, 70))):
@@ -52,20 +52,20 @@ def test_a_box_is_outlined_in_its_class_colour_at_its_enlarged_place() -> None:
 
 
 def test_detections_below_the_threshold_are_left_out() -> None:
-    weak = [found(3, (10, 20, 60, 70), 0.49)]
+    weak = [detection(3, (10, 20, 60, 70), 0.49)]
     assert np.unique(np.asarray(drawn(weak))).tolist() == [128]
     assert len(np.unique(np.asarray(drawn(weak, threshold=0.49)))) > 1
 
 
 def test_the_best_is_on_top() -> None:
-    both = [found(3, (10, 20, 60, 70), 0.9), found(7, (10, 20, 60, 70), 0.6)]
+    both = [detection(3, (10, 20, 60, 70), 0.9), detection(7, (10, 20, 60, 70), 0.6)]
     for results in (both, both[::-1]):
         assert at(drawn(results), 35, 70 - 3 / SCALE) == PALETTE[0]
 
 
 def test_a_mask_tints_the_pixels_that_it_covers() -> None:
     code: Any = to_rle([[20, 20, 50, 20, 50, 60, 20, 60]], H, W)
-    picture = drawn([found(7, (15, 10, 60, 70), 0.9, segmentation=code)])
+    picture = drawn([detection(7, (15, 10, 60, 70), 0.9, segmentation=code)])
     expected = [round((1 - MASK_SHARE) * 128 + MASK_SHARE * value) for value in PALETTE[1]]
     assert at(picture, 35, 40) == tuple(expected)
     assert at(picture, 55, 40) == (128, 128, 128)
@@ -73,13 +73,13 @@ def test_a_mask_tints_the_pixels_that_it_covers() -> None:
 
 def test_keypoints_that_were_seen_are_dots() -> None:
     points = [30, 40, 1, 45, 50, 0]
-    picture = drawn([found(3, (10, 20, 60, 70), 0.9, keypoints=points)])
+    picture = drawn([detection(3, (10, 20, 60, 70), 0.9, keypoints=points)])
     assert at(picture, 30.5, 40.5) == PALETTE[0]  # the middle of pixel 30
     assert at(picture, 45.5, 50.5) == (128, 128, 128)
 
 
 def test_the_tag_of_a_small_object_does_not_cover_it() -> None:
-    picture = drawn([found(3, (50, 40, 56, 46), 0.9)])
+    picture = drawn([detection(3, (50, 40, 56, 46), 0.9)])
     assert at(picture, 53, 43) == (128, 128, 128)
     assert PALETTE[0] in {at(picture, x, 38.5) for x in np.arange(50, 58, 0.2)}
 

@@ -76,8 +76,8 @@ def work(rank: int, folder: str) -> None:
     try:
         data = things(Path(folder) / f"things-{rank}", num_images=5)
         processes = Processes(rank=rank, count=2, device=torch.device("cpu"), cores=1)
-        found = detect(model_of(data), data, processes)
-        (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
+        detections = detect(model_of(data), data, processes)
+        (Path(folder) / f"{rank}.json").write_text(json.dumps(detections))
     finally:
         dist.destroy_process_group()
 
@@ -85,11 +85,11 @@ def work(rank: int, folder: str) -> None:
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     data = things(tmp_path / "things", num_images=5)
-    seen: list[int] = []
-    expected = detect(model_of(data), data, ONE, seen=seen.append)
+    counts: list[int] = []
+    expected = detect(model_of(data), data, ONE, report=counts.append)
     assert [r["image_id"] for r in expected] == [n for n in range(1, 6) for _ in range(5)]
     assert {r["category_id"] for r in expected} <= {3, 7}
-    assert seen == [1, 2, 3, 4, 5]
+    assert counts == [1, 2, 3, 4, 5]
     assert detect(model_of(data), data, ONE, workers=1) == expected
     on_processes(work, (str(tmp_path),), 2)
     for rank in range(2):
@@ -144,20 +144,20 @@ def images(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_a_folder_of_images(detector: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    found = predict_images(detector, [images], out, threshold=0.0, device="cpu")
+    detections = predict_images(detector, [images], out, threshold=0.0, device="cpu")
     names = [str(images / name) for name in ("a/one.jpg", "b/one.png", "b/two.png")]
-    assert sorted({r["image_id"] for r in found}) == names
-    assert json.loads((out / "results.json").read_text()) == found
+    assert sorted({r["image_id"] for r in detections}) == names
+    assert json.loads((out / "results.json").read_text()) == detections
     assert json.loads((out / "classes.json").read_text()) == {"3": "cat", "7": "dog"}
     assert sorted(path.name for path in out.iterdir()) == [
         "bad_files.txt", "classes.json", "one-2.jpg", "one.jpg", "results.json", "two.jpg"
     ]  # fmt: skip
     with Image.open(out / "one.jpg") as picture:
         assert picture.size[0] == 480  # enlarged, so that its tags can be read
-    told = capsys.readouterr().out
-    assert "passed over: 1 image that cannot be decoded, the first is" in told
-    assert str(images / "broken.jpg") in told
-    assert told.splitlines()[-1] == "12 detections with a score of 0 or more, in all of 3 images"
+    message = capsys.readouterr().out
+    assert "passed over: 1 image that cannot be decoded, the first is" in message
+    assert str(images / "broken.jpg") in message
+    assert message.splitlines()[-1] == "12 detections with a score of 0 or more, in all of 3 images"
 
 
 @pytest.mark.parametrize(
@@ -182,11 +182,11 @@ def test_a_folder_of_images(detector: Path, images: Path, tmp_path: Path, capsys
         ),
         (
             {"a": [], "b": []}, 0.5,
-            "2 of 2 images have no detection with a score of 0.5 or more, and none below it (this detector gives none "
-            "below 0.05)",
+            "2 of 2 images have no detection with a score of 0.5 or more, and none below it (this detector returns "
+            "none below 0.05)",
         ),
         ({"a": [0.8], "b": []}, 0.5, "1 detection with a score of 0.5 or more, in 1 of 2 images; 1 has none, and none "
-         "below it (this detector gives none below 0.05)"),
+         "below it (this detector returns none below 0.05)"),
     ],
 )  # fmt: skip
 def test_the_summary_says_where_nothing_is_and_how_near_it_came(
@@ -198,8 +198,8 @@ def test_the_summary_says_where_nothing_is_and_how_near_it_came(
 def test_detections_below_the_threshold_are_summed_up(
     detector: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = predict_images(detector, [images / "b"], tmp_path / "out", threshold=1.0, pictures=False, device="cpu")
-    best = max(found, key=lambda result: result["score"])
+    detections = predict_images(detector, [images / "b"], tmp_path / "out", threshold=1.0, pictures=False, device="cpu")
+    best = max(detections, key=lambda result: result["score"])
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.startswith("2 of 2 images have no detection with a score of 1 or more; the best score is 0.")
     assert f", in {best['image_id']}: --threshold 0." in line
@@ -215,19 +215,19 @@ def test_what_is_found_is_what_the_detector_finds(detector: Path, images: Path, 
     with torch.inference_mode():
         expected: dict[str, Tensor] = loaded.model([pixels])[0]
     path = images / "b" / "two.png"
-    found = predict_images(detector, [path], tmp_path / "out", pictures=False, device="cpu")
-    assert found == to_results(expected, str(path), loaded.category_ids)
+    detections = predict_images(detector, [path], tmp_path / "out", pictures=False, device="cpu")
+    assert detections == to_results(expected, str(path), loaded.category_ids)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["classes.json", "results.json"]
 
 
 def test_what_cannot_work(detector: Path, images: Path, tmp_path: Path) -> None:
     taken = tmp_path / "file"
     taken.write_text("")
-    for arguments, told in (
+    for arguments, message in (
         ((detector, [tmp_path / "none"], tmp_path / "out"), "none: there is no such folder or file"),
         ((tmp_path / "none", [images], tmp_path / "out"), "none: cannot be read"),
         ((detector, [images], taken), "file: cannot be written to"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             predict_images(*arguments, device="cpu")
     assert not (tmp_path / "out").exists()

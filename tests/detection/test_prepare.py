@@ -78,10 +78,10 @@ def test_labels_follow_the_classes_of_the_detector(tmp_path: Path) -> None:
     data = read_coco(write_coco(tmp_path, [thing(1, 1, 7, (10, 10, 40, 40)), thing(2, 2, 3, (1, 1, 9, 9))]))
     assert (data.classes, data.category_ids) == (("cat", "dog"), (3, 7))
     classes, numbers = ("bird", "cat", "cow", "dog"), (1, 3, 5, 7)
-    found = with_classes_of(data, classes, numbers, "detector")
-    assert (found.classes, found.category_ids) == (classes, numbers)
-    assert [record.labels.tolist() for record in found.records] == [[4], [2]]
-    for before, after in zip(data.records, found.records, strict=True):
+    result = with_classes_of(data, classes, numbers, "detector")
+    assert (result.classes, result.category_ids) == (classes, numbers)
+    assert [record.labels.tolist() for record in result.records] == [[4], [2]]
+    for before, after in zip(data.records, result.records, strict=True):
         assert [data.classes[n - 1] for n in before.labels] == [classes[n - 1] for n in after.labels]
     assert with_classes_of(data, data.classes, data.category_ids, "itself") is data
 
@@ -145,8 +145,8 @@ def test_a_detector_comes_back_from_its_checkpoint(tmp_path: Path, detector: Any
     loaded = load_detector(tmp_path / "run")
     images = [torch.rand(3, 60, 90)]
     with torch.no_grad():
-        (expected,), (found,) = model.eval()(images), loaded.model(images)
-    assert all(torch.equal(found[name], value) for name, value in expected.items())
+        (expected,), (result,) = model.eval()(images), loaded.model(images)
+    assert all(torch.equal(result[name], value) for name, value in expected.items())
     assert (loaded.recipe, loaded.classes, loaded.category_ids) == (recipe, data.classes, data.category_ids)
     assert (loaded.keypoint_names, loaded.keypoint_labels) == (data.keypoint_names, data.keypoint_labels)
     assert (loaded.step, loaded.precision) == (9, "float32")

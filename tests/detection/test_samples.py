@@ -69,8 +69,8 @@ def test_keypoints_are_flipped_and_left_becomes_right(tmp_path: Path) -> None:
     )
     # COCO's x counts pixels: the middle of pixel 30 is at 30.5, and in the mirror at 69.5, the middle of pixel 69
     assert one(data, keypoints=True).target["keypoints"].tolist() == [[[30.5, 20.5, 2], [40.5, 15.5, 1], [0.5, 0.5, 0]]]
-    found = one(data, flip=1.0, keypoints=True).target["keypoints"].tolist()
-    assert found == [[[69.5, 20.5, 2], [0.5, 0.5, 0], [59.5, 15.5, 1]]]
+    result = one(data, flip=1.0, keypoints=True).target["keypoints"].tolist()
+    assert result == [[[69.5, 20.5, 2], [0.5, 0.5, 0], [59.5, 15.5, 1]]]
 
 
 @pytest.mark.parametrize(
@@ -90,13 +90,13 @@ def test_partners_in_the_mirror(names: list[str], swaps: list[int]) -> None:
 def test_half_of_the_images_are_flipped_and_sizes_are_drawn_by_epoch_and_image(tmp_path: Path) -> None:
     data = read_coco(write_coco(tmp_path, [thing(1, 1, 7, (10, 10, 40, 40))], num_images=1))
     dataset = TrainingSet(data, tiny_images(flip=0.5), 3)
-    seen = [dataset[(epoch, 0)] for epoch in range(200)]
-    flips = [sample.target["boxes"][0, 0] == W - 40 for sample in seen]
+    samples = [dataset[(epoch, 0)] for epoch in range(200)]
+    flips = [sample.target["boxes"][0, 0] == W - 40 for sample in samples]
     assert 70 < sum(flips) < 130
-    assert Counter(sample.size for sample in seen).keys() == {64, 80}
-    assert len({sample.seed for sample in seen}) == 200
+    assert Counter(sample.size for sample in samples).keys() == {64, 80}
+    assert len({sample.seed for sample in samples}) == 200
     again, other = dataset[(7, 0)], TrainingSet(data, tiny_images(), 4)[(7, 0)]
-    assert (again.size, again.seed) == (seen[7].size, seen[7].seed)
+    assert (again.size, again.seed) == (samples[7].size, samples[7].seed)
     assert other.seed != again.seed
 
 
@@ -217,12 +217,12 @@ def batches(**more: Any) -> Iterator[list[tuple[int, int]]]:
 
 
 def test_shapes_are_never_mixed_and_every_image_comes_once_an_epoch() -> None:
-    seen = list(batches())
-    assert len(seen) == 20
-    for batch in seen:
+    order = list(batches())
+    assert len(order) == 20
+    for batch in order:
         assert len(batch) == 4
         assert len({bool(LYING[index]) for _, index in batch}) == 1
-    keys = [key for batch in seen for key in batch]
+    keys = [key for batch in order for key in batch]
     assert len(set(keys)) == len(keys) == 80
     last = max(epoch for epoch, _ in keys)
     # up to those that wait for others of their shape: at most 3 of each

@@ -16,9 +16,9 @@ from forked import on_processes
 from resim.datasets.records import DetectionData
 from resim.detection.config import TuneConfig
 from resim.detection.detector import build_detector, freeze_stages
-from resim.detection.draws import set_draws
 from resim.detection.samples import DetectionBatch, TrainingSet
 from resim.detection.step import LOSSES, DetectorStepper, make_detector_stepper
+from resim.detection.torchvision_patches import set_sizes_and_seeds
 from resim.distributed.processes import Processes
 from resim.errors import UserError
 from tiny_detectors import SIZES, things, tiny, tiny_images
@@ -51,10 +51,10 @@ def gradients(stepper: DetectorStepper) -> dict[str, Tensor]:
     return {n: p.grad.clone() for n, p in stepper.model.named_parameters() if p.grad is not None}
 
 
-def close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
-    assert found.keys() == expected.keys()
+def close(result: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    assert result.keys() == expected.keys()
     for name, value in expected.items():
-        assert (found[name] - value).norm() <= tolerance * value.norm().clamp(min=1e-6), name
+        assert (result[name] - value).norm() <= tolerance * value.norm().clamp(min=1e-6), name
 
 
 # -- passes
@@ -78,10 +78,10 @@ def test_passes_are_averaged_by_their_images(data: DetectionData, size: int) -> 
         for name, value in losses.items():
             mean[name] = mean.get(name, 0.0) + float(value.detach()) * len(part) / 4
     stepper = stepper_of(detector, passes=size)
-    told = {name: float(value) for name, value in stepper(batch).items()}
-    assert told.pop("total") == pytest.approx(sum(mean.values()), rel=1e-5)
-    assert told == pytest.approx(mean, rel=1e-5)
-    assert set(told) == {"classes", "boxes", "rpn_objectness", "rpn_boxes"}
+    message = {name: float(value) for name, value in stepper(batch).items()}
+    assert message.pop("total") == pytest.approx(sum(mean.values()), rel=1e-5)
+    assert message == pytest.approx(mean, rel=1e-5)
+    assert set(message) == {"classes", "boxes", "rpn_objectness", "rpn_boxes"}
     close(gradients(stepper), expected, 1e-4)
 
 
@@ -102,16 +102,16 @@ def test_a_step_is_sgd_with_norms_decayed_apart(data: DetectionData) -> None:
     stepper(batch_of(data))
     state = stepper.model.state_dict()
     norms = {name.rpartition(".")[0] for name in state if name.endswith("running_mean")}
-    seen = set()
+    decays = set()
     for name, parameter in stepper.model.named_parameters():
         if parameter.grad is None:
             assert torch.equal(parameter, before[name])
             continue
         decay = 0.02 if name.rpartition(".")[0] in norms else 0.1
-        seen.add(decay)
+        decays.add(decay)
         expected = before[name] - 0.01 * (parameter.grad + decay * before[name])
         assert torch.allclose(parameter, expected, rtol=1e-5, atol=1e-7), name
-    assert seen == {0.02, 0.1}
+    assert decays == {0.02, 0.1}
     fixed = {n for n in before if n.startswith(("backbone.body.conv1", "backbone.body.layer1"))}
     assert {n for n in before if torch.equal(before[n], state[n])} == fixed
 
@@ -121,10 +121,10 @@ def test_gradients_are_clipped_to_their_norm(data: DetectionData) -> None:
     free, clipped = stepper_of(tiny()), stepper_of(tiny(), tune=TuneConfig(lr=0.01, clip_norm=0.05))
     for stepper in (free, clipped):
         stepper(batch_of(data))
-    whole, found = (torch.cat([g.double().flatten() for g in gradients(s).values()]) for s in (free, clipped))
+    whole, result = (torch.cat([g.double().flatten() for g in gradients(s).values()]) for s in (free, clipped))
     assert whole.norm() > 0.05
-    assert float(found.norm()) == pytest.approx(0.05, rel=1e-4)
-    assert torch.allclose(found, whole * 0.05 / whole.norm(), rtol=1e-3, atol=1e-6)
+    assert float(result.norm()) == pytest.approx(0.05, rel=1e-4)
+    assert torch.allclose(result, whole * 0.05 / whole.norm(), rtol=1e-3, atol=1e-6)
 
 
 def test_a_full_memory_is_told_with_a_remedy(data: DetectionData, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,12 +132,12 @@ def test_a_full_memory_is_told_with_a_remedy(data: DetectionData, monkeypatch: p
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(DetectorStepper, "losses", full)
-    for passes, told in (
+    for passes, message in (
         (0, "4 images a pass: set --images-per-pass 2"),
         (3, "3 images a pass: set .*-pass 1"),
         (1, "1 image a pass: set smaller --min-sizes"),
     ):
-        with pytest.raises(UserError, match=f"the GPU's memory is full with {told}"):
+        with pytest.raises(UserError, match=f"the GPU's memory is full with {message}"):
             stepper_of(tiny(), passes=passes)(batch_of(data))
 
 
@@ -183,13 +183,13 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 def halves_apart(model: Any, batch: DetectionBatch) -> dict[str, Tensor]:
     """The backbone over the whole batch, as synchronised BatchNorm sees it; RPN and heads of each half apart."""
     images, targets = batch.to(torch.device("cpu"))
-    set_draws(model, [s.size for s in batch.samples], [s.seed for s in batch.samples])
-    seen, targets = model.transform(images, targets)
-    maps = model.backbone(seen.tensors)
+    set_sizes_and_seeds(model, [s.size for s in batch.samples], [s.seed for s in batch.samples])
+    resized, targets = model.transform(images, targets)
+    maps = model.backbone(resized.tensors)
     means: dict[str, Tensor] = {}
     for half in (slice(0, 2), slice(2, 4)):
-        set_draws(model, [], [s.seed for s in batch.samples[half]])
-        part = type(seen)(seen.tensors[half], seen.image_sizes[half])
+        set_sizes_and_seeds(model, [], [s.seed for s in batch.samples[half]])
+        part = type(resized)(resized.tensors[half], resized.image_sizes[half])
         own = {name: value[half] for name, value in maps.items()}
         proposals, losses = model.rpn(part, own, targets[half])
         _, more = model.roi_heads(own, proposals, part.image_sizes, targets[half])

@@ -18,7 +18,7 @@ from resim.datasets.cityscapes import read_cityscapes
 from resim.datasets.coco import read_coco
 from resim.datasets.records import DetectionData
 from resim.datasets.voc import read_voc
-from resim.detection import train as room
+from resim.detection import tuning, validate
 from resim.detection.checkpoint import load_detector
 from resim.detection.config import DetectRecipe
 from resim.detection.evaluate import read_scores
@@ -171,9 +171,9 @@ def test_killed_in_an_evaluation_and_resumed(
             raise KeyboardInterrupt
         written(folder, *arguments, **more)
 
-    written: Callable[..., None] = room.write_evaluation
+    written: Callable[..., None] = validate.write_evaluation
     with monkeypatch.context() as patch:
-        patch.setattr(room, "write_evaluation", killed)
+        patch.setattr(validate, "write_evaluation", killed)
         with pytest.raises(KeyboardInterrupt):
             train(out, data, val, **EVERY)
     assert (state_of(out)["step"], state_of(out)["evaluated"]) == (step, False)
@@ -222,11 +222,11 @@ def test_precise_statistics_are_those_of_the_weights_at_the_end(data: DetectionD
 def test_statistics_of_each_process_are_averaged_before_they_are_saved(
     data: DetectionData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, norm: Any, averaged: bool
 ) -> None:
-    seen: list[int] = []
-    monkeypatch.setattr(Processes, "average_", lambda processes, tensors: seen.append(len(tensors)))
+    calls: list[int] = []
+    monkeypatch.setattr(Processes, "average_", lambda processes, tensors: calls.append(len(tensors)))
     train(tmp_path / "run", data, None, tiny_recipe(tiny(norm=norm), steps=1))
     statistics = sum("running_" in name for name in state_of(tmp_path / "run")["model"])
-    assert (statistics in seen) == averaged
+    assert (statistics in calls) == averaged
 
 
 # -- from pre-trained weights
@@ -253,11 +253,11 @@ def test_weights_are_loaded_and_told(pretrained: Path, data: DetectionData, tmp_
     assert config["init"] == str(pretrained)
     assert (config["recipe"]["detector"]["backbone"], config["recipe"]["detector"]["fpn_width"]) == ("resnet18", 24)
     assert "backbone.fpn.layer_blocks.1.0.weight" in config["weights"]["loaded"]
-    told = capsys.readouterr().out
-    assert f"weights from {pretrained}, resim checkpoint (resim-fpn, resnet18, step 7): " in told
-    assert "  FPN: biases folded into BatchNorm's beta (features in evaluation are equal)" in told
-    assert "  left over: head.0 (2), head.2 (2)" in told
-    assert "no --val: it is not evaluated" in told
+    message = capsys.readouterr().out
+    assert f"weights from {pretrained}, resim checkpoint (resim-fpn, resnet18, step 7): " in message
+    assert "  FPN: biases folded into BatchNorm's beta (features in evaluation are equal)" in message
+    assert "  left over: head.0 (2), head.2 (2)" in message
+    assert "no --val: it is not evaluated" in message
 
 
 @pytest.mark.slow
@@ -374,11 +374,11 @@ def test_images_without_objects_can_be_learnt_from(tmp_path: Path, detector: Any
     recipe = tiny_recipe(detector, tiny_images(empty=True), steps=3)
     train(tmp_path / "run", data, None, recipe)
     assert all(torch.isfinite(v).all() for v in state_of(tmp_path / "run")["model"].values())
-    seen: list[DetectionData] = []
+    calls: list[DetectionData] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(room, "fingerprint", lambda data: seen.append(data) or "")
+        patch.setattr(tuning, "fingerprint", lambda data: calls.append(data) or "")
         train(tmp_path / "other", data, None, dataclasses.replace(recipe, images=tiny_images()))
-    assert len(seen[0]) == 1  # without --empty they are left out
+    assert len(calls[0]) == 1  # without --empty they are left out
 
 
 @pytest.mark.slow
@@ -388,9 +388,9 @@ def test_faults_of_both_data_sets_are_listed(
     path = write_things(tmp_path / "val", 3)
     next((tmp_path / "val" / "images").iterdir()).unlink()
     train_detector(tiny_recipe(steps=1), tiny_run(tmp_path / "run"), data, read_coco(path))
-    told = " ".join(capsys.readouterr().out.split())
+    message = " ".join(capsys.readouterr().out.split())
     line = f"1 image file not found, skipped with 2 annotations: {path}"
-    assert f"in {path}, the validation data: {line}" in told
+    assert f"in {path}, the validation data: {line}" in message
 
 
 def test_a_share_of_the_images(data: DetectionData, tmp_path: Path) -> None:
@@ -409,7 +409,7 @@ def test_a_run_goes_on_only_as_what_it_is(
     other = dataclasses.replace(RECIPE, tune=dataclasses.replace(RECIPE.tune, lr=0.5))
     fewer = dataclasses.replace(data, records=data.records[:3])
     run = tiny_run(whole, resume=True)
-    for call, told in (
+    for call, message in (
         (
             lambda: train_detector(other, run, data, val),
             "--resume with another recipe than the run's: --lr 0.01 -> 0.5",
@@ -423,7 +423,7 @@ def test_a_run_goes_on_only_as_what_it_is(
         ),
         (lambda: train_detector(RECIPE, tiny_run(whole), data, val), "already contains a run"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             call()
     assert same(state_of(whole), before)
 
@@ -433,7 +433,7 @@ def test_what_cannot_work_leaves_nothing(data: DetectionData, tmp_path: Path) ->
     boxes = dataclasses.replace(data, records=tuple(dataclasses.replace(r, masks=None) for r in data.records))
     others = dataclasses.replace(data, classes=("cat", "horse"))
     none = dataclasses.replace(data, records=())
-    for recipe, train_on, val, more, told in (
+    for recipe, train_on, val, more, message in (
         (tiny_recipe(tiny(masks=True)), boxes, None, {}, "has no masks: leave --masks out"),
         (tiny_recipe(tiny(keypoints=True)), data, None, {}, "has no keypoints: leave --keypoints out"),
         (RECIPE, data, others, {}, "has classes that .* lacks: horse"),
@@ -441,7 +441,7 @@ def test_what_cannot_work_leaves_nothing(data: DetectionData, tmp_path: Path) ->
         (RECIPE, data, None, {"init": tmp_path / "gone.pt"}, "gone.pt"),
         (RECIPE, data, None, {"resume": True}, "--resume: .* contains no run"),
     ):
-        with pytest.raises(UserError, match=told) as error:
+        with pytest.raises(UserError, match=message) as error:
             train(out, train_on, val, recipe, **more)
         assert "\n" not in str(error.value)
         assert not out.exists()

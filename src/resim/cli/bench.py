@@ -1,14 +1,15 @@
-"""`resim bench`: how fast this machine pre-trains on a folder, and what limits it."""
+"""Measure loader and step on this machine and your folder: what limits, and which settings to use."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
 
 import tyro
 
 from resim.bench.config import BenchConfig
+from resim.cli.options import Sources
+from resim.cli.recipe_options import named_or_stored, pretrain_recipe
 from resim.errors import UserError
 from resim.model.config import ModelConfig
 from resim.runs.config import OptimConfig, Recipe
@@ -17,10 +18,10 @@ from resim.views.folder import find_images
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchOptions:
+class Options:
     """Options of `resim bench`."""
 
-    sources: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR [DIR ...]")]
+    sources: Sources
     """Folders of images (any depth), images, shards, or .txt files with one path a line."""
     recipe: str = "resim-fpn"
     """Name of a recipe, or a JSON file such as a run's config.json."""
@@ -30,11 +31,21 @@ class BenchOptions:
     bench: BenchConfig
 
 
-def run(options: BenchOptions) -> None:
+def defaults(argv: Sequence[str]) -> Options:
+    """The values of the recipe that --recipe names."""
+    name = named_or_stored(argv, "bench")[0] or "resim-fpn"
+    recipe = pretrain_recipe(name)
+    return Options(
+        sources=tyro.MISSING, recipe=name, model=recipe.model, views=recipe.views, optim=recipe.optim,
+        bench=BenchConfig(),
+    )  # fmt: skip
+
+
+def run(options: Options) -> None:
     """Measure and print.
 
     Raises:
-        UserError: as `find_images` and `bench`; a recipe that cannot be.
+        UserError: as `find_images` and `bench`; settings that do not go together.
     """
     try:
         recipe = Recipe(name=options.recipe, model=options.model, views=options.views, optim=options.optim)

@@ -1,4 +1,4 @@
-"""`resim pack`: images into tar shards."""
+"""Pack images into tar shards (webdataset's layout) that `resim pretrain` reads front to back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackOptions:
+class Options:
     """Options of `resim pack`."""
 
     sources: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR [DIR ...] OUT")]
@@ -36,8 +36,8 @@ class PackOptions:
     """Processes that read images and make them smaller; -1: one a core, 16 at most."""
 
 
-def run(options: PackOptions) -> None:
-    """Pack as told, with a progress bar, and print what was written.
+def run(options: Options) -> None:
+    """Pack with a progress bar, and print what was written.
 
     Raises:
         UserError: as `find_images` and `pack`; options that cannot be.
@@ -64,9 +64,9 @@ def run(options: PackOptions) -> None:
         print(note)
     with show_bar("packing", len(paths)) as show_done:
         packed = pack(paths, out, config, show_done)
-    print(_told(packed, out))
+    print(_summary(packed, out))
 
 
-def _told(packed: Packed, out: Path) -> str:
+def _summary(packed: Packed, out: Path) -> str:
     text = f"{counted(packed.images, 'image')} in {counted(packed.shards, 'shard')}: {out}"
     return text + (f"; {len(packed.bad)} cannot be read: see {out / 'bad_files.txt'}" if packed.bad else "")

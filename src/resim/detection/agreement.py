@@ -1,4 +1,4 @@
-"""Whether two detectors are one: the same settings, and on the same images the same maps and detections.
+"""Whether two detectors are the same: equal settings, and on the same images equal maps and detections.
 
 Shapes: n detections, H x W pixels of an image, K keypoints.
 """
@@ -19,12 +19,12 @@ from resim.exchange.features import differences
 Detections = dict[str, Tensor]
 
 PROPOSALS = 100
-"""Proposals of an image that both detectors evaluate, at most: more would cost memory and prove nothing new."""
+"""Proposals of an image that both detectors evaluate, at most: more cost memory and prove nothing more."""
 _SIZES = ((96, 128), (120, 90))
 
 
 def raw_images(seed: int = 0) -> list[Tensor]:
-    """Two images of coarse coloured noise, one that lies and one that stands: (3, H, W) float64 in [0, 1]."""
+    """Two images of coarse coloured noise, one wide and one tall: (3, H, W) float64 in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
     images = []
     for height, width in _SIZES:
@@ -34,7 +34,7 @@ def raw_images(seed: int = 0) -> list[Tensor]:
 
 
 def settings(model: GeneralizedRCNN) -> dict[str, Any]:
-    """What decides a detector's maps and detections beside its weights."""
+    """Everything but the weights that decides a detector's maps and detections."""
     parts: Any = model
     transform, rpn, heads = parts.transform, parts.rpn, parts.roi_heads
     return {
@@ -55,7 +55,7 @@ def settings(model: GeneralizedRCNN) -> dict[str, Any]:
 def agreement(ours: GeneralizedRCNN, theirs: GeneralizedRCNN, images: Sequence[Tensor]) -> dict[str, float]:
     """The largest difference of each map and of each part of the detections, as `features.differences` has it.
 
-    Both compute in float64, so that rounding decides nothing, and give every detection, whatever its score. Boxes,
+    Both compute in float64, so that rounding decides nothing, and return every detection, whatever its score. Boxes,
     masks and keypoints are relative to the largest value where that is above 1. Infinite where the numbers of
     detections differ or a value is not finite.
 
@@ -65,14 +65,14 @@ def agreement(ours: GeneralizedRCNN, theirs: GeneralizedRCNN, images: Sequence[T
         images: (3, H, W) float64 in [0, 1].
     """
     pair = [_for_comparison(model) for model in (ours, theirs)]
-    found: dict[str, float] = {}
+    largest: dict[str, float] = {}
     for image in images:  # one at a time, so that none is padded to the size of another
         (maps, detections), (their_maps, their_detections) = (_run(model, image) for model in pair)
         together = differences(maps, their_maps) | _detection_differences(detections, their_detections)
         missing = {name: float("inf") for name in {*maps, *detections} - set(together)}
         for name, value in (together | missing).items():
-            found[name] = max(value, found.get(name, 0.0))
-    return found
+            largest[name] = max(value, largest.get(name, 0.0))
+    return largest
 
 
 def _for_comparison(model: GeneralizedRCNN) -> Any:

@@ -1,7 +1,7 @@
-"""Images of a data set that cannot be decoded: left out of the scores, and remembered, so that runs go on without them.
+"""Images of a data set that cannot be decoded: not scored, and recorded, so that runs can be resumed without them.
 
 `bad_images.json` in a run's folder holds the annotations of such images and their places in the data. A run that is
-resumed once they are taken out puts them back as images that cannot be decoded, and so draws what it would have drawn.
+resumed after they were deleted puts them back as images that cannot be decoded: its random numbers stay the same.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from resim.runs.checkpoints import write_atomically
 
 FILE = "bad_images.json"
 LEAST = 50  # images, below which no share of bad ones stops anything, as in pre-training
-Which = Literal["train", "val"]
+Part = Literal["train", "val"]
 
 
-def remember(out: Path, which: Which, data: DetectionData, paths: Collection[str]) -> None:
-    """Write the annotations of the images at some paths into a run's folder, beside those that it has already."""
+def remember(out: Path, part: Part, data: DetectionData, paths: Collection[str]) -> None:
+    """Write the annotations of the images at some paths into a run's folder, in addition to those already there."""
     stored = _read(out)
-    known = {entry["image_id"] for entry in stored[which]}
+    known = {entry["image_id"] for entry in stored[part]}
     new = [
         _entry(position, record, data)
         for position, record in enumerate(data.records)
         if record.image in paths and record.image_id not in known
     ]
     if new:
-        stored[which] = sorted([*stored[which], *new], key=lambda entry: entry["position"])
+        stored[part] = sorted([*stored[part], *new], key=lambda entry: entry["position"])
         text = json.dumps(stored)
         write_atomically(out / FILE, lambda file: file.write(text.encode()))
 
 
-def put_back(out: Path, which: Which, data: DetectionData) -> DetectionData:
-    """The data with the remembered images in their places that are not in it any more."""
-    there = {record.image_id for record in data.records}
+def put_back(out: Path, part: Part, data: DetectionData) -> DetectionData:
+    """The data with the recorded images that it no longer contains, each in its place."""
+    present = {record.image_id for record in data.records}
     records = list(data.records)
-    for entry in _read(out)[which]:
-        if entry["image_id"] not in there:
+    for entry in _read(out)[part]:
+        if entry["image_id"] not in present:
             records.insert(entry["position"], _record(entry))
     return dataclasses.replace(data, records=tuple(records))
 
@@ -55,16 +55,16 @@ def without(data: DetectionData, paths: Collection[str]) -> DetectionData:
 
 
 def without_remembered(data: DetectionData, folders: Iterable[Path]) -> DetectionData:
-    """The data without the images that were left out of the evaluations of some runs."""
-    left_out = {entry["image_id"] for folder in folders for entry in _read(folder)["val"]}
-    return dataclasses.replace(data, records=tuple(r for r in data.records if r.image_id not in left_out))
+    """The data without the images that the evaluations of some runs excluded."""
+    excluded = {entry["image_id"] for folder in folders for entry in _read(folder)["val"]}
+    return dataclasses.replace(data, records=tuple(r for r in data.records if r.image_id not in excluded))
 
 
 def scored_part(data: DetectionData, bad: Mapping[str, str], max_share: float) -> tuple[DetectionData, str]:
-    """The images that could be detected in, and a line about the others; empty where there are none.
+    """The images that were decoded, and a line about the others; empty where there are none.
 
     Args:
-        data: that was detected in.
+        data: whose images a detector was run on.
         bad: why images, by their paths, cannot be decoded.
         max_share: of the images that may be bad.
 
@@ -109,7 +109,7 @@ def _entry(position: int, record: Record, data: DetectionData) -> dict[str, Any]
 
 
 def _record(entry: dict[str, Any]) -> Record:
-    """A record to be counted and never decoded: its masks are empty and its keypoints 0."""
+    """A record that is counted and never decoded: its masks are empty and its keypoints 0."""
     count, width, height = len(entry["labels"]), entry["width"], entry["height"]
     empty = {"size": [height, width], "counts": [height * width]}
     masks = entry["has_mask"]

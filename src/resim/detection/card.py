@@ -48,7 +48,7 @@ def detector_card(
         "import runpy  # the same without resim",
         f'model = runpy.run_path("{loader}")["load_detector"]()',
         "",
-        "found = model([image])[0]  # image: (3, height, width), RGB in [0, 1]: the model resizes and normalises it",
+        "detections = model([image])[0]  # image: (3, height, width), RGB in [0, 1]; resized by the model",
         "```",
         "",
         "| | |",
@@ -57,14 +57,18 @@ def detector_card(
         f"| classes | {len(detector.classes)}: {_cell(', '.join(detector.classes))} |",
         *([f"| keypoints | {_cell(', '.join(detector.keypoint_names))} |"] if config.keypoints else []),
         f"| shorter side at test | {recipe.images.test_size} px |",
-        f"| scores below this are not given | {config.score_threshold} |",
+        f"| lowest score of a detection | {config.score_threshold} |",
         *([f"| origin | {_cell(weights.origin)} |"] if weights.origin else []),
         *([f"| evaluated on | {held_out_words(split)} |"] if split is not None else []),
         *licence_rows(weights),
         "",
         "## Scores",
         "",
-        *(["```json", json.dumps(scores, indent=2), "```"] if scores else ["None were there when this was written."]),
+        *(
+            ["```json", json.dumps(scores, indent=2), "```"]
+            if scores
+            else ["There were none when this card was written."]
+        ),
         "",
         "## Recipe",
         "",
@@ -91,5 +95,5 @@ def held_out_words(split: Mapping[str, Any]) -> str:
 
 
 def _cell(text: str) -> str:
-    """A text that cannot break a table's row."""
+    """A text without line breaks and bars, which would end a table's cell."""
     return " ".join(text.replace("|", "\\|").split())

@@ -23,27 +23,27 @@ if TYPE_CHECKING:
     from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 
-def detector_state(recipe: DetectRecipe, seen: DetectionData, init: str, **more: Any) -> dict[str, Any]:
-    """What a checkpoint says of a detector beside its weights: its recipe, its classes and where it began."""
+def detector_state(recipe: DetectRecipe, trained_on: DetectionData, init: str, **entries: Any) -> dict[str, Any]:
+    """A detector's checkpoint: its recipe, classes and initialisation, and further entries such as its weights."""
     return {
         "resim": __version__,
         "kind": "detect",
         "recipe": recipe.to_json(),
-        "classes": list(seen.classes),
-        "category_ids": list(seen.category_ids),
-        "keypoint_names": list(seen.keypoint_names),
-        "keypoint_labels": list(seen.keypoint_labels),
+        "classes": list(trained_on.classes),
+        "category_ids": list(trained_on.category_ids),
+        "keypoint_names": list(trained_on.keypoint_names),
+        "keypoint_labels": list(trained_on.keypoint_labels),
         "init": init,
-    } | more
+    } | entries
 
 
 def check_same_run(state: dict[str, Any], data: dict[str, Any], init: str) -> None:
-    """Raise if a fine-tuning would go on with something else than it began with.
+    """Raise if a resumed fine-tuning would use other data or weights than it began with.
 
     Args:
         state: its checkpoint.
         data: `source` and `hash` of what is trained on, `val` and `val_hash` of what is evaluated on, `init_hash` of
-            the weights to begin with (None: they are not there any more).
+            the weights to begin with (None: they no longer exist).
         init: the weights to begin with.
 
     Raises:
@@ -53,8 +53,8 @@ def check_same_run(state: dict[str, Any], data: dict[str, Any], init: str) -> No
     if before["hash"] != data["hash"]:
         raise UserError(f"--resume with other data: the run began with {before['source']} as it was then")
     if before["val_hash"] != data["val_hash"]:
-        told = f"is evaluated on {before['val']} as it was then" if before["val"] else "is not evaluated"
-        raise UserError(f"--resume with --val {data['val'] or 'left out'}: the run {told}")
+        evaluation = f"is evaluated on {before['val']} as it was then" if before["val"] else "is not evaluated"
+        raise UserError(f"--resume with --val {data['val'] or 'left out'}: the run {evaluation}")
     if state["init"] != init:
         raise UserError(f"--resume with --init {init}: the run began with {state['init']}")
     if data["init_hash"] not in (None, before["init_hash"]):
@@ -134,7 +134,7 @@ def holds_detector(path: str | Path) -> bool:
 
 
 def description_of(detector: TrainedDetector, recipe: DetectRecipe) -> dict[str, Any]:
-    """What an export says of a detector beside its weights, as plain data; `recipe` is of the weights exported."""
+    """What an export records of a detector besides its weights, as plain data; `recipe` is of these weights."""
     names = ("classes", "category_ids", "keypoint_names", "keypoint_labels", "precision", "step")
     return {"recipe": recipe.to_json(), **{name: getattr(detector, name) for name in names}}
 

@@ -1,4 +1,4 @@
-"""One protocol from several initialisations and with several seeds: scores, differences, and how sure they are."""
+"""One protocol from several initialisations and with several seeds: scores, differences, and their intervals."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What `compare` found.
+    """The result of `compare`.
 
     Attributes:
         names: of the initialisations.
         seeds: of the runs of each.
-        scores: by name, kind and score's name the last evaluation's values, one a seed; NaN where nothing is to find.
+        scores: by name, kind and score's name the last evaluation's values, one a seed; NaN where there is no object.
         differences: of box AP, for every pair of names.
         folders: of the runs, by name, one a seed.
         frozen: what `--freeze` fixed in all runs, in words; empty: nothing.
@@ -96,7 +96,7 @@ def compare(
     run: DetectRun,
     data: DetectionData,
     val: DetectionData,
-    starts: Sequence[Start],
+    starts: Sequence[Start | str],
     seeds: Sequence[int],
     out: Path,
     *,
@@ -106,27 +106,29 @@ def compare(
 ) -> Comparison | None:
     """Fine-tune from every initialisation with every seed, and compare.
 
-    Each run has a folder of its own in `out`; one that is finished there is taken as it is, one that was stopped goes
-    on. All detectors have the same architecture, that of the first weights where the recipe leaves it open.
+    Each run has its folder in `out`; a finished run is kept, a stopped one is resumed. All detectors
+    have the same architecture, that of the first weights where the recipe leaves it open.
 
     Args:
         recipe: of every run; its seed is replaced.
         run: where and how; its folder is replaced.
         data: to train on.
         val: to evaluate on.
-        starts: initialisations.
-        seeds: of the new weights, the order of the images and all draws.
+        starts: initialisations; of a text, `NAME=WEIGHTS` or `WEIGHTS`, as `Start.parse`.
+        seeds: of the new weights, the order of the images and everything sampled.
         out: folder of the comparison.
-        replicates: draws of the images for the intervals.
+        replicates: resamplings of the images for the intervals.
         show: print progress.
-        watch: told of the steps done and of all steps, of all runs together.
+        watch: called with the steps done and all steps, of all runs together.
 
     Returns:
-        None if it was asked to stop before the end: the same call goes on.
+        Scores from 0 to 1 and differences of box AP; None where a signal stopped it before the end (the same call goes
+        on), and on processes but the first.
 
     Raises:
         UserError: names that are there twice, weights of different architectures, or what `train_detector` raises.
     """
+    starts = [Start.parse(start) if isinstance(start, str) else start for start in starts]
     _check(starts, seeds)
     recipe = dataclasses.replace(recipe, detector=_architecture(recipe.detector, starts))
     folders: dict[str, list[Path]] = {start.name: [] for start in starts}
@@ -138,8 +140,8 @@ def compare(
             settings = dataclasses.replace(run, out=folder, resume=(folder / "config.json").exists())
             if show and processes.first:
                 print(f"\n{start.name}, seed {seed}: {folder}", flush=True)
-            seen = None if watch is None else _shifted(watch, number, len(seeds) * len(starts))
-            if not train_detector(seeded, settings, data, val, init=start.weights, show=show, watch=seen).finished:
+            watch_run = None if watch is None else _shifted(watch, number, len(seeds) * len(starts))
+            if not train_detector(seeded, settings, data, val, init=start.weights, show=show, watch=watch_run).finished:
                 return None
         if not processes.first:
             return None
@@ -158,7 +160,7 @@ def compare(
 
 
 def _shifted(watch: Watch, number: int, runs: int) -> Watch:
-    """What watches run `number` of so many of the same length."""
+    """The function that watches run `number` of `runs` runs of the same length."""
     return lambda done, steps: watch(number * steps + done, runs * steps)
 
 
@@ -170,9 +172,9 @@ def _check(starts: Sequence[Start], seeds: Sequence[int]) -> None:
         raise UserError(f"initialisations {', '.join(names)}: two have the same name; write NAME=PATH")
     if any(not name or "/" in name or name.startswith(".") for name in names):
         raise UserError(f"initialisations {', '.join(names)}: a name cannot be empty, hold a / or begin with a dot")
-    strange = next((seed for seed in seeds if not 0 <= seed < 2**63), None)
-    if strange is not None:
-        raise UserError(f"--seeds {strange}: must be at least 0 and below 2**63")
+    invalid = next((seed for seed in seeds if not 0 <= seed < 2**63), None)
+    if invalid is not None:
+        raise UserError(f"--seeds {invalid}: must be at least 0 and below 2**63")
     if len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds {' '.join(map(str, seeds))}: one is there twice")
 
@@ -183,28 +185,28 @@ def _architecture(config: DetectorConfig, starts: Sequence[Start]) -> DetectorCo
     named = [untrained_model(start.weights) for start in starts if is_untrained(start.weights)]
     untrained = [resolve(config, None, model) for model in named if model is not None]
     resolved = [resolve(config, weights) for weights in files]
-    with_fpn = [found for found, weights in zip(resolved, files, strict=True) if has_fpn(weights)]
-    backbones, widths = {found.backbone for found in resolved + untrained}, {found.fpn_width for found in with_fpn}
+    with_fpn = [config for config, weights in zip(resolved, files, strict=True) if has_fpn(weights)]
+    backbones, widths = {each.backbone for each in resolved + untrained}, {each.fpn_width for each in with_fpn}
     if len(backbones) > 1:
         raise UserError(f"weights of different backbones cannot be compared: {', '.join(sorted(backbones))}")
     if len(widths) > 1:
         raise UserError(f"weights with FPNs of different widths cannot be compared: {sorted(widths)}")
-    pyramids = {found.frozen_fpn for found in with_fpn}
+    pyramids = {each.frozen_fpn for each in with_fpn}
     if len(pyramids) > 1:
-        told = "; ".join(sorted(" ".join(parts) for parts in pyramids))
+        parts = "; ".join(sorted(" ".join(pyramid) for pyramid in pyramids))
         raise UserError(
-            f"weights with different parts of an FPN cannot be compared ({told}): name them by --frozen-fpn"
+            f"weights with different parts of an FPN cannot be compared ({parts}): name them by --frozen-fpn"
         )
     return (with_fpn or resolved or untrained or [resolve(config, None)])[0]
 
 
 def _scores(runs: Sequence[Path]) -> dict[str, dict[str, list[float]]]:
-    found: dict[str, dict[str, list[float]]] = {}
+    scores: dict[str, dict[str, list[float]]] = {}
     for folder in runs:
         for kind, values in read_scores(folder)[-1]["scores"].items():
             for name, value in values.items():
-                found.setdefault(kind, {}).setdefault(name, []).append(math.nan if value is None else value)
-    return found
+                scores.setdefault(kind, {}).setdefault(name, []).append(math.nan if value is None else value)
+    return scores
 
 
 def _differences(
@@ -214,30 +216,29 @@ def _differences(
         return ()
     val = without_remembered(val, [folder for runs in folders.values() for folder in runs])
     ids = {record.image_id for record in val.records}
-    under: dict[str, np.ndarray] = {}
+    resamplings: dict[str, np.ndarray] = {}
     plain: dict[str, float] = {}
     for name, runs in folders.items():
         resampled_runs, plain_runs = [], []
         for folder in runs:
             if show:
                 print(f"resampling the images of {folder.name}, {replicates} times", flush=True)
-            classes = match_detections(
-                val, [found for found in read_results(folder / "results.json") if found["image_id"] in ids]
-            )
+            rows = [row for row in read_results(folder / "results.json") if row["image_id"] in ids]
+            classes = match_detections(val, rows)
             resampled_runs.append(resample_precision(classes, len(val), replicates=replicates, seed=0))
             plain_runs.append(average_precision(classes, np.ones(len(val))))
-        under[name], plain[name] = np.array(resampled_runs), float(np.mean(plain_runs))
+        resamplings[name], plain[name] = np.array(resampled_runs), float(np.mean(plain_runs))
     return tuple(
         Difference(
             first=a, second=b, value=plain[a] - plain[b],
-            **dict(zip(("low", "high"), paired_interval(under[a], under[b], seed=0), strict=True)),
+            **dict(zip(("low", "high"), paired_interval(resamplings[a], resamplings[b], seed=0), strict=True)),
         )
         for a, b in itertools.combinations(folders, 2)
     )  # fmt: skip
 
 
 def to_json(comparison: Comparison, recipe: DetectRecipe) -> dict[str, Any]:
-    """As plain data: scores from 0 to 1, None where there is nothing to find."""
+    """As plain data: scores from 0 to 1, None where there is no object."""
     scores = {
         name: {
             kind: {score: [None if math.isnan(v) else v for v in values] for score, values in by_score.items()}

@@ -1,4 +1,4 @@
-"""What a fine-tuning is: a detector, how its images are fed, how it is optimised, how it is scored."""
+"""The settings of a fine-tuning: the detector, its images, its optimisation, and how it is run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DetectorConfig:
     backbone: str = "auto"
     """torchvision ResNet or ResNeXt by name; auto: that of --init."""
     neck: Literal["fpn", "c4"] = "fpn"
-    """fpn: boxes are seen on P2 to P5; c4: on C4, by the fifth stage, with an extra BatchNorm after it."""
+    """fpn: boxes are detected on P2 to P5; c4: on C4, by the fifth stage, with an extra BatchNorm after it."""
     fpn_width: Annotated[int, AtLeast(0)] = 0
     """Channels of every FPN map; 0: that of --init, or 256."""
     norm: Literal["sync", "batch", "frozen"] = "sync"
@@ -49,11 +49,11 @@ class DetectorConfig:
     box_regions: Annotated[int, AtLeast(1)] = 512
     """Proposals an image that the box head's losses sample."""
     candidates_train: Annotated[int, AtLeast(0)] = 0
-    """Anchors a level that suppression sees in training; 0: Detectron2's 2,000 on an FPN, 12,000 on C4."""
+    """Anchors a level that enter suppression in training; 0: Detectron2's 2,000 on an FPN, 12,000 on C4."""
     candidates_test: Annotated[int, AtLeast(0)] = 0
     """The same at test; 0: Detectron2's 1,000 on an FPN, 6,000 on C4."""
     proposals_train: Annotated[int, AtLeast(1)] = 1000
-    """Proposals an image that the RPN gives in training."""
+    """Proposals an image that the RPN returns in training."""
     proposals_test: Annotated[int, AtLeast(1)] = 1000
     """The same at test."""
     rpn_beta: Positive = 1 / 9
@@ -63,7 +63,7 @@ class DetectorConfig:
     anchor_sizes: tuple[Annotated[int, AtLeast(1, "px")], ...] = (32, 64, 128, 256, 512)
     """Side of the anchors, px: one a level of the FPN, all of them on C4."""
     score_threshold: Annotated[float, AtLeast(0), Below(1)] = 0.05
-    """Detections below it are not given."""
+    """Detections below it are not returned."""
     detections: Annotated[int, AtLeast(1)] = 100
     """Detections an image, at most."""
 
@@ -122,7 +122,7 @@ class TuneConfig:
     batch_size: Annotated[int, AtLeast(1)] = 16
     """Images a step, over all processes and passes. --lr is not rescaled with it unless --lr-batch says so."""
     lr: Annotated[float, AtLeast(0)] = 0.02
-    """Learning rate after the warm-up; as it is, unless --lr-batch says otherwise."""
+    """Learning rate after the warm-up; not rescaled, unless --lr-batch is set."""
     lr_batch: Annotated[int, AtLeast(0)] = 0
     """Batch that --lr is meant for: the lr is scaled by batch-size over it; 0: never scaled."""
     drops: tuple[Annotated[int, AtLeast(1)], ...] = (60_000, 80_000)
@@ -146,7 +146,7 @@ class TuneConfig:
     precise_bn: Annotated[int, AtLeast(0)] = 0
     """Training batches over which BatchNorm's statistics are recomputed before each evaluation; 0: running ones."""
     fraction: PositiveShare = 1.0
-    """Share of the training images that is used, drawn by the seed; with one seed a smaller is part of a larger."""
+    """Share of the training images that is used, chosen by the seed; a smaller share is part of a larger one."""
     seed: Seed = 0
     """Seed of the new weights, the order, the flips and sizes, the sampled regions and the share of the images."""
 
@@ -165,7 +165,7 @@ class TuneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectRecipe:
-    """All that decides the result of a fine-tuning but the data and the weights that it begins with."""
+    """Everything that decides the result of a fine-tuning, except the data and the weights to begin with."""
 
     name: str = "coco-fpn-1x"
     """Name of the recipe."""

@@ -19,8 +19,8 @@ from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
 from resim.detection.config import DetectorConfig, ImagesConfig
-from resim.detection.draws import ChosenSizes, SeededSampler, set_betas
 from resim.detection.norms import freeze, norm_layer
+from resim.detection.torchvision_patches import ChosenSizes, SeededSampler, set_betas
 from resim.distributed.processes import Processes
 from resim.errors import UserError
 from resim.model.backbone import build_backbone, torchvision_resnet
@@ -56,7 +56,7 @@ class Res5(nn.Module):
 
 
 class _BoxPool(MultiScaleRoIAlign):
-    """Torchvision's pooling, which in training keeps the regions that it was asked for."""
+    """Torchvision's pooling, which in training keeps the regions that it pooled."""
 
     def __init__(self) -> None:
         super().__init__(["0"], output_size=14, sampling_ratio=2)
@@ -68,9 +68,9 @@ class _BoxPool(MultiScaleRoIAlign):
 
 
 class _SharedMaps(MultiScaleRoIAlign):
-    """What the mask head of a C4 detector sees: the box head's maps of the same regions, (R, C5 channels, 7, 7).
+    """The input of a C4 detector's mask head: the box head's maps of the same regions, (R, C5 channels, 7, 7).
 
-    In training they are picked out of those that the box head has just made of all sampled regions, as Detectron2's C4
+    In training they are selected from those that the box head has computed for all sampled regions, as Detectron2's C4
     heads do, so that BatchNorm's statistics are of these alone.
     """
 
@@ -120,7 +120,7 @@ def build_detector(
 
     Args:
         config: with its backbone and FPN width resolved.
-        images: sizes at which images are seen.
+        images: sizes of images.
         num_classes: without the background.
         num_keypoints: of a Keypoint R-CNN.
         processes: that BatchNorm is synchronised over.

@@ -38,8 +38,8 @@ def official_scores(
     Args:
         data: the truth.
         results: in the form of COCO results.
-        kinds: what the detections hold; what the truth has not is left out, and keypoints other than COCO's 17,
-            for which no tolerances are known.
+        kinds: of the detections; those that the truth lacks are excluded, and keypoints other than COCO's 17, whose
+            tolerances are not known.
         source: of the results, for messages.
 
     Raises:
@@ -58,20 +58,20 @@ def official_scores(
 
 def lines(scores: dict[str, Scores], data: DetectionData) -> list[str]:
     """For a person: one line a kind, in percent."""
-    told = []
+    text = []
     for kind, score in scores.items():
         cells = [f"{name} {'-' if math.isnan(value) else f'{100 * value:.2f}'}" for name, value in score.values.items()]
-        told.append(f"{kind:<9} " + "  ".join(cells))
+        text.append(f"{kind:<9} " + "  ".join(cells))
     if data.kind == "cityscapes" and "cityscapes" not in scores and "segm" in scores:
-        told.append(f"these are COCO's scores; Cityscapes' own need cityscapesScripts: {INSTALL}")
+        text.append(f"these are COCO's scores; Cityscapes' own need cityscapesScripts: {INSTALL}")
     if data.has_keypoints and len(data.keypoint_names) != NUM_SIGMAS:
         count = len(data.keypoint_names)
-        told.append(f"keypoints are not scored: COCO's tolerances are of {NUM_SIGMAS} keypoints, these are {count}")
-    return told
+        text.append(f"keypoints are not scored: COCO's tolerances are of {NUM_SIGMAS} keypoints, these are {count}")
+    return text
 
 
 def plain(scores: dict[str, Scores]) -> dict[str, dict[str, float | None]]:
-    """As JSON data; None where there is nothing to find."""
+    """As JSON data; None where there is no object."""
     return {
         kind: {name: None if math.isnan(value) else value for name, value in score.values.items()}
         for kind, score in scores.items()
@@ -87,7 +87,7 @@ def write_evaluation(
     out: Path, data: DetectionData, results: Sequence[dict[str, Any]], scores: dict[str, Scores], *, step: int,
     name: str, title: str, go_on: bool = False,
 ) -> None:  # fmt: skip
-    """Write what an evaluation found into a folder.
+    """Write the results of an evaluation into a folder.
 
     A line of `scores.jsonl` (`step`, `images`, `scores`, `per_class`),
     `results.json` in the form of COCO results, and `pictures/detections.png` of some images.

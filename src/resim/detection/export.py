@@ -21,8 +21,8 @@ from resim.detection.agreement import agreement, raw_images, settings
 from resim.detection.card import detector_card, held_out_words
 from resim.detection.checkpoint import TrainedDetector, description_of, load_detector
 from resim.detection.config import DetectRecipe
-from resim.detection.draws import TORCHVISION_BETA
 from resim.detection.evaluate import read_scores
+from resim.detection.torchvision_patches import TORCHVISION_BETA
 from resim.detection.torchvision_source import FIRST_LINE, torchvision_source
 from resim.errors import UserError
 from resim.exchange.export import Exported, metadata_of, refuse_differences
@@ -40,7 +40,7 @@ def export_detector(
 ) -> Exported:
     """Write a detector for another program: its weights, and a Python file that builds it from torchvision alone.
 
-    The files are written beside their place; that Python file is run, both detectors are fed the same raw images, and
+    The files are written to a temporary folder; the Python file is run, both detectors are fed the same raw images, and
     maps and detections are compared before anything is moved into place.
 
     Args:
@@ -61,8 +61,8 @@ def export_detector(
         kind = f"resim detector ({detector.recipe.name}, {config.backbone}, step {detector.step})"
         weights = dataclasses.replace(weights, origin=kind)
     out = out or Path(f"{detector.recipe.name}-{to}{ENDINGS[to][0]}")
-    beside = {} if to == "hub" else {".py": "Python file"} | ({".md": "card"} if to == "safetensors" else {})
-    check_out(out, to, weights.path, beside)
+    companions = {} if to == "hub" else {".py": "Python file"} | ({".md": "card"} if to == "safetensors" else {})
+    check_out(out, to, weights.path, companions)
     _check_python_file(out, to)
     state, recipe, notes = _converted(detector, fpn_norm)
     wild = [name for name, value in state.items() if not value.isfinite().all()]
@@ -73,9 +73,9 @@ def export_detector(
             (folder / out.name).mkdir()
         written = _write(detector, recipe, state, weights, folder, out, to)
         model = _built(folder, written, to)
-        found = _compare(detector, model, attempts=1 if recipe == detector.recipe else 3)
+        largest = _compare(detector, model, attempts=1 if recipe == detector.recipe else 3)
         _check_settings(out, detector.model, model)
-        refuse_differences(out, written.target, found, outputs="features or detections")
+        refuse_differences(out, written.target, largest, outputs="features or detections")
         if to != "torchvision-detection":
             _check_reading(out, folder / written.files[0], state)
         paths = tuple(move_into_place(folder / name, out.parent / name) for name in written.files)
@@ -84,7 +84,7 @@ def export_detector(
         weights=dataclasses.replace(weights, left_over=()),
         paths=paths,
         written=written,
-        differences=found,
+        differences=largest,
         notes=(*notes, *_training_notes(recipe), *written.notes),
     )
 
@@ -97,7 +97,7 @@ def _check_python_file(out: Path, to: str) -> None:
 
 
 def _converted(detector: TrainedDetector, fpn_norm: FpnNorm) -> tuple[dict[str, Tensor], DetectRecipe, tuple[str, ...]]:
-    """The state in float32 with the FPN that is wanted, its recipe, and what was done about it."""
+    """The state in float32 with the norms that `fpn_norm` names, its recipe, and notes on the conversion."""
     state = {
         name: (value.float() if value.is_floating_point() else value).contiguous()
         for name, value in detector.model.state_dict().items()
@@ -129,13 +129,13 @@ def _converted(detector: TrainedDetector, fpn_norm: FpnNorm) -> tuple[dict[str, 
 
 
 def _training_notes(recipe: DetectRecipe) -> tuple[str, ...]:
-    """What torchvision's detector would do otherwise if it were trained on."""
+    """How torchvision's detector would differ if it were trained further."""
     config = recipe.detector
     notes = ["the optimiser's state and the run's log stay in the run's folder"]
     betas = {"RPN": config.rpn_beta, "box head": config.box_beta}
     for part, beta in betas.items():
         if beta != TORCHVISION_BETA:
-            notes.append(f"trained on, torchvision's {part} has a smooth L1 with beta 1/9, not {beta:g}")
+            notes.append(f"trained further, torchvision's {part} has a smooth L1 with beta 1/9, not {beta:g}")
     if config.frozen_stages and config.norm != "frozen":
         notes.append(
             f"norms of the {config.frozen_stages} stages that were fixed are BatchNorm there, the same in evaluation"
@@ -201,14 +201,14 @@ def _compare(detector: TrainedDetector, model: GeneralizedRCNN, *, attempts: int
 
     A rounding may turn the choice between two overlapping boxes on one pair of images; a fault shows on every pair.
     """
-    found: dict[str, float] = {}
+    best: dict[str, float] = {}
     for seed in range(attempts):
-        now = agreement(detector.model, model, raw_images(seed))
-        if not found or max(now.values()) < max(found.values()):
-            found = now
-        if max(found.values()) <= TOLERANCE:
+        differences = agreement(detector.model, model, raw_images(seed))
+        if not best or max(differences.values()) < max(best.values()):
+            best = differences
+        if max(best.values()) <= TOLERANCE:
             break
-    return found
+    return best
 
 
 def _check_settings(out: Path, ours: GeneralizedRCNN, theirs: GeneralizedRCNN) -> None:

@@ -78,7 +78,7 @@ def freeze_lines(model: nn.Module, config: DetectorConfig, report: InitReport | 
     Args:
         model: after `freeze_parts`.
         config: of the detector.
-        report: of the weights; None where the run goes on.
+        report: of the weights; None where the run is resumed.
     """
     if config.freeze == "none":
         return []

@@ -1,4 +1,4 @@
-"""Which images of a data set say how good a trained detector is: those that its run held out."""
+"""The images of a data set that measure a trained detector: those that its run held out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from resim.errors import UserError
 
 
 def part_to_score(data: DetectionData, model: Path, recipe: DetectRecipe) -> tuple[DetectionData, str]:
-    """What of some data says how good a detector is, and a line about it: of its run's own data the part held out.
+    """The part of a data set that measures a detector, and a line about it: of its run's data the part held out.
 
     Args:
         data: to score, under the classes of the detector.
@@ -24,7 +24,7 @@ def part_to_score(data: DetectionData, model: Path, recipe: DetectRecipe) -> tup
         recipe: of the run.
 
     Returns:
-        The part that the run held out of these data, else all of them; empty where there is nothing to say.
+        The part that the run held out of these data, else all of them; the line is empty where there is nothing to say.
     """
     folder = model if model.is_dir() else model.parent.parent
     noted = _noted_data(folder)
@@ -44,7 +44,7 @@ def part_to_score(data: DetectionData, model: Path, recipe: DetectRecipe) -> tup
 
 
 def _noted_data(folder: Path) -> dict[str, Any]:
-    """What the config.json of a run says of its data; {} where there is none."""
+    """The entry on the data in a run's config.json; {} where there is none."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return dict(json.loads((folder / "config.json").read_text(encoding="utf-8"))["data"])
     return {}

@@ -23,14 +23,14 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 @dataclass(frozen=True, kw_only=True)
 class InitReport:
-    """What became of the entries of a file and of a detector.
+    """Where the entries of a file and of a detector went.
 
     Attributes:
         source: the file, and what it was recognised as; or that there is none.
         loaded: entries of the detector that were filled.
         new: its parameters and statistics that start new.
         left_over: entries of the file that the detector has no place for.
-        notes: what was done to biases and normalisations on the way.
+        notes: on the conversion of biases and normalisations.
     """
 
     source: str
@@ -104,7 +104,7 @@ def load_init(model: GeneralizedRCNN, config: DetectorConfig, weights: Weights |
     Args:
         model: from `build_detector`, before `freeze_stages`.
         config: it was built from.
-        weights: as `read_weights` gives them; None: all stays new.
+        weights: as `read_weights` returns them; None: all stays new.
 
     Raises:
         UserError: weights of another backbone or width.
@@ -171,7 +171,7 @@ def _fpn_convolutions(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 def _fpn_entries(
     tensors: Mapping[str, Tensor], name: str, at: str, state: Mapping[str, Tensor], *, fold: bool
 ) -> tuple[dict[str, Tensor], str]:
-    """One FPN convolution in the form that the detector has it, and what was done."""
+    """One FPN convolution in the form that the detector has, and a note on the conversion."""
     normed, to_normed = f"{name}.0.weight" in tensors, f"{at}.1.weight" in state
     weight, bias = f"{at}.0.weight", f"{at}.0.bias"
     if normed and to_normed:

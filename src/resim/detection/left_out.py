@@ -1,4 +1,4 @@
-"""What a rule, and no fault, leaves out of training and sets aside in evaluation: how much of it, and why."""
+"""Images and objects that rules, not faults, exclude from training and from scores: how many, and why."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def left_out(data: DetectionData, recipe: DetectRecipe) -> list[str]:
     return lines
 
 
-def set_aside(data: DetectionData, *, masks: bool = False, keypoints: bool = False) -> list[str]:
-    """Lines on the objects that the evaluation counts neither as found nor as missed.
+def not_scored(data: DetectionData, *, masks: bool = False, keypoints: bool = False) -> list[str]:
+    """Lines on the objects that the evaluation counts neither as detected nor as missed.
 
     Args:
         data: the truth.
@@ -71,13 +71,13 @@ def set_aside(data: DetectionData, *, masks: bool = False, keypoints: bool = Fal
     difficult = sum(int((record.difficult & ~record.crowd).sum()) for record in data.records)
     lines = []
     if crowd:
-        lines.append(f"set aside: {crowd} of {total}: {_crowd(data)}{crowd_hint(data, crowd)}")
+        lines.append(f"not scored: {crowd} of {total}: {_crowd(data)}{crowd_hint(data, crowd)}")
     if difficult and data.kind == "voc":
-        lines.append(f"set aside: {difficult} of {total}: {_TEXT['difficult']}")
+        lines.append(f"not scored: {difficult} of {total}: {_TEXT['difficult']}")
     if masks and data.has_masks:
         bare = sum(int((~record.has_mask & ~record.crowd).sum()) for record in data.records)
         if bare:
-            lines.append(f"set aside in the scores of masks: {bare} of {total}: {_TEXT['mask']}")
+            lines.append(f"not scored as masks: {bare} of {total}: {_TEXT['mask']}")
     if keypoints and data.has_keypoints:
         bare = sum(
             int((~(r.keypoints[..., 2] > 0).any(axis=1) & ~r.crowd & np.isin(r.labels, data.keypoint_labels)).sum())
@@ -85,7 +85,7 @@ def set_aside(data: DetectionData, *, masks: bool = False, keypoints: bool = Fal
             if r.keypoints is not None
         )
         if bare:
-            lines.append(f"set aside in the scores of keypoints: {counted(bare, 'object')}: no labelled keypoint")
+            lines.append(f"not scored as keypoints: {counted(bare, 'object')}: no labelled keypoint")
     return lines
 
 
@@ -98,7 +98,7 @@ def crowd_hint(data: DetectionData, number: int) -> str:
 
 
 def _crowd(data: DetectionData) -> str:
-    return "crowd regions (iscrowd 1)" if data.kind == "coco" else "groups whose members could not be told apart"
+    return "crowd regions (iscrowd 1)" if data.kind == "coco" else "groups whose members could not be separated"
 
 
 _TEXT = {

@@ -1,4 +1,4 @@
-"""What a fine-tuning says of itself when it begins."""
+"""The first lines that a fine-tuning prints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from resim.datasets.records import DetectionData
 from resim.datasets.validation_split import split_line
 from resim.detection.config import DetectRecipe, DetectRun, TuneConfig
 from resim.detection.init import InitReport
-from resim.detection.left_out import set_aside
+from resim.detection.left_out import not_scored
 from resim.detection.recipes import DETECT_RECIPES
 from resim.detection.samples import objects_to_learn
 from resim.distributed.processes import Processes
@@ -43,7 +43,7 @@ def opening_lines(
         precision: of convolutions.
         out: the run's folder.
         step: steps done already.
-        report: of the weights; None where the run goes on.
+        report: of the weights; None where the run is resumed.
         left_out: lines on what is not learnt from.
     """
     tune, detector = recipe.tune, recipe.detector
@@ -53,7 +53,7 @@ def opening_lines(
     size = min(run.images_per_pass or each, each)
     passes = f" in {-(-each // size)} passes of {size}, BatchNorm and losses by pass" if size < each else ""
     objects = _num_learnt(data, recipe)
-    told = [
+    lines = [
         f"{recipe.name}: {kind} on {detector.backbone}-{detector.neck}, {counted(len(data), 'image')} "
         f"with {counted(objects, 'object')} of {counted(len(data.classes), 'class', 'classes')}, "
         f"{counted(tune.steps, 'step')}",
@@ -62,23 +62,23 @@ def opening_lines(
         + (f"; resumed after step {step}" if step else "")
         + (", the last one: nothing is left to do" if step == tune.steps else ""),
     ]
-    told += _lr_warning(recipe) if report is not None else []
+    lines += _lr_warning(recipe) if report is not None else []
     if report is not None:
-        told += report.lines()
+        lines += report.lines()
         if not report.loaded and detector.frozen_stages and detector.freeze == "none":
-            told.append("warning: --frozen-stages fixes stages that were never trained: set it to 0")
-    told += [f"  {line}" for line in (*left_out, *data.repairs.lines())]
+            lines.append("warning: --frozen-stages fixes stages that were never trained: set it to 0")
+    lines += [f"  {line}" for line in (*left_out, *data.repairs.lines())]
     if val is not None and val.held_out is not None:
-        told.append(split_line(val))
+        lines.append(split_line(val))
     if val is not None:
-        aside = set_aside(val, masks=detector.masks, keypoints=detector.keypoints)
-        of_val = [*aside, *val.repairs.lines()]
+        excluded = not_scored(val, masks=detector.masks, keypoints=detector.keypoints)
+        of_val = [*excluded, *val.repairs.lines()]
         if of_val:
-            told.append(f"  in {val.source}, the validation data:")
-            told += [f"    {line}" for line in of_val]
+            lines.append(f"  in {val.source}, the validation data:")
+            lines += [f"    {line}" for line in of_val]
     if val is None:
-        told.append("no --val: it is not evaluated (--val-fraction 0.2 holds a fifth of the images out for it)")
-    return told + _optimizer_lines(tune)
+        lines.append("no --val: it is not evaluated (--val-fraction 0.2 holds a fifth of the images out for it)")
+    return lines + _optimizer_lines(tune)
 
 
 def _num_learnt(data: DetectionData, recipe: DetectRecipe) -> int:
@@ -101,7 +101,7 @@ def _lr_warning(recipe: DetectRecipe) -> list[str]:
 
 
 def _optimizer_lines(tune: TuneConfig) -> list[str]:
-    """What optimises, where it is not SGD, and a learning rate that is SGD's."""
+    """The optimiser where it is not SGD, and a warning where the learning rate suits SGD."""
     if tune.optimizer == "sgd":
         return []
     lr = tune.learning_rate(tune.warmup_steps)

@@ -70,7 +70,7 @@ class AllReduceBatchNorm2d(nn.BatchNorm2d):
 
 
 def norm_layer(kind: Literal["sync", "batch", "frozen"], processes: Processes | None) -> Callable[[int], nn.Module]:
-    """What makes a normalisation of a number of channels.
+    """The constructor of a normalisation, called with the number of channels.
 
     Args:
         kind: over all processes, of each process, or fixed.
@@ -84,7 +84,7 @@ def norm_layer(kind: Literal["sync", "batch", "frozen"], processes: Processes | 
 
 
 def freeze(module: nn.Module) -> None:
-    """Parameters of `module` are no longer trained and its BatchNorms keep their statistics."""
+    """Stop training the parameters of `module`; its BatchNorms keep their statistics."""
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     for name, child in list(module.named_modules()):
@@ -98,7 +98,7 @@ def freeze(module: nn.Module) -> None:
 
 @torch.no_grad()
 def recompute_statistics(model: nn.Module, forward: Callable[[Any], object], batches: Iterable[Any]) -> None:
-    """Running statistics of every BatchNorm become the plain mean over `batches` ("precise" BatchNorm).
+    """Replace the running statistics of every BatchNorm by the plain mean over `batches` ("precise" BatchNorm).
 
     The model is in training mode while `forward` is called with each batch; weights do not change. Over several
     processes every process calls it, and layers that are not synchronised are averaged by the caller.

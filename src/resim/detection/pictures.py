@@ -1,4 +1,4 @@
-"""Detections on their images: boxes, masks and keypoints, beside the truth.
+"""Detections on their images: boxes, masks and keypoints, next to the truth.
 
 Shapes: n objects, H x W pixels of an image.
 """
@@ -38,8 +38,8 @@ def draw_results(
         pixels: (H, W, 3) uint8.
         results: entries of COCO results, of this image.
         names: of classes, by category id.
-        threshold: detections with a lower score are left out.
-        panel: in the size of a sheet's panels; otherwise in its own, or enlarged to `SMALLEST_WIDTH`.
+        threshold: detections with a lower score are not drawn.
+        panel: in the size of a sheet's panels; otherwise in the image's size, or enlarged to `SMALLEST_WIDTH`.
     """
     shown = sorted((r for r in results if r["score"] >= threshold), key=lambda result: result["score"])
     objects = []
@@ -61,9 +61,9 @@ def draw_truth(pixels: np.ndarray, record: Record, data: DetectionData, *, panel
         mask = masks[index] if masks is not None and record.has_mask[index] else None
         points = None if record.keypoints is None else record.keypoints[index].ravel().tolist()
         label = int(record.labels[index])
-        aside = bool(record.crowd[index] or record.difficult[index])
+        is_dashed = bool(record.crowd[index] or record.difficult[index])
         objects.append(
-            (record.boxes[index], mask, points, data.classes[label - 1], data.category_ids[label - 1], aside)
+            (record.boxes[index], mask, points, data.classes[label - 1], data.category_ids[label - 1], is_dashed)
         )
     return _draw(pixels, objects, list(data.category_ids), panel=panel)
 
@@ -89,12 +89,12 @@ def detection_sheet(
     rows = []
     for record, pixels in pictures:
         crowd = int((record.crowd | record.difficult).sum())
-        told = _count(len(record), "object") + (f", {crowd} of them set aside" if crowd else "")
-        row = [Panel(picture=draw_truth(pixels, record, data, panel=True), caption=told)]
+        caption = _count(len(record), "object") + (f", {crowd} of them not scored" if crowd else "")
+        row = [Panel(picture=draw_truth(pixels, record, data, panel=True), caption=caption)]
         for _, _, results in columns:
-            own = [result for result in results if result["image_id"] == record.image_id]
-            drawn = draw_results(pixels, own, names, threshold=threshold, panel=True)
-            count = sum(result["score"] >= threshold for result in own)
+            of_image = [result for result in results if result["image_id"] == record.image_id]
+            drawn = draw_results(pixels, of_image, names, threshold=threshold, panel=True)
+            count = sum(result["score"] >= threshold for result in of_image)
             row.append(Panel(picture=drawn, caption=_count(count, "detection")))
         rows.append(tuple(row))
     heads = (Head(name="truth", told=f"{data.source}"[-60:]), *(Head(name=n, told=t) for n, t, _ in columns))
@@ -102,7 +102,7 @@ def detection_sheet(
     note = (
         f"Detections with a score of {threshold:g} or more; the number behind a class is its score in percent. "
         f"A class keeps its colour{shared}. "
-        "Dashed: crowd regions and objects marked difficult, which the evaluation sets aside."
+        "Dashed: crowd regions and objects marked difficult, which are not scored."
     )
     return draw_sheet(title, note, [Block(title="", heads=heads, rows=tuple(rows))])
 
@@ -112,7 +112,7 @@ def _count(number: int, what: str) -> str:
 
 
 Drawn = tuple[np.ndarray, np.ndarray | None, Sequence[float] | None, str, int, bool]
-"""Box (4,), mask (H, W), keypoints (x, y, v, ...), label, category id, whether it is set aside."""
+"""Box (4,), mask (H, W), keypoints (x, y, v, ...), label, category id, whether its outline is dashed."""
 
 
 def _draw(pixels: np.ndarray, objects: Sequence[Drawn], categories: Sequence[int], *, panel: bool) -> Image.Image:
@@ -127,8 +127,8 @@ def _draw(pixels: np.ndarray, objects: Sequence[Drawn], categories: Sequence[int
     else:
         image, factor = fit(image, max(image.width, SMALLEST_WIDTH), tallest=math.inf)
     draw = ImageDraw.Draw(image)
-    for box, _, points, _, category, aside in objects:
-        outline(draw, drawn_box(box, factor), colours[category], dashed=aside)
+    for box, _, points, _, category, is_dashed in objects:
+        outline(draw, drawn_box(box, factor), colours[category], dashed=is_dashed)
         _dots(draw, points, colours[category], factor)
     for box, _, _, label, category, _ in objects:
         x0, y0, x1, y1 = drawn_box(box, factor)
@@ -138,7 +138,7 @@ def _draw(pixels: np.ndarray, objects: Sequence[Drawn], categories: Sequence[int
 
 
 def _dots(draw: ImageDraw.ImageDraw, points: Sequence[float] | None, colour: Colour, factor: float) -> None:
-    for x, y, seen in zip(*(iter(points or ()),) * 3, strict=True):
-        if seen > 0:
+    for x, y, visibility in zip(*(iter(points or ()),) * 3, strict=True):
+        if visibility > 0:
             centre = ((x + 0.5) * factor, (y + 0.5) * factor)
             draw.ellipse([c + d for d in (-3, 3) for c in centre], fill=colour, outline=(0, 0, 0))

@@ -1,4 +1,4 @@
-"""What a detector finds, in the form of COCO's results.
+"""Detections in the form of COCO's results.
 
 Shapes: n detections, H x W pixels of an image, K keypoints.
 """
@@ -43,19 +43,19 @@ def detect(
     precision: Literal["float32", "bf16"] = "float32",
     batch: int = 1,
     workers: int = 0,
-    seen: Callable[[int], None] | None = None,
+    report: Callable[[int], None] | None = None,
     bad: dict[str, str] | None = None,
 ) -> list[Result]:
     """Run a detector over all images, shared among the processes.
 
     Args:
-        model: gives what torchvision's detectors give; it is put into evaluation mode and back.
+        model: returns what torchvision's detectors return; it is put into evaluation mode and back.
         data: the images, and the category ids of the classes.
         processes: all of which call this.
         precision: of convolutions.
         batch: images together.
         workers: processes that decode.
-        seen: called with the number of images done by this process.
+        report: called with the number of images done by this process.
         bad: takes the paths of the images that cannot be decoded, of all processes, and why; None: these raise.
 
     Returns:
@@ -69,28 +69,28 @@ def detect(
     loader = make_loader(TestSet(data.records), order, workers=workers, join=collate_samples)
     was_training = model.training
     model.eval()
-    found: dict[int, list[Result]] = {}
+    detections: dict[int, list[Result]] = {}
     faults: dict[str, str] = {}
     try:
         for batch_read in loader if bad is not None else read_samples(loader):
             for sample in batch_read.samples:
                 if sample.fault:
-                    found[sample.index] = []
+                    detections[sample.index] = []
                     faults[data.records[sample.index].image] = sample.fault
             images = DetectionBatch([sample for sample in batch_read.samples if not sample.fault])
             if not len(images):
                 continue
             for sample, output in zip(images.samples, run(model, images, processes.device, precision), strict=True):
-                found[sample.index] = to_results(output, data.records[sample.index].image_id, data.category_ids)
-            if seen is not None:
-                seen(len(found))
+                detections[sample.index] = to_results(output, data.records[sample.index].image_id, data.category_ids)
+            if report is not None:
+                report(len(detections))
     finally:
         model.train(was_training)
     if bad is not None:
         for part in processes.gather_objects(faults):
             bad |= part
     together: dict[int, list[Result]] = {}
-    for part in processes.gather_objects(found):
+    for part in processes.gather_objects(detections):
         together |= part
     return [result for position in sorted(together) for result in together[position]]
 
@@ -146,9 +146,9 @@ def predict_images(
     pictures: bool = True,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> list[Result]:
-    """Detect in images without labels; write `results.json`, and the images with what was found in them.
+    """Detect in images without labels; write `results.json`, and the images with their detections.
 
-    A last line sums up: how many detections reach the threshold, in how many images, and how near the others come.
+    A last line sums up: how many detections reach the threshold, in how many images, and the best score of the others.
 
     Args:
         model: a fine-tuning's folder or checkpoint.
@@ -172,8 +172,8 @@ def predict_images(
     _check_out(out, paths)
     results: list[Result] = []
     scores: dict[str, list[float]] = {}
-    passed_over = []
-    taken: set[str] = set()
+    undecodable = []
+    used_names: set[str] = set()
     with start_processes(device) as processes, show_bar("detecting", len(paths)) as show_done:
         detector = load_detector(model, processes.device)
         names = dict(zip(detector.category_ids, detector.classes, strict=True))
@@ -182,25 +182,25 @@ def predict_images(
             try:
                 pixels = np.array(Photo(path).decode())
             except BadImageError as error:
-                passed_over.append(f"{path}\t{error}")
+                undecodable.append(f"{path}\t{error}")
                 continue
             sample = Sample(torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), {}, 0, 0, 0)
             with torch.inference_mode():
                 output = run(detector.model, DetectionBatch([sample]), processes.device, detector.precision)[0]
-            found = to_results(output, path, detector.category_ids)
-            results += found
-            scores[path] = [result["score"] for result in found]
+            detections = to_results(output, path, detector.category_ids)
+            results += detections
+            scores[path] = [result["score"] for result in detections]
             if pictures:
-                drawn = draw_results(pixels, found, names, threshold=threshold)
-                write_atomically(_free_name(out, path, taken), lambda file, drawn=drawn: drawn.save(file, "jpeg"))
+                drawn = draw_results(pixels, detections, names, threshold=threshold)
+                write_atomically(_free_name(out, path, used_names), lambda file, drawn=drawn: drawn.save(file, "jpeg"))
     for name, content in (("results.json", results), ("classes.json", names)):
         text = json.dumps(content)
         write_atomically(out / name, lambda file, text=text: file.write(text.encode()))
-    if passed_over:
-        text = "".join(f"{line}\n" for line in passed_over)
+    if undecodable:
+        text = "".join(f"{line}\n" for line in undecodable)
         write_atomically(out / "bad_files.txt", lambda file: file.write(os.fsencode(text)))
-        first = passed_over[0].replace("\t", ": ", 1)
-        line = f"passed over: {counted(len(passed_over), 'image')} that cannot be decoded, the first is {first}"
+        first = undecodable[0].replace("\t", ": ", 1)
+        line = f"passed over: {counted(len(undecodable), 'image')} that cannot be decoded, the first is {first}"
         print(f"{line}; see {out / 'bad_files.txt'}")
     if scores:
         print(summary(scores, threshold, least=detector.recipe.detector.score_threshold))
@@ -209,18 +209,18 @@ def predict_images(
 
 def _pictures(sources: Sequence[str | Path]) -> list[str | Path]:
     """The sources, and in place of a YOLO data set's file the images of a split."""
-    found: list[str | Path] = []
+    images: list[str | Path] = []
     for source in sources:
         path = Path(source).expanduser()
         if path.suffix.lower() not in (".yaml", ".yml") or not path.is_file():
-            found.append(source)
+            images.append(source)
             continue
         data = open_yolo(path, ("",))  # the names of its classes are not needed
         split = next((name for name in ("val", "test", "train") if data.splits.get(name)), "val")
-        images, odd = split_images(data, split)
-        print(f"{path}: {counted(len(images), 'image')} of {split}" + (f", {len(odd)} not as it says" if odd else ""))
-        found += images
-    return found
+        of_split, odd = split_images(data, split)
+        print(f"{path}: {counted(len(of_split), 'image')} of {split}" + (f", {len(odd)} not as it says" if odd else ""))
+        images += of_split
+    return images
 
 
 def _check_out(out: Path, paths: Sequence[str]) -> None:
@@ -232,11 +232,11 @@ def _check_out(out: Path, paths: Sequence[str]) -> None:
         raise UserError(f"--out {out}: holds {Path(inside).name}, which is to be read: name another folder")
 
 
-def _free_name(out: Path, path: str, taken: set[str]) -> Path:
+def _free_name(out: Path, path: str, used_names: set[str]) -> Path:
     stem, number = Path(path).stem, 1
     name = stem
-    while name in taken:
+    while name in used_names:
         number += 1
         name = f"{stem}-{number}"
-    taken.add(name)
+    used_names.add(name)
     return out / f"{name}.jpg"

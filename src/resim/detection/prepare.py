@@ -1,4 +1,4 @@
-"""A data set made ready for a recipe: its share of the images, what can be learnt from, classes that agree."""
+"""A data set prepared for a recipe: its share of the images, those with objects to learn from, matching classes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from resim.exchange.weights import Weights
 
 
 def usable(data: DetectionData, recipe: DetectRecipe) -> DetectionData:
-    """The share of the images that is asked for, without those that have nothing to learn from.
+    """The share of the images that `fraction` names, without those that have nothing to learn from.
 
     Raises:
         UserError: none is left.
     """
-    whole = data
+    all_data = data
     if recipe.tune.fraction < 1:
         data = subset(data, recipe.tune.fraction, recipe.tune.seed)
     if not recipe.images.empty:
@@ -31,13 +31,13 @@ def usable(data: DetectionData, recipe: DetectRecipe) -> DetectionData:
         kept = tuple(r for r in data.records if objects_to_learn(r, difficult=difficult, masks=masks).any())
         data = dataclasses.replace(data, records=kept)
     if not data.records:
-        what = f"{data.source}: none of its {counted(len(whole), 'image')} has an object to learn from"
-        raise UserError("; ".join([what, *left_out(whole, recipe), *data.repairs.reasons()]))
+        what = f"{data.source}: none of its {counted(len(all_data), 'image')} has an object to learn from"
+        raise UserError("; ".join([what, *left_out(all_data, recipe), *data.repairs.reasons()]))
     return data
 
 
 def check_tasks(detector: DetectorConfig, data: DetectionData) -> None:
-    """Raise a UserError if the data has not what the detector is to find."""
+    """Raise a UserError if the data lacks the masks or keypoints that the detector learns."""
     if detector.masks and not data.has_masks:
         why = data.repairs.reasons("bad-mask", "short-polygon", "empty-mask")
         raise UserError("; ".join([f"{data.source}: has no masks: leave --masks out", *why]))
@@ -71,23 +71,23 @@ def with_classes_of(
     repairs = data.repairs.copy()
     matched = _matched(data, classes, category_ids)
     objects = np.bincount(np.concatenate([r.labels for r in data.records]), minlength=len(data.classes) + 1)
-    strange = [label for label, place in enumerate(matched, start=1) if not place]
-    if any(objects[label] for label in strange):
-        counts = {label: int(objects[label]) for label in strange if objects[label]}
+    unmatched = [label for label, place in enumerate(matched, start=1) if not place]
+    if any(objects[label] for label in unmatched):
+        counts = {label: int(objects[label]) for label in unmatched if objects[label]}
         named = [f"{data.classes[label - 1]} ({counted(count, 'object')})" for label, count in counts.items()]
         raise UserError(
             f"{data.source}: has classes that {source} lacks: {', '.join(named[:5])}; that has {_first(classes)}: "
             "leave them out of the file, or train on them too"
         )
-    if strange and data.kind == "voc" and "unknown-category" in data.repairs.counts:
+    if unmatched and data.kind == "voc" and "unknown-category" in data.repairs.counts:
         # VOC's files list no classes: it was read under VOC's twenty, and objects of others are gone
-        named = _first([data.classes[label - 1] for label in strange])
+        named = _first([data.classes[label - 1] for label in unmatched])
         raise UserError(
             f"{data.source}: was read under classes that {source} lacks: {named}; name its own: --classes "
             f"{' '.join(classes)}"
         )
-    if strange:
-        repairs.add("unused-class", file=data.source, detail=_first([data.classes[label - 1] for label in strange]))
+    if unmatched:
+        repairs.add("unused-class", file=data.source, detail=_first([data.classes[label - 1] for label in unmatched]))
     own = dict(zip(matched, data.category_ids, strict=True))
     for place, number in own.items():
         name = "" if not place else classes[place - 1]
@@ -136,7 +136,7 @@ def _first(names: Sequence[str]) -> str:
 
 
 def fingerprint(data: DetectionData) -> str:
-    """A hash of the classes, of image ids, boxes and labels, and of what is set aside."""
+    """A hash of the classes, of image ids, boxes and labels, and of what is not scored."""
     digest = hashlib.sha256(repr((data.classes, data.category_ids, data.keypoint_names)).encode())
     for record in data.records:
         digest.update(repr((record.image_id, record.width, record.height)).encode())

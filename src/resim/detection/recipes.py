@@ -1,7 +1,7 @@
 """Named protocols of fine-tuning. Each function returns a config; every field can be set on the command line.
 
-Beside any number of theirs: torchvision's detectors are not Detectron2's, so that published results of these protocols
-are not directly comparable.
+Torchvision's detectors are not Detectron2's: their scores are not directly comparable with published results of these
+protocols.
 """
 
 from __future__ import annotations

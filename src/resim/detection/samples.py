@@ -1,4 +1,4 @@
-"""From records to what a detector trains on: images with their objects, flipped, in batches of like shape.
+"""From records to training samples: images with their objects, flipped, in batches of like shape.
 
 Shapes: n objects, H x W pixels of an image, K keypoints.
 """
@@ -31,7 +31,7 @@ SMALLEST = 0.01  # px: a thinner box may have no extent left in single precision
 
 @dataclass(frozen=True)
 class Sample:
-    """One image as the workers hand it over."""
+    """One image as a loader process returns it."""
 
     image: Tensor
     """(3, H, W) uint8; where it cannot be decoded, empty."""
@@ -40,13 +40,13 @@ class Sample:
     index: int
     """Which record it is of."""
     size: int
-    """Shorter side to be seen at, px."""
+    """Shorter side after resizing, px."""
     seed: int
     """Of the regions that the losses sample."""
     fault: str = ""
-    """Why it cannot be decoded, nor any that was drawn in its place."""
+    """Why it cannot be decoded, nor any image that replaced it."""
     bad: tuple[BadFile, ...] = ()
-    """Files that were passed over for it."""
+    """Files that it replaces, which cannot be decoded."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,11 @@ class DetectionBatch:
 
 
 class TrainingSet(Dataset[Sample]):
-    """Images with their objects by (epoch, index): flipped or not, to be seen at one of the sizes.
+    """Images with their objects by (epoch, index): flipped or not, with one of the sizes.
 
-    Crowd regions are left out, and objects marked difficult unless they are asked for. Boxes end at the image's edge.
-    An image that cannot be decoded is replaced by another draw of that sample's, of the same shape, upright or lying.
+    Crowd regions are excluded, and objects marked difficult unless the config includes them. Boxes end at the image's
+    edge. An image that cannot be decoded is replaced by another of the same shape, tall or wide, which the sample's
+    generator chooses.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class TrainingSet(Dataset[Sample]):
         self.records, self.config, self.seed = data.records, images, seed
         self.masks, self.keypoints = masks, keypoints
         self.swaps = keypoint_swaps(data.keypoint_names)
-        self._lying = np.array([record.width >= record.height for record in self.records], dtype=bool)
+        self._is_wide = np.array([record.width >= record.height for record in self.records], dtype=bool)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -107,7 +108,7 @@ class TrainingSet(Dataset[Sample]):
                 bad.append(BadFile(record.image, str(error)))
                 if len(bad) == _TRIES:
                     return Sample(torch.empty(0), {}, index, size, seed, fault=str(error), bad=tuple(bad))
-                alike = np.flatnonzero(self._lying == self._lying[index])
+                alike = np.flatnonzero(self._is_wide == self._is_wide[index])
                 index = int(alike[generator.integers(len(alike))])
         record = self.records[index]
         target = self._target(record)
@@ -139,8 +140,8 @@ class TrainingSet(Dataset[Sample]):
             flipped["masks"] = target["masks"].flip(2).contiguous()
         if "keypoints" in target:
             points = target["keypoints"][:, self.swaps].clone()
-            seen = points[..., 2] > 0
-            points[..., 0] = torch.where(seen, width - points[..., 0], points[..., 0])
+            is_labelled = points[..., 2] > 0
+            points[..., 0] = torch.where(is_labelled, width - points[..., 0], points[..., 0])
             flipped["keypoints"] = points
         return image.flip(2), flipped
 
@@ -172,8 +173,8 @@ def read_pixels(record: Record) -> np.ndarray:
     """
     pixels = np.array(Photo(record.image).decode())
     if pixels.shape[:2] != (record.height, record.width):
-        found = f"{pixels.shape[1]} x {pixels.shape[0]}"
-        raise BadImageError(f"is {found} px, its annotation says {record.width} x {record.height}")
+        size = f"{pixels.shape[1]} x {pixels.shape[0]}"
+        raise BadImageError(f"is {size} px, its annotation says {record.width} x {record.height}")
     return pixels
 
 
@@ -184,7 +185,7 @@ def clipped(record: Record) -> np.ndarray:
 
 
 def objects_to_learn(record: Record, *, difficult: bool, masks: bool) -> np.ndarray:
-    """(n,) bool: no crowd region, no empty box, with a mask where masks are learnt, difficult ones if asked for."""
+    """(n,) bool: no crowd region, no empty box, with a mask where masks are learnt, difficult ones if `difficult`."""
     boxes = clipped(record)
     keep = ~record.crowd & (boxes[:, 2:] - boxes[:, :2] >= SMALLEST).all(axis=1)
     if not difficult:
@@ -209,7 +210,7 @@ def read_samples(loader: Any) -> Generator[DetectionBatch, None, None]:
     """The loader's batches.
 
     Raises:
-        UserError: an image that cannot be decoded, nor in training those drawn in its place.
+        UserError: an image that cannot be decoded, nor in training those that replaced it.
     """
     for batch in loader:
         for sample in batch.samples:
@@ -222,16 +223,16 @@ def read_samples(loader: Any) -> Generator[DetectionBatch, None, None]:
 
 
 class ShapeOrder(Sampler[list[tuple[int, int]]]):
-    """This process's part of every batch: epochs of all images in random order, upright and lying ones apart.
+    """This process's part of every batch: epochs of all images in random order, tall and wide ones apart.
 
     An image waits for others of its shape, so that a batch needs little padding; a batch may reach into the next
     epoch. Of each batch, process r of W has the r-th run of batch / W images.
 
     Args:
-        lying: (images,) bool: width above height.
+        is_wide: (images,) bool: the width is at least the height.
         batch: images a step, over all processes.
         seed: of the order.
-        start_step: first batch that is given.
+        start_step: first batch.
         end_step: end of the batches.
         rank: r.
         processes: W.
@@ -239,7 +240,7 @@ class ShapeOrder(Sampler[list[tuple[int, int]]]):
 
     def __init__(
         self,
-        lying: np.ndarray,
+        is_wide: np.ndarray,
         batch: int,
         *,
         seed: int,
@@ -248,7 +249,7 @@ class ShapeOrder(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         processes: int = 1,
     ) -> None:
-        self.lying, self.batch, self.seed = lying, batch, seed
+        self.is_wide, self.batch, self.seed = is_wide, batch, seed
         self.start_step, self.end_step, self.rank, self.processes = start_step, end_step, rank, processes
 
     def __len__(self) -> int:
@@ -259,8 +260,8 @@ class ShapeOrder(Sampler[list[tuple[int, int]]]):
         waiting: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
         epoch = step = 0
         while step < self.end_step:
-            for index in epoch_order(len(self.lying), self.seed, epoch).tolist():
-                bucket = waiting[bool(self.lying[index])]
+            for index in epoch_order(len(self.is_wide), self.seed, epoch).tolist():
+                bucket = waiting[bool(self.is_wide[index])]
                 bucket.append((epoch, index))
                 if len(bucket) < self.batch:
                     continue

@@ -1,4 +1,4 @@
-"""One optimisation step of a detector: as many passes as its memory asks for, gradients averaged over processes."""
+"""One optimisation step of a detector: as many passes as the memory requires, gradients averaged over processes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 from resim.counts import counted
 from resim.detection.config import TuneConfig
-from resim.detection.draws import set_draws
 from resim.detection.samples import DetectionBatch
+from resim.detection.torchvision_patches import set_sizes_and_seeds
 from resim.distributed.processes import Processes, averaging, in_parallel
 from resim.errors import UserError
 
@@ -27,12 +27,12 @@ LOSSES = {
 
 @dataclass(frozen=True)
 class DetectorStepper:
-    """A detector with what a step needs beside it."""
+    """A detector and all else that a step needs."""
 
     model: GeneralizedRCNN
     optimizer: torch.optim.Optimizer
     called: nn.Module
-    """The detector as it is called: in DistributedDataParallel, or itself."""
+    """The detector as it is called: wrapped in DistributedDataParallel, or itself."""
     processes: Processes
     images_per_pass: int
     """0: all at once."""
@@ -72,15 +72,15 @@ class DetectorStepper:
         self.optimizer.step()
         return sums
 
-    def look_at(self, batch: DetectionBatch) -> None:
-        """Forward passes over this process's images in the mode that the detector is in, for BatchNorm's statistics."""
+    def forward(self, batch: DetectionBatch) -> None:
+        """Run this process's images through the detector in its present mode, for BatchNorm's statistics alone."""
         for part in self._passes(batch):
             self.losses(part)
 
     def losses(self, batch: DetectionBatch) -> dict[str, Tensor]:
         """Torchvision's losses of one pass, under our names."""
         images, targets = batch.to(self.processes.device)
-        set_draws(self.model, [s.size for s in batch.samples], [s.seed for s in batch.samples])
+        set_sizes_and_seeds(self.model, [s.size for s in batch.samples], [s.seed for s in batch.samples])
         with torch.autocast(self.processes.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             losses = self.called(images, targets)
         return {LOSSES[name]: value.float() for name, value in losses.items()}

@@ -1,4 +1,4 @@
-"""What was detected in images without labels, in one line: how much, and how near the best score came elsewhere."""
+"""The detections in images without labels, in one line: their number, and the best score where there is none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def summary(scores: Mapping[str, Sequence[float]], threshold: float, *, least: f
     Args:
         scores: of the detections in each image, by its path; at least one image.
         threshold: score from which a detection is drawn.
-        least: score below which the detector gives no detection.
+        least: score below which the detector returns no detection.
     """
     best = {path: max(values) for path, values in scores.items() if values}
     empty = [path for path in scores if path not in best or best[path] < threshold]
@@ -30,7 +30,7 @@ def summary(scores: Mapping[str, Sequence[float]], threshold: float, *, least: f
         text, among = f"{text}{len(empty)} {have} none", "the best score there"
     path = max((path for path in empty if path in best), key=lambda path: best[path], default=None)
     if path is None:
-        return f"{text}, and none below it" + (f" (this detector gives none below {least:g})" if least > 0 else "")
+        return f"{text}, and none below it" + (f" (this detector returns none below {least:g})" if least > 0 else "")
     # rounded down: 0.4999 must not read as 0.5, and the remedy must draw it
     score, remedy = (math.floor(best[path] * places) / places for places in (1000, 100))
     return f"{text}; {among} is {score:.3f}, in {path}: --threshold {remedy:g} draws it"

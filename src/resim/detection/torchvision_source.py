@@ -19,9 +19,9 @@ _HEAD = '''{first_line}
 
     import runpy
     model = runpy.run_path("THIS FILE")["load_detector"]()
-    found = model([image])[0]  # image: (3, height, width), RGB in [0, 1], of any size, which the model resizes itself
+    detections = model([image])[0]  # image: (3, height, width), RGB in [0, 1], of any size
 
-found has boxes (x0, y0, x1, y1) in px of the image, scores, and labels: label n is CLASSES[n - 1].
+detections has boxes (x0, y0, x1, y1) in px of the image, scores, and labels: label n is CLASSES[n - 1].
 """
 
 {imports}
@@ -29,7 +29,7 @@ found has boxes (x0, y0, x1, y1) in px of the image, scores, and labels: label n
 CLASSES = {classes}
 CATEGORY_IDS = {category_ids}  # of the data set that it was trained on
 KEYPOINTS = {keypoints}
-WEIGHTS = {weights}  # beside this file
+WEIGHTS = {weights}  # in the folder of this file
 
 
 def build_detector():
@@ -83,12 +83,12 @@ _SHARE = """    box_head = model.roi_heads.box_head
 
 
 def torchvision_source(detector: TrainedDetector, recipe: DetectRecipe, weights_name: str) -> str:
-    """The source of that file.
+    """The source of the Python file.
 
     Args:
         detector: whose classes it has.
         recipe: of the exported weights, which may differ from the detector's in the FPN's norms.
-        weights_name: name of the file of weights that will lie beside it.
+        weights_name: name of the file of weights in the same folder.
     """
     config, classes = recipe.detector, len(detector.classes) + 1
     safe = weights_name.endswith(".safetensors")

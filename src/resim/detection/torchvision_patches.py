@@ -1,7 +1,4 @@
-"""Everything random in a detector's forward pass, made a function of the image and not of its place in a batch.
-
-The losses of boxes with another beta than torchvision's are here too.
-"""
+"""Replaced parts of torchvision's detectors: sampling with a seed for each image, and smooth L1 with any beta."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ TORCHVISION_BETA = 1 / 9
 
 
 class SeededSampler(BalancedPositiveNegativeSampler):
-    """Torchvision's sampler of positive and negative regions, its draws seeded for each image of the batch."""
+    """Torchvision's sampler of positive and negative regions, seeded for each image of the batch."""
 
     def __init__(self, regions: int, positive_fraction: float, stream: int) -> None:
         super().__init__(regions, positive_fraction)
@@ -44,12 +41,12 @@ class SeededSampler(BalancedPositiveNegativeSampler):
 
 
 class ChosenSizes(GeneralizedRCNNTransform):
-    """Torchvision's resizing and normalisation; in training to the shorter side that was drawn for each image."""
+    """Torchvision's resizing and normalisation; in training to the shorter side that was chosen for each image."""
 
     sizes: Sequence[int] = ()
 
     def torch_choice(self, k: list[int]) -> int:
-        """The next image's shorter side, px; where none was drawn, one of them from the global generator."""
+        """The next image's shorter side, px; where none was chosen, one of them from the global generator."""
         if not self.sizes:
             return super().torch_choice(k)
         size, self.sizes = self.sizes[0], self.sizes[1:]
@@ -99,7 +96,7 @@ class BetaRoIHeads(RoIHeads):
 
 
 def set_betas(model: GeneralizedRCNN, *, rpn: float, box: float) -> None:
-    """Set the beta of the RPN's and of the box head's smooth L1; what is torchvision's stays torchvision's code."""
+    """Set the beta of the RPN's and of the box head's smooth L1; torchvision's own beta keeps torchvision's code."""
     parts: Any = model
     if rpn != TORCHVISION_BETA:
         parts.rpn.__class__, parts.rpn.beta = BetaRPN, rpn
@@ -111,8 +108,8 @@ def set_betas(model: GeneralizedRCNN, *, rpn: float, box: float) -> None:
         )
 
 
-def set_draws(model: nn.Module, sizes: Sequence[int], seeds: Sequence[int]) -> None:
-    """What the next forward pass in training draws: each image's shorter side in px, and the seed of its regions."""
+def set_sizes_and_seeds(model: nn.Module, sizes: Sequence[int], seeds: Sequence[int]) -> None:
+    """Set each image's shorter side in px and the seed of its sampled regions, for the next pass in training."""
     for module in model.modules():
         if isinstance(module, ChosenSizes):
             module.sizes = sizes

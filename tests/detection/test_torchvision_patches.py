@@ -11,8 +11,8 @@ from torch import Tensor
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 from resim.detection.detector import build_detector
-from resim.detection.draws import BetaRoIHeads, BetaRPN, ChosenSizes, SeededSampler, set_draws
 from resim.detection.recipes import DETECT_RECIPES
+from resim.detection.torchvision_patches import BetaRoIHeads, BetaRPN, ChosenSizes, SeededSampler, set_sizes_and_seeds
 from resim.exchange.detectron2.launcher import find_config
 from tiny_detectors import tiny, tiny_images
 
@@ -53,8 +53,8 @@ def test_without_seeds_the_sampler_is_torchvisions() -> None:
     torch.manual_seed(3)
     expected = BalancedPositiveNegativeSampler(64, 0.25)(batch)
     torch.manual_seed(3)
-    found = SeededSampler(64, 0.25, stream=1)(batch)
-    for one, other in zip(found, expected, strict=True):
+    result = SeededSampler(64, 0.25, stream=1)(batch)
+    for one, other in zip(result, expected, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
@@ -74,9 +74,9 @@ def test_losses_of_an_image_do_not_depend_on_its_place() -> None:
     targets = [{"boxes": torch.tensor([[4.0 + n, 6, 50, 40]]), "labels": torch.tensor([1 + n])} for n in range(2)]
     alone: list[dict[str, Tensor]] = []
     for place in range(2):
-        set_draws(model, [64], [100 + place])
+        set_sizes_and_seeds(model, [64], [100 + place])
         alone.append(model(images[place : place + 1], targets[place : place + 1]))
-    set_draws(model, [64, 64], [101, 100])
+    set_sizes_and_seeds(model, [64, 64], [101, 100])
     together = model(images[::-1], targets[::-1])
     for name, value in together.items():
         mean = (alone[0][name] + alone[1][name]) / 2
@@ -93,7 +93,7 @@ def test_the_rpns_smooth_l1_has_its_beta(beta: float) -> None:
     deltas = torch.randn(200, 4, generator=generator).requires_grad_()
     targets = torch.randn(200, 4, generator=generator)
     labels = torch.randint(-1, 2, (200,), generator=generator).float()
-    set_draws(model, [], [9, 10])
+    set_sizes_and_seeds(model, [], [9, 10])
     split = [labels[:120], labels[120:]]
     positives, negatives = rpn.fg_bg_sampler(split)
     positive, negative = (torch.where(torch.cat(masks))[0] for masks in (positives, negatives))
@@ -130,9 +130,9 @@ def test_the_box_heads_smooth_l1_has_its_beta(beta: float) -> None:
     regressed: list[Tensor] = []
     reference: Any = plain.roi_heads
     reference.box_predictor.register_forward_hook(lambda module, inputs, output: regressed.append(output[1]))
-    set_draws(plain, [], [9])
+    set_sizes_and_seeds(plain, [], [9])
     expected_scores = reference(maps, proposals, sizes, targets)[1]["loss_classifier"]
-    set_draws(plain, [], [9])
+    set_sizes_and_seeds(plain, [], [9])
     _, _, (labels,), (wanted,) = reference.select_training_samples(proposals, targets)
     positive = torch.where(labels > 0)[0]
     assert 0 < len(positive) < len(labels)
@@ -141,7 +141,7 @@ def test_the_box_heads_smooth_l1_has_its_beta(beta: float) -> None:
     weight = reference.box_predictor.bbox_pred.weight
     (by_hand,) = torch.autograd.grad(expected, weight)
 
-    set_draws(model, [], [9])
+    set_sizes_and_seeds(model, [], [9])
     losses = heads(maps, proposals, sizes, targets)[1]
     (gradient,) = torch.autograd.grad(losses["loss_box_reg"], heads.box_predictor.bbox_pred.weight)
     assert float(losses["loss_box_reg"].detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
@@ -149,8 +149,8 @@ def test_the_box_heads_smooth_l1_has_its_beta(beta: float) -> None:
     assert torch.equal(losses["loss_classifier"], expected_scores)
 
     with torch.no_grad():  # the beta is of the loss alone: what is detected does not change with it
-        found, same = (m.eval().roi_heads(maps, proposals, sizes)[0][0] for m in (model, plain))
-    assert all(torch.equal(found[name], same[name]) for name in ("boxes", "scores", "labels"))
+        result, same = (m.eval().roi_heads(maps, proposals, sizes)[0][0] for m in (model, plain))
+    assert all(torch.equal(result[name], same[name]) for name in ("boxes", "scores", "labels"))
 
 
 def test_detectron2_has_the_beta_of_keypoints_in_the_box_head_too() -> None:

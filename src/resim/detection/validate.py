@@ -1,0 +1,62 @@
+"""The evaluation of a detector while it is trained: precise statistics, detections, scores, what is written."""
+
+from __future__ import annotations
+
+from resim.detection import bad_images
+from resim.detection.evaluate import kinds_of, lines, official_scores, write_evaluation
+from resim.detection.norms import recompute_statistics
+from resim.detection.predict import detect
+from resim.detection.step import DetectorStepper
+from resim.detection.tuning import Tuning, load_batches
+from resim.runs.bad_files import BadFiles
+from resim.runs.progress import Progress
+
+_PRECISE_STREAM = 1  # added to the seed: the batches for statistics are others than those trained on
+
+
+def validate(tuning: Tuning, step: int, progress: Progress, bad_files: BadFiles) -> None:
+    """Detect in all validation images, score the detections and write the scores. All processes must call it.
+
+    Args:
+        tuning: the detector and what it is evaluated on; without that, only precise statistics are computed.
+        step: steps done.
+        progress: shows a bar, and then the scores.
+        bad_files: takes the images that cannot be decoded.
+
+    Raises:
+        UserError: too many images that cannot be decoded.
+    """
+    stepper, config, run = tuning.stepper, tuning.recipe.detector, tuning.run
+    processes = stepper.processes
+    if tuning.recipe.tune.precise_bn:
+        batches = load_batches(tuning, 0, tuning.recipe.tune.precise_bn, stream=_PRECISE_STREAM)
+        recompute_statistics(stepper.model, stepper.forward, batches)
+        average_statistics(tuning)
+    if tuning.val is None:
+        return
+    bad: dict[str, str] = {}
+    num_images = -(-len(tuning.val) // processes.count)
+    with progress.show_bar(f"evaluation after step {step}", num_images) as report:
+        results = detect(
+            stepper.model, tuning.val, processes, precision=stepper.precision, batch=run.eval_images,
+            workers=tuning.workers, report=report, bad=bad,
+        )  # fmt: skip
+    bad_files.add(bad)
+    if processes.first and bad:
+        bad_images.remember(tuning.out, "val", tuning.val, bad)
+    val, note = bad_images.scored_part(tuning.val, bad, run.max_bad_share)
+    if not processes.first:
+        return
+    scores = official_scores(val, results, kinds_of(config))
+    for line in [*([note] if note else ()), *lines(scores, val)]:
+        progress.say(f"after step {step}: {line}")
+    write_evaluation(
+        tuning.out, val, results, scores, step=step, name=tuning.init, title=tuning.recipe.name, go_on=True
+    )
+
+
+def average_statistics(tuning: Tuning) -> None:
+    """Average BatchNorm's running statistics over the processes, where each has its own. All processes must call it."""
+    if tuning.recipe.detector.norm == "batch":
+        stepper: DetectorStepper = tuning.stepper
+        stepper.processes.average_([buffer for name, buffer in stepper.model.named_buffers() if "running_" in name])
