@@ -79,7 +79,7 @@ def compare_verb(argv: Sequence[str]) -> None:
     from resim.detection.bad_images import without_remembered
     from resim.detection.compare import Start, compare, to_json
     from resim.detection.comparison_verdict import comparison_verdict
-    from resim.report.comparison import draw_ap_curves, draw_comparison_sheet
+    from resim.report.comparison_pictures import draw_ap_curves, draw_comparison_sheet
 
     run = dataclasses.replace(options.run, resume=False)
     starts = [Start.parse(text) for text in options.init]
