@@ -14,13 +14,12 @@ from resim.errors import UserError
 from resim.exchange.encoders import load_encoder
 from resim.model.encoder import Encoder
 from resim.model.resim import ReSim
-from resim.probes.config import ProbeConfig
+from resim.probes.config import ProbeConfig, ScorePath
 from resim.probes.correspondence import Correspondence
 from resim.probes.features import Network
 from resim.probes.label_maps import LabelMaps, load_label_maps
 from resim.probes.segmentation_labels import read_labelled_sets
 from resim.probes.segmentation_scores import MEASURES, Segmentation
-from resim.probes.suite import Path as ScorePath
 from resim.probes.suite import Score, probe_network
 from resim.runs.checkpoints import load_checkpoint
 from resim.runs.config import Recipe

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from resim.probes.labelled_images import LabelledImages
     from resim.probes.labels import ProbeImages
     from resim.probes.tables import Results
-    from resim.probes.unlabelled import Told
+    from resim.probes.unlabelled import ProbeProgress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,7 @@ def run_probe(options: ProbeOptions) -> None:
     if maps is not None:
         sets = maps[0].images, maps[1].images
     assert sets is not None
-    train, test = (part.draw(config.images, config.seed) for part in sets)
+    train, test = (part.sample(config.images, config.seed) for part in sets)
     for line in [*_greeting(train, test, config), *([] if maps is None else greeting(*maps))]:
         console.print(line, markup=False, soft_wrap=True)
     precision = choose_precision(options.precision, device)
@@ -118,7 +118,7 @@ def run_probe(options: ProbeOptions) -> None:
             network = Network(
                 name=item.name, encoder=_at(item.encoder, device), has_head=item.has_head, precision=precision
             )
-            results[item.name] = probe_network(network, train, test, config, labels=maps, told=bars.told(item.name))
+            results[item.name] = probe_network(network, train, test, config, labels=maps, progress=bars.told(item.name))
             item.encoder.cpu()
     settings = dataclasses.asdict(config) | {"precision": precision}
     if maps is not None:
@@ -222,7 +222,7 @@ class _Bars:
     def __exit__(self, *error: object) -> None:
         self._bars.stop()
 
-    def told(self, name: str) -> Told:
+    def told(self, name: str) -> ProbeProgress:
         """What `probe_network` tells of its progress with the network of this name."""
         now: dict[str, Any] = {}
 

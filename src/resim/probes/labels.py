@@ -1,4 +1,4 @@
-"""Images to probe with, and their classes where they have any: class folders, CSV files, tar shards."""
+"""Images of the probes, with their classes if they have any: class folders, CSV files, tar shards."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ _TRAIN, _TEST = ("train", "training"), ("val", "validation", "test")
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeImages:
-    """N images, with a class each or without."""
+    """N images, with or without classes."""
 
     source: str
-    """What was named: a folder, a file, a pattern."""
+    """The folder, file or pattern that the user named."""
     kind: str
     """"class folders", "CSV", "tar shards", or "unlabelled"."""
     refs: Sequence[str | TarImage]
     labels: np.ndarray | None
-    """(N,) int64, positions in `classes`; None: the images have no classes."""
+    """(N,) int64, indices into `classes`; None: the images have no classes."""
     classes: tuple[str, ...]
     note: str = ""
-    """What of a folder is passed over, and why."""
+    """Which files of a folder are skipped, and why."""
 
     def __len__(self) -> int:
         return len(self.refs)
 
     def name(self, index: int) -> str:
-        """What to call an image in a message."""
+        """The name of an image in messages."""
         ref = self.refs[index]
         return ref if isinstance(ref, str) else f"{ref.shard}:{ref.name}"
 
@@ -61,18 +61,18 @@ class ProbeImages:
             raise BadImageError(f"{type(error).__name__}: {error}") from None
 
     def take(self, indices: Sequence[int] | np.ndarray) -> ProbeImages:
-        """Some of the images, in the order given; all the classes stay."""
+        """Select images by index, in the order of the indices; `classes` is kept."""
         labels = None if self.labels is None else self.labels[np.asarray(indices, dtype=np.int64)]
         return replace(self, refs=[self.refs[int(i)] for i in indices], labels=labels)
 
-    def draw(self, most: int, seed: int) -> ProbeImages:
-        """At most `most` images (0: all), drawn at random, in their old order."""
+    def sample(self, most: int, seed: int) -> ProbeImages:
+        """Sample at most `most` images (0: all) at random; their order is kept."""
         if most <= 0 or len(self) <= most:
             return self
         return self.take(np.sort(np.random.default_rng([7, seed]).permutation(len(self))[:most]))
 
     def fingerprint(self) -> str:
-        """A hash of the images' names and classes in their order, without their folders."""
+        """A hash of the names and classes of the images in their order, without their folders."""
         digest = hashlib.sha256()
         for i in range(len(self)):
             ref = self.refs[i]
@@ -90,16 +90,16 @@ class ProbeImages:
 def read_sets(
     data: str | Path, test: str | Path | None = None, *, labelled: bool = True, test_share: float = 0.2, seed: int = 0
 ) -> tuple[ProbeImages, ProbeImages]:
-    """Images to learn classes from, and images to test on.
+    """Read the training images and the test images.
 
-    Without `test`, a folder's own `train` and `val` (or `test`) are taken; else `test_share` of each class is drawn at
-    random. Images without classes are all in both.
+    Without `test`, the subfolders `train` and `val` (or `test`) of a folder are read; if there are none, `test_share`
+    of each class is held out at random. Images without classes are all in both sets.
 
     Raises:
-        UserError: no images, or a test set whose classes are others.
+        UserError: there are no images, or the test set has other classes.
     """
     if test is None:
-        parts = _own_parts(Path(data).expanduser())
+        parts = _split_folders(Path(data).expanduser())
         if parts is not None:
             data, test = parts
     train = read_images(data, labelled=labelled)
@@ -110,46 +110,46 @@ def read_sets(
     held_out = stratified(train.labels, test_share, seed)
     if not held_out.any() or held_out.all():
         raise UserError(
-            f"{data}: {counted(len(train), 'image')} cannot be split into two parts: name others with --test"
+            f"{data}: {counted(len(train), 'image')} cannot be split into two sets: name test images with --test"
         )
     return train.take(np.flatnonzero(~held_out)), train.take(np.flatnonzero(held_out))
 
 
 def stratified(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """(N,) bool: about `share` of each class, drawn at random; of a class with two images or more never all or none."""
+    """Sample about `share` of each class at random; of two images or more, at least one in and one out: (N,) bool."""
     chosen = np.zeros(len(labels), dtype=bool)
     generator = np.random.default_rng([8, seed])
     for label in np.unique(labels):
-        of_class = generator.permutation(np.flatnonzero(labels == label))
-        count = min(max(1, round(share * len(of_class))), len(of_class) - 1)
-        chosen[of_class[:count]] = True
+        indices = generator.permutation(np.flatnonzero(labels == label))
+        count = min(max(1, round(share * len(indices))), len(indices) - 1)
+        chosen[indices[:count]] = True
     return chosen
 
 
 def read_images(source: str | Path, *, labelled: bool = True) -> ProbeImages:
-    """Images of a folder, a CSV file (path,label), tar shards, or a .txt file of paths; classes where there are any.
+    """Read the images of a folder, a CSV file (path,label), tar shards, or a .txt file of paths, with their classes.
 
-    A folder has classes if all its images lie in two or more folders of it; shards have them if their images have
-    `.cls` files or, without such, lie in folders. `labelled=False` passes classes over.
+    A folder has classes if all its images lie in two or more subfolders. Shards have classes if their images have
+    `.cls` files, or else lie in folders. `labelled=False` ignores classes.
 
     Raises:
-        UserError: nothing there, or classes that cannot be read: which file and line.
+        UserError: there is nothing to read, or a line of the CSV file cannot be read.
     """
     path = os.path.expanduser(os.fspath(source))  # noqa: PTH111
     shards = find_shards(path)
     if shards:
         refs, names, kind = read_shards(str(source), shards)
-        found = _unlabelled(str(source), refs) if names is None else _labelled(str(source), kind, refs, names)
+        images = _unlabelled(str(source), refs) if names is None else _labelled(str(source), kind, refs, names)
     elif path.lower().endswith(".csv"):
-        found = _read_csv(path)
+        images = _read_csv(path)
     else:
-        found = _read_folder(path)
-    if labelled or found.labels is None:
-        return found
-    return replace(found, labels=None, classes=(), kind="unlabelled")
+        images = _read_folder(path)
+    if labelled or images.labels is None:
+        return images
+    return replace(images, labels=None, classes=(), kind="unlabelled")
 
 
-def _own_parts(folder: Path) -> tuple[Path, Path] | None:
+def _split_folders(folder: Path) -> tuple[Path, Path] | None:
     train = next((folder / name for name in _TRAIN if (folder / name).is_dir()), None)
     test = next((folder / name for name in _TEST if (folder / name).is_dir()), None)
     return None if train is None or test is None else (train, test)
@@ -158,15 +158,15 @@ def _own_parts(folder: Path) -> tuple[Path, Path] | None:
 def _in_classes_of(train: ProbeImages, test: ProbeImages) -> ProbeImages:
     if train.labels is None or test.labels is None:
         return test if train.labels is None else replace(test, labels=None, classes=())
-    place = {name: i for i, name in enumerate(train.classes)}
-    unknown = [name for name in test.classes if name not in place]
+    index = {name: i for i, name in enumerate(train.classes)}
+    unknown = [name for name in test.classes if name not in index]
     if unknown:
         raise UserError(
-            f"{test.source}: class {unknown[0]!r} is none of the {len(train.classes)} of {train.source}"
-            + (f" ({len(unknown)} such classes)" if unknown[1:] else "")
+            f"{test.source}: class {unknown[0]!r} is not among the {len(train.classes)} classes of {train.source}"
+            + (f", nor are {len(unknown) - 1} others" if unknown[1:] else "")
         )
-    moved = np.array([place[name] for name in test.classes], dtype=np.int64)
-    return replace(test, labels=moved[test.labels], classes=train.classes)
+    new_labels = np.array([index[name] for name in test.classes], dtype=np.int64)
+    return replace(test, labels=new_labels[test.labels], classes=train.classes)
 
 
 def _labelled(source: str, kind: str, refs: Sequence[str | TarImage], names: Sequence[str]) -> ProbeImages:
@@ -174,8 +174,8 @@ def _labelled(source: str, kind: str, refs: Sequence[str | TarImage], names: Seq
     classes = sorted(set(names), key=int if numbers else None)
     if len(classes) < 2:
         raise UserError(f"{source}: all {len(refs)} images are of one class, {classes[0]!r}: at least two are needed")
-    place = {name: i for i, name in enumerate(classes)}
-    labels = np.fromiter((place[name] for name in names), dtype=np.int64, count=len(names))
+    index = {name: i for i, name in enumerate(classes)}
+    labels = np.fromiter((index[name] for name in names), dtype=np.int64, count=len(names))
     return ProbeImages(source=source, kind=kind, refs=refs, labels=labels, classes=tuple(classes))
 
 
@@ -191,10 +191,10 @@ def _read_folder(path: str) -> ProbeImages:
 
 
 def _by_class_folders(path: str, paths: PathList) -> ProbeImages:
-    below = [PurePath(os.path.relpath(name, path)).parts for name in paths]
-    if any(len(parts) == 1 for parts in below) or len({parts[0] for parts in below}) < 2:
+    relative = [PurePath(os.path.relpath(name, path)).parts for name in paths]
+    if any(len(parts) == 1 for parts in relative) or len({parts[0] for parts in relative}) < 2:
         return _unlabelled(path, paths)
-    return _labelled(path, "class folders", paths, [parts[0] for parts in below])
+    return _labelled(path, "class folders", paths, [parts[0] for parts in relative])
 
 
 def _read_csv(path: str) -> ProbeImages:
@@ -207,7 +207,7 @@ def _read_csv(path: str) -> ProbeImages:
                     continue
                 where = f"{path}, line {reader.line_num}"
                 if len(row) < 2 or not row[1].strip():
-                    raise UserError(f"{where}: path,label is expected, not {','.join(row)!r}")
+                    raise UserError(f"{where}: expected path,label, not {','.join(row)!r}")
                 if not refs and [cell.strip().lower() for cell in row[:2]] == ["path", "label"]:
                     continue
                 image = folder / Path(row[0].strip()).expanduser()
@@ -218,7 +218,7 @@ def _read_csv(path: str) -> ProbeImages:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except csv.Error as error:
-        raise UserError(f"{path}: is no CSV file ({error})") from None
+        raise UserError(f"{path}: is not a CSV file ({error})") from None
     if not refs:
-        raise UserError(f"{path}: has no rows: path,label is expected in each")
+        raise UserError(f"{path}: has no rows: write a row path,label for each image")
     return _labelled(path, "CSV", PathList(refs), names)
