@@ -82,8 +82,8 @@ def test_the_sheets_depend_on_the_number_of_images_and_the_region(
 ) -> None:
     paths = [str(images / f"{i}.png") for i in range(3)]
     out = tmp_path / "a"
-    words = [*paths, "--checkpoint", "random", str(run), "--box", "20,10,70,60", "--out", str(out)]
-    assert main(["similarity", *words]) == 0
+    argv = [*paths, "--checkpoint", "random", str(run), "--box", "20,10,70,60", "--out", str(out)]
+    assert main(["similarity", *argv]) == 0
     assert capsys.readouterr().out.split() == [str(out / name) for name in ("heat.png", "matches.png", "pca.png")]
     with Image.open(out / "heat.png") as sheet:
         assert sheet.width == 2 * MARGIN + 3 * PANEL_PX + 2 * GAP
@@ -95,8 +95,8 @@ def test_the_sheets_depend_on_the_number_of_images_and_the_region(
 @pytest.mark.slow
 def test_the_same_options_give_the_same_pictures(images: Path, run: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        words = [str(images), "--checkpoint", str(run), "--point", "30,40", "--out", str(tmp_path / name)]
-        assert main(["similarity", *words]) == 0
+        argv = [str(images), "--checkpoint", str(run), "--point", "30,40", "--out", str(tmp_path / name)]
+        assert main(["similarity", *argv]) == 0
     for picture in ("heat.png", "matches.png", "pca.png"):
         assert (tmp_path / "a" / picture).read_bytes() == (tmp_path / "b" / picture).read_bytes()
 
@@ -106,8 +106,8 @@ def test_a_region_is_marked_at_its_position(images: Path, run: Path, tmp_path: P
     """In px of the file, even if the image is downscaled before it is encoded."""
     factor = PANEL_PX / 160
     for name, side in (("native", "1024"), ("small", "80")):
-        words = ["--checkpoint", str(run), "--box", "40,28,120,84", "--out", str(tmp_path / name), "--max-side", side]
-        assert main(["similarity", str(images / "0.png"), *words]) == 0
+        argv = ["--checkpoint", str(run), "--box", "40,28,120,84", "--out", str(tmp_path / name), "--max-side", side]
+        assert main(["similarity", str(images / "0.png"), *argv]) == 0
         columns = []  # the image without and with the region, cut out of the sheets
         for picture, top in (
             ("pca.png", MARGIN + 40 + 28 + HEADING_PX),
@@ -122,7 +122,7 @@ def test_a_region_is_marked_at_its_position(images: Path, run: Path, tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         (["--point", "200,5"], "--point 200,5: 0.png is 160 x 112 px"),
         (["--box", "5,5,5,9"], "--box 5,5,5,9: 0.png is 160 x 112 px; name a box inside the image with x0 < x1"),
@@ -137,11 +137,11 @@ def test_a_region_is_marked_at_its_position(images: Path, run: Path, tmp_path: P
     ],
 )
 def test_options_that_cannot_work_are_one_line(
-    images: Path, run: Path, tmp_path: Path, capsys: Captured, words: list[str], message: str
+    images: Path, run: Path, tmp_path: Path, capsys: Captured, argv: list[str], message: str
 ) -> None:
     out = tmp_path / "out"
     capsys.readouterr()
-    assert main(["similarity", str(images / "0.png"), "--checkpoint", str(run), "--out", str(out), *words]) == 2
+    assert main(["similarity", str(images / "0.png"), "--checkpoint", str(run), "--out", str(out), *argv]) == 2
     line = capsys.readouterr().err
     assert message in line
     assert line.count("\n") == 1

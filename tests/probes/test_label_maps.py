@@ -50,9 +50,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def measured(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     """The probe.json of two networks, and its folder."""
     out = tmp_path_factory.mktemp("measured") / "probe.json"
-    words = ["random:quick", "random", str(folder), "--image-size", "64"]
-    words += ["--probes", "segmentation", "retrieval", "--retrieval-shares", "0.5", "1", "--device", "cpu"]
-    assert main(["probe", *words, "--out", str(out), "--dense-levels", "C3", "P4"]) == 0
+    argv = ["random:quick", "random", str(folder), "--image-size", "64"]
+    argv += ["--probes", "segmentation", "retrieval", "--retrieval-shares", "0.5", "1", "--device", "cpu"]
+    assert main(["probe", *argv, "--out", str(out), "--dense-levels", "C3", "P4"]) == 0
     return json.loads(out.read_text()), out.parent
 
 
@@ -96,9 +96,9 @@ def test_a_report_shows_tables_verdicts_and_the_sheet(measured: tuple[dict[str, 
 
 
 def test_the_output_of_the_command(capsys: Captured, folder: Path, tmp_path: Path) -> None:
-    words = ["random:quick", str(folder / "train" / "images"), "--labels", str(folder / "train" / "segmentation")]
-    words += ["--probes", "segmentation", "knn", "--dense-levels", "C4", "--image-size", "64", "--device", "cpu"]
-    assert main(["probe", *words, "--out", str(tmp_path / "p.json"), "--background", "-1"]) == 0
+    argv = ["random:quick", str(folder / "train" / "images"), "--labels", str(folder / "train" / "segmentation")]
+    argv += ["--probes", "segmentation", "knn", "--dense-levels", "C4", "--image-size", "64", "--device", "cpu"]
+    assert main(["probe", *argv, "--out", str(tmp_path / "p.json"), "--background", "-1"]) == 0
     out = capsys.readouterr().out
     assert "the images have no classes: kNN and linear probes are left out" in out
     assert "label maps of 64 px: 5 training images" in out
@@ -114,7 +114,7 @@ def test_the_output_of_the_command(capsys: Captured, folder: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_options_that_cannot_work_are_one_line(capsys: Captured, folder: Path, tmp_path: Path) -> None:
     data, dense = str(folder), ["--probes", "segmentation"]
-    for words, reason in (
+    for argv, reason in (
         ([data, "--labels", data], "--labels: is for --probes segmentation retrieval"),
         ([str(tmp_path / "a.json")], "a COCO file holds label maps"),
         ([data, *dense, "--dense-levels", "P7"], "--dense-levels P7: random:quick has the levels C3, C4, C5, P3, P4"),
@@ -130,7 +130,7 @@ def test_options_that_cannot_work_are_one_line(capsys: Captured, folder: Path, t
         ([str(tmp_path), *dense], "no label maps: name a COCO .json"),
     ):
         capsys.readouterr()
-        assert main(["probe", "random:quick", *words, "--out", str(tmp_path / "p.json"), "--image-size", "64"]) == 2
+        assert main(["probe", "random:quick", *argv, "--out", str(tmp_path / "p.json"), "--image-size", "64"]) == 2
         line = capsys.readouterr().err
         assert line.count("\n") == 1
         assert reason in line

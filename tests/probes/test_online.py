@@ -229,13 +229,13 @@ def test_probe_data_that_cannot_be_read_is_an_error_before_anything_is_written(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    words = ["pretrain", str(folder), "--recipe", "quick", "--batch-size", "4", "--group-size", "4", "--out", str(out)]
+    argv = ["pretrain", str(folder), "--recipe", "quick", "--batch-size", "4", "--group-size", "4", "--out", str(out)]
     for options, message in (
         (["--probe-data", str(tmp_path / "gone")], "gone: there is no such folder or file"),
         (["--image-size", "48", "--levels", "P4:window=32,step=16"], "probes need views of at least 64 px"),
         (["--probe-images", "-1"], "probe-images -1: must be at least 0"),
     ):
-        assert main([*words, "--probe-every", "1", *options]) == 2
+        assert main([*argv, "--probe-every", "1", *options]) == 2
         assert message in capsys.readouterr().err
         assert not out.exists()
 

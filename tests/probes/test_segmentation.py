@@ -129,9 +129,9 @@ def test_the_classifier_of_cells_equals_scikit_learn_on_standardised_cells() -> 
     ).fit(x, labels.numpy())
     fresh = torch.randn(50, 5, generator=rng) * 4 + 10
     z = (fresh.double().numpy() - features.double().numpy().mean(axis=0)) / features.double().numpy().std(axis=0)
-    own = ours.scores(fresh.double().T.reshape(1, 5, 5, 10)).flatten(2)[0].T
+    our_scores = ours.scores(fresh.double().T.reshape(1, 5, 5, 10)).flatten(2)[0].T
     their_scores = theirs.decision_function(z)
-    assert (own - own.mean(dim=1, keepdim=True)).numpy() == pytest.approx(
+    assert (our_scores - our_scores.mean(dim=1, keepdim=True)).numpy() == pytest.approx(
         their_scores - their_scores.mean(axis=1, keepdims=True), abs=1e-4
     )
 

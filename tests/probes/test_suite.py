@@ -56,9 +56,9 @@ def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def refusal(capsys: Captured, *words: str) -> str:
+def refusal(capsys: Captured, *argv: str) -> str:
     capsys.readouterr()
-    assert main(["probe", *words]) == 2
+    assert main(["probe", *argv]) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     return line.rstrip("\n")
@@ -74,8 +74,8 @@ def measured(run: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         torch.save(torchvision.models.resnet18().state_dict(), out / "other.pth")
-    words = [str(run), "random", str(out / "other.pth"), str(folder), "--out", str(out / "p.json"), "--device", "cpu"]
-    assert main(["probe", *words]) == 0
+    argv = [str(run), "random", str(out / "other.pth"), str(folder), "--out", str(out / "p.json"), "--device", "cpu"]
+    assert main(["probe", *argv]) == 0
     return json.loads((out / "p.json").read_text())
 
 
@@ -135,8 +135,8 @@ def test_differences_are_those_of_the_scores(measured: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 def test_the_output_of_the_command(capsys: Captured, run: Path, folder: Path, tmp_path: Path) -> None:
-    words = [str(run), "random", str(folder), "--probes", "knn", "correspondence", "--k", "5", "--pairs", "3"]
-    assert main(["probe", *words, "--out", str(tmp_path / "p.json"), "--device", "cpu"]) == 0
+    argv = [str(run), "random", str(folder), "--probes", "knn", "correspondence", "--k", "5", "--pairs", "3"]
+    assert main(["probe", *argv, "--out", str(tmp_path / "p.json"), "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     assert "views of 64 px, test: 6 images of 3 classes (class folders)" in out
     assert "kNN, k = 5" in out
@@ -165,8 +165,8 @@ def test_without_classes_there_are_correspondence_and_health(capsys: Captured, r
 
 @pytest.mark.slow
 def test_the_published_linear_probe(capsys: Captured, run: Path, folder: Path, tmp_path: Path) -> None:
-    words = ["--probes", "linear-sgd", "--sgd-epochs", "2", "--sgd-steps", "1", "--sgd-lr", "1", "--device", "cpu"]
-    assert main(["probe", str(run), str(folder), *words, "--out", str(tmp_path / "p.json")]) == 0
+    argv = ["--probes", "linear-sgd", "--sgd-epochs", "2", "--sgd-steps", "1", "--sgd-lr", "1", "--device", "cpu"]
+    assert main(["probe", str(run), str(folder), *argv, "--out", str(tmp_path / "p.json")]) == 0
     assert "linear, SGD" in capsys.readouterr().out
     score = json.loads((tmp_path / "p.json").read_text())["networks"][0]["scores"]["linear-sgd"]["C5"]
     assert (score["epochs"], score["lr"], score["n"], score["n_train"]) == (2, 1.0, 6, 18)
@@ -183,7 +183,7 @@ def test_options_that_cannot_work_are_one_line(capsys: Captured, run: Path, fold
     (tmp_path / "folder.json").mkdir()
     (tmp_path / "file").touch()
     mine, data, out = str(run), str(folder), str(tmp_path / "p.json")
-    for words, message in (
+    for argv, message in (
         ([], "NETWORK and DATA are needed"),
         ([mine], "NETWORK and DATA are needed"),
         ([mine, str(tmp_path / "gone")], f"{tmp_path / 'gone'}: there is no such folder or file"),
@@ -207,7 +207,7 @@ def test_options_that_cannot_work_are_one_line(capsys: Captured, run: Path, fold
         ),
         ([mine, data, "--test", str(tmp_path / "gone")], "there is no such folder or file"),
     ):
-        assert message in refusal(capsys, *words, *([] if "--out" in words or len(words) < 2 else ["--out", out]))
+        assert message in refusal(capsys, *argv, *([] if "--out" in argv or len(argv) < 2 else ["--out", out]))
     assert not (tmp_path / "p.json").exists()
 
 

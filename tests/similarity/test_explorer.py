@@ -111,8 +111,8 @@ def test_options_that_cannot_work_are_one_line(
         (["random:quick", "--images", str(folder), "--port", "0"], "--port 0"),
         (["random:quick", "--images", str(folder), "--max-side", "4"], "--max-side 4"),
     ]
-    for words, message in refused:
-        assert main(["explore", *words]) == 2
+    for argv, message in refused:
+        assert main(["explore", *argv]) == 2
         line = capsys.readouterr().err
         assert message in line
         assert line.count("\n") == 1
@@ -145,9 +145,9 @@ def address(folder: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = need("playwright.sync_api", "the explorer answers clicks in a browser", "browser")
+    playwright = need("playwright.sync_api", "the explorer responds to clicks in a browser", "browser")
     if CHROMIUM is None:
-        pytest.skip("not verified: the explorer answers clicks in a browser: install chromium")
+        pytest.skip("not verified: the explorer responds to clicks in a browser: install chromium")
     with playwright.sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield chromium
@@ -178,17 +178,17 @@ def test_a_click_and_a_drag_change_the_heat_map(address: str, browser: Any, sche
     page.on("request", lambda request: request.url.startswith("data:") or hosts.add(request.url.split("/")[2]))
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(address)
-    page.wait_for_selector("#answer figure img", timeout=DEADLINE)
-    assert page.locator("#answer section").count() == 2
-    assert page.locator("#answer figure img").count() == 2 * 3
+    page.wait_for_selector("#heat-maps figure img", timeout=DEADLINE)
+    assert page.locator("#heat-maps section").count() == 2
+    assert page.locator("#heat-maps figure img").count() == 2 * 3
 
     def changed(before: str) -> str:
         page.wait_for_function(
-            "before => document.querySelector('#answer figure img').src !== before", arg=before, timeout=DEADLINE
+            "before => document.querySelector('#heat-maps figure img').src !== before", arg=before, timeout=DEADLINE
         )
-        return page.locator("#answer figure img").first.get_attribute("src")
+        return page.locator("#heat-maps figure img").first.get_attribute("src")
 
-    first = page.locator("#answer figure img").first.get_attribute("src")
+    first = page.locator("#heat-maps figure img").first.get_attribute("src")
     box = page.locator("#picker .picker img").bounding_box()
     page.mouse.click(box["x"] + 0.3 * box["width"], box["y"] + 0.75 * box["height"])
     second = changed(first)

@@ -61,7 +61,7 @@ def segmentation_sheet(
     """
     blocks = []
     for comparison in comparisons:
-        headings = [ColumnHeading(name="image"), ColumnHeading(name="ground truth", note="gray: void")]
+        headings = [ColumnHeading(name="Image"), ColumnHeading(name="Ground truth", note="gray: void")]
         headings += [ColumnHeading(name=column.name, note=column.note) for column in comparison.columns]
         rows = []
         for i, image in enumerate(pixels):

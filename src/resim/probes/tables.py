@@ -235,7 +235,7 @@ def _differences(results: Results, first_name: str) -> Table:
     others = [name for name in results if name != first_name]
     measures = list(dict.fromkeys(path[:-1] for name in others for path in results[name] if path[0] != "health"))
     table = _table(
-        f"Each network minus {first_name}, points [95 % bootstrap interval over the same images]; (within noise)",
+        f"Each network minus {first_name}, points [95 % bootstrap interval over the same images], (noise)",
         "network", "level",
         numbers=[_measure_name(measure) for measure in measures],
     )  # fmt: skip

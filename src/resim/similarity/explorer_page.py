@@ -114,15 +114,15 @@ def build_page(explorer: Explorer) -> Any:
                     )
                     chosen = gr.CheckboxGroup(levels, value=levels[:NUM_LEVELS], label="Levels")
             with gr.Column(scale=3, min_width=320):
-                answer = gr.HTML(elem_id="answer")
-        inputs, outputs = [image, others, chosen], [picker, answer, region]
+                heat_maps = gr.HTML(elem_id="heat-maps")
+        inputs, outputs = [image, others, chosen], [picker, heat_maps, region]
         settings = {"api_visibility": "private", "show_progress": "minimal"}
         picker.select(select_region, inputs, outputs, **settings)
         gr.on([page.load, image.change], select_image, inputs, outputs, **settings)
         gr.on(
             [others.change, chosen.change],
             lambda name, region, others, chosen: compare(name, region, others, chosen)[1],
-            [image, region, others, chosen], answer, **settings,
+            [image, region, others, chosen], heat_maps, **settings,
         )  # fmt: skip
     return page
 
