@@ -1,6 +1,7 @@
 """The detectors of a study: the same Faster R-CNN from every pre-trained backbone and from the untrained one.
 
-A regime says what is trained, and on which share of the labelled images. Pre-training and detector have the same seed.
+A regime states which part is trained, on which fraction of the labelled images. Pre-training and detector have the same
+seed.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from resim.errors import UserError
 from resim.scores.bootstrap import average_precision, match_detections, resample_precision
 from resim.scores.results import read_results
 
-REPLICATES = 300  # draws of the test images for an interval of AP
+REPLICATES = 300  # bootstrap samples of the test images for an interval of AP
 MEASURES = ("AP", "AP50")
 
 
 @dataclass(frozen=True)
 class Regime:
-    """How a detector is trained."""
+    """The part of a detector that is frozen, and the fraction of the images on which the rest is trained."""
 
     freeze: Literal["none", "backbone", "backbone+fpn"]
     fraction: float  # of the labelled images
@@ -44,12 +45,12 @@ REGIMES = {
     "tuned-10%": Regime("none", 0.1),
     "tuned-100%": Regime("none", 1.0),
 }
-WITH_FPN = (UNTRAINED, "resim-fpn")  # methods whose networks have an FPN to freeze
+WITH_FPN = (UNTRAINED, "resim-fpn")  # methods with an FPN, which can be frozen
 
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """Labelled images to train detectors on, and others to test them on."""
+    """Labelled training and test images of the detectors."""
 
     train: DetectionData
     test: DetectionData
@@ -65,38 +66,38 @@ def read_detector_labels(
     merge: str,
     most: int,
 ) -> Labels:
-    """At most `most` labelled images of each set.
+    """Read at most `most` labelled images of each set.
 
     Args:
-        train: whatever `resim detect train` reads.
-        test: likewise; None: a fifth of `train` is held out.
-        images: folder of the images of `train`, where they are not beside it.
-        test_images: likewise.
+        train: any data set that `resim detect train` reads.
+        test: the same for the test images; None: a fifth of `train` is held out.
+        images: folder of the images of `train`, if they are not next to it.
+        test_images: folder of the images of `test`, if they are not next to it.
         classes: to keep; empty: all.
-        merge: a name: all classes become this one. Empty: they stay apart.
-        most: 0: all images.
+        merge: name of the single class into which all classes are merged; empty: they are not merged.
+        most: maximum number of images of each set; 0: all.
 
     Raises:
-        UserError: labels that cannot be read, a class that is not there.
+        UserError: labels cannot be read, or a class does not exist.
     """
-    whole = read_detection(train, images=images)
-    first, second = hold_out(whole, 0.2, 0) if test is None else (whole, read_detection(test, images=test_images))
-    chosen = [choose_classes(data, classes, merge) for data in (first, second)]
-    first, second = (subset(data, most / len(data)) if 0 < most < len(data) else data for data in chosen)
+    data = read_detection(train, images=images)
+    first, second = hold_out(data, 0.2, 0) if test is None else (data, read_detection(test, images=test_images))
+    sets = [choose_classes(part, classes, merge) for part in (first, second)]
+    first, second = (subset(part, most / len(part)) if 0 < most < len(part) else part for part in sets)
     return Labels(train=first, test=second)
 
 
 def choose_classes(data: DetectionData, classes: Sequence[str], merge: str = "") -> DetectionData:
-    """The objects of some classes, all under one name if `merge` is one; every image stays.
+    """Keep the objects of some classes, merged into one class if `merge` is its name; all images are kept.
 
     Raises:
-        UserError: a class that is not there.
+        UserError: a class does not exist.
     """
     unknown = [name for name in classes if name not in data.classes]
     if unknown:
         raise UserError(f"{data.source}: no class {unknown[0]!r}; it has {', '.join(data.classes)}")
     names = tuple(name for name in data.classes if name in classes or not classes)
-    labels = {data.classes.index(name) + 1: 1 if merge else at for at, name in enumerate(names, start=1)}
+    labels = {data.classes.index(name) + 1: 1 if merge else label for label, name in enumerate(names, start=1)}
     ids = tuple(data.category_ids[data.classes.index(name)] for name in names)
     return dataclasses.replace(
         data,
@@ -124,7 +125,7 @@ def _relabelled(record: Record, labels: dict[int, int]) -> Record:
 
 
 def detector_recipe(size: Size, regime: Regime, steps: int, seed: int) -> DetectRecipe:
-    """The detector of a regime: AdamW where the backbone is frozen, SGD as published where all is trained."""
+    """The detector of a regime: trained by AdamW if the backbone is frozen, otherwise by SGD as published."""
     base = quick() if regime.freeze == "none" else probe_frozen()
     small = probe_frozen()
     return DetectRecipe(
@@ -143,16 +144,19 @@ def detector_recipe(size: Size, regime: Regime, steps: int, seed: int) -> Detect
 def detect_one(
     runs: dict[str, Path], out: Path, labels: Labels, size: Size, name: str, *, steps: int, seed: int
 ) -> bool:
-    """Train the detectors of a regime from every run's last checkpoint and from nothing; whether all are finished.
+    """Train the detectors of a regime from the last checkpoint of every run and from the untrained network.
 
     Args:
         runs: folders of pre-trainings with this seed, by method.
-        out: folder of the study; rows go to results.csv there, AP under draws of the test images into counts/.
-        labels: to train and test on.
-        size: what was pre-trained.
+        out: folder of the study: rows are appended to its results.csv, bootstrap samples of AP written into counts/.
+        labels: training and test images.
+        size: of the pre-trained networks.
         name: of the regime.
         steps: of each detector.
         seed: of pre-training and detector.
+
+    Returns:
+        Whether all detectors are finished.
     """
     probe = f"detector/{name}"
     done = {row.method for row in read_rows(out / "results.csv") if (row.probe, row.seed) == (probe, seed)}
@@ -162,7 +166,7 @@ def detect_one(
     if set(starts) <= done or len(starts) < 2:
         return True
     folder = out / "detectors" / f"{name.replace('%', '')}-seed{seed}"
-    found = compare(
+    comparison = compare(
         detector_recipe(size, REGIMES[name], steps, seed),
         DetectRun(eval_images=8),
         labels.train,
@@ -173,16 +177,16 @@ def detect_one(
         replicates=1,
         show=False,
     )
-    if found is None:
+    if comparison is None:
         return False
     new = [method for method in starts if method not in done]
-    append_rows(out / "results.csv", _rows(found, new, labels.test, out, probe, seed, pairs_of(out, seed)))
+    append_rows(out / "results.csv", _rows(comparison, new, labels.test, out, probe, seed, pairs_of(out, seed)))
     print(f"trained detectors: {name}, seed {seed}", flush=True)
     return True
 
 
 def pairs_of(out: Path, seed: int) -> dict[str, int]:
-    """The most view pairs with which a row of each method and this seed was measured."""
+    """For each method, the maximum number of view pairs among its rows with this seed."""
     pairs: dict[str, int] = {UNTRAINED: 0}
     for row in read_rows(out / "results.csv"):
         if row.seed == seed:
@@ -191,18 +195,18 @@ def pairs_of(out: Path, seed: int) -> dict[str, int]:
 
 
 def _rows(
-    found: Comparison, methods: Iterable[str], test: DetectionData, out: Path, probe: str, seed: int,
+    comparison: Comparison, methods: Iterable[str], test: DetectionData, out: Path, probe: str, seed: int,
     pairs: dict[str, int],
 ) -> Iterable[Row]:  # fmt: skip
     for method in methods:
-        (folder,) = found.folders[method]
+        (folder,) = comparison.folders[method]
         classes = match_detections(test, read_results(folder / "results.json"))
         drawn = resample_precision(classes, len(test), replicates=REPLICATES, seed=0)
         plain = average_precision(classes, np.ones(len(test)))
         write_counts(out, f"{method}-seed{seed}-{pairs[method]}", {f"{probe}/box": np.array([plain, *drawn])})
         low, high = np.nanpercentile(drawn, [2.5, 97.5])
         for measure in MEASURES:
-            (value,) = found.scores[method]["bbox"][measure]
+            (value,) = comparison.scores[method]["bbox"][measure]
             yield Row(
                 method=method, seed=seed, pairs=pairs[method], probe=probe, level="box", measure=measure,
                 tune_seed=seed, value=value, num_images=len(test),

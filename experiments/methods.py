@@ -1,6 +1,6 @@
-"""The methods that a study compares, as recipes that differ in nothing but the method.
+"""The methods of a study, as recipes that differ in the method only.
 
-Backbone, views, batch, queue, optimiser, seed and the number of view pairs are the same for all of them.
+Backbone, views, batch, queue, optimiser, seed and number of view pairs are the same for all methods.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ C4 = Level(name="C4", window=48, step=16, negatives="all", closed=True)
 FPN_WIDTH = 128
 GROUP = 32  # images that share BatchNorm's statistics
 LEVELS = {"moco-v2": (), "resim-c4": (C4,), "resim-fpn": (P4, P3)}
-ORDER = ("untrained", *LEVELS)  # of the tables
+ORDER = ("untrained", *LEVELS)  # order of the rows of tables
 
 ADAMW = OptimConfig(
     optimizer="adamw", lr=1e-3, weight_decay=0.05, betas=(0.9, 0.95), decay_norms=False, clip_norm=10.0,
@@ -32,7 +32,7 @@ WARMUP = 0.05  # of the epochs, for AdamW
 
 @dataclass(frozen=True)
 class Size:
-    """What fits the hardware."""
+    """Backbone, view and batch that fit the hardware."""
 
     backbone: str
     image_size: int  # px
@@ -55,9 +55,9 @@ def make_recipe(method: str, size: Size, *, images: int, pairs: int, seed: int) 
             or more often, changes one setting by its option's name: `resim-fpn+queue-size=256`,
             `resim-fpn+crop-area=0.4,1`, and `resim-fpn+levels=P4` keeps only that level.
         size: backbone, view and batch.
-        images: in the data set; the queue is the largest power of two that is not above it.
+        images: size of the data set; the queue is the largest power of two that does not exceed it.
         pairs: view pairs to train on, rounded to whole epochs.
-        seed: of everything random.
+        seed: of all random choices.
 
     Raises:
         KeyError: no such method or setting.

@@ -1,4 +1,4 @@
-"""The pre-trainings of a study: every method with every seed, each resumed where it stopped."""
+"""The pre-trainings of a study: every method with every seed, resumed if interrupted."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from resim.runs.config import RunConfig
 from resim.training.pretrain import pretrain
 from resim.views.folder import find_images
 
-CHECKPOINTS = 5  # kept of each run, for the curves over the number of pairs
+CHECKPOINTS = 5  # checkpoints of each run that are kept, for curves over the number of pairs
 
 
 def pretrain_one(images: list[Path], out: Path, method: str, size: str, pairs: int, seed: int) -> bool:
-    """Pre-train, or go on; whether the run is finished."""
+    """Begin or resume a pre-training; return whether it is finished."""
     recipe = make_recipe(method, SIZES[size], images=len(find_images(images)), pairs=pairs, seed=seed)
     folder = out / f"{method}-seed{seed}"
     run = RunConfig(
@@ -26,7 +26,7 @@ def pretrain_one(images: list[Path], out: Path, method: str, size: str, pairs: i
 
 
 def main() -> None:
-    """Read the command line and run all of it."""
+    """Read the command line and run all pre-trainings."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", type=Path, nargs="+", help="folders of images without labels")
     parser.add_argument("--out", type=Path, required=True, help="folder of the study")

@@ -1,4 +1,4 @@
-"""The frozen probes of a study: every kept checkpoint of every run, and the untrained network of each seed."""
+"""The frozen probes of a study: all kept checkpoints of all runs, and the untrained network of each seed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from resim.errors import UserError
 from resim.exchange.encoders import load_encoder
 from resim.model.encoder import Encoder
 from resim.model.resim import ReSim
-from resim.probes.config import ProbeConfig
+from resim.probes.config import ProbeConfig, ScorePath
 from resim.probes.correspondence import Correspondence
 from resim.probes.features import Network
 from resim.probes.label_maps import LabelMaps, load_label_maps
 from resim.probes.segmentation_labels import read_labelled_sets
 from resim.probes.segmentation_scores import MEASURES, Segmentation
-from resim.probes.suite import Path as ScorePath
 from resim.probes.suite import Score, probe_network
 from resim.runs.checkpoints import load_checkpoint
 from resim.runs.config import Recipe
@@ -40,27 +39,26 @@ class Subject:
 def read_labels(
     train: Path, test: Path | None, size: int, *, most: int, classes: Sequence[str]
 ) -> tuple[LabelMaps, LabelMaps]:
-    """Label maps of at most `most` images of each set, at `size` px; without `test` a fifth of `train` is held out.
+    """Read label maps of at most `most` images of each set, at `size` px; without `test`, hold out a fifth of `train`.
 
     Raises:
-        UserError: labels that cannot be read.
+        UserError: labels cannot be read.
     """
-    sets = read_labelled_sets(train, test)
-    first, second = (part.sample(most, 0) for part in sets)
-    return load_label_maps(first, second, size, only=classes)
+    train_images, test_images = (images.sample(most, 0) for images in read_labelled_sets(train, test))
+    return load_label_maps(train_images, test_images, size, only=classes)
 
 
 def probe_runs(
     runs: Sequence[Path], out: Path, labels: tuple[LabelMaps, LabelMaps], *, seed: int = 0, only_last: bool = False
 ) -> None:
-    """Probe what has no row yet in results.csv; the counts that bootstraps need go into counts/*.npz.
+    """Probe the networks without a row in results.csv; counts for bootstraps are written into counts/*.npz.
 
     Args:
-        runs: folders of pre-trainings of one data set.
+        runs: folders of pre-trainings on one data set.
         out: folder of results.csv.
         labels: of the training and the test images.
         seed: of the probes: cells, memories, views.
-        only_last: leave out the checkpoints before the last.
+        only_last: whether to skip the checkpoints before the last.
     """
     table = out / "results.csv"
     done = {(row.method, row.seed, row.pairs) for row in read_rows(table) if not row.probe.startswith("detector/")}
@@ -80,13 +78,13 @@ def probe_runs(
 
 
 def checkpoints_of(run: Path) -> list[Path]:
-    """The kept checkpoints of a run in their order, the last one at the end."""
+    """The kept checkpoints of a run in order, then the last checkpoint."""
     folder = run / "checkpoints"
     return [*sorted(folder.glob("epoch_*.pt")), *([folder / "last.pt"] if (folder / "last.pt").exists() else [])]
 
 
 def _subjects(path: Path) -> list[Subject]:
-    """The network of a checkpoint, and the untrained one that a run of ReSim-FPN began with."""
+    """The network of a checkpoint, and for ReSim-FPN the untrained network of the run."""
     state, loaded = load_checkpoint(path), load_encoder(path)
     recipe = Recipe.from_json(state["recipe"])
     pairs = int(state["step"]) * recipe.optim.batch_size
@@ -100,7 +98,7 @@ def _subjects(path: Path) -> list[Subject]:
 
 
 def _probe(subject: Subject, out: Path, labels: tuple[LabelMaps, LabelMaps], seed: int) -> list[Row]:
-    """Rows of all the probes of a network."""
+    """Measure all probes of a network and return their rows."""
     name = f"{subject.method}-seed{subject.seed}-{subject.pairs}"
     network = Network(name=name, encoder=subject.encoder, has_head=subject.has_head, precision="float32")
     config = ProbeConfig(
@@ -136,17 +134,16 @@ def _rows(base: Mapping[str, Any], path: ScorePath, score: Score) -> list[Row]:
         return [
             Row(**about, measure="accuracy", value=value.accuracy, low=low, high=high, num_images=len(value.windows))
         ]
-    found = value.to_json()
-    return [Row(**about, measure=name, value=one) for name, one in found.items() if isinstance(one, float)]
+    return [Row(**about, measure=name, value=one) for name, one in value.to_json().items() if isinstance(one, float)]
 
 
 def _counts(scores: Mapping[ScorePath, Score]) -> dict[str, np.ndarray]:
     """Per-image counts by probe and level, from which differences are bootstrapped over images and seeds."""
     arrays: dict[str, np.ndarray] = {}
-    for where, score in scores.items():
+    for path, score in scores.items():
         value = score.value
         if isinstance(value, Segmentation):
-            arrays["/".join(where)] = value.counts.astype(np.int32)
+            arrays["/".join(path)] = value.counts.astype(np.int32)
         elif isinstance(value, Correspondence):
-            arrays["/".join(where)] = np.stack([value.correct, value.windows], axis=1).astype(np.int32)
+            arrays["/".join(path)] = np.stack([value.correct, value.windows], axis=1).astype(np.int32)
     return arrays

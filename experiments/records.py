@@ -1,4 +1,4 @@
-"""Rows of a study's results.csv: one measured number each, with all that is needed to repeat it."""
+"""Rows of a study's results.csv: one measured number each, with its provenance."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ UNTRAINED = "untrained"  # the method of networks that are not pre-trained
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One number, or a failure."""
+    """One measured number, or an error."""
 
     method: str
-    """Of pre-training; `untrained` for none."""
+    """Method of pre-training, or `untrained`."""
     seed: int
-    """Of pre-training."""
+    """Seed of pre-training."""
     pairs: int
-    """View pairs seen so far."""
+    """Number of view pairs of the pre-training so far."""
     probe: str
     level: str = ""
     measure: str = ""
     tune_seed: int | None = None
-    """Of fine-tuning."""
+    """Seed of fine-tuning."""
     value: float | None = None
     low: float | None = None
     high: float | None = None
     """95 % interval over test images."""
     num_images: int | None = None
-    """Test images."""
+    """Number of test images."""
     status: str = "ok"
-    """`ok`, or the error's text."""
+    """`ok`, or the text of the error."""
 
 
 _PROVENANCE = ("commit", "torch", "processor", "date")
 
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Add rows to a results.csv, which is made if need be."""
-    made_by = _provenance()
+    """Append rows to a results.csv, which is created if it does not exist."""
+    provenance = _provenance()
     is_new = not path.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="", encoding="utf-8") as file:
@@ -58,11 +58,11 @@ def append_rows(path: Path, rows: Iterable[Row]) -> None:
         if is_new:
             writer.writeheader()
         for row in rows:
-            writer.writerow({name: "" if value is None else value for name, value in asdict(row).items()} | made_by)
+            writer.writerow({name: "" if value is None else value for name, value in asdict(row).items()} | provenance)
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Every row, in the order in which it was measured."""
+    """Read all rows, in the order of measurement; none if the file does not exist."""
     if not path.exists():
         return
     with path.open(newline="", encoding="utf-8") as file:
@@ -84,12 +84,12 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def write_counts(out: Path, network: str, arrays: Mapping[str, np.ndarray]) -> None:
-    """Add arrays, by probe and level, to a network's file in counts/: what differences are bootstrapped from.
+    """Add arrays by probe and level to a network's file in counts/, from which differences are bootstrapped.
 
     Args:
         out: folder of the study.
         network: METHOD-seedSEED-PAIRS.
-        arrays: per-image counts, or values under draws of the images.
+        arrays: per-image counts, or values of bootstrap samples of the images.
     """
     path = out / "counts" / f"{network}.npz"
     merged: dict[str, Any] = read_counts(path) | dict(arrays)
@@ -98,7 +98,7 @@ def write_counts(out: Path, network: str, arrays: Mapping[str, np.ndarray]) -> N
 
 
 def read_counts(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a network's file; empty where there is none."""
+    """Read the arrays of a network's file; empty if it does not exist."""
     if not path.exists():
         return {}
     with np.load(path) as arrays:

@@ -1,8 +1,8 @@
-"""One command for a study: pre-train, probe, train detectors. What is done already is not done again.
+"""One command for a study: pre-train, probe, train detectors. Finished parts are skipped.
 
     python experiments/study.py IMAGES --labels MASKS --detect BOXES --out FOLDER --pairs 50000 --seeds 0 1 2
 
-Ctrl+C or SIGTERM stops it at a step; the same command goes on there. experiments/tables.py shows what was found.
+Ctrl+C or SIGTERM stops it after a step; the same command resumes it. experiments/tables.py prints the results.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from resim.probes.label_maps import LabelMaps
 
 
 def main() -> None:
-    """Read the command line and run what is not done."""
+    """Read the command line and run all parts that are not finished."""
     options = _parser().parse_args()
     size = SIZES[options.size]
 
@@ -47,20 +47,20 @@ def main() -> None:
         for method, run in list(runs.items()):
             try:
                 finished = pretrain_one(options.images, options.out, method, options.size, options.pairs, seed)
-            except UserError as error:  # a run that fails is a result too
-                _note_failure(options.out, method, seed, str(error))
+            except UserError as error:  # a failed run is a result too
+                _record_failure(options.out, method, seed, str(error))
                 del runs[method]
                 continue
             if not finished:
                 return
-            curves = seed == options.seeds[0]  # of one seed: each checkpoint takes as long as the last
-            probe_runs([run], options.out, label_maps(), only_last=not curves)
+            is_first = seed == options.seeds[0]  # curves are of one seed only, since probing all checkpoints is slow
+            probe_runs([run], options.out, label_maps(), only_last=not is_first)
         if options.detect and not _detect(runs, options, seed, detector_labels):
             return
 
 
 def _detect(runs: dict[str, Path], options: argparse.Namespace, seed: int, labels: Callable[[], Labels]) -> bool:
-    """The detectors of a seed, regime by regime; whether all are finished."""
+    """Train the detectors of a seed, one regime after another; return whether all are finished."""
     return all(
         detect_one(
             runs, options.out, labels(), SIZES[options.size], name, steps=options.detect_steps, seed=seed
@@ -69,7 +69,7 @@ def _detect(runs: dict[str, Path], options: argparse.Namespace, seed: int, label
     )  # fmt: skip
 
 
-def _note_failure(out: Path, method: str, seed: int, error: str) -> None:
+def _record_failure(out: Path, method: str, seed: int, error: str) -> None:
     row = Row(method=method, seed=seed, pairs=0, probe="pre-training", status=error)
     if row not in list(read_rows(out / "results.csv")):
         append_rows(out / "results.csv", [row])
@@ -79,16 +79,20 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("images", type=Path, nargs="+", help="folders of images without labels")
-    add("--labels", type=Path, required=True, help="images with masks to learn from, as resim probe's DATA")
-    add("--test-labels", type=Path, help="images with masks to test on; left out: a fifth of --labels")
-    add("--classes", nargs="*", default=[], help="classes to keep (beside the background); none named: all")
-    add("--most", type=int, default=500, help="images with masks of each set at the most")
-    add("--detect", type=Path, help="images with boxes, as resim detect train's DATA; left out: no detectors")
-    add("--test-detect", type=Path, help="images with boxes to test on; left out: a fifth of --detect")
-    add("--detect-images", type=Path, help="folder of the images of --detect, where they are not beside it")
-    add("--test-detect-images", type=Path, help="likewise")
-    add("--merge", default="", help="detect all classes as one of this name")
-    add("--most-detect", type=int, default=0, help="images with boxes of each set at the most; 0: all")
+    add("--labels", type=Path, required=True, help="training images with masks, in any form that resim probe reads")
+    add("--test-labels", type=Path, help="test images with masks; default: a fifth of --labels")
+    add("--classes", nargs="*", default=[], help="classes to keep in addition to the background; default: all")
+    add("--most", type=int, default=500, help="maximum number of images with masks of each set")
+    add(
+        "--detect",
+        type=Path,
+        help="images with boxes, in any form that resim detect train reads; default: no detectors",
+    )
+    add("--test-detect", type=Path, help="test images with boxes; default: a fifth of --detect")
+    add("--detect-images", type=Path, help="folder of the images of --detect, if they are not next to it")
+    add("--test-detect-images", type=Path, help="folder of the images of --test-detect, if they are not next to it")
+    add("--merge", default="", help="name of one class into which all are merged")
+    add("--most-detect", type=int, default=0, help="maximum number of images with boxes of each set; 0: all")
     add("--detect-steps", type=int, default=300, help="training steps of each detector, of 8 images")
     add("--regimes", nargs="+", choices=REGIMES, default=["frozen", "frozen+fpn", "tuned-10%", "tuned-100%"])
     add("--out", type=Path, required=True, help="folder of the study")

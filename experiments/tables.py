@@ -1,8 +1,8 @@
-"""A study's tables and pictures, from results.csv and the per-image counts: nothing is measured here.
+"""Tables and curves of a study, computed from results.csv and the per-image counts.
 
-A difference between two methods is the mean over the seeds that both have. Its interval of 95 % is over images (a
-bootstrap, the same draws for both methods) and, by Student's t, over seeds: see `paired_interval` in
-`resim.scores.bootstrap`. With two seeds it is very wide; from three on it says something.
+A difference between two methods is the mean over the seeds that both have. Its 95 % interval is over images (a
+bootstrap, with the same samples for both methods) and, by Student's t, over seeds: see `paired_interval` in
+`resim.scores.bootstrap`. It is very wide for two seeds and informative from three.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from records import Row, read_counts, read_rows
 from resim.probes.segmentation_scores import Measure, measure_sums
 from resim.scores.bootstrap import paired_interval
 
-DRAWS = 300  # of the images; as many as `detecting.REPLICATES`
+SAMPLES = 300  # bootstrap samples of the images, as many as `detecting.REPLICATES`
 Kind = Measure | Literal["accuracy", "AP"]
 Key = tuple[str, int, str, str]
 """Method, seed, probe, level."""
@@ -34,12 +34,12 @@ PROBES: tuple[tuple[str, Kind], ...] = (
     ("retrieval/100%", "miou"),
 )
 CURVES = PROBES
-_MAIN_LEVELS = ("P4", "C4")  # of a curve: the first that the method has
+_MAIN_LEVELS = ("P4", "C4")  # a curve shows the first of them that the method has
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of one method minus that of another over `num_seeds` seeds, in points of a percent."""
+    """The mean of one method minus that of another over `num_seeds` seeds, in percentage points."""
 
     value: float
     low: float
@@ -48,7 +48,7 @@ class Difference:
 
     @property
     def is_sure(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
     def __str__(self) -> str:
@@ -57,37 +57,37 @@ class Difference:
 
 
 def final_rows(rows: Sequence[Row]) -> list[Row]:
-    """The rows of the networks at their ends: for each method and seed those with the most pairs."""
-    ends: dict[tuple[str, int], int] = defaultdict(int)
+    """The rows of the final networks: for each method and seed, those with the most view pairs."""
+    final_pairs: dict[tuple[str, int], int] = defaultdict(int)
     for row in rows:
-        ends[row.method, row.seed] = max(ends[row.method, row.seed], row.pairs)
-    return [row for row in rows if row.status == "ok" and row.pairs == ends[row.method, row.seed]]
+        final_pairs[row.method, row.seed] = max(final_pairs[row.method, row.seed], row.pairs)
+    return [row for row in rows if row.status == "ok" and row.pairs == final_pairs[row.method, row.seed]]
 
 
 def difference(a: Mapping[int, np.ndarray], b: Mapping[int, np.ndarray], measure: Kind) -> Difference | None:
-    """The mean over seeds of `a` minus that of `b`; None where they have no seed in common.
+    """The mean over seeds of `a` minus that of `b`; None if they have no seed in common.
 
     Args:
-        a: by seed, counts of the same N images: (N, 2) right and asked for "accuracy", (N, 3, K) as
-            `Segmentation.counts` for its measures; for "AP" the AP itself and after it under draws of the images.
-        b: the same of the other method.
-        measure: "accuracy", "AP", or a measure of `Segmentation` with the background in place 0.
+        a: by seed, counts of the same N images: for "accuracy" (N, 2), correct and all; for measures of `Segmentation`
+            (N, 3, K), its `counts`; for "AP" (1 + SAMPLES,), the AP, then the AP of bootstrap samples.
+        b: the same for the other method.
+        measure: "accuracy", "AP", or a measure of `Segmentation` with the background at index 0.
     """
     seeds = sorted(set(a) & set(b))
     if not seeds:
         return None
-    first, second = (np.stack([_under_draws(group[seed], measure) for seed in seeds]) for group in (a, b))
+    first, second = (np.stack([_bootstrap(group[seed], measure) for seed in seeds]) for group in (a, b))
     low, high = paired_interval(first[:, 1:], second[:, 1:], seed=0)
     value = float((first[:, 0] - second[:, 0]).mean())
     return Difference(100 * value, 100 * low, 100 * high, len(seeds))
 
 
-def _under_draws(counts: np.ndarray, measure: Kind) -> np.ndarray:
-    """(1 + DRAWS,) of one network: the measure over all images, then under draws of the images."""
+def _bootstrap(counts: np.ndarray, measure: Kind) -> np.ndarray:
+    """The measure of one network over all images, then of bootstrap samples of the images: (1 + SAMPLES,)."""
     if measure == "AP":
         return counts
     images = len(counts)
-    weights = np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), size=DRAWS).astype(np.float64)
+    weights = np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), size=SAMPLES).astype(np.float64)
     weights = np.concatenate([np.ones((1, images)), weights])
     sums = (weights @ counts.reshape(images, -1)).reshape(len(weights), *counts.shape[1:])
     if measure == "accuracy":
@@ -96,10 +96,10 @@ def _under_draws(counts: np.ndarray, measure: Kind) -> np.ndarray:
 
 
 def table(rows: Sequence[Row], counts: Mapping[Key, np.ndarray], probe: str, measure: Kind) -> str:
-    """A Markdown table of one probe: a line a method, a column a level; below it the paired differences."""
+    """A Markdown table of one probe: a line per method and per paired difference, a column per level."""
     chosen = [row for row in final_rows(rows) if row.probe == probe and row.measure == measure]
     levels = sorted({row.level for row in chosen})
-    methods = sorted({row.method for row in chosen}, key=_place)
+    methods = sorted({row.method for row in chosen}, key=_rank)
     lines = ["| method | " + " | ".join(levels) + " |", "| --- |" + " ---: |" * len(levels)]
     for method in methods:
         cells = []
@@ -123,8 +123,8 @@ def _by_seed(counts: Mapping[Key, np.ndarray], method: str, probe: str, level: s
     return {key[1]: array for key, array in counts.items() if (key[0], *key[2:]) == (method, probe, level)}
 
 
-def _place(method: str) -> tuple[int, str]:
-    """Untrained networks first, then the methods in their order, each before its variants."""
+def _rank(method: str) -> tuple[int, str]:
+    """Sort key of methods: untrained networks first, then the methods in order, each before its variants."""
     name = next((name for name in reversed(ORDER) if method.startswith(name)), "")
     return (ORDER.index(name) if name else len(ORDER)), method
 
@@ -137,39 +137,39 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def read_final_counts(folder: Path, rows: Sequence[Row]) -> dict[Key, np.ndarray]:
-    """Counts of the networks at their ends."""
-    found = {}
+    """Read the counts of the final networks."""
+    counts = {}
     for method, seed, pairs in sorted({(row.method, row.seed, row.pairs) for row in final_rows(rows)}):
         for name, array in read_counts(folder / f"{method}-seed{seed}-{pairs}.npz").items():
             probe, _, level = name.rpartition("/")
-            found[method, seed, probe, level] = array
-    return found
+            counts[method, seed, probe, level] = array
+    return counts
 
 
 def origin(rows: Sequence[Row]) -> str:
-    """What the numbers come from: networks, pairs, images."""
-    ends = final_rows(rows)
+    """A text on the origin of the numbers: seeds, view pairs, failed runs."""
+    final = final_rows(rows)
     seeds = defaultdict(set)
-    for row in ends:
+    for row in final:
         seeds[row.method].add(row.seed)
-    parts = [f"{name} {len(seeds[name])}" for name in sorted(seeds, key=_place)]
-    pairs = sorted({row.pairs for row in ends if row.pairs})
+    parts = [f"{name} {len(seeds[name])}" for name in sorted(seeds, key=_rank)]
+    pairs = sorted({row.pairs for row in final if row.pairs})
     failed = [row for row in rows if row.status != "ok"]
     text = f"Seeds: {', '.join(parts)}. View pairs: {', '.join(f'{number:,}' for number in pairs)}."
     return text + "".join(f"\nFailed: {row.method}, seed {row.seed}, {row.probe}: {row.status}" for row in failed)
 
 
 def draw_learning_curves(rows: Sequence[Row], out: Path) -> None:
-    """Each probe against view pairs, a line a method: the mean over seeds, single seeds as points."""
+    """Draw each probe over view pairs, a curve per method: the mean over seeds, single seeds as points."""
     figure = Figure(figsize=(4.2 * len(CURVES), 3.8), dpi=100, layout="constrained")
     for axes, (probe, measure) in zip(figure.subplots(1, len(CURVES)), CURVES, strict=True):
         chosen = [row for row in rows if (row.probe, row.measure, row.status) == (probe, measure, "ok")]
         untrained = [row for row in chosen if row.pairs == 0]
-        for number, method in enumerate(sorted({row.method for row in chosen if row.pairs}, key=_place)):
-            own = [row for row in chosen if row.method == method]
-            level = next((name for name in _MAIN_LEVELS if any(row.level == name for row in own)), own[0].level)
+        for number, method in enumerate(sorted({row.method for row in chosen if row.pairs}, key=_rank)):
+            trained = [row for row in chosen if row.method == method]
+            level = next((name for name in _MAIN_LEVELS if any(row.level == name for row in trained)), trained[0].level)
             points: dict[int, list[float]] = defaultdict(list)
-            for row in [*untrained, *own]:
+            for row in [*untrained, *trained]:
                 if row.level == level and row.value is not None:
                     points[row.pairs].append(100 * row.value)
             x = sorted(points)
@@ -184,10 +184,10 @@ def draw_learning_curves(rows: Sequence[Row], out: Path) -> None:
 
 
 def main() -> None:
-    """Print the tables of a study's folder and draw its curves."""
+    """Print the tables of a study and draw its curves."""
     parser = argparse.ArgumentParser(description="Tables and curves of a study.")
     parser.add_argument("folder", type=Path, help="folder with results.csv and counts/")
-    parser.add_argument("--levels", nargs="*", default=[], help="columns, such as C4 P4 all box; none named: all")
+    parser.add_argument("--levels", nargs="*", default=[], help="columns, such as C4 P4 all box; default: all")
     options = parser.parse_args()
     folder: Path = options.folder
     rows = list(read_rows(folder / "results.csv"))

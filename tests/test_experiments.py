@@ -1,4 +1,4 @@
-"""The study's own arithmetic, and a whole study at its smallest: rows, counts, tables, and nothing done twice."""
+"""The arithmetic of a study, and a minimal study: rows, counts and tables; finished parts are not repeated."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def test_a_row_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_counts_are_added_to_those_of_the_same_network(tmp_path: Path) -> None:
     write_counts(tmp_path, "a-seed0-64", {"segmentation/C4": np.arange(3)})
     write_counts(tmp_path, "a-seed0-64", {"detector/frozen/box": np.arange(2)})
-    found = read_counts(tmp_path / "counts" / "a-seed0-64.npz")
-    assert {name: array.tolist() for name, array in found.items()} == {
+    result = read_counts(tmp_path / "counts" / "a-seed0-64.npz")
+    assert {name: array.tolist() for name, array in result.items()} == {
         "segmentation/C4": [0, 1, 2], "detector/frozen/box": [0, 1],
     }  # fmt: skip
 
 
-def test_the_methods_differ_in_their_levels_alone() -> None:
+def test_the_methods_differ_in_their_levels_only() -> None:
     recipes = [
         methods.make_recipe(name, methods.SIZES["cpu"], images=1000, pairs=50_000, seed=3) for name in methods.LEVELS
     ]
@@ -83,30 +83,30 @@ def test_a_difference_is_paired_by_seed() -> None:
     ones = np.ones((8, 1), dtype=int)
     first = {0: np.hstack([3 * ones, 4 * ones]), 1: np.hstack([4 * ones, 4 * ones]), 2: np.hstack([0 * ones, ones])}
     second = {0: np.hstack([2 * ones, 4 * ones]), 1: np.hstack([ones, 4 * ones])}
-    found = tables.difference(first, second, "accuracy")
-    assert found is not None
-    assert found.value == pytest.approx(100 * (0.25 + 0.75) / 2)
-    assert found.num_seeds == 2
-    assert not found.is_sure  # two seeds 50 points apart say little
+    result = tables.difference(first, second, "accuracy")
+    assert result is not None
+    assert result.value == pytest.approx(100 * (0.25 + 0.75) / 2)
+    assert result.num_seeds == 2
+    assert not result.is_sure  # two seeds 50 points apart are not conclusive
     assert tables.difference(first, {5: second[0]}, "accuracy") is None
 
 
-def test_a_difference_over_images_alone_has_the_width_of_their_spread() -> None:
+def test_the_interval_of_a_difference_over_images_is_binomial() -> None:
     """One seed; a quarter of 400 images differ by 1: the interval is 25 +- 1.96 sqrt(.25 * .75 / 400) percent."""
     right = np.zeros(400, dtype=int)
     right[:100] = 1
-    asked = np.ones(400, dtype=int)
-    found = tables.difference(
-        {0: np.stack([right, asked], 1)}, {0: np.stack([0 * right, asked], 1)}, "accuracy"
+    windows = np.ones(400, dtype=int)
+    result = tables.difference(
+        {0: np.stack([right, windows], 1)}, {0: np.stack([0 * right, windows], 1)}, "accuracy"
     )  # fmt: skip
-    assert found is not None
+    assert result is not None
     half = 196 * np.sqrt(0.25 * 0.75 / 400)
-    # 300 draws: the ends of the interval are known to about a tenth of the half width
-    np.testing.assert_allclose([found.low, found.high], [25 - half, 25 + half], atol=0.25 * half)
-    assert str(found).startswith("+25.0 (")
+    # with 300 samples the bounds of the interval have an error of about a tenth of the half width
+    np.testing.assert_allclose([result.low, result.high], [25 - half, 25 + half], atol=0.25 * half)
+    assert str(result).startswith("+25.0 (")
 
 
-def test_the_table_names_untrained_first_and_every_difference() -> None:
+def test_a_table_begins_with_untrained_and_ends_with_the_differences() -> None:
     counts: dict[tables.Key, np.ndarray] = {}
     rows = []
     for method, right in (("resim-fpn", 9), ("untrained", 3), ("moco-v2", 6)):
@@ -124,7 +124,7 @@ def test_the_table_names_untrained_first_and_every_difference() -> None:
     ]
 
 
-def test_chosen_classes_keep_every_image_and_lose_the_other_objects(tmp_path: Path) -> None:
+def test_choosing_classes_keeps_all_images_and_drops_other_objects(tmp_path: Path) -> None:
     data = read_coco(write_scenes(tmp_path / "scenes", 6, seed=1, width=64, height=48))
     objects = sum(int((record.labels == 2).sum()) for record in data.records)
     kept = detecting.choose_classes(data, [CLASSES[1]])
@@ -137,10 +137,10 @@ def test_chosen_classes_keep_every_image_and_lose_the_other_objects(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_study_at_its_smallest(
+def test_a_minimal_study_is_run_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two methods, one epoch each, all probes, two regimes of detectors; the same command again does nothing."""
+    """Two methods, one epoch each, all probes, two regimes of detectors; the second run of the command does nothing."""
     monkeypatch.setitem(methods.SIZES, "cpu", methods.Size("resnet18", 64, 4, 8, (0.1, 1.0)))
     train = write_scenes(tmp_path / "train", 8, seed=1, width=64, height=64)
     test = write_scenes(tmp_path / "test", 8, seed=2, width=64, height=64)

@@ -1,4 +1,4 @@
-"""`resim similarity` as it is used: which networks its words name, what it writes, one line for what cannot work."""
+"""`resim similarity`: the networks, the sheets that it writes, and one line for each error."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from PIL import Image
 
 from resim import recipes
 from resim.cli.main import main
-from resim.draw.sheet import BAR_PX, GAP, HEAD_PX, MARGIN, PANEL_PX
+from resim.draw.sheet import GAP, HEADING_PX, MARGIN, PANEL_PX, SCALE_PX
 from resim.exchange.encoders import load_encoders
 from resim.model.resim import ReSim
 from resim.runs.checkpoints import load_checkpoint
 from resim.runs.config import read_recipe
 from resim.scenes.scenes import draw_scene
-from resim.similarity.blocks import default_levels
 from resim.similarity.feature_maps import region_levels
+from resim.similarity.figures import default_levels
 
 Captured = pytest.CaptureFixture[str]
 TINY = [
@@ -52,7 +52,7 @@ def run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_is_its_query_encoder_and_random_what_it_started_from(run: Path) -> None:
+def test_a_run_is_its_query_encoder_and_random_its_initial_weights(run: Path) -> None:
     trained, untrained = load_encoders([str(run), "random"])
     state = load_checkpoint(run / "checkpoints" / "last.pt")["model"]
     for name, value in trained.encoder.state_dict().items():
@@ -73,15 +73,17 @@ def test_levels_are_those_that_the_region_losses_were_trained_on(run: Path) -> N
     assert region_levels(recipes.resim_c4().model) == ("C4+conv",)
 
 
-# -- what it writes
+# -- sheets
 
 
 @pytest.mark.slow
-def test_it_writes_what_can_be_shown(images: Path, run: Path, tmp_path: Path, capsys: Captured) -> None:
+def test_the_sheets_depend_on_the_number_of_images_and_the_region(
+    images: Path, run: Path, tmp_path: Path, capsys: Captured
+) -> None:
     paths = [str(images / f"{i}.png") for i in range(3)]
     out = tmp_path / "a"
-    words = [*paths, "--checkpoint", "random", str(run), "--box", "20,10,70,60", "--out", str(out)]
-    assert main(["similarity", *words]) == 0
+    argv = [*paths, "--checkpoint", "random", str(run), "--box", "20,10,70,60", "--out", str(out)]
+    assert main(["similarity", *argv]) == 0
     assert capsys.readouterr().out.split() == [str(out / name) for name in ("heat.png", "matches.png", "pca.png")]
     with Image.open(out / "heat.png") as sheet:
         assert sheet.width == 2 * MARGIN + 3 * PANEL_PX + 2 * GAP
@@ -91,31 +93,31 @@ def test_it_writes_what_can_be_shown(images: Path, run: Path, tmp_path: Path, ca
 
 
 @pytest.mark.slow
-def test_the_same_words_give_the_same_pictures(images: Path, run: Path, tmp_path: Path) -> None:
+def test_the_same_options_give_the_same_pictures(images: Path, run: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        words = [str(images), "--checkpoint", str(run), "--point", "30,40", "--out", str(tmp_path / name)]
-        assert main(["similarity", *words]) == 0
+        argv = [str(images), "--checkpoint", str(run), "--point", "30,40", "--out", str(tmp_path / name)]
+        assert main(["similarity", *argv]) == 0
     for picture in ("heat.png", "matches.png", "pca.png"):
         assert (tmp_path / "a" / picture).read_bytes() == (tmp_path / "b" / picture).read_bytes()
 
 
 @pytest.mark.slow
-def test_a_region_is_marked_where_it_was_named(images: Path, run: Path, tmp_path: Path) -> None:
-    """In px of the file, also where the image is made smaller before it is encoded."""
+def test_a_region_is_marked_at_its_position(images: Path, run: Path, tmp_path: Path) -> None:
+    """In px of the file, even if the image is downscaled before it is encoded."""
     factor = PANEL_PX / 160
-    for name, side in (("own", "1024"), ("small", "80")):
-        words = ["--checkpoint", str(run), "--box", "40,28,120,84", "--out", str(tmp_path / name), "--max-side", side]
-        assert main(["similarity", str(images / "0.png"), *words]) == 0
+    for name, side in (("native", "1024"), ("small", "80")):
+        argv = ["--checkpoint", str(run), "--box", "40,28,120,84", "--out", str(tmp_path / name), "--max-side", side]
+        assert main(["similarity", str(images / "0.png"), *argv]) == 0
         columns = []  # the image without and with the region, cut out of the sheets
         for picture, top in (
-            ("pca.png", MARGIN + 40 + 28 + HEAD_PX),
-            ("heat.png", MARGIN + 40 + 28 + HEAD_PX + BAR_PX),
+            ("pca.png", MARGIN + 40 + 28 + HEADING_PX),
+            ("heat.png", MARGIN + 40 + 28 + HEADING_PX + SCALE_PX),
         ):
             with Image.open(tmp_path / name / picture) as sheet:
                 columns.append(np.asarray(sheet.crop((MARGIN, top, MARGIN + PANEL_PX, top + round(112 * factor)))))
         y, x = np.nonzero((columns[0] != columns[1]).any(axis=2))
-        drawn = [x.min(), y.min(), x.max() + 1, y.max() + 1]
-        np.testing.assert_allclose(drawn, np.array([40, 28, 120, 84]) * factor, atol=1)
+        marked = [x.min(), y.min(), x.max() + 1, y.max() + 1]
+        np.testing.assert_allclose(marked, np.array([40, 28, 120, 84]) * factor, atol=1)
 
 
 @pytest.mark.slow
@@ -123,12 +125,12 @@ def test_a_region_is_marked_where_it_was_named(images: Path, run: Path, tmp_path
     ("words", "message"),
     [
         (["--point", "200,5"], "--point 200,5: 0.png is 160 x 112 px"),
-        (["--box", "5,5,5,9"], "--box 5,5,5,9: 0.png is 160 x 112 px; x0 < x1 and y0 < y1"),
+        (["--box", "5,5,5,9"], "--box 5,5,5,9: 0.png is 160 x 112 px; name a box inside the image with x0 < x1"),
         (["--box", "1,2,3"], "--box 1,2,3: must be X0,Y0,X1,Y1"),
         (["--point", "1,x"], "--point 1,x: must be X,Y"),
         (["--point", "nan,3"], "--point nan,3: must be X,Y"),
         (["--point", "1,2", "--box", "1,2,3,4"], "--point and --box: name one of them"),
-        (["--levels", "P5"], "--levels P5: no network here has it, they have P4, C3, C4, C5"),
+        (["--levels", "P5"], "--levels P5: no network has this level; name some of P4, C3, C4, C5"),
         (["--max-side", "8"], "--max-side 8: must be at least 32"),
         (["--pairs", "0"], "--pairs 0: must be at least 1"),
         (["--heat"], "--heat"),
@@ -146,7 +148,7 @@ def test_options_that_cannot_work(
     assert not out.exists()
 
 
-def test_files_that_cannot_be_read(images: Path, run: Path, tmp_path: Path, capsys: Captured) -> None:
+def test_files_that_cannot_be_read_are_one_line(images: Path, run: Path, tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "broken.png").write_bytes(b"PNG?")
     (tmp_path / "many").mkdir()
     for i in range(13):

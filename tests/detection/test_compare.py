@@ -20,7 +20,7 @@ from resim.detection.compare import Start, compare
 from resim.detection.config import DetectorConfig, DetectRecipe, DetectRun, ImagesConfig, TuneConfig
 from resim.detection.evaluate import read_scores
 from resim.errors import UserError
-from resim.report.comparison import draw_ap_curves, draw_comparison_sheet
+from resim.report.comparison_pictures import draw_ap_curves, draw_comparison_sheet
 from resim.scores.bootstrap import average_precision, match_detections, paired_interval, resample_precision
 from resim.scores.coco import coco_scores
 

@@ -31,9 +31,9 @@ from resim.errors import UserError
 from resim.exchange.weights import Weights, read_weights
 from resim.model.encoder import Encoder, ModelConfig
 from resim.regions.level import Level
-from resim.report.detection import detection
+from resim.report.detection_section import detection
 from resim.report.page import Table
-from resim.report.runs import read_runs
+from resim.report.run_files import read_runs
 from resim.runs.checkpoints import load_checkpoint, save_checkpoint
 from resim.runs.config import Recipe
 from tiny_detectors import SIZES, randomise_norms, things, tiny, tiny_images, tiny_recipe, tiny_run

@@ -19,9 +19,9 @@ from resim.demo.story import demo, demo_recipes
 from resim.demo.verdict import verdict
 from resim.detection.compare import Comparison, Difference
 from resim.errors import UserError
+from resim.probes.config import ScorePath
 from resim.probes.correspondence import Correspondence
 from resim.probes.segmentation_scores import Segmentation
-from resim.probes.suite import Path as ScorePath
 from resim.probes.suite import Score
 from resim.runs.checkpoints import load_checkpoint
 from resim.runs.log import read_metrics

@@ -1,4 +1,4 @@
-"""Cached features: what the network itself computes of the centre of each image, and nothing of it is changed."""
+"""Cached features: the vectors of the centre of each image; the network is not changed."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_maps_are_the_encoders_own() -> None:
+def test_the_maps_are_those_of_the_encoder() -> None:
     small = network()
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     vectors, maps = small.maps(images)
     with torch.no_grad():
-        own_vectors, own_maps = small.encoder(images)
+        expected_vectors, expected_maps = small.encoder(images)
         stages = small.encoder.backbone(images)
     assert vectors is not None
-    assert vectors.numpy() == pytest.approx(own_vectors.numpy(), abs=1e-5)
+    assert vectors.numpy() == pytest.approx(expected_vectors.numpy(), abs=1e-5)
     assert small.strides == {"C3": 8, "C4": 16, "C5": 32, "C4+conv": 16, "P3": 8, "P4": 16}
     assert set(maps) == set(small.strides)
-    expected = dict(stages) | {"P3": own_maps["P3"], "P4": own_maps["P4"], "C4+conv": own_maps["C4"]}
+    expected = dict(stages) | {"P3": expected_maps["P3"], "P4": expected_maps["P4"], "C4+conv": expected_maps["C4"]}
     for name, cells in maps.items():
         assert cells.numpy() == pytest.approx(expected[name].numpy(), abs=1e-4), name
         assert cells.shape[-1] * small.strides[name] == 64
     pooled = small.vectors(images)
-    assert pooled["P4"].numpy() == pytest.approx(own_maps["P4"].mean(dim=(2, 3)).numpy(), abs=1e-5)
+    assert pooled["P4"].numpy() == pytest.approx(expected_maps["P4"].mean(dim=(2, 3)).numpy(), abs=1e-5)
     assert pooled["global"].equal(vectors)
     assert small.c5(images).numpy() == pytest.approx(pooled["C5"].numpy(), abs=1e-5)
 
@@ -73,41 +73,41 @@ def test_bfloat16_gives_float32_features_close_by() -> None:
 def test_a_network_in_training_mode_is_refused() -> None:
     training = network()
     training.encoder.train()
-    for ask in (training.maps, training.c5):
+    for compute in (training.maps, training.c5):
         with pytest.raises(ValueError, match="evaluation mode"):
-            ask(torch.zeros(1, 3, 64, 64))
+            compute(torch.zeros(1, 3, 64, 64))
 
 
-@pytest.mark.parametrize("wild", [float("nan"), float("inf")])
-def test_features_that_are_not_finite_are_not_measured(wild: float) -> None:
+@pytest.mark.parametrize("not_finite", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_not_measured(not_finite: float) -> None:
     broken = network()
     for name, value in broken.encoder.state_dict().items():
         if name == "backbone.layer4.0.bn2.bias":
-            value.fill_(wild)
-    for ask in (broken.maps, broken.vectors, broken.c5):
-        with pytest.raises(UserError, match=r"small: gives features that are not finite \(C5"):
-            ask(torch.zeros(1, 3, 64, 64))
+            value.fill_(not_finite)
+    for compute in (broken.maps, broken.vectors, broken.c5):
+        with pytest.raises(UserError, match=r"small: the features are not finite \(C5"):
+            compute(torch.zeros(1, 3, 64, 64))
 
 
 def test_features_of_a_folder(folder: Path) -> None:
     small, images = network(), read_images(folder)
     before = {name: value.clone() for name, value in small.encoder.state_dict().items()}
-    told: list[int] = []
-    found = pooled_features(small, images, size=64, told=told.append)
-    assert sum(told) == 5
-    assert found.kept.tolist() == [0, 1, 2, 3, 4]
+    counts: list[int] = []
+    features = pooled_features(small, images, size=64, progress=counts.append)
+    assert sum(counts) == 5
+    assert features.kept.tolist() == [0, 1, 2, 3, 4]
     for i in range(5):
-        own = small.vectors(to_images(torch.from_numpy(centre_view(images.open(i), 64))))
-        assert found.vectors["C5"][i].numpy() == pytest.approx(own["C5"][0].numpy(), abs=1e-5)
+        expected = small.vectors(to_images(torch.from_numpy(centre_view(images.open(i), 64))))
+        assert features.vectors["C5"][i].numpy() == pytest.approx(expected["C5"][0].numpy(), abs=1e-5)
     assert all(value.equal(before[name]) for name, value in small.encoder.state_dict().items())
 
 
-def test_what_cannot_be_decoded_is_left_out(folder: Path) -> None:
+def test_images_that_cannot_be_decoded_are_omitted(folder: Path) -> None:
     (folder / "1.png").write_bytes(b"no image")
-    found = pooled_features(network(), read_images(folder), size=64)
-    assert found.kept.tolist() == [0, 2, 3, 4]
-    assert len(found.vectors["C5"]) == 4
-    assert [Path(file.path).name for file in found.bad] == ["1.png"]
+    features = pooled_features(network(), read_images(folder), size=64)
+    assert features.kept.tolist() == [0, 2, 3, 4]
+    assert len(features.vectors["C5"]) == 4
+    assert [Path(file.path).name for file in features.bad] == ["1.png"]
     for file in folder.glob("*.png"):
         file.write_bytes(b"")
     with pytest.raises(UserError, match="none of 5 images can be decoded"):
@@ -123,7 +123,7 @@ def test_the_centre_is_seven_eighths_of_the_shorter_side(tmp_path: Path) -> None
     assert view.min() == 255
 
 
-def test_batches_come_in_order_and_threads_end(folder: Path) -> None:
+def test_batches_are_in_order_and_threads_are_joined(folder: Path) -> None:
     bad, before = list[BadFile](), threading.active_count()
     images = read_images(folder)
     batches = list(read_views(images, [4, 2, 0, 1, 3], lambda photo, i: np.full((1, 2, 2, 3), i), bad, batch=2))

@@ -1,4 +1,4 @@
-"""Weighted nearest neighbours, accuracy and its intervals: numbers by hand, and scikit-learn's."""
+"""Weighted nearest neighbours, accuracy and its intervals, compared with numbers by hand and with scikit-learn."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def points(n: int, c: int = 16, k: int = 7, seed: int = 0) -> tuple[Tensor, Tens
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("k", "temperature"), [(200, 0.07), (1, 0.07), (15, 0.5), (400, 1.0)])
-def test_it_is_scikit_learns(k: int, temperature: float) -> None:
+def test_votes_equal_those_of_scikit_learn(k: int, temperature: float) -> None:
     neighbors = need("sklearn.neighbors", "the kNN vote is scikit-learn's", "test")
     (bank, labels), (queries, _) = points(400), points(150, seed=1)
     theirs = neighbors.KNeighborsClassifier(
@@ -45,7 +45,7 @@ def test_three_neighbours_by_hand() -> None:
     assert votes[0].tolist() == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_low_temperature_does_not_overflow() -> None:
+def test_a_small_temperature_does_not_overflow() -> None:
     bank, labels = points(50)
     votes = knn_votes(bank, labels, bank, num_classes=7, k=50, temperature=1e-4)
     assert votes.isfinite().all()
@@ -60,7 +60,7 @@ def test_bfloat16_features_are_compared_in_float32() -> None:
     assert half.equal(wide)
 
 
-def test_in_parts_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_votes_do_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
     (bank, labels), (queries, _) = points(60), points(33, seed=1)
     whole = knn_votes(bank, labels, queries, num_classes=7, k=10)
     monkeypatch.setattr(knn, "_SIMILARITIES_AT_ONCE", 60 * 4)
@@ -68,7 +68,7 @@ def test_in_parts_it_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parts.numpy() == pytest.approx(whole.numpy(), rel=1e-5)
 
 
-def test_settings_that_cannot_be() -> None:
+def test_k_and_temperature_out_of_range_are_errors() -> None:
     bank, labels = points(10)
     for k in (0, 11):
         with pytest.raises(ValueError, match=f"k {k}: must be from 1 to the 10 training images"):
@@ -84,21 +84,21 @@ def test_accuracy_by_hand() -> None:
     scores = torch.tensor(
         [[9.0, 1, 2, 3, 4, 5, 6], [1, 9, 9, 2, 2, 2, 2], [1, 9, 9, 2, 2, 2, 2], [0, 1, 2, 3, 4, 5, 6]]
     )
-    found = accuracy(scores, torch.tensor([0, 1, 2, 0]))
-    assert found.top1.tolist() == [True, True, False, False]  # of two that tie the first comes first
-    assert found.top5.tolist() == [True, True, True, False]
-    assert found.share == 0.5
-    assert found.chance == 0.5  # class 0 is that of two of the four
-    assert found.to_json()["n"] == 4
+    result = accuracy(scores, torch.tensor([0, 1, 2, 0]))
+    assert result.top1.tolist() == [True, True, False, False]  # of equal scores the first ranks first
+    assert result.top5.tolist() == [True, True, True, False]
+    assert result.share == 0.5
+    assert result.chance == 0.5  # two of the four images have class 0
+    assert result.to_json()["n"] == 4
 
 
-def test_scores_and_classes_that_do_not_belong_together() -> None:
+def test_scores_and_classes_of_different_lengths_are_errors() -> None:
     for labels in (torch.zeros(3, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)):
         with pytest.raises(ValueError, match="scores"):
             accuracy(torch.zeros(len(labels) and 4, 2), labels)
 
 
-def test_the_interval_of_a_share_is_the_binomials() -> None:
+def test_the_interval_of_a_fraction_is_binomial() -> None:
     correct = np.arange(1000) % 10 < 3
     low, high = interval(correct, np.ones(1000))
     spread = 1.96 * math.sqrt(0.3 * 0.7 / 1000)
@@ -106,19 +106,19 @@ def test_the_interval_of_a_share_is_the_binomials() -> None:
 
 
 @pytest.mark.slow
-def test_a_million_images_are_drawn_at_once() -> None:
+def test_a_million_images_are_resampled() -> None:
     correct = np.arange(1_000_000) % 4 == 0
     shares = resample(correct, np.ones(1_000_000, dtype=np.int64))
     assert shares.shape == (2000,)
     assert shares.std() == pytest.approx(math.sqrt(0.25 * 0.75 / 1_000_000), rel=0.1)
 
 
-def test_images_drawn_by_kind_are_images_drawn_one_by_one() -> None:
+def test_resampling_by_kind_equals_resampling_single_images() -> None:
     rng = np.random.default_rng(1)
     counts = rng.integers(0, 9, 60)
     correct = rng.binomial(counts, 0.4)
-    drawn = rng.integers(60, size=(20000, 60))
-    one_by_one = correct[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    samples = rng.integers(60, size=(20000, 60))
+    one_by_one = correct[samples].sum(axis=1) / counts[samples].sum(axis=1)
     shares = resample(correct, counts)
     assert shares.mean() == pytest.approx(one_by_one.mean(), abs=5 * one_by_one.std() / 2000**0.5)
     assert shares.std() == pytest.approx(one_by_one.std(), rel=0.1)
@@ -133,6 +133,6 @@ def test_the_difference_of_two_on_the_same_images() -> None:
     assert (low, high) == pytest.approx((0.25 - spread, 0.25 + spread), abs=0.01)
 
 
-def test_scores_that_are_no_numbers_are_not_all_right() -> None:
+def test_scores_with_nan_are_errors() -> None:
     with pytest.raises(ValueError, match="NaN"):
         accuracy(torch.full((3, 2), math.nan), torch.tensor([0, 1, 1]))

@@ -31,7 +31,7 @@ Captured = pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photographs with a bright square, class 1, or a dark one, class 2; six to learn from, four to test on."""
+    """Images with a bright square, class 1, or a dark one, class 2; six for training, four for testing."""
     home = tmp_path_factory.mktemp("labelled")
     rng = np.random.default_rng(0)
     for part, count in (("train", 6), ("val", 4)):
@@ -48,16 +48,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def measured(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    """What is written of two networks, and where."""
+    """The probe.json of two networks, and its folder."""
     out = tmp_path_factory.mktemp("measured") / "probe.json"
-    words = ["random:quick", "random", str(folder), "--image-size", "64"]
-    words += ["--probes", "segmentation", "retrieval", "--retrieval-shares", "0.5", "1", "--device", "cpu"]
-    assert main(["probe", *words, "--out", str(out), "--dense-levels", "C3", "P4"]) == 0
+    argv = ["random:quick", "random", str(folder), "--image-size", "64"]
+    argv += ["--probes", "segmentation", "retrieval", "--retrieval-shares", "0.5", "1", "--device", "cpu"]
+    assert main(["probe", *argv, "--out", str(out), "--dense-levels", "C3", "P4"]) == 0
     return json.loads(out.read_text()), out.parent
 
 
 @pytest.mark.slow
-def test_every_number_is_written(measured: tuple[dict[str, Any], Path]) -> None:
+def test_all_scores_are_written(measured: tuple[dict[str, Any], Path]) -> None:
     content, _ = measured
     first, second = content["networks"]
     assert list(first["scores"]) == ["segmentation", "retrieval"]
@@ -69,7 +69,7 @@ def test_every_number_is_written(measured: tuple[dict[str, Any], Path]) -> None:
         assert score["miou_interval"][0] <= score["miou"] <= score["miou_interval"][1]
         assert score["constant"] == pytest.approx(0.75 / 3, abs=0.01)
         assert score["converged"]
-    assert first["scores"]["segmentation"]["C3"]["miou"] > 0.5  # bright and dark are easy to tell apart
+    assert first["scores"]["segmentation"]["C3"]["miou"] > 0.5  # bright and dark are easy to separate
     assert first["scores"]["retrieval"]["50%"]["C3"]["n_train"] == 3
     assert content["label_maps"]["classes"] == ["0", "1", "2"]
     assert content["reference"] == "random:quick"
@@ -81,30 +81,30 @@ def test_every_number_is_written(measured: tuple[dict[str, Any], Path]) -> None:
 
 
 @pytest.mark.slow
-def test_the_picture_has_a_column_for_each_network(measured: tuple[dict[str, Any], Path]) -> None:
+def test_the_sheet_has_a_column_for_each_network(measured: tuple[dict[str, Any], Path]) -> None:
     with Image.open(measured[1] / "probe_segmentation.png") as picture:
         assert picture.width > 4 * 220
         assert picture.height > 2 * 4 * 220  # both probes, four images
 
 
-def test_a_report_shows_tables_verdicts_and_the_picture(measured: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+def test_a_report_shows_tables_verdicts_and_the_sheet(measured: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
     assert main(["report", str(measured[1]), "--out", str(tmp_path / "report.html")]) == 0
     page = (tmp_path / "report.html").read_text()
-    for text in ("Label maps: mIoU", "Label maps: foreground IoU", "retrieval, 50%", "Linear segmentation, mIoU: "):
+    for text in ("Segmentation: mIoU", "Segmentation: foreground IoU", "retrieval, 50%", "Linear segmentation, mIoU: "):
         assert text in page
-    assert "what frozen features predict" in page
+    assert "segmentation with frozen features" in page
 
 
-def test_what_is_printed(capsys: Captured, folder: Path, tmp_path: Path) -> None:
-    words = ["random:quick", str(folder / "train" / "images"), "--labels", str(folder / "train" / "segmentation")]
-    words += ["--probes", "segmentation", "knn", "--dense-levels", "C4", "--image-size", "64", "--device", "cpu"]
-    assert main(["probe", *words, "--out", str(tmp_path / "p.json"), "--background", "-1"]) == 0
-    told = capsys.readouterr().out
-    assert "the images have no classes: kNN and linear probes are left out" in told
-    assert "label maps of 64 px: 5 training images" in told
-    assert "3 classes, no background" in told
-    assert "Label maps: % [95 % bootstrap interval" in told
-    where, *verdict = told.rstrip().splitlines()[-4:]
+def test_the_output_of_the_command(capsys: Captured, folder: Path, tmp_path: Path) -> None:
+    argv = ["random:quick", str(folder / "train" / "images"), "--labels", str(folder / "train" / "segmentation")]
+    argv += ["--probes", "segmentation", "knn", "--dense-levels", "C4", "--image-size", "64", "--device", "cpu"]
+    assert main(["probe", *argv, "--out", str(tmp_path / "p.json"), "--background", "-1"]) == 0
+    out = capsys.readouterr().out
+    assert "the images have no classes: kNN and linear probes are left out" in out
+    assert "label maps of 64 px: 5 training images" in out
+    assert "3 classes, no background" in out
+    assert "Segmentation: % [95 % bootstrap interval" in out
+    where, *verdict = out.rstrip().splitlines()[-4:]
     assert where == f"wrote {tmp_path / 'p_segmentation.png'}"
     assert verdict[0].startswith(
         "1. Better than untrained (random:quick)? not measured: the networks are all untrained"
@@ -112,28 +112,28 @@ def test_what_is_printed(capsys: Captured, folder: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_what_cannot_work(capsys: Captured, folder: Path, tmp_path: Path) -> None:
+def test_options_that_cannot_work_are_one_line(capsys: Captured, folder: Path, tmp_path: Path) -> None:
     data, dense = str(folder), ["--probes", "segmentation"]
-    for words, reason in (
+    for argv, reason in (
         ([data, "--labels", data], "--labels: is for --probes segmentation retrieval"),
         ([str(tmp_path / "a.json")], "a COCO file holds label maps"),
-        ([data, *dense, "--dense-levels", "P7"], "--dense-levels P7: random:quick has C3, C4, C5, P3, P4"),
+        ([data, *dense, "--dense-levels", "P7"], "--dense-levels P7: random:quick has the levels C3, C4, C5, P3, P4"),
         (
             [data, *dense, "--dense-memory", "0.0001"],
-            "take 0.0 GiB, --dense-memory is 0.0001: raise it, or set --images",
+            "take 0.0 GiB, --dense-memory is 0.0001: raise it, or reduce --images",
         ),
         ([data, *dense, "--dense-cells", "0"], "dense-cells 0: must be at least 1"),
         ([data, "--probes", "retrieval", "--retrieval-shares", "2"], "retrieval-shares 2.0: each must be at most 1"),
         ([data, "--probes", "retrieval", "--retrieval-temperature", "0"], "retrieval-temperature 0.0: must be above 0"),
         ([data, *dense, "--classes", "cat"], "--classes cat: "),
-        ([data, *dense, "--test-labels", data], "name the images that it belongs to with --test"),
+        ([data, *dense, "--test-labels", data], "name the images of these labels with --test"),
         ([str(tmp_path), *dense], "no label maps: name a COCO .json"),
     ):
         capsys.readouterr()
-        assert main(["probe", "random:quick", *words, "--out", str(tmp_path / "p.json"), "--image-size", "64"]) == 2
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1
-        assert reason in said
+        assert main(["probe", "random:quick", *argv, "--out", str(tmp_path / "p.json"), "--image-size", "64"]) == 2
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1
+        assert reason in line
     assert not (tmp_path / "p.json").exists()
 
 
@@ -156,7 +156,7 @@ def test_maps_are_kept_in_half_precision_unless_their_values_do_not_fit(folder: 
     assert wide.maps["C5"].isfinite().all()
 
 
-# -- while a model is pre-trained
+# -- during pre-training
 
 RECIPE = dataclasses.replace(
     quick(),
@@ -176,7 +176,7 @@ def run_of(folder: Path, out: Path, **settings: Any) -> Path:
 
 
 @pytest.mark.slow
-def test_training_reads_linear_segmentation_and_is_not_changed_by_it(folder: Path, tmp_path: Path) -> None:
+def test_linear_segmentation_during_training_does_not_change_the_training(folder: Path, tmp_path: Path) -> None:
     plain = run_of(folder, tmp_path / "plain")
     probed = run_of(folder, tmp_path / "probed", probe_every=1, probe_data=folder)
     losses = [[line["loss/total"] for line in read_metrics(out / "metrics.jsonl")] for out in (plain, probed)]
@@ -202,10 +202,10 @@ def test_labels_of_probe_data_can_be_named(folder: Path) -> None:
         OnlineProbe(RECIPE, RunConfig(probe_every=1, probe_labels=labels), "float32", ["a.png"], 1)
 
 
-# -- the picture
+# -- the sheet
 
 
-def test_colours_mean_classes_and_the_background_has_none() -> None:
+def test_classes_have_colours_and_the_background_has_none() -> None:
     pixels = np.full((8, 8, 3), 200, dtype=np.uint8)
     truth = np.zeros((8, 8), dtype=np.int16)
     truth[:, 4:] = 1

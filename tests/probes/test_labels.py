@@ -1,4 +1,4 @@
-"""Images with classes from class folders, CSV files and tar shards: the same images, however they are kept."""
+"""Images with classes from class folders, CSV files and tar shards: the same images in every layout."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def check(images: ProbeImages) -> None:
     """Image of gray value 10 * class + i for i in 0, 1."""
     assert images.classes == CLASSES
     assert images.labels is not None
-    found = {value_of(images, i): CLASSES[images.labels[i]] for i in range(len(images))}
-    assert found == {10 * c + i: name for c, name in enumerate(CLASSES) for i in range(2)}
+    values = {value_of(images, i): CLASSES[images.labels[i]] for i in range(len(images))}
+    assert values == {10 * c + i: name for c, name in enumerate(CLASSES) for i in range(2)}
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_images_without_classes(folder: Path, tmp_path: Path) -> None:
     assert read_images(tar).labels is None
 
 
-def test_a_folders_own_train_and_val(folder: Path, tmp_path: Path) -> None:
+def test_train_and_val_of_a_folder_are_used(folder: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     folder.rename(home / "train")
@@ -143,7 +143,7 @@ def test_a_folders_own_train_and_val(folder: Path, tmp_path: Path) -> None:
     assert len(read_sets(home / "train", home / "val")[1]) == 2
 
 
-def test_without_a_test_set_a_share_of_each_class_is_held_out(folder: Path) -> None:
+def test_without_a_test_set_part_of_each_class_is_held_out(folder: Path) -> None:
     train, test = read_sets(folder)
     assert train.labels is not None
     assert test.labels is not None
@@ -160,17 +160,17 @@ def test_a_stratified_share() -> None:
     assert not np.array_equal(chosen, stratified(labels, 0.2, seed=2))
 
 
-def test_drawing_some(folder: Path) -> None:
+def test_a_sample_has_distinct_images_in_their_order(folder: Path) -> None:
     images = read_images(folder)
-    some = images.draw(4, seed=0)
+    some = images.sample(4, seed=0)
     assert len(some) == 4
     assert some.labels is not None
     assert all(some.name(i).split("/")[-2 - ("deep" in some.name(i))] == CLASSES[some.labels[i]] for i in range(4))
-    assert images.draw(0, seed=0) is images
-    assert images.draw(6, seed=0) is images
+    assert images.sample(0, seed=0) is images
+    assert images.sample(6, seed=0) is images
 
 
-def test_a_data_set_that_moved_keeps_its_fingerprint(folder: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_does_not_depend_on_the_folder(folder: Path, tmp_path: Path) -> None:
     before = read_images(folder).fingerprint()
     moved = folder.rename(tmp_path / "elsewhere")
     assert read_images(moved).fingerprint() == before
@@ -178,34 +178,34 @@ def test_a_data_set_that_moved_keeps_its_fingerprint(folder: Path, tmp_path: Pat
     assert read_images(moved).fingerprint() != before
 
 
-# -- what cannot work
+# -- errors
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", "has no rows"),
         ("path,label\n", "has no rows"),
-        ("ant/0.png\n", "line 1: path,label is expected"),
-        ("ant/0.png,\n", "line 1: path,label is expected"),
+        ("ant/0.png\n", "line 1: expected path,label"),
+        ("ant/0.png,\n", "line 1: expected path,label"),
         ("path,label\nant/0.png,ant\ngone.png,ant\n", "line 3: gone.png: there is no such file"),
         ("ant/0.png,ant\nbee/0.png,ant\n", "all 2 images are of one class, 'ant'"),
     ],
 )
-def test_csv_files_that_cannot_be_read(folder: Path, text: str, told: str) -> None:
+def test_csv_files_that_cannot_be_read(folder: Path, text: str, message: str) -> None:
     (folder / "all.csv").write_text(text)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         read_images(folder / "all.csv")
 
 
 def test_tars_that_cannot_be_read(tmp_path: Path) -> None:
     tar = tmp_path / "a.tar"
-    for members, told in (
+    for members, message in (
         ({"readme.md": b""}, "no images in 1 tar files"),
         ({"1.png": png(1), "1.cls": b"0", "2.png": png(2)}, "2.png has no class, 2.cls is expected"),
         ({"1.png": png(1), "1.cls": b"", "2.png": png(2), "2.cls": b"0"}, "1.png has no class"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             read_images(write_tar(tar, members))
     for data in (b"", b"no tar at all" * 100):
         tar.write_bytes(data)
@@ -221,16 +221,16 @@ def test_tars_that_cannot_be_read(tmp_path: Path) -> None:
         read_images(tmp_path / "a.tar.gz")
 
 
-def test_a_test_set_of_other_classes(folder: Path, tmp_path: Path) -> None:
+def test_a_test_set_with_other_classes_is_an_error(folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     for name in ("ant", "dog"):
         (other / name).mkdir(parents=True)
         (other / name / "0.png").write_bytes(png(0))
-    with pytest.raises(UserError, match="class 'dog' is none of the 3"):
+    with pytest.raises(UserError, match="class 'dog' is not among the 3 classes"):
         read_sets(folder, other)
 
 
-def test_a_shard_that_went_away(tmp_path: Path) -> None:
+def test_a_shard_that_no_longer_exists_is_a_bad_image(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "a.tar", {"1.png": png(1), "2.png": png(2)})
     images = read_images(tar)
     tar.unlink()

@@ -1,4 +1,4 @@
-"""The linear probes find what scikit-learn finds, and what MoCo's protocol says."""
+"""The linear probes: the solution equals scikit-learn's, and SGD follows MoCo's protocol."""
 
 from __future__ import annotations
 
@@ -35,23 +35,23 @@ def blobs(n: int, c: int, k: int, *, seed: int = 0, apart: float = 1.0) -> tuple
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strength", [1.0, 1e-2, 1e-4])
-def test_it_is_scikit_learns(strength: float) -> None:
+def test_the_solution_equals_that_of_scikit_learn(strength: float) -> None:
     sklearn = need("sklearn.linear_model", "the linear probe is scikit-learn's", "test")
     x, y = blobs(300, 12, 5)
     ours = fit_logistic(x, y, num_classes=5, strength=strength, tolerance=1e-7)
     model = sklearn.LogisticRegression(C=1 / (300 * strength), solver="newton-cholesky", tol=1e-10)
     theirs = model.fit(x.numpy(), y.numpy())
     assert ours.converged
-    # a gradient of g leaves weights no farther from the solution than |g| / strength
+    # with a gradient g, the weights are within |g| / strength of the solution
     near = 1e-7 * 60**0.5 / strength + 1e-6
     assert ours.weight.numpy() == pytest.approx(theirs.coef_, abs=near)
-    bias = ours.bias - ours.bias.mean()  # adding a number to every class changes nothing
+    bias = ours.bias - ours.bias.mean()  # the bias is defined up to a constant
     assert bias.numpy() == pytest.approx(theirs.intercept_ - theirs.intercept_.mean(), abs=10 * near)
     fresh, _ = blobs(200, 12, 5, seed=1)
     assert ours.scores(fresh).argmax(dim=1).tolist() == theirs.predict(fresh.numpy()).tolist()
 
 
-def test_the_gradient_at_the_solution_is_as_small_as_it_says() -> None:
+def test_the_reported_gradient_is_that_of_the_objective() -> None:
     x, y = blobs(120, 6, 3)
     fit = fit_logistic(x, y, num_classes=3, strength=1e-3, tolerance=1e-6)
     weight, bias = fit.weight.clone().requires_grad_(), fit.bias.clone().requires_grad_()
@@ -63,14 +63,14 @@ def test_the_gradient_at_the_solution_is_as_small_as_it_says() -> None:
     assert largest == pytest.approx(fit.gradient, rel=1e-3, abs=1e-12)
 
 
-def test_a_fit_that_was_cut_short_says_so() -> None:
+def test_a_truncated_fit_has_not_converged() -> None:
     x, y = blobs(120, 6, 3)
     fit = fit_logistic(x, y, num_classes=3, strength=1e-5, tolerance=1e-9, most_evaluations=3)
     assert not fit.converged
     assert fit.gradient > 1e-9
 
 
-def test_a_penalty_without_end_leaves_the_frequencies_of_the_classes() -> None:
+def test_an_infinite_penalty_predicts_the_class_frequencies() -> None:
     x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
     y = torch.tensor([0, 0, 0, 0, 0, 0, 1, 2])
     fit = fit_logistic(x, y, num_classes=3, strength=1e6, tolerance=1e-9)
@@ -78,7 +78,7 @@ def test_a_penalty_without_end_leaves_the_frequencies_of_the_classes() -> None:
     assert shares.tolist() == pytest.approx([6 / 8, 1 / 8, 1 / 8], abs=1e-4)
 
 
-def test_the_strength_is_the_one_that_is_best_on_the_part_held_out() -> None:
+def test_the_strength_is_the_best_on_the_held_out_part() -> None:
     x, y = blobs(400, 30, 4, apart=0.5)
     fit = fit_linear(x, y, num_classes=4, strengths=(100.0, 1.0, 1e-2, 1e-4))
     tried = dict(fit.held_out)
@@ -88,15 +88,15 @@ def test_the_strength_is_the_one_that_is_best_on_the_part_held_out() -> None:
     assert fit_linear(x, y, num_classes=4, strengths=(100.0, 1.0, 1e-2, 1e-4)).weight.equal(fit.weight)
 
 
-def test_the_fit_takes_features_as_they_are() -> None:
-    """Scaling and shifting a channel changes nothing: channels are standardised inside."""
+def test_scaling_and_shifting_channels_does_not_change_the_scores() -> None:
+    """Channels are standardised inside the fit."""
     x, y = blobs(200, 8, 3)
     scale, shift = torch.logspace(-3, 3, 8, dtype=torch.float64), torch.linspace(-5, 5, 8, dtype=torch.float64)
     plain, moved = (fit_linear(v, y, num_classes=3, strengths=(0.1,)) for v in (x, x * scale + shift))
     assert moved.scores(x * scale + shift).numpy() == pytest.approx(plain.scores(x).numpy(), abs=1e-3)
 
 
-def test_channels_that_never_change_do_no_harm() -> None:
+def test_constant_channels_have_weight_0() -> None:
     x, y = blobs(100, 4, 3)
     dead = torch.cat([x, torch.full((100, 2), 7.0, dtype=torch.float64)], dim=1)
     ours, plain = fit_linear(dead, y, num_classes=3), fit_linear(x, y, num_classes=3)
@@ -114,7 +114,7 @@ def test_bfloat16_features_are_fitted_in_float64() -> None:
     )
 
 
-def test_nothing_to_hold_out_is_an_error() -> None:
+def test_classes_of_one_image_each_are_an_error() -> None:
     with pytest.raises(ValueError, match="no class has two images"):
         fit_linear(torch.randn(3, 2), torch.arange(3), num_classes=3)
 
@@ -131,7 +131,7 @@ def test_the_schedule_is_mocos() -> None:
 
 @pytest.fixture
 def colours(tmp_path: Path) -> Path:
-    """Twelve images each of red and of blue, with a little noise: what a network of any weights can tell apart."""
+    """Twelve noisy images each of red and of blue, which features of any network separate."""
     rng = np.random.default_rng(0)
     for name, channel in (("blue", 2), ("red", 0)):
         (tmp_path / "set" / name).mkdir(parents=True)
@@ -150,13 +150,13 @@ def network(seed: int = 0) -> Network:
 
 
 @pytest.mark.slow
-def test_sgd_learns_to_tell_red_from_blue_and_changes_nothing_else(colours: Path) -> None:
+def test_sgd_learns_to_separate_red_and_blue_and_does_not_change_the_network(colours: Path) -> None:
     images, frozen = read_images(colours), network()
     before = {name: value.clone() for name, value in frozen.encoder.state_dict().items()}
     config = LinearConfig(epochs=6, steps=(4,), lr=1.0, batch_size=8)
-    seen: list[int] = []
-    head = train_linear(frozen, images, config, size=64, told=seen.append)
-    assert sum(seen) == 6 * 24
+    counts: list[int] = []
+    head = train_linear(frozen, images, config, size=64, progress=counts.append)
+    assert sum(counts) == 6 * 24
     assert len(head.losses) == 6
     assert head.losses[-1] < 0.5 * math.log(2) < head.losses[0] + 0.5 * math.log(2)
     features = pooled_features(frozen, images, size=64)
@@ -168,14 +168,14 @@ def test_sgd_learns_to_tell_red_from_blue_and_changes_nothing_else(colours: Path
 
 
 @pytest.mark.slow
-def test_it_is_a_linear_layer_trained_by_sgd(colours: Path) -> None:
-    """The same features, given to torch's own layer, optimiser and scheduler."""
-    images, given = read_images(colours), list[Tensor]()
+def test_the_head_equals_a_linear_layer_trained_by_torch(colours: Path) -> None:
+    """torch's layer, optimiser and scheduler are trained on the recorded features."""
+    images, recorded = read_images(colours), list[Tensor]()
 
     class Recording(Network):
         def c5(self, images: Tensor) -> Tensor:
-            given.append(super().c5(images))
-            return given[-1]
+            recorded.append(super().c5(images))
+            return recorded[-1]
 
     config = LinearConfig(epochs=3, steps=(1, 2), lr=0.5, batch_size=10)
     head = train_linear(Recording(name="", encoder=network().encoder), images, config, size=64)
@@ -186,22 +186,22 @@ def test_it_is_a_linear_layer_trained_by_sgd(colours: Path) -> None:
     solver = torch.optim.SGD(layer.parameters(), lr=0.5, momentum=0.9)
     schedule = torch.optim.lr_scheduler.MultiStepLR(solver, [1, 2], gamma=0.1)
     assert images.labels is not None
-    batches = iter(given)
+    batches = iter(recorded)
     for epoch in range(3):
         order = np.random.default_rng([9, 0, epoch]).permutation(24)
         for start in (0, 10, 20):
-            own = torch.from_numpy(images.labels[order[start : start + 10]])
+            labels = torch.from_numpy(images.labels[order[start : start + 10]])
             solver.zero_grad()
-            F.cross_entropy(layer(next(batches)), own).backward()
+            F.cross_entropy(layer(next(batches)), labels).backward()
             solver.step()
         schedule.step()
     assert head.weight.numpy() == pytest.approx(layer.weight.detach().numpy(), abs=1e-6)
     assert head.bias.numpy() == pytest.approx(layer.bias.detach().numpy(), abs=1e-6)
-    # every epoch cuts the images anew
-    assert not given[0].equal(given[3])
+    # every epoch has new crops
+    assert not recorded[0].equal(recorded[3])
 
 
-def test_a_file_that_cannot_be_decoded_is_left_out(colours: Path) -> None:
+def test_images_that_cannot_be_decoded_are_omitted(colours: Path) -> None:
     (colours / "red" / "0.png").write_bytes(b"no image")
     head = train_linear(network(), read_images(colours), LinearConfig(epochs=1), size=64)
     assert [Path(file.path).name for file in head.bad] == ["0.png"]
@@ -212,6 +212,6 @@ def test_a_file_that_cannot_be_decoded_is_left_out(colours: Path) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"epochs": 0}, {"lr": 0.0}, {"batch_size": 0}, {"lr": float("nan")}])
-def test_settings_that_cannot_be(settings: dict[str, float]) -> None:
+def test_settings_out_of_range_are_errors(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError):
         LinearConfig(**settings)  # type: ignore[arg-type]

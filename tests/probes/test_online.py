@@ -1,4 +1,4 @@
-"""Probes during pre-training: they change nothing, they are written once, and they tell of a collapse."""
+"""Probes during pre-training: they do not change the training, are written once, and report a collapse."""
 
 from __future__ import annotations
 
@@ -86,26 +86,26 @@ def same_result(a: Path, b: Path) -> bool:
 
 
 @pytest.mark.slow
-def test_a_run_with_probes_is_the_run_without(plain: Path, probed: Path) -> None:
+def test_probes_do_not_change_a_run(plain: Path, probed: Path) -> None:
     assert same_result(plain, probed)
     assert not (plain / "probes.jsonl").exists()
 
 
 @pytest.mark.slow
-def test_readings_come_when_they_are_due(probed: Path) -> None:
-    found = lines(probed)
-    # two steps an epoch; every second epoch, and the last; between them the queue alone
-    assert [line["step"] for line in found] == [0, 2, 4, 6]
-    assert [line["epoch"] for line in found] == [0, 1, 2, 3]
-    assert ["knn/C5" in line for line in found] == [True, False, True, True]
-    assert ["queue/spread" in line for line in found] == [False, True, True, True]
-    assert [line.get("queue/age") for line in found] == [None, 1, 3, 3]
+def test_readings_are_taken_when_due(probed: Path) -> None:
+    records = lines(probed)
+    # two steps per epoch; all probes every second epoch and after the last, the queue after every epoch
+    assert [line["step"] for line in records] == [0, 2, 4, 6]
+    assert [line["epoch"] for line in records] == [0, 1, 2, 3]
+    assert ["knn/C5" in line for line in records] == [True, False, True, True]
+    assert ["queue/spread" in line for line in records] == [False, True, True, True]
+    assert [line.get("queue/age") for line in records] == [None, 1, 3, 3]
     names = {"correspondence/P4", "median_error_px/P4", "rank/global", "spread/C5", "alignment/P4", "uniformity/global"}
-    assert all(names <= set(line) for line in found if line["step"] != 2)
-    assert all(0 <= value <= 1 for line in found for name, value in line.items() if name.startswith("knn/"))
+    assert all(names <= set(line) for line in records if line["step"] != 2)
+    assert all(0 <= value <= 1 for line in records for name, value in line.items() if name.startswith("knn/"))
 
 
-def test_tensorboard_has_them(probed: Path) -> None:
+def test_readings_are_in_tensorboard(probed: Path) -> None:
     events = b"".join(file.read_bytes() for file in (probed / "tensorboard").iterdir())
     assert b"probe/correspondence/P4" in events
 
@@ -119,7 +119,7 @@ def test_without_data_views_of_the_training_images_are_compared(folder: Path, tm
 
 
 @pytest.mark.slow
-def test_a_run_that_is_resumed_has_each_reading_once(folder: Path, tmp_path: Path, probed: Path, plain: Path) -> None:
+def test_a_resumed_run_has_each_reading_once(folder: Path, tmp_path: Path, probed: Path, plain: Path) -> None:
     out = tmp_path / "run"
     for resume, stop in ((False, 2), (True, 3), (True, 0)):  # at the end of an epoch, in the midst of one, at the end
         ended(folder, out, probe_every=2, probe_data=folder, resume=resume, stop_after=stop)
@@ -129,7 +129,7 @@ def test_a_run_that_is_resumed_has_each_reading_once(folder: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_lines_beyond_a_checkpoint_are_dropped(folder: Path, tmp_path: Path, probed: Path) -> None:
+def test_readings_after_the_checkpoint_are_dropped_on_resume(folder: Path, tmp_path: Path, probed: Path) -> None:
     out = ended(folder, tmp_path / "run", probe_every=2, probe_data=folder, stop_after=3)
     with (out / "probes.jsonl").open("a") as file:
         file.write('{"step": 4, "epoch": 2, "knn/C5": 99.0}\n{"step": 5, "epo')
@@ -137,7 +137,7 @@ def test_lines_beyond_a_checkpoint_are_dropped(folder: Path, tmp_path: Path, pro
     assert lines(out) == lines(probed)
 
 
-def test_the_settings_go_on_with_the_run(probed: Path, folder: Path) -> None:
+def test_the_settings_are_stored_with_the_run(probed: Path, folder: Path) -> None:
     settings = read_run_settings(probed / "config.json")
     assert (settings.probe_every, settings.probe_data, settings.probe_images) == (2, folder, 1024)
 
@@ -147,9 +147,9 @@ def probe_of(folder: Path, **settings: Any) -> OnlineProbe:
     return OnlineProbe(RECIPE, run, "float32", [str(p) for p in sorted(folder.rglob("*.png"))], 2)
 
 
-def test_the_model_comes_back_as_it_was(folder: Path) -> None:
+def test_the_model_is_not_changed(folder: Path) -> None:
     model = ReSim(RECIPE.model).train()
-    model.query.head.eval()  # whatever the mode of a part
+    model.query.head.eval()  # modules may differ in their mode
     modes = {name: module.training for name, module in model.named_modules()}
     before = {name: value.clone() for name, value in model.state_dict().items()}
     torch_state, numpy_state = torch.random.get_rng_state(), str(np.random.get_state())  # noqa: NPY002
@@ -162,18 +162,17 @@ def test_the_model_comes_back_as_it_was(folder: Path) -> None:
     assert str(np.random.get_state()) == numpy_state  # noqa: NPY002
 
 
-def test_the_queue_is_looked_at_after_every_epoch_and_a_collapse_is_told(folder: Path) -> None:
+def test_the_queue_is_measured_after_every_epoch_and_a_collapse_is_reported(folder: Path) -> None:
     model, probe = ReSim(RECIPE.model), probe_of(folder)
     model.queue_position.fill_(8)
     assert probe(model, 2).lines == ()
     assert set(probe(model, 2).values) == {"queue/age", "queue/rank", "queue/spread"}
-    model.queue.copy_(model.queue[:1].expand(16, -1))  # every key is the same
-    told = probe(model, 4).lines
-    assert len(told) == 1
-    assert told[0].startswith("collapse: the last keys of all 16 images are nearly the same (spread 0.00 of 1)")
+    model.queue.copy_(model.queue[:1].expand(16, -1))  # all keys are equal
+    (line,) = probe(model, 4).lines
+    assert line.startswith("collapse: the last keys of all 16 images are nearly equal (spread 0.00 of 1)")
 
 
-def test_of_a_queue_that_is_not_full_the_newest_keys_count(folder: Path) -> None:
+def test_in_a_queue_that_is_not_full_only_keys_are_measured(folder: Path) -> None:
     model, probe = ReSim(RECIPE.model), probe_of(folder)
     model.queue[:4] = model.queue[:1].clone()
     model.queue_position.fill_(4)
@@ -183,12 +182,12 @@ def test_of_a_queue_that_is_not_full_the_newest_keys_count(folder: Path) -> None
 
 
 @pytest.mark.slow
-def test_an_encoder_that_collapses_is_told_of_while_it_happens(folder: Path) -> None:
+def test_a_collapse_of_the_encoder_is_reported(folder: Path) -> None:
     model, probe = ReSim(RECIPE.model), probe_of(folder, probe_every=1)
     parameters = dict(model.query.named_parameters())
     spread = "spread/global"
     with torch.no_grad():
-        # the vectors of an untrained network lie close together around their mean: around 0 they point everywhere
+        # vectors of an untrained network are similar; without their mean they are spread
         network = Network(name="", encoder=model.query.eval())
         vectors = pooled_features(network, probe.pairs, size=64).vectors["global"]
         parameters["head.2.bias"].sub_(vectors.mean(dim=0))
@@ -200,16 +199,16 @@ def test_an_encoder_that_collapses_is_told_of_while_it_happens(folder: Path) -> 
     assert len(first.lines) == 1
     assert second.values[spread] == pytest.approx(0, abs=1e-4)
     assert second.lines[1].startswith(
-        "collapse: the global vectors of all 8 images are nearly the same (spread 0.00 of 1); the spread was "
+        "collapse: the global vectors of all 8 images are nearly equal (spread 0.00 of 1); the spread was "
     )
 
 
-def test_an_untrained_network_is_no_collapse(folder: Path) -> None:
+def test_an_untrained_network_is_not_reported_as_collapsed(folder: Path) -> None:
     probe = probe_of(folder, probe_every=1)
     assert [line.partition(":")[0] for line in probe(ReSim(RECIPE.model), 0).lines] == ["probes before the first step"]
 
 
-def test_images_that_went_away_do_not_stop_a_run(folder: Path, tmp_path: Path) -> None:
+def test_images_that_no_longer_exist_do_not_stop_a_run(folder: Path, tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
     for i in range(4):
@@ -223,21 +222,21 @@ def test_images_that_went_away_do_not_stop_a_run(folder: Path, tmp_path: Path) -
     assert "queue/rank" in reading.values
 
 
-# -- what cannot work
+# -- errors
 
 
-def test_probe_data_that_cannot_be_read_stops_before_anything_is_written(
+def test_probe_data_that_cannot_be_read_is_an_error_before_anything_is_written(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    words = ["pretrain", str(folder), "--recipe", "quick", "--batch-size", "4", "--group-size", "4", "--out", str(out)]
-    for more, told in (
+    argv = ["pretrain", str(folder), "--recipe", "quick", "--batch-size", "4", "--group-size", "4", "--out", str(out)]
+    for options, message in (
         (["--probe-data", str(tmp_path / "gone")], "gone: there is no such folder or file"),
         (["--image-size", "48", "--levels", "P4:window=32,step=16"], "probes need views of at least 64 px"),
         (["--probe-images", "-1"], "probe-images -1: must be at least 0"),
     ):
-        assert main([*words, "--probe-every", "1", *more]) == 2
-        assert told in capsys.readouterr().err
+        assert main([*argv, "--probe-every", "1", *options]) == 2
+        assert message in capsys.readouterr().err
         assert not out.exists()
 
 

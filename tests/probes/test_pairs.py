@@ -1,4 +1,4 @@
-"""Pairs of views: what each kind of change changes, and that the way from one view to the other is right."""
+"""Pairs of views: the four kinds of change, and the map from one view to the other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from resim.probes.correspondence import correspondences
 from resim.probes.labels import ProbeImages, read_images
-from resim.probes.pairs import CHANGES, Change, KnownPairs, Warp, draw_change, draw_warp, known_pairs
+from resim.probes.pairs import CHANGES, Change, KnownPairs, Warp, known_pairs, sample_change, sample_warp
 from resim.regions.windows import inside_view, window_grid
 from resim.views.crops import NO_JITTER, Draw, ViewsConfig
 from resim.views.photometric import MEAN, STD
@@ -38,29 +38,29 @@ def coordinates(images: Tensor) -> Tensor:
     return (images[:, :2] * std + mean) * 255 + 0.5
 
 
-def know_where(images: Tensor) -> dict[str, Tensor]:
+def coordinate_features(images: Tensor) -> dict[str, Tensor]:
     """Random Fourier features of the source coordinates at every eighth pixel."""
     rng = torch.Generator().manual_seed(1)
     waves = torch.randn(512, 2, generator=rng) / 30
     phases = torch.rand(512, generator=rng) * 2 * math.pi
-    # a cell stands for a pixel's corner: the mean of the pixels around it
-    places = torch.nn.functional.avg_pool2d(coordinates(images), 2, stride=1, padding=0)
-    places = torch.nn.functional.pad(places, (1, 0, 1, 0), mode="replicate")[..., ::STRIDE, ::STRIDE]
-    return {"P3": torch.cos(torch.einsum("cd,ndhw->nchw", waves, places) + phases.view(1, -1, 1, 1))}
+    # a cell lies at the corner of a pixel: the mean of the four pixels around it
+    points = torch.nn.functional.avg_pool2d(coordinates(images), 2, stride=1, padding=0)
+    points = torch.nn.functional.pad(points, (1, 0, 1, 0), mode="replicate")[..., ::STRIDE, ::STRIDE]
+    return {"P3": torch.cos(torch.einsum("cd,ndhw->nchw", waves, points) + phases.view(1, -1, 1, 1))}
 
 
 @pytest.mark.parametrize("change", ["scale", "warp"])
-def test_features_made_of_coordinates_find_every_region(ramps: ProbeImages, change: Change) -> None:
-    found = correspondences(
-        know_where, known_pairs(ramps, change, size=SIZE), strides={"P3": STRIDE}, window=24, step=16
+def test_coordinate_features_match_every_region(ramps: ProbeImages, change: Change) -> None:
+    result = correspondences(
+        coordinate_features, known_pairs(ramps, change, size=SIZE), strides={"P3": STRIDE}, window=24, step=16
     )["P3"]
-    assert found.windows.sum() > 60
-    assert found.accuracy == 1.0
-    assert found.median_error < STRIDE / math.sqrt(2)
-    assert len(found.windows) == 12
+    assert result.windows.sum() > 60
+    assert result.accuracy == 1.0
+    assert result.median_error < STRIDE / math.sqrt(2)
+    assert len(result.windows) == 12
 
 
-def test_photometric_change_leaves_every_region_where_it_was(ramps: ProbeImages) -> None:
+def test_photometric_change_does_not_move_regions(ramps: ProbeImages) -> None:
     rng = torch.Generator().manual_seed(0)
     noise = torch.randn(16, SIZE // STRIDE, SIZE // STRIDE, generator=rng)
 
@@ -70,64 +70,66 @@ def test_photometric_change_leaves_every_region_where_it_was(ramps: ProbeImages)
 
     for change, least, most in (("photometric", 0.9, 1.0), ("scale", 0.0, 0.5)):
         pairs = known_pairs(ramps, change, size=SIZE)  # type: ignore[arg-type]
-        found = correspondences(position_alone, pairs, strides={"P3": STRIDE}, window=24, step=16, radius=12)
-        assert least <= found["P3"].accuracy <= most, change
+        result = correspondences(position_alone, pairs, strides={"P3": STRIDE}, window=24, step=16, radius=12)
+        assert least <= result["P3"].accuracy <= most, change
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_random_vectors_find_regions_by_chance(ramps: ProbeImages, change: Change) -> None:
+def test_random_vectors_match_regions_at_chance(ramps: ProbeImages, change: Change) -> None:
     rng = torch.Generator().manual_seed(2)
 
-    def know_nothing(images: Tensor) -> dict[str, Tensor]:
+    def random_features(images: Tensor) -> dict[str, Tensor]:
         return {"P3": torch.randn(len(images), 16, SIZE // STRIDE, SIZE // STRIDE, generator=rng)}
 
-    # windows that share no cell: their answers are independent
+    # windows share no cell, so their matches are independent
     many = [pair for seed in range(8) for pair in known_pairs(ramps, change, size=SIZE, seed=seed)]
-    found = correspondences(know_nothing, many, strides={"P3": STRIDE}, window=8, step=24, radius=16)["P3"]
-    n = int(found.windows.sum())
+    result = correspondences(random_features, many, strides={"P3": STRIDE}, window=8, step=24, radius=16)["P3"]
+    n = int(result.windows.sum())
     assert n > 250
-    assert abs(found.accuracy - found.chance) < 4 * math.sqrt(found.chance * (1 - found.chance) / n)
+    assert abs(result.accuracy - result.chance) < 4 * math.sqrt(result.chance * (1 - result.chance) / n)
 
 
 @pytest.mark.parametrize("change", ["scale", "warp"])
-def test_window_centres_show_the_same_place(ramps: ProbeImages, change: Change) -> None:
+def test_centres_of_matching_windows_show_the_same_point(ramps: ProbeImages, change: Change) -> None:
     grid, checked = window_grid(SIZE, 16, 16, closed=True), 0
     for pair in known_pairs(ramps, change, size=SIZE):
-        mapped = pair.find(grid)
+        mapped = pair.map_to_key(grid)
         valid = inside_view(mapped, SIZE)
         shown = [coordinates(images) for images in (pair.query, pair.key)]
         for n, r in valid.nonzero().tolist():
-            places = []
+            points = []
             for boxes, side in ((grid[None].expand(len(mapped), -1, -1), 0), (mapped, 1)):
                 x, y = ((boxes[n, r, :2] + boxes[n, r, 2:]) / 2).tolist()
-                at = torch.tensor([[[[2 * x / SIZE - 1, 2 * y / SIZE - 1]]]], dtype=torch.float32)
-                places.append(torch.nn.functional.grid_sample(shown[side][n][None], at, align_corners=False).flatten())
+                point = torch.tensor([[[[2 * x / SIZE - 1, 2 * y / SIZE - 1]]]], dtype=torch.float32)
+                points.append(
+                    torch.nn.functional.grid_sample(shown[side][n][None], point, align_corners=False).flatten()
+                )
             # views show 1.0 to 2.6 px of the source a pixel, in steps of a gray level
-            assert (places[0] - places[1]).abs().max() < 1.3
+            assert (points[0] - points[1]).abs().max() < 1.3
             checked += 1
     assert checked > 60
 
 
-def test_what_each_change_changes() -> None:
+def test_each_change_changes_crops_or_colours_only() -> None:
     colours = ViewsConfig(image_size=SIZE, flip="none", jitter_probability=1.0)
 
-    def drawn(change: Change) -> tuple[Draw, Draw]:
-        return draw_change(change, 300, 200, colours, np.random.default_rng(5))
+    def sample(change: Change) -> tuple[Draw, Draw]:
+        return sample_change(change, 300, 200, colours, np.random.default_rng(5))
 
     whole = (0, 50, 200, 200)
     for change in ("photometric", "warp"):
-        assert [draw.crop for draw in drawn(change)] == [whole, whole]
+        assert [draw.crop for draw in sample(change)] == [whole, whole]
     for change in ("photometric", "both"):
-        query, key = drawn(change)
+        query, key = sample(change)
         assert query.jitter != NO_JITTER
         assert query.jitter != key.jitter
     for change in ("scale", "warp"):
-        assert all(d.jitter == NO_JITTER and d.sigma == 0 and not d.gray for d in drawn(change))
-    assert [d.crop for d in drawn("scale")] == [d.crop for d in drawn("both")]
-    assert [d.jitter for d in drawn("photometric")] == [d.jitter for d in drawn("both")]
+        assert all(d.jitter == NO_JITTER and d.sigma == 0 and not d.gray for d in sample(change))
+    assert [d.crop for d in sample("scale")] == [d.crop for d in sample("both")]
+    assert [d.jitter for d in sample("photometric")] == [d.jitter for d in sample("both")]
     sides = []
     for seed in range(200):
-        crops = [d.crop for d in draw_change("scale", 300, 200, colours, np.random.default_rng(seed))]
+        crops = [d.crop for d in sample_change("scale", 300, 200, colours, np.random.default_rng(seed))]
         assert whole in crops
         top, left, height, width = crops[1] if crops[0] == whole else crops[0]
         assert height == width
@@ -139,7 +141,7 @@ def test_what_each_change_changes() -> None:
     assert 60 < sum(side < 1 for side in sides) < 140
 
 
-def test_a_pair_depends_on_its_image_and_the_seed_alone(ramps: ProbeImages) -> None:
+def test_a_pair_depends_on_the_seed_and_the_index_of_its_image(ramps: ProbeImages) -> None:
     def keys(**settings: object) -> Tensor:
         return torch.cat([pair.key for pair in known_pairs(ramps, "both", size=SIZE, **settings)])  # type: ignore
 
@@ -152,42 +154,42 @@ def test_a_pair_depends_on_its_image_and_the_seed_alone(ramps: ProbeImages) -> N
 
 
 def warp_of(seed: int = 0, count: int = 3) -> Warp:
-    return draw_warp(SIZE, [np.random.default_rng([seed, i]) for i in range(count)])
+    return sample_warp(SIZE, [np.random.default_rng([seed, i]) for i in range(count)])
 
 
-def test_the_way_back_undoes_a_warp() -> None:
+def test_map_points_inverts_the_warp() -> None:
     warp = warp_of()
     points = torch.rand(3, 50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * SIZE
-    warped = warp.back(points)
+    warped = warp.map_points(points)
     assert (warped + warp.shift(warped)).numpy() == pytest.approx(points.numpy(), abs=1e-9)
     shifts = (warped - points).norm(dim=-1)
     assert shifts.max() <= 0.06 * SIZE + 1e-9
     assert shifts.mean() > 0.01 * SIZE
 
 
-def test_a_warp_that_moves_everything_alike() -> None:
+def test_a_constant_warp_is_a_translation() -> None:
     """Waves of no length are a shift: the warped view is the view moved by whole pixels."""
     nothing = torch.zeros(1, 1, 2, dtype=torch.float64)
     warp = Warp(16, nothing, torch.tensor([[math.pi / 2]]).double(), torch.tensor([[[3.0, -2.0]]]).double())
     image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     # place y shows what was at y + (3, -2)
-    assert warp.of(image)[..., 2:, :-3].numpy() == pytest.approx(image[..., :-2, 3:].numpy(), abs=1e-5)
+    assert warp.apply(image)[..., 2:, :-3].numpy() == pytest.approx(image[..., :-2, 3:].numpy(), abs=1e-5)
     window = torch.tensor([[4.0, 5.0, 8.0, 9.0]])
-    assert warp.find(window).flatten().tolist() == pytest.approx([1.0, 7.0, 5.0, 11.0])
+    assert warp.map_windows(window).flatten().tolist() == pytest.approx([1.0, 7.0, 5.0, 11.0])
 
 
-def test_a_window_keeps_its_size() -> None:
+def test_a_warped_window_keeps_its_size() -> None:
     warp = warp_of()
-    mapped = warp.find(window_grid(SIZE, 24, 24))
+    mapped = warp.map_windows(window_grid(SIZE, 24, 24))
     assert mapped.shape == (3, 9, 4)
     assert (mapped[..., 2:] - mapped[..., :2]).numpy() == pytest.approx(24)
 
 
-def test_a_batch_knows_its_size() -> None:
+def test_pairs_have_the_size_of_their_views() -> None:
     assert KnownPairs(torch.zeros(2, 3, 40, 40), torch.zeros(2, 3, 40, 40), lambda windows: windows).size == 40
 
 
-def test_files_that_cannot_be_decoded_are_left_out(ramps: ProbeImages, tmp_path: Path) -> None:
+def test_images_that_cannot_be_decoded_are_omitted(ramps: ProbeImages, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no image")
     both = ProbeImages(
         source="", kind="unlabelled", refs=[*ramps.refs, str(tmp_path / "bad.png")], labels=None, classes=()

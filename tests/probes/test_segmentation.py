@@ -1,4 +1,4 @@
-"""Linear segmentation and dense retrieval on features that are known: scikit-learn's numbers, 1.0, and chance."""
+"""Linear segmentation and dense retrieval on known features: equal to scikit-learn, perfect, or at chance."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from resim.probes.label_maps import VOID
 from resim.probes.linear import balanced_weights, fit_logistic
 from resim.probes.retrieval import memory_images, retrieval_segmentation, retrieve
 from resim.probes.segmentation import fit_cells, linear_segmentation
-from resim.probes.segmentation_scores import Predicted, Segmentation
+from resim.probes.segmentation_scores import Predictions, Segmentation
 
 
-def scores(predicted: Predicted, num_classes: int, background: int | None = 0) -> Segmentation:
+def scores(predicted: Predictions, num_classes: int, background: int | None = 0) -> Segmentation:
     classes = tuple(str(k) for k in range(num_classes))
     return Segmentation(confusion=predicted.confusion, classes=classes, background=background)
 
 
 def halves(count: int, size: int, cells: int) -> tuple[Tensor, Tensor]:
-    """Images whose left half is of class i % 3 and right half of class (i + 1) % 3; maps that say so."""
+    """Images whose left half has class i % 3 and right half class (i + 1) % 3, with maps that encode the classes."""
     labels = torch.empty((count, size, size), dtype=torch.int16)
     for i in range(count):
         labels[i, :, : size // 2], labels[i, :, size // 2 :] = i % 3, (i + 1) % 3
@@ -46,13 +46,13 @@ def noise(count: int, channels: int, cells: int, seed: int) -> Tensor:
 # -- cells and pixels
 
 
-def test_a_cell_has_the_shares_of_its_labelled_pixels() -> None:
+def test_a_cell_has_the_class_distribution_of_its_labelled_pixels() -> None:
     labels = torch.tensor([[[0, 0, 1, 1], [0, 2, VOID, 1], [VOID, VOID, 2, 2], [VOID, VOID, 2, 0]]])
     shares = cell_shares(labels, 3, 2, 2)[0]
     assert shares.tolist() == [[0.75, 0, 0.25], [0, 1, 0], [0, 0, 0], [0.25, 0, 0.75]]
 
 
-def test_pixels_belong_to_the_cell_that_holds_their_centre_where_sizes_do_not_divide() -> None:
+def test_a_pixel_belongs_to_the_cell_that_contains_its_centre() -> None:
     labels = torch.tensor([[[0, 0, 1, 1, 1]] * 5])
     # centres 0.5, 1.5 | 2.5 is the edge of two cells and belongs to the second | 3.5, 4.5
     assert cell_shares(labels, 2, 1, 2)[0].tolist() == [[1, 0], [0, 1]]
@@ -63,7 +63,7 @@ def test_scores_of_cells_are_interpolated_between_the_centres_of_their_tiles() -
     assert rows[0].tolist() == [0, 0, 0.5, 1.5, 2.5, 3.5, 4, 4]
 
 
-def test_all_levels_are_resized_to_the_finest_and_put_together() -> None:
+def test_all_levels_are_resized_to_the_finest_and_concatenated() -> None:
     maps = {"C3": noise(2, 3, 4, 0), "C4": torch.full((2, 1, 2, 2), 7.0)}
     whole = level_maps(maps, ALL, slice(1, 2))
     assert whole.shape == (1, 4, 4, 4)
@@ -73,7 +73,7 @@ def test_all_levels_are_resized_to_the_finest_and_put_together() -> None:
     assert level_names({"C3": maps["C3"]}, with_all=True) == ("C3",)
 
 
-def test_cells_are_sampled_per_image_by_seed_and_void_cells_never() -> None:
+def test_labelled_cells_are_sampled_per_image_by_seed() -> None:
     labels = torch.zeros((4, 8, 8), dtype=torch.int16)
     labels[1, :, 2:] = VOID  # of the four columns of cells one is labelled
     cells = sample_cells(labels, 2, (4, 4), most=24, seed=0)
@@ -83,7 +83,7 @@ def test_cells_are_sampled_per_image_by_seed_and_void_cells_never() -> None:
     assert cells.cell.equal(again.cell)
     assert not cells.cell.equal(sample_cells(labels, 2, (4, 4), most=24, seed=1).cell)
     alone = sample_cells(labels, 2, (4, 4), most=6, seed=0, images=[2])
-    assert alone.cell.equal(cells.cell[cells.image == 2])  # whatever other images there are
+    assert alone.cell.equal(cells.cell[cells.image == 2])  # independent of the other images
     maps = {"C4": noise(4, 5, 4, 0).half()}
     features = gather_cells(maps, "C4", cells)
     assert features.dtype == torch.float32
@@ -94,7 +94,7 @@ def test_cells_are_sampled_per_image_by_seed_and_void_cells_never() -> None:
 
 
 @pytest.mark.parametrize("strength", [1.0, 1e-2])
-def test_the_fit_is_scikit_learns_with_balanced_classes(strength: float) -> None:
+def test_the_fit_equals_scikit_learn_with_balanced_classes(strength: float) -> None:
     sklearn = need("sklearn.linear_model", "the classifier is scikit-learn's", "test")
     rng = torch.Generator().manual_seed(0)
     labels = torch.tensor([0] * 200 + [1] * 60 + [2] * 10 + [3] * 30)
@@ -114,7 +114,7 @@ def test_the_fit_is_scikit_learns_with_balanced_classes(strength: float) -> None
     assert bias.numpy() == pytest.approx(theirs.intercept_ - theirs.intercept_.mean(), abs=10 * near)
 
 
-def test_the_classifier_of_cells_is_scikit_learns_on_standardised_cells() -> None:
+def test_the_classifier_of_cells_equals_scikit_learn_on_standardised_cells() -> None:
     sklearn = need("sklearn.linear_model", "the classifier is scikit-learn's", "test")
     rng = torch.Generator().manual_seed(1)
     labels = torch.arange(240) % 3 * (torch.rand(240, generator=rng) < 0.7).long()  # class 0 is the most frequent
@@ -129,14 +129,14 @@ def test_the_classifier_of_cells_is_scikit_learns_on_standardised_cells() -> Non
     ).fit(x, labels.numpy())
     fresh = torch.randn(50, 5, generator=rng) * 4 + 10
     z = (fresh.double().numpy() - features.double().numpy().mean(axis=0)) / features.double().numpy().std(axis=0)
-    own = ours.scores(fresh.double().T.reshape(1, 5, 5, 10)).flatten(2)[0].T
+    our_scores = ours.scores(fresh.double().T.reshape(1, 5, 5, 10)).flatten(2)[0].T
     their_scores = theirs.decision_function(z)
-    assert (own - own.mean(dim=1, keepdim=True)).numpy() == pytest.approx(
+    assert (our_scores - our_scores.mean(dim=1, keepdim=True)).numpy() == pytest.approx(
         their_scores - their_scores.mean(axis=1, keepdims=True), abs=1e-4
     )
 
 
-def test_the_strength_is_the_best_on_images_held_out() -> None:
+def test_the_strength_is_the_best_on_held_out_images() -> None:
     labels, maps = halves(30, 16, 4)
     cells = sample_cells(labels, 3, (4, 4), most=10_000, seed=0)
     features = gather_cells({"C4": maps + 0.5 * noise(30, 3, 4, 0)}, "C4", cells)
@@ -147,31 +147,31 @@ def test_the_strength_is_the_best_on_images_held_out() -> None:
 
 
 @pytest.mark.parametrize(("size", "cells"), [(16, 4), (32, 4), (32, 8), (64, 2)])
-def test_features_that_are_the_labels_score_1_at_any_resolution(size: int, cells: int) -> None:
+def test_features_that_encode_the_labels_score_1_at_any_resolution(size: int, cells: int) -> None:
     labels, maps = halves(12, size, cells)
     results = linear_segmentation({"C4": maps}, labels, {"C4": maps}, labels, num_classes=3)
     assert scores(results["C4"], 3).value() == 1.0
     assert scores(results["C4"], 3).value("foreground_iou") == 1.0
     assert scores(results["C4"], 3).value("mean_accuracy") == 1.0
-    found = retrieval_segmentation({"C4": maps}, labels, {"C4": maps}, labels, num_classes=3, k=3, shares=[1.0])
-    assert scores(found[1.0, "C4"], 3).value() == 1.0
+    retrieved = retrieval_segmentation({"C4": maps}, labels, {"C4": maps}, labels, num_classes=3, k=3, shares=[1.0])
+    assert scores(retrieved[1.0, "C4"], 3).value() == 1.0
 
 
-def test_features_that_are_noise_score_chance() -> None:
-    # two classes, half of the cells each, answered independently of the truth: IoU is a quarter over three quarters
+def test_noise_scores_at_chance() -> None:
+    # two classes with half of the cells each, predicted independently of the truth: IoU is 1/4 over 3/4
     labels = torch.randint(0, 2, (40, 8, 8), generator=torch.Generator().manual_seed(0))
     labels = labels.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
     train, test = {"C4": noise(40, 3, 8, 1)}, {"C4": noise(40, 3, 8, 2)}
     results = linear_segmentation(train, labels, test, labels, num_classes=2)
     assert scores(results["C4"], 2).value() == pytest.approx(1 / 3, abs=0.03)
-    found = retrieval_segmentation(train, labels, test, labels, num_classes=2, shares=[1.0])
-    assert scores(found[1.0, "C4"], 2).value() == pytest.approx(1 / 3, abs=0.03)
+    retrieved = retrieval_segmentation(train, labels, test, labels, num_classes=2, shares=[1.0])
+    assert scores(retrieved[1.0, "C4"], 2).value() == pytest.approx(1 / 3, abs=0.03)
 
 
-def test_all_levels_together_know_what_each_knows() -> None:
+def test_all_levels_combine_the_information_of_each() -> None:
     labels, maps = halves(12, 16, 4)
     first, second = maps.clone(), maps.clone()
-    first[:, 1:], second[:, :2] = 0, 0  # one knows class 0, the other class 2
+    first[:, 1:], second[:, :2] = 0, 0  # one encodes class 0, the other class 2
     results = linear_segmentation(
         {"C3": first, "P3": second}, labels, {"C3": first, "P3": second}, labels, num_classes=3
     )
@@ -180,7 +180,7 @@ def test_all_levels_together_know_what_each_knows() -> None:
     assert scores(results["C3"], 3).value() < 1.0
 
 
-def test_a_class_without_training_cells_is_never_answered() -> None:
+def test_a_class_without_training_cells_is_never_predicted() -> None:
     labels, maps = halves(12, 16, 4)
     results = linear_segmentation({"C4": maps}, labels, {"C4": maps}, labels, num_classes=5)
     assert results["C4"].confusion.shape == (12, 5, 5)
@@ -188,7 +188,7 @@ def test_a_class_without_training_cells_is_never_answered() -> None:
     assert results["C4"].details["classes_fitted"] == 3
 
 
-def test_void_never_counts() -> None:
+def test_void_pixels_are_ignored() -> None:
     labels, maps = halves(12, 16, 4)
     test = labels.clone()
     test[:, :5] = VOID
@@ -198,7 +198,7 @@ def test_void_never_counts() -> None:
     with pytest.raises(ValueError, match="no labelled cell"):
         retrieval_segmentation({"C4": maps}, nothing, {"C4": maps}, test, num_classes=3)
     hidden = labels.clone()
-    hidden[:, :, 4:] = VOID  # what is hidden from training teaches nothing: the same fit as from images of the rest
+    hidden[:, :, 4:] = VOID  # void in training: only the other cells are fitted
     other = labels.clone()
     other[:, :, 4:] = VOID
     fits = [linear_segmentation({"C4": maps}, each, {"C4": maps}, test, num_classes=3) for each in (hidden, other)]
@@ -206,24 +206,24 @@ def test_void_never_counts() -> None:
     assert fits[0]["C4"].details["cells"] == 12 * 4
 
 
-def test_examples_are_the_predictions_that_were_counted() -> None:
+def test_examples_are_predictions_in_the_requested_order() -> None:
     labels, maps = halves(40, 16, 4)
     results = linear_segmentation({"C4": maps}, labels, {"C4": maps}, labels, num_classes=3, examples=[35, 2])
     assert (results["C4"].examples == labels[[35, 2]].numpy()).all()
-    found = retrieval_segmentation(
+    retrieved = retrieval_segmentation(
         {"C4": maps}, labels, {"C4": maps}, labels, num_classes=3, k=1, shares=[1.0], examples=[35, 2]
     )
-    assert (found[1.0, "C4"].examples == labels[[35, 2]].numpy()).all()
+    assert (retrieved[1.0, "C4"].examples == labels[[35, 2]].numpy()).all()
 
 
-def test_one_class_alone_is_answered_everywhere() -> None:
+def test_a_single_class_is_predicted_everywhere() -> None:
     labels, maps = halves(3, 16, 4)
     results = linear_segmentation({"C4": maps}, labels * 0 + 2, {"C4": maps}, labels, num_classes=3)
     assert results["C4"].confusion[:, :, 2].sum() == labels.numel()
     assert (results["C4"].details["classes_fitted"], results["C4"].details["strength"]) == (1, None)
 
 
-def test_one_image_or_no_label_cannot_be_fitted() -> None:
+def test_one_image_or_no_label_is_an_error() -> None:
     labels, maps = halves(2, 16, 4)
     with pytest.raises(ValueError, match="no labelled cell"):
         linear_segmentation({"C4": maps}, labels * 0 + VOID, {"C4": maps}, labels, num_classes=3)
@@ -234,7 +234,7 @@ def test_one_image_or_no_label_cannot_be_fitted() -> None:
 # -- dense retrieval
 
 
-def test_neighbours_are_scikit_learns() -> None:
+def test_neighbours_equal_those_of_scikit_learn() -> None:
     neighbours = need("sklearn.neighbors", "the neighbours are scikit-learn's", "test")
     rng = torch.Generator().manual_seed(0)
     keys = torch.nn.functional.normalize(torch.randn(200, 8, generator=rng, dtype=torch.float64), dim=1)
@@ -252,13 +252,13 @@ def test_neighbours_are_scikit_learns() -> None:
 def test_attention_by_hand() -> None:
     keys, values = torch.eye(2, dtype=torch.float64), torch.tensor([[1.0, 0.0], [0.25, 0.75]], dtype=torch.float64)
     query = torch.tensor([[0.8, 0.6]], dtype=torch.float64)
-    share = 1 / (1 + np.exp(-2))  # of the first: similarities differ by 0.2 at a temperature of 0.1
-    answer = retrieve(keys, values, query, k=5, temperature=0.1)[0].tolist()
-    assert answer == pytest.approx([share + 0.25 * (1 - share), 0.75 * (1 - share)])
+    weight = 1 / (1 + np.exp(-2))  # of the first key: similarities differ by 0.2 at a temperature of 0.1
+    classes = retrieve(keys, values, query, k=5, temperature=0.1)[0].tolist()
+    assert classes == pytest.approx([weight + 0.25 * (1 - weight), 0.75 * (1 - weight)])
     assert retrieve(keys, values, query, k=1)[0].tolist() == [1, 0]
 
 
-def test_smaller_memories_are_parts_of_larger_ones() -> None:
+def test_smaller_memories_are_subsets_of_larger_ones() -> None:
     sets = [set(memory_images(200, share, 3)) for share in (0.01, 0.1, 1.0)]
     assert [len(images) for images in sets] == [2, 20, 200]
     assert sets[0] < sets[1] < sets[2]
@@ -266,7 +266,7 @@ def test_smaller_memories_are_parts_of_larger_ones() -> None:
     assert memory_images(3, 0.01, 0) != []
 
 
-def test_the_memory_is_bounded_and_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_is_bounded_and_chunks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     labels, maps = halves(12, 16, 4)
     maps = maps + 0.3 * noise(12, 3, 4, 0)
     settings = {"num_classes": 3, "shares": [0.5, 1.0], "most_cells": 40, "k": 5}
@@ -277,7 +277,7 @@ def test_the_memory_is_bounded_and_chunks_change_nothing(monkeypatch: pytest.Mon
     assert np.array_equal(whole[1.0, "C4"].confusion, parts[1.0, "C4"].confusion)
 
 
-def test_a_share_or_temperature_that_cannot_be() -> None:
+def test_a_share_or_temperature_out_of_range_is_an_error() -> None:
     labels, maps = halves(3, 16, 4)
     with pytest.raises(ValueError, match="share 2"):
         retrieval_segmentation({"C4": maps}, labels, {"C4": maps}, labels, num_classes=3, shares=[2])

@@ -1,4 +1,4 @@
-"""Label maps of COCO masks, VOC folders and folder pairs: the same labels, however they are kept; nothing silent."""
+"""Label maps of COCO masks, VOC folders and folder pairs: equal labels in every layout; omitted files are counted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from resim.errors import UserError
 from resim.probes.label_files import pair_files, read_values, voc_colours
 from resim.probes.label_maps import VOID, LabelMaps, load_label_maps, paint_record, resize_nearest
 from resim.probes.labelled_images import LabelledImages
-from resim.probes.segmentation_labels import holds_labels, read_labelled, read_labelled_sets
+from resim.probes.segmentation_labels import has_label_maps, read_labelled, read_labelled_sets
 from resim.views.decode import BadImageError
 
 GRID = np.array([[0, 0, 12, 12], [0, 8, 8, 255]], dtype=np.uint8)
@@ -62,7 +62,7 @@ def test_palette_gray_sixteen_bits_and_colours_give_the_same_values(tmp_path: Pa
     assert (read_values(path, voc_colours()) == GRID).all()
     with pytest.raises(BadImageError, match="colour image: save labels"):
         read_values(path)
-    with pytest.raises(BadImageError, match=r"colour \(64, 0, 0\) stands for no class"):
+    with pytest.raises(BadImageError, match=r"colour \(64, 0, 0\) has no class"):
         read_values(path, {(0, 0, 0): 0, (64, 0, 128): 12, (224, 224, 192): 255})
     gray = save(tmp_path / "gray.png", np.repeat(GRID[..., None], 3, axis=2))
     assert (read_values(str(gray)) == GRID).all()
@@ -88,9 +88,9 @@ def test_resizing_takes_the_pixel_at_the_centre() -> None:
 # -- folders of images and label maps
 
 
-def test_a_folder_pair_and_its_void(tmp_path: Path) -> None:
+def test_a_pair_of_folders_and_its_void_pixels(tmp_path: Path) -> None:
     root = pair(tmp_path, ["a", "b", "c", "d", "e"])
-    assert holds_labels(root)
+    assert has_label_maps(root)
     train, test = read_labelled_sets(root)
     assert (len(train), len(test)) == (4, 1)
     assert not set(train.images) & set(test.images)
@@ -100,14 +100,14 @@ def test_a_folder_pair_and_its_void(tmp_path: Path) -> None:
     assert one.labels[0].tolist() == [[0, 0, 2, 2], [0, 0, 2, 2], [0, 1, 1, VOID], [0, 1, 1, VOID]]
 
 
-def test_void_values_background_and_classes_can_be_named(tmp_path: Path) -> None:
+def test_void_values_background_and_classes_are_options(tmp_path: Path) -> None:
     train, test = read_labelled_sets(pair(tmp_path, ["a", "b"]))
     one, _ = load(train, test, void=(0,), background=None)
     assert (one.classes, one.background) == (("8", "12", "255"), None)
     one, _ = load(train, test, only=["12"])
     assert one.classes == ("0", "12")
     assert one.labels[0, 2].tolist() == [0, VOID, VOID, VOID]
-    with pytest.raises(UserError, match=r"--classes 7: .* has 0, 8, 12"):
+    with pytest.raises(UserError, match=r"--classes 7: .* has the classes 0, 8, 12"):
         load(train, test, only=["7"])
     with pytest.raises(UserError, match=r"--background 77: no label map of .* has this value; it has 0, 8, 12"):
         load(train, test, background=77)
@@ -136,19 +136,19 @@ def test_colours_of_a_labelmap(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", ["{part}/images {part}/segmentation", "images/{part} labels/{part}"])
-def test_parts_of_a_folder_are_used_as_such(tmp_path: Path, layout: str) -> None:
+def test_train_and_val_of_a_folder_are_used(tmp_path: Path, layout: str) -> None:
     for part, names in (("train", "abc"), ("val", "xy")):
-        images, labels = (tmp_path / place.format(part=part) for place in layout.split())
+        images, labels = (tmp_path / path.format(part=part) for path in layout.split())
         for name in names:
             photograph(images / f"{name}.jpg")
             save(labels / f"{name}.png", GRID)
     train, test = read_labelled_sets(tmp_path)
     assert [Path(path).stem for path in train.images] == ["a", "b", "c"]
     assert [Path(path).stem for path in test.images] == ["x", "y"]
-    assert holds_labels(tmp_path)
+    assert has_label_maps(tmp_path)
 
 
-def test_names_match_whatever_case_accents_and_marks(tmp_path: Path) -> None:
+def test_names_match_without_regard_to_case_accents_and_marks(tmp_path: Path) -> None:
     images = [str(photograph(tmp_path / "images" / name)) for name in ("A.JPG", "e\u0301.jpg", "c.jpg", "deep/d.jpg")]
     for name in ("a.png", "\u00e9.png", "c_mask.png", "d.png", "nobody.png"):
         save(tmp_path / "labels" / name, GRID)
@@ -157,7 +157,7 @@ def test_names_match_whatever_case_accents_and_marks(tmp_path: Path) -> None:
     assert [Path(path).name for path in pairs.without_image] == ["nobody.png"]
 
 
-def test_of_two_label_maps_of_one_name_neither_is_taken(tmp_path: Path) -> None:
+def test_two_label_maps_of_one_name_are_ambiguous(tmp_path: Path) -> None:
     images = [str(photograph(tmp_path / "images" / name)) for name in ("a.jpg", "b.jpg")]
     for name in ("x/a.png", "y/a.png", "b.png"):
         save(tmp_path / "labels" / name, GRID)
@@ -165,7 +165,7 @@ def test_of_two_label_maps_of_one_name_neither_is_taken(tmp_path: Path) -> None:
     assert [Path(path).name for path in pairs.without_label] == ["a.jpg"]
 
 
-def test_what_is_left_out_is_counted_with_the_reason(tmp_path: Path) -> None:
+def test_omitted_files_are_counted_with_the_reason(tmp_path: Path) -> None:
     root = pair(tmp_path, ["a", "b", "c", "d"])
     photograph(root / "images" / "alone.jpg")
     save(root / "segmentation" / "stray.png", GRID)
@@ -183,7 +183,7 @@ def test_what_is_left_out_is_counted_with_the_reason(tmp_path: Path) -> None:
     assert "c.jpg: the label map is 4 x 2, the image 5 x 2" in one.notes[2]
 
 
-def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
+def test_labels_that_cannot_be_read_are_errors(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     root = pair(tmp_path / "pair", ["a", "b"])
@@ -191,16 +191,16 @@ def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
         ((tmp_path / "gone",), "gone: there is no such folder or file"),
         ((empty,), "no label maps: name a COCO .json, a VOC folder"),
         ((root / "images", tmp_path / "gone"), "--labels .*gone: there is no such folder or file"),
-        ((root / "images", empty), "empty: holds no label maps"),
-        ((root / "images", root / "images"), "holds images and label maps together"),
+        ((root / "images", empty), "empty: contains no label maps"),
+        ((root / "images", root / "images"), "contains both images and label maps"),
     ):
         with pytest.raises(UserError, match=reason):
             read_labelled(data, labels[0] if labels else None)
     Image.new("L", (4, 2)).save(empty / "a.jpg")
-    with pytest.raises(UserError, match=r"a.jpg is a JPEG, which changes labels"):
+    with pytest.raises(UserError, match=r"a.jpg is a JPEG, which alters label values"):
         read_labelled(root / "images", empty)
     save(root / "masks" / "a.png", GRID)
-    with pytest.raises(UserError, match="segmentation and masks hold PNGs: name one with --labels"):
+    with pytest.raises(UserError, match="segmentation and masks contain PNGs: name one with --labels"):
         read_labelled(root)
     binary = pair(tmp_path / "binary", ["a", "b"], values=np.array([[0, 0, 255, 255]] * 2, dtype=np.uint8))
     with pytest.raises(UserError, match=r"only 0 and 255, and 255 is void: .* --void without a value"):
@@ -210,7 +210,7 @@ def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
         read_labelled_sets(
             root / "images", root / "images", labels=root / "segmentation", test_labels=root / "segmentation"
         )
-    with pytest.raises(UserError, match="cannot be split into two parts"):
+    with pytest.raises(UserError, match="cannot be split into two sets"):
         read_labelled_sets(pair(tmp_path / "one", ["a"]))
 
 
@@ -230,7 +230,7 @@ def voc(root: Path, lists: dict[str, str], year: str = "VOC2012") -> Path:
     return root
 
 
-def test_vocs_lists_and_names(tmp_path: Path) -> None:
+def test_the_lists_and_class_names_of_voc(tmp_path: Path) -> None:
     root = voc(tmp_path, {"train": "a\nc\nname with space\n", "val": "/JPEGImages/b.jpg /SegmentationClass/b.png\n"})
     for place in (root, root / "VOCdevkit", root / "VOCdevkit" / "VOC2012"):
         train, test = read_labelled_sets(place)
@@ -244,7 +244,7 @@ def test_vocs_lists_and_names(tmp_path: Path) -> None:
         read_labelled_sets(root, split=("train", "test"))
 
 
-def test_vocs_years_are_named(tmp_path: Path) -> None:
+def test_of_several_years_of_voc_one_is_named(tmp_path: Path) -> None:
     root = voc(tmp_path, {"train": "a\n", "val": "b\n"})
     voc(tmp_path, {"train": "a\n", "val": "b\n"}, "VOC2007")
     with pytest.raises(UserError, match="several years"):
@@ -307,7 +307,7 @@ def test_crowds_and_boxes_without_a_mask_are_void_where_no_object_covers_them(tm
     record: Any = labelled.labels[0]
     assert paint_record(record)[0].tolist() == [1, -1, 0, 0, -1, -1, 0, 0]
     assert paint_record(record)[1].tolist() == [-1, -1, 0, 0, 0, 0, 0, 0]
-    assert f"{path}: no mask for 1 object: pixels of such boxes that no mask covers are void" in labelled.notes
+    assert f"{path}: no mask for 1 object: pixels of their boxes that no mask covers are void" in labelled.notes
     assert f"{path}: 1 crowd region: their pixels that no object covers are void" in labelled.notes
     one, _ = load(labelled, labelled, size=8)
     assert (one.classes, one.background) == (("background", "cat", "dog"), 0)
@@ -330,7 +330,7 @@ def test_classes_of_the_test_file_are_matched_by_name(tmp_path: Path) -> None:
     one, two = load(*read_labelled_sets(train, test))
     assert (int(one.labels[0, 0, 0]), int(two.labels[0, 0, 0])) == (1, 2)
     other = coco(tmp_path, [{"category_id": 10, "segmentation": mask}], "other", ("cow", "cat"))
-    with pytest.raises(UserError, match="class 'cow' is none of the 3 of"):
+    with pytest.raises(UserError, match="class 'cow' is not among the 3 classes of"):
         load(*read_labelled_sets(train, other))
 
 

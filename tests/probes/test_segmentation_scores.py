@@ -1,4 +1,4 @@
-"""mIoU and its kin, counted by hand; bootstraps over images that can be written down."""
+"""mIoU, mean accuracy and foreground IoU by hand; bootstraps over two images by enumeration."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def of(*matrices: list[list[int]], background: int | None = 0) -> Segmentation:
     return Segmentation(confusion=confusion, classes=tuple("abcd"[: confusion.shape[1]]), background=background)
 
 
-def test_pixels_are_counted_by_image_and_void_is_not() -> None:
+def test_pixels_are_counted_per_image_without_void() -> None:
     truth = torch.tensor([[[0, 1], [1, VOID]], [[2, 2], [0, 0]]])
     predicted = torch.tensor([[[0, 1], [2, 2]], [[2, 0], [0, 1]]])
     counts = confusions(truth, predicted, 3)
@@ -40,7 +40,7 @@ def test_measures_by_hand() -> None:
     assert value.class_ious() == pytest.approx({"a": 6 / 9, "b": 3 / 8, "c": 6 / 8})
 
 
-def test_a_class_that_does_not_occur_is_not_averaged_but_takes_pixels_from_others() -> None:
+def test_a_class_without_true_pixels_is_not_averaged() -> None:
     value = of([[6, 2, 0], [1, 3, 0], [0, 0, 0]])
     assert value.value() == pytest.approx((6 / 9 + 3 / 6) / 2)
     wrong = of([[6, 0, 2], [1, 3, 0], [0, 0, 0]])
@@ -56,20 +56,20 @@ def test_without_a_background_there_is_no_foreground() -> None:
 def test_the_bootstrap_of_two_images_by_hand() -> None:
     good, bad = [[4, 0], [0, 4]], [[2, 2], [4, 0]]
     value = of(good, bad)
-    # draws are: twice the first, one of each (half of the time), twice the second
+    # samples are: twice the first image, one of each (half of the time), twice the second
     both = [[6, 2], [4, 4]]
     possible = [of(good).value(), of(both).value(), of(bad).value()]
     assert possible == pytest.approx([1, (6 / 12 + 4 / 10) / 2, (2 / 8) / 2])
     assert value.value() == pytest.approx(possible[1])
-    drawn = value._drawn("miou")
-    assert sorted(set(np.round(drawn, 9))) == pytest.approx(sorted(possible))
-    assert np.mean(np.isclose(drawn, possible[1])) == pytest.approx(0.5, abs=0.05)
+    samples = value.bootstrap("miou")
+    assert sorted(set(np.round(samples, 9))) == pytest.approx(sorted(possible))
+    assert np.mean(np.isclose(samples, possible[1])) == pytest.approx(0.5, abs=0.05)
     assert value.interval() == pytest.approx((possible[2], possible[0]))
 
 
-def test_a_class_that_a_draw_lacks_keeps_its_value() -> None:
+def test_a_class_missing_from_a_sample_keeps_its_value() -> None:
     first, second = [[4, 0], [0, 0]], [[1, 1], [2, 2]]
-    value = of(first, second)  # b is in the second image alone: 2 / (4 + 3 - 2)
+    value = of(first, second)  # b occurs only in the second image: 2 / (4 + 3 - 2)
     assert value.value() == pytest.approx((5 / 8 + 2 / 5) / 2)
     twice = [(4 / 4 + 2 / 5) / 2, (1 / 4 + 2 / 5) / 2]
     assert value.interval() == pytest.approx((min(twice), max(twice)))
@@ -94,18 +94,18 @@ def test_differences_are_paired_over_images() -> None:
     assert change[1:] == pytest.approx((min(expected), max(expected)))
 
 
-def test_other_images_or_classes_have_no_difference() -> None:
+def test_different_images_have_no_difference() -> None:
     assert difference(of([[1, 0], [0, 1]]), of([[2, 0], [0, 1]])) is None
     assert difference(of([[1, 0], [0, 1]]), of([[1, 0], [0, 1]], [[1, 0], [0, 1]])) is None
 
 
-def test_draws_are_always_the_same() -> None:
+def test_bootstrap_samples_are_deterministic() -> None:
     weights = bootstrap_weights(5)
     assert (weights.sum(axis=1) == 5).all()
     assert np.array_equal(weights, bootstrap_weights.__wrapped__(5))
 
 
-def test_verdicts_are_sentences() -> None:
+def test_a_verdict_is_a_sentence() -> None:
     rng = np.random.default_rng(0)
 
     def score(right: float) -> Score:
@@ -124,8 +124,8 @@ def test_verdicts_are_sentences() -> None:
     def content() -> dict[str, Any]:
         return {"networks": to_json(results, about, "random"), "reference": "random"}
 
-    (told,) = verdicts(content())
-    assert told.startswith("Linear segmentation, mIoU: mine is better than random by ")
-    assert " on C4, where random is best; of 2 levels 1 are better and 0 worse beyond noise" in told
+    (sentence,) = verdicts(content())
+    assert sentence.startswith("Linear segmentation, mIoU: mine is better than random by ")
+    assert " on C4, where random is best; of 2 levels, 1 are better and 0 worse beyond noise" in sentence
     results["mine"]["segmentation", "C4"] = results["random"]["segmentation", "C4"]
     assert "mine is within noise of random: +0.0 points (+0.0 to +0.0) on C4" in verdicts(content())[0]

@@ -1,4 +1,4 @@
-"""All probes together: `resim probe` on real files, what it prints and writes, and one line for what cannot work."""
+"""`resim probe`: all probes on files, its output and probe.json, and one line for each error."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Captured = pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of eight images, which their colour tells apart."""
+    """Three classes of eight images, each of one colour."""
     home = tmp_path_factory.mktemp("classes")
     rng = np.random.default_rng(0)
     for c, name in enumerate(("blue", "green", "red")):
@@ -56,12 +56,12 @@ def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def refusal(capsys: Captured, *words: str) -> str:
+def refusal(capsys: Captured, *argv: str) -> str:
     capsys.readouterr()
-    assert main(["probe", *words]) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    return told.rstrip("\n")
+    assert main(["probe", *argv]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    return line.rstrip("\n")
 
 
 # -- the command
@@ -69,18 +69,18 @@ def refusal(capsys: Captured, *words: str) -> str:
 
 @pytest.fixture(scope="module")
 def measured(run: Path, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What is written of the run, of an untrained network and of torchvision's."""
+    """The probe.json of the run, of an untrained network and of torchvision's network."""
     out = tmp_path_factory.mktemp("measured")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         torch.save(torchvision.models.resnet18().state_dict(), out / "other.pth")
-    words = [str(run), "random", str(out / "other.pth"), str(folder), "--out", str(out / "p.json"), "--device", "cpu"]
-    assert main(["probe", *words]) == 0
+    argv = [str(run), "random", str(out / "other.pth"), str(folder), "--out", str(out / "p.json"), "--device", "cpu"]
+    assert main(["probe", *argv]) == 0
     return json.loads((out / "p.json").read_text())
 
 
 @pytest.mark.slow
-def test_it_measures_any_network(measured: dict[str, Any]) -> None:
+def test_any_network_is_measured(measured: dict[str, Any]) -> None:
     mine, untrained, other = measured["networks"]
     assert [network["name"] for network in (mine, untrained, other)] == ["mine", "random", "other.pth"]
     assert mine["kind"] == "resim checkpoint (quick, resnet18, step 6)"
@@ -94,7 +94,7 @@ def test_it_measures_any_network(measured: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_every_number_says_what_it_was_measured_on(measured: dict[str, Any]) -> None:
+def test_every_score_has_its_counts_chance_and_interval(measured: dict[str, Any]) -> None:
     assert measured["train"]["images"] == 18
     assert measured["test"]["images"] == 6
     assert measured["train"]["classes"] == measured["test"]["classes"] == 3
@@ -116,7 +116,7 @@ def test_every_number_says_what_it_was_measured_on(measured: dict[str, Any]) -> 
             assert 1 <= score["rank"] <= score["directions"] == 6
 
 
-def test_colours_are_easy_to_tell_apart(measured: dict[str, Any]) -> None:
+def test_untrained_features_separate_colours(measured: dict[str, Any]) -> None:
     assert measured["networks"][1]["scores"]["linear"]["C5"]["top1"] == 1.0
 
 
@@ -127,63 +127,63 @@ def test_differences_are_those_of_the_scores(measured: dict[str, Any]) -> None:
     for name in ("knn/P4", "correspondence/both/P4"):
         assert name in untrained["minus"]["mine"]
         assert name not in other["minus"]["mine"]
-    found = untrained["minus"]["mine"]["correspondence/both/C4"]
+    stored = untrained["minus"]["mine"]["correspondence/both/C4"]
     scores = [network["scores"]["correspondence"]["both"]["C4"]["accuracy"] for network in (untrained, mine)]
-    assert found["difference"] == pytest.approx(scores[0] - scores[1])
-    assert found["interval"][0] <= found["difference"] <= found["interval"][1]
+    assert stored["difference"] == pytest.approx(scores[0] - scores[1])
+    assert stored["interval"][0] <= stored["difference"] <= stored["interval"][1]
 
 
 @pytest.mark.slow
-def test_what_is_printed(capsys: Captured, run: Path, folder: Path, tmp_path: Path) -> None:
-    words = [str(run), "random", str(folder), "--probes", "knn", "correspondence", "--k", "5", "--pairs", "3"]
-    assert main(["probe", *words, "--out", str(tmp_path / "p.json"), "--device", "cpu"]) == 0
-    told = capsys.readouterr().out
-    assert "views of 64 px, test: 6 images of 3 classes (class folders)" in told
-    assert "kNN, k 5" in told
-    assert "of 3 images" in told
-    assert "Each network minus mine, points" in told
-    where, *verdict = told.rstrip().splitlines()[-4:]
+def test_the_output_of_the_command(capsys: Captured, run: Path, folder: Path, tmp_path: Path) -> None:
+    argv = [str(run), "random", str(folder), "--probes", "knn", "correspondence", "--k", "5", "--pairs", "3"]
+    assert main(["probe", *argv, "--out", str(tmp_path / "p.json"), "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "views of 64 px, test: 6 images of 3 classes (class folders)" in out
+    assert "kNN, k = 5" in out
+    assert "of 3 images" in out
+    assert "Each network minus mine, points" in out
+    where, *verdict = out.rstrip().splitlines()[-4:]
     assert where == f"wrote {tmp_path / 'p.json'}"
     assert [line[:3] for line in verdict] == ["1. ", "2. ", "3. "]
     assert verdict[0].startswith("1. Better than untrained (random)? mine: ")
     assert json.loads((tmp_path / "p.json").read_text())["verdict"] == verdict
-    assert "Health" not in told
-    assert "linear" not in told
+    assert "Health" not in out
+    assert "linear" not in out
 
 
 @pytest.mark.slow
-def test_without_classes_there_are_regions_and_health(capsys: Captured, run: Path, folder: Path) -> None:
+def test_without_classes_there_are_correspondence_and_health(capsys: Captured, run: Path, folder: Path) -> None:
     assert main(["probe", str(run), str(folder), "--unlabelled", "--pairs", "4", "--device", "cpu"]) == 0
-    told = capsys.readouterr().out
-    assert "the images have no classes: kNN and linear probes are left out" in told
-    assert "Regions" in told
-    assert "Health" in told
-    assert "Classes" not in told
-    written = json.loads((run / "probe.json").read_text())  # in the run's folder unless told otherwise
+    out = capsys.readouterr().out
+    assert "the images have no classes: kNN and linear probes are left out" in out
+    assert "Region correspondence" in out
+    assert "Health" in out
+    assert "Classification" not in out
+    written = json.loads((run / "probe.json").read_text())  # by default in the run's folder
     assert list(written["networks"][0]["scores"]) == ["correspondence", "health"]
 
 
 @pytest.mark.slow
 def test_the_published_linear_probe(capsys: Captured, run: Path, folder: Path, tmp_path: Path) -> None:
-    words = ["--probes", "linear-sgd", "--sgd-epochs", "2", "--sgd-steps", "1", "--sgd-lr", "1", "--device", "cpu"]
-    assert main(["probe", str(run), str(folder), *words, "--out", str(tmp_path / "p.json")]) == 0
+    argv = ["--probes", "linear-sgd", "--sgd-epochs", "2", "--sgd-steps", "1", "--sgd-lr", "1", "--device", "cpu"]
+    assert main(["probe", str(run), str(folder), *argv, "--out", str(tmp_path / "p.json")]) == 0
     assert "linear, SGD" in capsys.readouterr().out
     score = json.loads((tmp_path / "p.json").read_text())["networks"][0]["scores"]["linear-sgd"]["C5"]
     assert (score["epochs"], score["lr"], score["n"], score["n_train"]) == (2, 1.0, 6, 18)
 
 
-def test_a_k_above_the_number_of_images_is_cut_and_told(capsys: Captured, run: Path, folder: Path) -> None:
+def test_a_k_above_the_number_of_images_is_limited_and_reported(capsys: Captured, run: Path, folder: Path) -> None:
     assert main(["probe", str(run), str(folder), "--probes", "knn", "--device", "cpu"]) == 0
     assert "k is 18, the number of training images, for --k 200" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_what_cannot_work(capsys: Captured, run: Path, folder: Path, tmp_path: Path) -> None:
+def test_options_that_cannot_work_are_one_line(capsys: Captured, run: Path, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "folder.json").mkdir()
     (tmp_path / "file").touch()
     mine, data, out = str(run), str(folder), str(tmp_path / "p.json")
-    for words, told in (
+    for argv, message in (
         ([], "NETWORK and DATA are needed"),
         ([mine], "NETWORK and DATA are needed"),
         ([mine, str(tmp_path / "gone")], f"{tmp_path / 'gone'}: there is no such folder or file"),
@@ -200,18 +200,21 @@ def test_what_cannot_work(capsys: Captured, run: Path, folder: Path, tmp_path: P
         ([mine, data, "--image-size", "32"], "image-size 32: must be at least 64 px"),
         ([mine, data, "--probes", "knm"], "--probes"),
         ([mine, data, "--sgd-lr", "0"], "lr 0"),
-        ([mine, data, "--linear-level", "P7"], f"--linear-level P7: {run.name} has C3, C4, C5, P4, global"),
-        (["random", "random:moco-v2", data, "--linear-level", "P4"], "random:moco-v2 has C3, C4, C5, global"),
+        ([mine, data, "--linear-level", "P7"], f"--linear-level P7: {run.name} has the levels C3, C4, C5, P4, global"),
+        (
+            ["random", "random:moco-v2", data, "--linear-level", "P4"],
+            "random:moco-v2 has the levels C3, C4, C5, global",
+        ),
         ([mine, data, "--test", str(tmp_path / "gone")], "there is no such folder or file"),
     ):
-        assert told in refusal(capsys, *words, *([] if "--out" in words or len(words) < 2 else ["--out", out]))
+        assert message in refusal(capsys, *argv, *([] if "--out" in argv or len(argv) < 2 else ["--out", out]))
     assert not (tmp_path / "p.json").exists()
 
 
-# -- encoders of any file
+# -- encoders
 
 
-def test_an_encoder_is_the_one_that_was_trained(run: Path) -> None:
+def test_the_encoder_of_a_run_is_its_query_encoder(run: Path) -> None:
     loaded = load_encoder(run)
     stored = load_checkpoint(run / "checkpoints" / "last.pt")["model"]
     assert loaded.has_head
@@ -221,7 +224,7 @@ def test_an_encoder_is_the_one_that_was_trained(run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_random_is_what_the_run_started_from(run: Path) -> None:
+def test_random_has_the_initial_weights_of_the_run(run: Path) -> None:
     state = torch.random.get_rng_state()
     trained, untrained = load_encoders([str(run), "random"])
     assert trained.recipe is not None
@@ -233,7 +236,7 @@ def test_random_is_what_the_run_started_from(run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_names_in_a_table_are_told_apart(run: Path) -> None:
+def test_names_of_networks_are_unique(run: Path) -> None:
     last = str(run / "checkpoints" / "last.pt")
     assert [item.name for item in load_encoders([str(run)])] == ["mine"]
     names = [item.name for item in load_encoders([str(run), last, "random", "random"])]
@@ -256,10 +259,10 @@ def small() -> Network:
 
 
 @pytest.mark.slow
-def test_alignment_is_between_two_views_of_an_image_and_the_rest_of_its_centre(folder: Path) -> None:
-    found = health_probe(small(), read_images(folder), size=64)
+def test_alignment_is_of_two_views_and_all_else_of_the_centre(folder: Path) -> None:
+    health = health_probe(small(), read_images(folder), size=64)
     again = health_probe(small(), read_images(folder), size=64, seed=1)
-    for level, value in found.items():
+    for level, value in health.items():
         assert value.n == 24
         assert value.alignment is not None
         assert value.alignment > 0
@@ -267,7 +270,7 @@ def test_alignment_is_between_two_views_of_an_image_and_the_rest_of_its_centre(f
         assert value.alignment != again[level].alignment
 
 
-def test_scores_of_other_images_have_no_difference() -> None:
+def test_scores_on_different_images_have_no_difference() -> None:
     def score(n: int) -> Score:
         return Score(value=Accuracy(np.ones(n, dtype=bool), np.ones(n, dtype=bool), 0.5), details={})
 
@@ -275,7 +278,7 @@ def test_scores_of_other_images_have_no_difference() -> None:
     assert difference(score(3), score(4)) is None
 
 
-def test_features_that_tell_classes_apart_score_1(folder: Path) -> None:
+def test_features_that_separate_classes_score_1(folder: Path) -> None:
     train, test = read_sets(folder)
     config = ProbeConfig(image_size=64, probes=("linear",), linear_level="C3")
     ((path, score),) = probe_network(small(), train, test, config).items()

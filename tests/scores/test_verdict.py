@@ -14,8 +14,8 @@ from resim.probes.accuracy import Accuracy
 from resim.probes.suite import Score
 from resim.probes.tables import to_json
 from resim.probes.verdict import probe_verdict, verdicts
-from resim.report.runs import read_runs
-from resim.report.verdict import verdict_parts
+from resim.report.run_files import read_runs
+from resim.report.verdict_section import verdict_parts
 from resim.scores.verdict import Change, Wording, points, verdict
 
 WORDS = Wording(measures="probes", over="test images", no_untrained="add random", no_other="add it")
@@ -174,8 +174,8 @@ def test_runs_without_probes_are_reported_with_the_command(tmp_path: Path) -> No
     assert texts[:4] == ["Probes of probed", *probe_verdict(content("a", "random"))]
     assert texts[4] == "Probes of mine"
     assert texts[5] == (
-        f"1. Better than untrained? not measured: resim probe {run} random DATA measures it; without an interval, "
-        "mine, before the first step and after step 10: regions found again on C4 50.0 %, then 60.0 %."
+        f"1. Better than untrained? not measured: run resim probe {run} random DATA (without interval: "
+        "mine, untrained -> step 10: correspondence on C4 50.0 % -> 60.0 %)."
     )
     assert len(texts) == 8
 
@@ -189,7 +189,7 @@ def test_what_is_probed_or_compared_elsewhere_is_not_missing(tmp_path: Path) -> 
     (tuned / "scores.jsonl").write_text(json.dumps({"step": 2, "scores": {"bbox": {"AP": 0.125}}}) + "\n")
     alone = [getattr(part, "text", "") for part in verdict_parts(read_runs([tmp_path / "a", tuned]))]
     assert alone[4] == "Detectors of a-seed0"
-    assert "--init runs/a random --out OUT measures it; without an interval, a-seed0 has bbox AP 12.50." in alone[5]
+    assert "--init runs/a random --out OUT (without interval: a-seed0 bbox AP 12.50)." in alone[5]
     (tmp_path / "probe.json").write_text(json.dumps(content("a", "random")))
     compared = comparison(runs={"a": [str(tuned)]})
     (tmp_path / "compared" / "compare.json").write_text(json.dumps(compared))

@@ -1,4 +1,4 @@
-"""The explorer: only the folder's images, regions where they were clicked, and the page in a real browser."""
+"""The explorer: the images of one folder only, regions at the position of the click, and the page in a browser."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from resim.errors import UserError
 from resim.exchange.encoders import load_encoders
 from resim.scenes.scenes import draw_scene
 from resim.similarity.explorer import Explorer
-from resim.similarity.page import build_page, picker_value
+from resim.similarity.explorer_page import build_page, picker_value
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DEADLINE = 120_000  # ms, for what takes one or two seconds
+DEADLINE = 120_000  # ms, for responses that take one or two seconds
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three scenes, one of them in a folder of its own, beside an image outside."""
-    below = tmp_path_factory.mktemp("explored")
-    (below / "images" / "more").mkdir(parents=True)
+    """Three scenes, one of them in a subfolder, and an image outside the folder."""
+    parent = tmp_path_factory.mktemp("explored")
+    (parent / "images" / "more").mkdir(parents=True)
     for index, name in enumerate(("images/a.png", "images/b.png", "images/more/c.png", "outside.png")):
-        Image.fromarray(draw_scene(3, index, width=160, height=112).image).save(below / name)
-    return below / "images"
+        Image.fromarray(draw_scene(3, index, width=160, height=112).image).save(parent / name)
+    return parent / "images"
 
 
 @pytest.fixture(scope="module")
@@ -49,42 +49,42 @@ def test_images_are_named_within_the_folder_and_no_other_file_is_read(explorer: 
     assert explorer.names == ["a.png", "b.png", "more/c.png"]
     assert np.array_equal(explorer.photograph("more/c.png").pixels, np.asarray(Image.open(folder / "more" / "c.png")))
     for name in ("../outside.png", str(folder.parent / "outside.png"), "./a.png", "/etc/passwd", ""):
-        with pytest.raises(UserError, match="is none of the 3 images"):
+        with pytest.raises(UserError, match="is not one of the 3 images"):
             explorer.photograph(name)
-        with pytest.raises(UserError, match="is none of the 3 images"):
-            explorer.answer("a.png", (3.0, 4.0), [name], ["P4"])
+        with pytest.raises(UserError, match="is not one of the 3 images"):
+            explorer.heat_maps_html("a.png", (3.0, 4.0), [name], ["P4"])
 
 
-def test_clicks_and_drags_are_regions_of_the_image(explorer: Explorer) -> None:
+def test_clicks_and_drags_are_converted_to_px(explorer: Explorer) -> None:
     assert explorer.region("a.png", [0.25, 0.5]) == (40.0, 56.0)
     assert explorer.region("a.png", [0.75, 0.5, 0.25, 0.0]) == (40.0, 0.0, 120.0, 56.0)
     assert explorer.region("a.png", [-1.0, 7.0]) == (0.0, 112.0)
 
 
 @pytest.mark.slow
-def test_an_answer_holds_a_heat_map_for_every_level_network_and_image(folder: Path) -> None:
+def test_there_is_a_heat_map_for_every_level_network_and_image(folder: Path) -> None:
     explorer = Explorer(folder, load_encoders(["random:quick", "random:quick"]))
     assert explorer.levels == ["P4", "P3", "C3", "C4", "C5"]
-    answer = explorer.answer("a.png", (40.0, 56.0), ["b.png", "a.png", "more/c.png"], ["P4", "C5"])
-    assert answer.count("<section") == 2
-    assert answer.count("<img src=") == 2 * 2 * 3
-    assert explorer.answer("a.png", (40.0, 56.0), ["b.png"], ["P4"]) != explorer.answer(
+    page = explorer.heat_maps_html("a.png", (40.0, 56.0), ["b.png", "a.png", "more/c.png"], ["P4", "C5"])
+    assert page.count("<section") == 2
+    assert page.count("<img src=") == 2 * 2 * 3
+    assert explorer.heat_maps_html("a.png", (40.0, 56.0), ["b.png"], ["P4"]) != explorer.heat_maps_html(
         "a.png", (90.0, 20.0), ["b.png"], ["P4"]
     )
 
 
-def test_names_cannot_smuggle_markup_into_the_page(tmp_path: Path) -> None:
+def test_markup_in_names_is_escaped(tmp_path: Path) -> None:
     name = '"><img src=x onerror=alert(1)>.png'
     Image.new("RGB", (64, 64)).save(tmp_path / name)
     explorer = Explorer(tmp_path, load_encoders(["random:quick"]))
     shown = picker_value(explorer, name, [0.5, 0.5])
     assert not set('<>"') & set(shown["name"] + shown["band"])
-    answer = explorer.answer(name, (3.0, 3.0), [], ["P4"])
-    assert "onerror" in answer
-    assert "<img src=x" not in answer
+    page = explorer.heat_maps_html(name, (3.0, 3.0), [], ["P4"])
+    assert "onerror" in page
+    assert "<img src=x" not in page
 
 
-def test_a_name_that_is_no_text_can_be_chosen(tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_can_be_selected(tmp_path: Path) -> None:
     for name in (b"a\xff.png", b"a\xfe.png"):
         Image.new("RGB", (64, 64)).save(os.fsdecode(bytes(tmp_path) + b"/" + name))
     explorer = Explorer(tmp_path, load_encoders(["random:quick"]))
@@ -93,35 +93,37 @@ def test_a_name_that_is_no_text_can_be_chosen(tmp_path: Path) -> None:
     assert explorer.photograph(explorer.names[1]).pixels.shape == (64, 64, 3)
 
 
-def test_without_gradio_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, explorer: Explorer) -> None:
+def test_without_gradio_the_error_names_the_remedy(monkeypatch: pytest.MonkeyPatch, explorer: Explorer) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(UserError, match=r"pip install '\.\[explore\]' in resim's clone"):
         build_page(explorer)
 
 
-def test_what_cannot_be_explored(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_cannot_work_are_one_line(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     refused = [
-        (["random:quick", "--images", str(tmp_path / "none")], "is no folder"),
+        (["random:quick", "--images", str(tmp_path / "none")], "--images"),
         (["random:quick", "--images", str(tmp_path)], "no images found"),
-        (["random:quick", "--images", str(folder / "a.png")], "is no folder"),
+        (["random:quick", "--images", str(folder / "a.png")], "a.png: is no"),
         (["random:quick"], "--images"),
         ([str(tmp_path / "none.pt"), "--images", str(folder)], "none.pt"),
         (["random:quick", "--images", str(folder), "--port", "0"], "--port 0"),
         (["random:quick", "--images", str(folder), "--max-side", "4"], "--max-side 4"),
     ]
-    for words, told in refused:
-        assert main(["explore", *words]) == 2
+    for argv, message in refused:
+        assert main(["explore", *argv]) == 2
         line = capsys.readouterr().err
-        assert told in line
+        assert message in line
         assert line.count("\n") == 1
 
 
-# -- the page itself
+# -- the page
 
 
 @pytest.fixture(scope="module")
 def address(folder: Path) -> Iterator[str]:
-    """`resim explore` as a process of its own."""
+    """The address of `resim explore`, running in another process."""
     need("gradio", "`resim explore` serves its page", "explore")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -130,12 +132,12 @@ def address(folder: Path) -> Iterator[str]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
     try:
         assert process.stdout is not None
-        told = process.stdout.readline()
-        found = re.search(r"3 images of .* at (http://127\.0\.0\.1:\d+/)", told)
-        if found is None:
+        line = process.stdout.readline()
+        match = re.search(r"3 images of .* at (http://127\.0\.0\.1:\d+/)", line)
+        if match is None:
             process.kill()
-            raise AssertionError(f"it told no address: {told}{process.communicate()[1]}")
-        yield found[1]
+            raise AssertionError(f"no address was printed: {line}{process.communicate()[1]}")
+        yield match[1]
     finally:
         process.kill()
         process.communicate()
@@ -143,9 +145,9 @@ def address(folder: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = need("playwright.sync_api", "the explorer answers clicks in a browser", "browser")
+    playwright = need("playwright.sync_api", "the explorer responds to clicks in a browser", "browser")
     if CHROMIUM is None:
-        pytest.skip("not verified: the explorer answers clicks in a browser: install chromium")
+        pytest.skip("not verified: the explorer responds to clicks in a browser: install chromium")
     with playwright.sync_playwright() as driver:
         chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield chromium
@@ -153,7 +155,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("file", ["/etc/passwd", "outside.png", "images/a.png", "images/../outside.png"])
-def test_the_server_gives_out_no_file(address: str, folder: Path, file: str) -> None:
+def test_the_server_serves_no_file(address: str, folder: Path, file: str) -> None:
     path = file if file.startswith("/") else str(folder.parent / file)
     for form in ("gradio_api/file=", "file=", "gradio_api/proxy=", ""):
         with pytest.raises(urllib.error.HTTPError) as refused:
@@ -161,9 +163,9 @@ def test_the_server_gives_out_no_file(address: str, folder: Path, file: str) -> 
         assert refused.value.code in (400, 403, 404)
 
 
-def test_only_this_machine_is_answered(address: str) -> None:
+def test_only_this_machine_can_connect(address: str) -> None:
     port = int(address.rstrip("/").rpartition(":")[2])
-    with pytest.raises(OSError):  # another address of this machine, at which a server of all addresses would answer
+    with pytest.raises(OSError):  # a server that listens on all addresses would accept this one
         socket.create_connection(("127.0.0.2", port), timeout=5).close()
 
 
@@ -176,17 +178,17 @@ def test_a_click_and_a_drag_change_the_heat_map(address: str, browser: Any, sche
     page.on("request", lambda request: request.url.startswith("data:") or hosts.add(request.url.split("/")[2]))
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(address)
-    page.wait_for_selector("#answer figure img", timeout=DEADLINE)
-    assert page.locator("#answer section").count() == 2
-    assert page.locator("#answer figure img").count() == 2 * 3
+    page.wait_for_selector("#heat-maps figure img", timeout=DEADLINE)
+    assert page.locator("#heat-maps section").count() == 2
+    assert page.locator("#heat-maps figure img").count() == 2 * 3
 
     def changed(before: str) -> str:
         page.wait_for_function(
-            "before => document.querySelector('#answer figure img').src !== before", arg=before, timeout=DEADLINE
+            "before => document.querySelector('#heat-maps figure img').src !== before", arg=before, timeout=DEADLINE
         )
-        return page.locator("#answer figure img").first.get_attribute("src")
+        return page.locator("#heat-maps figure img").first.get_attribute("src")
 
-    first = page.locator("#answer figure img").first.get_attribute("src")
+    first = page.locator("#heat-maps figure img").first.get_attribute("src")
     box = page.locator("#picker .picker img").bounding_box()
     page.mouse.click(box["x"] + 0.3 * box["width"], box["y"] + 0.75 * box["height"])
     second = changed(first)

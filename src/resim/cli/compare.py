@@ -65,7 +65,7 @@ def run(options: Options) -> None:
     from resim.detection.compare import compare, to_json
     from resim.detection.comparison_table import print_comparison
     from resim.detection.comparison_verdict import comparison_verdict
-    from resim.report.comparison import draw_ap_curves, draw_comparison_sheet
+    from resim.report.comparison_pictures import draw_ap_curves, draw_comparison_sheet
 
     settings = dataclasses.replace(options.run, resume=False)
     comparison = compare(recipe, settings, data, val, options.init, options.seeds, out, replicates=options.replicates)

@@ -44,7 +44,7 @@ def run(options: Options) -> None:
 
     from resim.exchange.encoders import load_encoders
     from resim.similarity.explorer import Explorer
-    from resim.similarity.page import serve
+    from resim.similarity.explorer_page import serve
 
     explorer = Explorer(options.images, load_encoders(options.checkpoints), options.max_side)
     if explorer.note:

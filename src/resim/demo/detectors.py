@@ -21,7 +21,7 @@ from resim.detection.compare import Comparison, Start, compare
 from resim.detection.config import DetectRecipe, DetectRun
 from resim.detection.recipes import probe_frozen
 from resim.detection.train import train_detector
-from resim.report.comparison import draw_ap_curves, draw_comparison_sheet
+from resim.report.comparison_pictures import draw_ap_curves, draw_comparison_sheet
 from resim.runs.bars import Watch
 from resim.runs.config import Recipe
 

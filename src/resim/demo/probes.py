@@ -10,14 +10,13 @@ from pathlib import Path
 
 from resim.demo.images import DemoImages
 from resim.exchange.encoders import load_encoders
-from resim.probes.config import DENSE, DenseConfig, ProbeConfig
+from resim.probes.config import DENSE, DenseConfig, ProbeConfig, ScorePath
 from resim.probes.features import Network
 from resim.probes.label_maps import LabelMaps, load_label_maps
 from resim.probes.labels import ProbeImages, read_images
 from resim.probes.segmentation_labels import read_labelled_sets
 from resim.probes.segmentation_picture import write_sheet
 from resim.probes.segmentation_suite import measure_dense
-from resim.probes.suite import Path as ScorePath
 from resim.probes.suite import Score
 from resim.probes.tables import record
 from resim.probes.unlabelled import correspondence_probe, health_probe, probe_window
@@ -48,7 +47,7 @@ def read_sets(images: DemoImages, *, size: int, most: int = 0, most_labelled: in
     if images.labelled is not None and images.val is not None:
         train, test = read_labelled_sets(str(images.labelled), str(images.val))
         labels = load_label_maps(train.sample(most_labelled, seed), test.sample(most, seed), size)
-    return ProbeSets(held_out=held_out.draw(most, seed), labels=labels, size=size)
+    return ProbeSets(held_out=held_out.sample(most, seed), labels=labels, size=size)
 
 
 def measure_network(network: Network, sets: ProbeSets, seed: int) -> dict[ScorePath, Score]:

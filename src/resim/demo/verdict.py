@@ -13,8 +13,8 @@ from resim.demo.images import DemoImages
 from resim.demo.probes import BACKBONE, NAMES, PYRAMID
 from resim.detection.compare import Comparison, Difference
 from resim.probes import segmentation_scores
+from resim.probes.config import ScorePath
 from resim.probes.segmentation_scores import Segmentation
-from resim.probes.suite import Path as ScorePath
 from resim.probes.suite import Score, difference
 
 Scores = Mapping[str, Mapping[ScorePath, Score]]

@@ -16,7 +16,7 @@ from pycocotools import mask as rle
 from resim.datasets.masks import decode_masks
 from resim.datasets.records import DetectionData, Record
 from resim.draw.primitives import PALETTE, Colour, drawn_box, outline, tag
-from resim.draw.sheet import Block, Head, Panel, draw_sheet, fit
+from resim.draw.sheet import Block, ColumnHeading, Panel, draw_sheet, fit
 
 MASK_SHARE = 0.45  # of a mask's colour in the pixels that it covers
 SMALLEST_WIDTH = 480  # px: smaller images are enlarged, so that tags can be read
@@ -97,14 +97,17 @@ def detection_sheet(
             count = sum(result["score"] >= threshold for result in of_image)
             row.append(Panel(picture=drawn, caption=_count(count, "detection")))
         rows.append(tuple(row))
-    heads = (Head(name="truth", told=f"{data.source}"[-60:]), *(Head(name=n, told=t) for n, t, _ in columns))
+    headings = (
+        ColumnHeading(name="truth", note=f"{data.source}"[-60:]),
+        *(ColumnHeading(name=name, note=note) for name, note, _ in columns),
+    )
     shared = f"; beyond {len(PALETTE)} classes some share one" if len(names) > len(PALETTE) else ""
     note = (
         f"Detections with a score of {threshold:g} or more; the number behind a class is its score in percent. "
         f"A class keeps its colour{shared}. "
         "Dashed: crowd regions and objects marked difficult, which are not scored."
     )
-    return draw_sheet(title, note, [Block(title="", heads=heads, rows=tuple(rows))])
+    return draw_sheet(title, note, [Block(title="", headings=headings, rows=tuple(rows))])
 
 
 def _count(number: int, what: str) -> str:
@@ -125,7 +128,7 @@ def _draw(pixels: np.ndarray, objects: Sequence[Drawn], categories: Sequence[int
     if panel:
         image, factor = fit(image)
     else:
-        image, factor = fit(image, max(image.width, SMALLEST_WIDTH), tallest=math.inf)
+        image, factor = fit(image, max(image.width, SMALLEST_WIDTH), max_aspect=math.inf)
     draw = ImageDraw.Draw(image)
     for box, _, points, _, category, is_dashed in objects:
         outline(draw, drawn_box(box, factor), colours[category], dashed=is_dashed)

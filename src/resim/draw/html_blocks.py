@@ -1,4 +1,4 @@
-"""Pictures as parts of a web page that needs nothing else: every picture travels within the page."""
+"""Blocks of pictures as HTML, the pictures embedded in the page."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from html import escape
 
 from PIL import Image
 
-from resim.draw.sheet import Block, Head, Panel
+from resim.draw.sheet import Block, ColumnHeading, Panel
 
 BLOCK_CSS = """
 .block h3 { margin: 0.9em 0 0.3em; }
@@ -25,44 +25,43 @@ BLOCK_CSS = """
 
 
 def data_url(picture: Image.Image, quality: int = 85) -> str:
-    """A picture as a JPEG within a URL."""
+    """A picture as a JPEG in a data URL."""
     buffer = io.BytesIO()
     picture.convert("RGB").save(buffer, format="jpeg", quality=quality)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def block_html(block: Block, *, first_column: int = 0, quality: int = 85) -> str:
-    """A block as a row of columns, which is moved sideways where the screen is too narrow.
+    """A block as a row of columns that scrolls sideways on a narrow screen.
 
     Args:
         block: with panels of any size.
-        first_column: columns before this one are left out.
+        first_column: index of the first column that is included.
         quality: of the JPEGs, 1 to 95.
     """
     columns = []
-    for i, head in enumerate(block.heads):
+    for i, heading in enumerate(block.headings):
         if i >= first_column:
-            figures = [_figure(row[i], f"{block.title}, {head.name}", quality) for row in block.rows]
-            columns.append(_heading(head) + "".join(figures))
-    rows = f'style="grid-template-rows: repeat({1 + len(block.rows)}, auto)"'  # what is beside each other lines up
+            figures = [_figure(row[i], f"{block.title}, {heading.name}", quality) for row in block.rows]
+            columns.append(_heading(heading) + "".join(figures))
+    rows = f'style="grid-template-rows: repeat({1 + len(block.rows)}, auto)"'  # panels of one row align across columns
     return (
         f'<section class="block"><h3>{escape(block.title)}</h3>'
         f'<div class="columns" {rows}>{"".join(columns)}</div></section>'
     )
 
 
-def _heading(head: Head) -> str:
-    bar = ""
-    if head.bar is not None:
-        low, high = head.bar
-        bar = f'<div class="scale"><span>{low:.2f}</span><i></i><span>{high:.2f}</span></div>'
-    return f'<div class="heading"><b>{escape(head.name)}</b><span>{escape(head.told)}</span>{bar}</div>'
+def _heading(heading: ColumnHeading) -> str:
+    scale = ""
+    if heading.scale is not None:
+        minimum, maximum = heading.scale
+        scale = f'<div class="scale"><span>{minimum:.2f}</span><i></i><span>{maximum:.2f}</span></div>'
+    return f'<div class="heading"><b>{escape(heading.name)}</b><span>{escape(heading.note)}</span>{scale}</div>'
 
 
-def _figure(panel: Panel, what: str, quality: int) -> str:
-    told = ": ".join(filter(None, (panel.name, panel.caption)))
-    alternative = escape(f"{what}: {told}")
+def _figure(panel: Panel, title: str, quality: int) -> str:
+    caption = ": ".join(filter(None, (panel.name, panel.caption)))
     return (
-        f'<figure><img src="{data_url(panel.picture, quality)}" alt="{alternative}">'
-        f"<figcaption>{escape(told)}</figcaption></figure>"
+        f'<figure><img src="{data_url(panel.picture, quality)}" alt="{escape(f"{title}: {caption}")}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
     )

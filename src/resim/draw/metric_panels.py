@@ -1,4 +1,4 @@
-"""Which diagrams a run's metrics make, and where chance lies in them, as data: for the PNG and for the report alike."""
+"""The diagrams of a run's metrics and the reference lines in them, as data for both the PNG and the report."""
 
 from __future__ import annotations
 
@@ -9,123 +9,138 @@ from typing import Any
 
 from resim.runs.config import Recipe
 
-# Okabe and Ito's colour-blind-safe colours; black is for the total. Yellow is left out: too faint on white.
+# Okabe and Ito's colour-blind-safe colours without yellow, which is too faint on white; black is for the total
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 TOTAL_COLOUR = "#1a1a1a"
-PROBED = "correspondence"
-CHANCE = f"{PROBED}_chance"
+CORRESPONDENCE = "correspondence"
+CORRESPONDENCE_CHANCE = f"{CORRESPONDENCE}_chance"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mark:
-    """A level that a curve is read against, drawn as a dashed line."""
+class ReferenceLine:
+    """A constant that a curve is compared with, such as chance; drawn as a dashed horizontal line."""
 
     label: str
     value: float
     """In the unit of the file."""
     key: str
-    """Whose colour it takes."""
+    """Metric whose colour the line takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MetricPanel:
-    """One diagram of a run, and the keys of its curves."""
+    """One diagram of a run: the metrics that it shows as curves."""
 
     title: str
-    unit: str  # the y axis
+    unit: str
+    """Label of the y axis."""
     keys: list[str]
-    factor: float = 1.0  # from the unit of the file to that of the axis
+    """Metrics, a curve each."""
+    factor: float = 1.0
+    """From the unit of the file to that of the y axis."""
     from_zero: bool = False
+    """Whether the y axis begins at 0."""
     smooth: bool = True
-    large: bool = False  # in the upper row
-    marks: tuple[Mark, ...] = ()
+    """Whether the running mean is drawn over the values."""
+    large: bool = False
+    """Whether the diagram belongs to the upper row."""
+    references: tuple[ReferenceLine, ...] = ()
 
     def label(self, key: str) -> str:
-        """Of a curve in the legend; empty where the title says it all."""
-        return key.rpartition("/")[2] if len(self.keys) > 1 or self.marks else ""
+        """Label of a curve in the legend; empty if the title suffices."""
+        return key.rpartition("/")[2] if len(self.keys) > 1 or self.references else ""
 
-    def mark_label(self, mark: Mark) -> str:
-        """Of a mark in the legend, with its value."""
-        return f"{mark.label} ({self.factor * mark.value:.2g}{' %' if self.factor == 100 else ''})"
+    def reference_label(self, reference: ReferenceLine) -> str:
+        """Label of a reference line in the legend, with its value."""
+        return f"{reference.label} ({self.factor * reference.value:.2g}{' %' if self.factor == 100 else ''})"
 
 
-def metric_panels(keys: Sequence[str], marks: Sequence[Mark] = ()) -> list[MetricPanel]:
-    """The panels that have something to show; levels stand in the order of the file.
+def metric_panels(keys: Sequence[str], references: Sequence[ReferenceLine] = ()) -> list[MetricPanel]:
+    """The panels for which there are metrics; levels keep the order of the file.
 
     Args:
         keys: of the metrics.
-        marks: from `marks_of` or `stored_marks`; each goes into the panel of its key.
+        references: from `reference_lines` or `chance_lines`; each belongs to the panel of its key.
     """
 
-    def under(prefix: str) -> list[str]:
+    def keys_under(prefix: str) -> list[str]:
         names = [key for key in keys if key.startswith(f"{prefix}/")]
         return sorted(names, key=lambda key: (key != f"{prefix}/total", key != f"{prefix}/instance"))
 
-    def panel(title: str, unit: str, shown: Sequence[str], *, percent: bool = False, **more: bool) -> MetricPanel:
-        own = _named([mark for mark in marks if mark.key in shown and mark.key in keys])
+    def panel(title: str, unit: str, shown: Sequence[str], *, percent: bool = False, **settings: bool) -> MetricPanel:
+        lines = _labelled([line for line in references if line.key in shown and line.key in keys])
         factor = 100.0 if percent else 1.0
-        return MetricPanel(title=title, unit=unit, keys=list(shown), factor=factor, marks=own, **more)
+        return MetricPanel(title=title, unit=unit, keys=list(shown), factor=factor, references=lines, **settings)
 
-    regions = [key for key in under("accuracy") if key != "accuracy/instance"]
+    regions = [key for key in keys_under("accuracy") if key != "accuracy/instance"]
     # a detector has other losses
-    nats = "InfoNCE loss (nats)" if "loss/instance" in keys else "loss"
-    right = "positive before all negatives (%)"
+    loss_unit = "InfoNCE loss (nats)" if "loss/instance" in keys else "loss"
+    top1 = "positive ranked first (%)"
+    correspondence = keys_under(CORRESPONDENCE)
     panels = (
-        panel("Losses", nats, under("loss"), large=True),
-        panel("Accuracy, images", right, ["accuracy/instance"], percent=True, from_zero=True, large=True),
-        panel("Accuracy, regions", right, regions, percent=True, from_zero=True, large=True),
-        panel("Regions found again in another view", "found (%)", under(PROBED), percent=True, from_zero=True),
+        panel("Loss", loss_unit, keys_under("loss"), large=True),
+        panel("Accuracy on images", top1, ["accuracy/instance"], percent=True, from_zero=True, large=True),
+        panel("Accuracy on regions", top1, regions, percent=True, from_zero=True, large=True),
+        panel("Region correspondence", "windows matched correctly (%)", correspondence, percent=True, from_zero=True),
         panel("Learning rate", "learning rate", ["lr"], from_zero=True, smooth=False),
         panel("Gradient norm", "L2 norm before clipping", ["gradient/norm"], from_zero=True),
         panel("Throughput", "images / s", ["images_per_second"], from_zero=True),
-        panel("Waiting for images", "share of the time (%)", ["data_wait"], percent=True, from_zero=True),
+        panel("Waiting for images", "fraction of the time (%)", ["data_wait"], percent=True, from_zero=True),
     )
-    return [one for one in panels if any(key in keys for key in one.keys)]
+    return [panel for panel in panels if any(key in keys for key in panel.keys)]
 
 
-def _named(marks: Sequence[Mark]) -> tuple[Mark, ...]:
-    """The marks of a panel: with the name of their curve where there are several, one where all have one value."""
-    if len({round(mark.value, 12) for mark in marks}) == 1:
-        return tuple(marks[:1])
-    return tuple(Mark(label=f"{m.label}, {m.key.rpartition('/')[2]}", value=m.value, key=m.key) for m in marks)
+def _labelled(lines: Sequence[ReferenceLine]) -> tuple[ReferenceLine, ...]:
+    """The reference lines of a panel: one if all values are equal, otherwise labelled with their curves' names."""
+    if len({round(line.value, 12) for line in lines}) == 1:
+        return tuple(lines[:1])
+    return tuple(
+        ReferenceLine(label=f"{line.label}, {line.key.rpartition('/')[2]}", value=line.value, key=line.key)
+        for line in lines
+    )
 
 
-def marks_of(config: Mapping[str, Any]) -> list[Mark]:
+def reference_lines(config: Mapping[str, Any]) -> list[ReferenceLine]:
     """Chance of each accuracy of a pre-training, and the norm at which its gradients are clipped.
 
-    One positive stands among M negatives, so that chance is 1 / (1 + M). M is the queue for images; for a level it is
-    the cells of the key maps, 3 x 3 means without a border, of the whole batch ("all") or of a group ("group").
+    A positive is ranked among M negatives, so chance is 1 / (1 + M). For images, M is the size of the queue; for a
+    level, the number of cells of the key maps, 3 x 3 means without a border, of the batch ("all") or of a group
+    ("group").
 
     Args:
-        config: content of the run's config.json; of anything but a pre-training nothing is known.
+        config: content of the run's config.json.
+
+    Returns:
+        The lines; empty if the run is not a pre-training.
     """
     try:
         recipe = Recipe.from_json(config["recipe"])
     except (ValueError, KeyError, TypeError, AttributeError):
         return []
     model, optim = recipe.model, recipe.optim
-    marks = [Mark(label="chance", value=1 / (1 + model.queue_size), key="accuracy/instance")]
+    lines = [ReferenceLine(label="chance", value=1 / (1 + model.queue_size), key="accuracy/instance")]
     for level in model.levels:
         cells = (math.ceil(recipe.views.image_size / level.stride) - 2) ** 2
         negatives = cells * (optim.batch_size if level.negatives == "all" else model.group_size)
-        marks.append(Mark(label="chance", value=1 / (1 + negatives), key=f"accuracy/{level.name}"))
+        lines.append(ReferenceLine(label="chance", value=1 / (1 + negatives), key=f"accuracy/{level.name}"))
     if optim.clip_norm:
-        marks.append(Mark(label="clipped above", value=optim.clip_norm, key="gradient/norm"))
-    return marks
+        lines.append(ReferenceLine(label="clipping threshold", value=optim.clip_norm, key="gradient/norm"))
+    return lines
 
 
-def stored_marks(records: Sequence[Mapping[str, object]]) -> list[Mark]:
-    """Chance of the region correspondence, as the probes stored it with their readings."""
-    found: dict[str, float] = {}
+def chance_lines(records: Sequence[Mapping[str, object]]) -> list[ReferenceLine]:
+    """Chance of the region correspondence, as the probes store it with their readings."""
+    chances: dict[str, float] = {}
     for record in records:
         for key, value in record.items():
-            if key.startswith(f"{CHANCE}/") and isinstance(value, int | float) and math.isfinite(value):
-                found[f"{PROBED}/{key.partition('/')[2]}"] = float(value)
-    return [Mark(label="chance", value=value, key=key) for key, value in found.items()]
+            prefix, _, level = key.partition("/")
+            if prefix == CORRESPONDENCE_CHANCE and level and isinstance(value, int | float) and math.isfinite(value):
+                chances[f"{CORRESPONDENCE}/{level}"] = float(value)
+    return [ReferenceLine(label="chance", value=value, key=key) for key, value in chances.items()]
 
 
 def series_colours(panels: Sequence[MetricPanel]) -> dict[str, str]:
-    """One colour a name, the same in all panels: P4's loss, accuracy and correspondence belong together."""
+    """A colour for each level, the same in all panels: P4 has one colour in loss, accuracy and correspondence."""
     names = dict.fromkeys(key.split("/")[-1] for panel in panels for key in panel.keys if "/" in key)
     others = [name for name in names if name != "total"]
     return {"total": TOTAL_COLOUR} | {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(others)}

@@ -1,4 +1,4 @@
-"""What every picture is drawn with: colours, letters, outlines and tags.
+"""Drawing primitives shared by all pictures: colours, fonts, outlines and tags.
 
 Boxes are (x0, y0, x1, y1) in px of the picture, right and bottom edge excluded.
 """
@@ -32,7 +32,7 @@ Colour = tuple[int, int, int]
 
 
 def outline(draw: ImageDraw.ImageDraw, box: Box, colour: Colour, *, dashed: bool) -> None:
-    """Outline a box from the inside: a line of 2 or 3 px, rimmed to stand out from any photograph."""
+    """Outline a box from the inside: a line of 2 or 3 px with a contrasting rim, visible on any photograph."""
     x0, y0, x1, y1 = box
     band = 5 if _is_roomy(box) else 4
     sides = [
@@ -48,7 +48,7 @@ def outline(draw: ImageDraw.ImageDraw, box: Box, colour: Colour, *, dashed: bool
 
 
 def _strokes(start: int, end: int, *, dashed: bool) -> list[tuple[int, int]]:
-    """The stretches of a side that are drawn: all of it, or dashes that begin and end in the corners."""
+    """The strokes of a side: all of it, or dashes that begin and end in the corners."""
     if not dashed:
         return [(start, end)]
     gaps = max(1, round((end - start - DASH_PX) / (DASH_PX + GAP_PX)))
@@ -61,10 +61,10 @@ def _strokes(start: int, end: int, *, dashed: bool) -> list[tuple[int, int]]:
 
 
 def tag(view: Image.Image, box: Box, text: str, colour: Colour, *, corner: str = "top left") -> None:
-    """Write a short text on the colour, in a corner of the part of the box that the view shows."""
+    """Write a short text on a coloured background, in a corner of the visible part of the box."""
     size = 13 if _is_roomy(box) else 9
-    font = letters(size, bold=True)
-    width, height = int(font.getlength(text)) + size // 2 + 1, size + 4
+    tag_font = font(size, bold=True)
+    width, height = int(tag_font.getlength(text)) + size // 2 + 1, size + 4
     if corner == "top left":
         x, y = max(box[0], 0), max(box[1], 0)
     else:
@@ -72,59 +72,59 @@ def tag(view: Image.Image, box: Box, text: str, colour: Colour, *, corner: str =
     x, y = max(0, min(x, view.width - width)), max(0, min(y, view.height - height))
     draw = ImageDraw.Draw(view)
     draw.rectangle((x, y, x + width - 1, y + height - 1), fill=colour, outline=contrast(colour))
-    draw.text((x + width / 2, y + height / 2), text, fill=contrast(colour), font=font, anchor="mm")
+    draw.text((x + width / 2, y + height / 2), text, fill=contrast(colour), font=tag_font, anchor="mm")
 
 
 def _is_roomy(box: Box) -> bool:
-    """Whether a box has the room for a thick line and a large number."""
+    """Whether a box is large enough for a thick line and a large number."""
     return min(box[2] - box[0], box[3] - box[1]) >= 40
 
 
 def drawn_box(box: np.ndarray, factor: float) -> Box:
-    """A box (x0, y0, x1, y1) of a picture in the whole px of that picture enlarged by `factor`."""
+    """Scale a box (x0, y0, x1, y1) by `factor` and round it to whole px."""
     x0, x1 = sorted((round(float(box[0]) * factor), round(float(box[2]) * factor)))
     y0, y1 = sorted((round(float(box[1]) * factor), round(float(box[3]) * factor)))
     return x0, y0, x1, y1
 
 
 def contrast(colour: Colour) -> Colour:
-    """Black or white: what can be read on a colour."""
+    """Black or white, whichever is readable on a colour."""
     red, green, blue = colour
     return DARK if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 115 else LIGHT
 
 
 def enlarge(picture: np.ndarray, width: int, height: int) -> Image.Image:
-    """(h, w, 3) uint8 as an image of `width` x `height` px."""
+    """Resize (h, w, 3) uint8 to an image of `width` x `height` px."""
     return Image.fromarray(np.ascontiguousarray(picture)).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def printable(text: str) -> str:
-    """A text in which what cannot be written, such as a byte that is no UTF-8, is a replacement character."""
+    """Replace characters that cannot be printed, such as bytes that are not UTF-8."""
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 @functools.cache
-def letters(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib brings along: the same letters on every machine."""
+def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans at `size` px, which comes with matplotlib: text is the same on every machine."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", name)), size)
 
 
-def shorten(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
-    """A text cut off, with an ellipsis, to fit into `width` px."""
-    if font.getlength(text) <= width:
+def shorten(text: str, typeface: ImageFont.FreeTypeFont, width: float) -> str:
+    """Truncate a text, with an ellipsis, to `width` px."""
+    if typeface.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "…") > width:
+    while text and typeface.getlength(text + "…") > width:
         text = text[:-1]
     return text.rstrip() + "…"
 
 
-def wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
-    """A text in lines of at most `width` px, broken between words."""
+def wrap(text: str, typeface: ImageFont.FreeTypeFont, width: float) -> list[str]:
+    """Break a text between words into lines of at most `width` px."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
+        if lines[-1] and typeface.getlength(longer) > width:
             lines.append(word)
         else:
             lines[-1] = longer

@@ -1,4 +1,4 @@
-"""From views and windows to the picture of them, for previews and for the training's own pictures."""
+"""Pictures of view pairs with their windows, for `resim preview` and for the pictures of a training run."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ def pair_pictures(
         views_q: N query views, normalised.
         views_k: their key views.
         levels: whose windows are drawn.
-        titles: one a pair.
-        sources: for each pair a thumbnail (h, w, 3) uint8 in the crops' frame, and its px for a px of the image.
+        titles: one per pair.
+        sources: for each pair a thumbnail (h, w, 3) uint8 in the crops' frame, and the factor from px of the image to
+            px of the thumbnail; None: the source is not drawn.
     """
     size = views_q.size
     levels_windows = []
@@ -96,9 +97,9 @@ def batch_pictures(
 
 
 def _name(path: str) -> str:
-    """The file's name; in a shard, its own."""
-    in_tar = split_member_path(path)
-    return Path(path if in_tar is None else in_tar[1].name).name
+    """The name of an image's file; of an image in a shard, the member's name."""
+    member = split_member_path(path)
+    return Path(path if member is None else member[1].name).name
 
 
 def _thumbnail(path: str, flip: bool) -> tuple[np.ndarray, float] | None:
@@ -114,7 +115,7 @@ def _thumbnail(path: str, flip: bool) -> tuple[np.ndarray, float] | None:
 
 
 def preview(paths: Sequence[str], views: ViewsConfig, levels: Sequence[Level], *, count: int, seed: int) -> Image.Image:
-    """A sheet of `count` augmented view pairs of images drawn by `seed`, with their windows.
+    """A sheet of `count` augmented view pairs with their windows; `seed` samples the images.
 
     Raises:
         UserError: none of the images can be decoded.

@@ -1,4 +1,4 @@
-"""Accuracy of class scores on test images, with its bootstrap interval."""
+"""Classification accuracy on test images, with its bootstrap interval."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from resim.probes.intervals import interval
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How many of N test images have their own class first, or among the first five."""
+    """Top-1 and top-5 accuracy on N test images."""
 
     top1: np.ndarray
-    """(N,) bool."""
+    """(N,) bool, whether the true class has the highest score."""
     top5: np.ndarray
-    """(N,) bool."""
+    """(N,) bool, whether the true class is among the five with the highest scores."""
     chance: float
-    """Share of the most frequent class among the test images: what a constant answer can reach."""
+    """Fraction of the most frequent class among the test images: the accuracy of the best constant prediction."""
 
     @property
     def share(self) -> float:
@@ -29,12 +29,12 @@ class Accuracy:
         return float(self.top1.mean())
 
     def interval(self) -> tuple[float, float]:
-        """95 % bootstrap interval of the top-1 accuracy, images drawn with replacement."""
+        """95 % bootstrap interval of the top-1 accuracy, over images."""
         return interval(self.top1, self.counts)
 
     @property
     def counts(self) -> np.ndarray:
-        """(N,) ones: one question an image."""
+        """(N,) ones: one prediction per image."""
         return np.ones(len(self.top1), dtype=np.int64)
 
     def to_json(self) -> dict[str, Any]:
@@ -49,17 +49,17 @@ class Accuracy:
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> Accuracy:
-    """Accuracy of scores (N, K) for classes (N,); of classes that tie, the first comes first.
+    """Accuracy of scores (N, K) for true classes (N,); among equal scores the class with the lower index ranks first.
 
     Raises:
-        ValueError: no image, shapes that do not belong together, or scores that are no numbers.
+        ValueError: there is no image, the shapes do not match, or a score is NaN.
     """
     if scores.dim() != 2 or labels.shape != scores.shape[:1] or not len(labels):
-        raise ValueError(f"scores (N, K) and classes (N,), not {tuple(scores.shape)} and {tuple(labels.shape)}")
-    if scores.isnan().any():  # nothing is above NaN: every answer would be right
-        raise ValueError("scores that are no numbers (NaN)")
+        raise ValueError(f"scores must be (N, K) and classes (N,), not {tuple(scores.shape)} and {tuple(labels.shape)}")
+    if scores.isnan().any():  # nothing compares greater than NaN, so every prediction would count as correct
+        raise ValueError("scores contain NaN")
     labels = labels.to(scores.device)
-    own = scores.gather(1, labels[:, None])
-    earlier = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
-    rank = ((scores > own) | ((scores == own) & earlier)).sum(dim=1).cpu().numpy()
+    true = scores.gather(1, labels[:, None])
+    is_earlier = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
+    rank = ((scores > true) | ((scores == true) & is_earlier)).sum(dim=1).cpu().numpy()
     return Accuracy(top1=rank < 1, top5=rank < 5, chance=float(labels.bincount().max()) / len(labels))

@@ -1,4 +1,4 @@
-"""What the probes measure, and how, as plain data, without PyTorch."""
+"""Settings of the probes, importable without PyTorch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from resim.fields import AtLeast, AtMost, Positive, PositiveShare, check_fields
 
 NEIGHBOURS, TEMPERATURE = 200, 0.07  # Wu et al.
-LEAST_SIZE = 64  # px: below it the top map has a single cell
+LEAST_SIZE = 64  # px: in smaller views C5 has a single cell
 MOST_SIZE = 4096  # px
 SEGMENTATION_CELLS = 100_000
 RETRIEVAL_SHARES = (0.01, 0.1, 1.0)
@@ -19,25 +19,28 @@ BACKGROUND, VOID_VALUES = 0, (255,)
 DENSE: tuple[Literal["segmentation", "retrieval"], ...] = ("segmentation", "retrieval")
 """Probes that need a label map of every image."""
 
+ScorePath = tuple[str, ...]
+"""Key of a score: ("knn", "C5"), ("correspondence", "scale", "P4"), ("retrieval", "10%", "P4")."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LinearConfig:
-    """SGD of the published linear probe; every default is MoCo's."""
+    """SGD of the published linear probe; the defaults are MoCo's."""
 
     epochs: Annotated[int, AtLeast(1)] = 100
     """Passes over the images."""
     lr: Positive = 30.0
-    """Learning rate at the start, for the batch size as it is."""
+    """Initial learning rate; it is not rescaled with the batch size."""
     steps: tuple[int, ...] = (60, 80)
     """Epochs at which the learning rate is divided by ten."""
     batch_size: Annotated[int, AtLeast(1)] = 256
-    """Images a step; the last batch of an epoch may be smaller."""
+    """Images per step; the last batch of an epoch may be smaller."""
     momentum: float = 0.9
     """Momentum of SGD; there is no weight decay."""
     crop_area: tuple[float, float] = (0.08, 1.0)
-    """Least and largest share of the image's area in a crop."""
+    """Minimum and maximum fraction of the image's area in a crop."""
     seed: Annotated[int, AtLeast(0)] = 0
-    """Of the weights, the order of the images and the crops."""
+    """Seed of the weights, the order of the images and the crops."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -45,22 +48,22 @@ class LinearConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DenseConfig:
-    """How linear segmentation and dense retrieval are measured."""
+    """Settings of linear segmentation and dense retrieval."""
 
     dense_levels: tuple[str, ...] = ()
     """Maps for segmentation and retrieval, such as C4 C5 P4; default: every map of a network, and all together."""
     dense_cells: Annotated[int, AtLeast(1)] = SEGMENTATION_CELLS
-    """Most training cells of a map for linear segmentation, the same number of each image."""
+    """Maximum number of training cells of a map for linear segmentation, equally many of each image."""
     dense_memory: Positive = 4.0
-    """Most memory for the maps of the training or the test images, and for a fit, GiB."""
+    """Maximum memory for the maps of the training or the test images, and for a fit, GiB."""
     retrieval_shares: tuple[PositiveShare, ...] = RETRIEVAL_SHARES
-    """Shares of the training images that are put into the memory of dense retrieval, each in turn."""
+    """Fractions of the training images in the memory of dense retrieval; each is measured."""
     retrieval_k: Annotated[int, AtLeast(1)] = RETRIEVAL_NEIGHBOURS
     """Neighbours of a cell in dense retrieval."""
     retrieval_temperature: Positive = RETRIEVAL_TEMPERATURE
-    """Temperature of the softmax over them."""
+    """Temperature of the softmax over the neighbours."""
     retrieval_cells: Annotated[int, AtLeast(1)] = RETRIEVAL_CELLS
-    """Most cells in the memory of dense retrieval, the same number of each image."""
+    """Maximum number of cells in the memory of dense retrieval, equally many of each image."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -70,7 +73,7 @@ class DenseConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
-    """What is measured, and how."""
+    """Settings of `resim probe`."""
 
     probes: tuple[
         Literal["knn", "linear", "linear-sgd", "correspondence", "health", "segmentation", "retrieval"], ...
@@ -78,29 +81,29 @@ class ProbeConfig:
     """What to measure; linear: on cached features, in minutes; linear-sgd: MoCo's protocol, 100 epochs; segmentation
     and retrieval need label maps (docs/probes.md says how they are read)."""
     image_size: Annotated[int, AtLeast(0), AtMost(MOST_SIZE, "px")] = 0
-    """Side of a view, px; 0: that of the first checkpoint's recipe, 224 where none has one."""
+    """Side of a view, px; 0: that of the first checkpoint's recipe, or 224 if there is no recipe."""
     k: Annotated[int, AtLeast(1)] = NEIGHBOURS
-    """Neighbours that vote (of fewer training images all do)."""
+    """Neighbours that vote, at most the number of training images."""
     temperature: Positive = TEMPERATURE
-    """Temperature of their votes."""
+    """Temperature of the votes."""
     linear_level: str = "C5"
     """Level of the linear probe on cached features: C3, C4, C5, an FPN level such as P4, or global."""
     pairs: Annotated[int, AtLeast(0)] = 256
-    """Images whose views are compared for correspondence and health, drawn at random; 0: all."""
+    """Images whose views are compared for correspondence and health, sampled at random; 0: all."""
     radius: Annotated[float, AtLeast(0)] = 0.0
-    """Distance at which a cell counts as the right one, px of the view; 0: one stride of its level."""
+    """Maximum distance between a correct cell and the true position, px of the view; 0: one stride of its level."""
     images: Annotated[int, AtLeast(0)] = 0
-    """Most images of each set, drawn at random; 0: all."""
+    """Maximum number of images of each set, sampled at random; 0: all."""
     sgd_epochs: Annotated[int, AtLeast(1)] = LinearConfig.epochs
-    """Of linear-sgd: epochs."""
+    """Epochs of linear-sgd."""
     sgd_steps: tuple[int, ...] = LinearConfig.steps
-    """Of linear-sgd: epochs at which the learning rate is divided by ten."""
+    """Epochs of linear-sgd at which the learning rate is divided by ten."""
     sgd_lr: Positive = LinearConfig.lr
-    """Of linear-sgd: learning rate at the start, for the batch size as it is."""
+    """Initial learning rate of linear-sgd; it is not rescaled with the batch size."""
     sgd_batch_size: Annotated[int, AtLeast(1)] = LinearConfig.batch_size
-    """Of linear-sgd: images a step."""
+    """Images per step of linear-sgd."""
     seed: Annotated[int, AtLeast(0)] = 0
-    """Seed of everything random."""
+    """Seed of all random choices."""
     dense: DenseConfig = field(default_factory=DenseConfig)
 
     def __post_init__(self) -> None:
@@ -113,7 +116,11 @@ class ProbeConfig:
             raise ValueError(f"image-size {self.image_size}: must be at least {LEAST_SIZE} px")
 
     def sgd(self) -> LinearConfig:
-        """The schedule of linear-sgd."""
+        """The settings of linear-sgd.
+
+        Raises:
+            ValueError: a setting is out of its range.
+        """
         return LinearConfig(
             epochs=self.sgd_epochs,
             steps=self.sgd_steps,
@@ -125,18 +132,18 @@ class ProbeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelOptions:
-    """Where label maps are, for segmentation and retrieval."""
+    """Label maps for segmentation and retrieval."""
 
     labels: Path | None = None
-    """Label maps of DATA's images: a folder of PNGs with their names, or a COCO file of masks. Not needed where DATA is
-    a COCO file, a VOC folder, or a folder that holds images and, say, segmentation."""
+    """Label maps of DATA's images: a folder of PNGs with the same names, or a COCO file with masks. Not needed if DATA
+    is a COCO file, a VOC folder, or a folder with subfolders such as images and segmentation."""
     test_labels: Path | None = None
     """The same for the images of --test."""
     split: tuple[str, str] = ("train", "val")
-    """Lists of ImageSets/Segmentation to learn from and to test on, where DATA is a VOC folder."""
+    """Lists of ImageSets/Segmentation to train and to test on, if DATA is a VOC folder."""
     void: tuple[int, ...] = VOID_VALUES
-    """Values in label PNGs that count nowhere; without a value: none."""
+    """Values in label PNGs that are ignored; without a value: none."""
     background: int = BACKGROUND
     """Value of the background, for the foreground IoU; -1: there is none."""
     classes: tuple[str, ...] = ()
-    """Classes to keep beside the background, by name (by value where they have none); pixels of others are void."""
+    """Classes to use in addition to the background, by name (or by value if they have none); all others are void."""

@@ -1,8 +1,8 @@
-"""Region correspondence: does a feature map find a region of one view again in another view of the same image?
+"""Region correspondence: does a feature map match the regions of one view with those of another view of the image?
 
-The method's own question, asked of any feature map and needing no labels. Two views of an image are cut with known
-crops. For each window of the query view that lies inside the key view, the most similar cell of the key map is looked
-up; it is right if it lies within a stated radius of where the window really is.
+This is what ReSim is trained for; any feature map can be measured, without labels. Two views of an image are cut with
+known crops. Each window of the query view that lies inside the key view is matched with the most similar cell of the
+key map; the match is correct if the cell lies within a radius of the true position of the window.
 
 Shapes: N images, R windows, C channels, H x W cells of the key map.
 """
@@ -27,26 +27,26 @@ from resim.views.views import Views
 
 @dataclass(frozen=True)
 class Correspondence:
-    """How often the most similar key cell is the right one."""
+    """How often the most similar key cell is at the true position."""
 
     correct: np.ndarray
-    """(N,) windows found again, an image."""
+    """(N,) number of windows of each image that are matched correctly."""
     windows: np.ndarray
-    """(N,) windows asked about, an image."""
+    """(N,) number of windows of each image."""
     chance: float
-    """Accuracy of a cell drawn at random."""
+    """Accuracy of a random cell."""
     median_error: float
-    """Median distance between the most similar cell and the true place, px of the view."""
+    """Median distance between the most similar cell and the true position, px of the view."""
     radius: float
-    """Up to which distance a cell counts as right, px of the view."""
+    """Maximum distance of a correct cell, px of the view."""
 
     @property
     def accuracy(self) -> float:
-        """Share of all windows that were found again."""
+        """Fraction of all windows that are matched correctly."""
         return float(self.correct.sum() / self.windows.sum())
 
     def interval(self) -> tuple[float, float]:
-        """95 % bootstrap interval of the accuracy, images drawn with replacement."""
+        """95 % bootstrap interval of the accuracy, over images."""
         return intervals.interval(self.correct, self.windows)
 
     def to_json(self) -> dict[str, Any]:
@@ -73,10 +73,10 @@ def difference(a: Correspondence, b: Correspondence) -> tuple[float, float, floa
     """Accuracy of `a` minus that of `b` on the same windows, and its 95 % bootstrap interval over images.
 
     Raises:
-        ValueError: they were not measured on the same windows.
+        ValueError: they are not measured on the same windows.
     """
     if not np.array_equal(a.windows, b.windows):
-        raise ValueError("the two were measured on different windows")
+        raise ValueError("the two are measured on different windows")
     return intervals.difference(a.correct, b.correct, a.windows)
 
 
@@ -92,15 +92,15 @@ def correspondence(
     """Measure region correspondence of one feature map.
 
     Args:
-        features: (N, 3, S, S) views -> (N, C, H, W) map, in evaluation mode.
+        features: computes a map (N, C, H, W) of views (N, 3, S, S), in evaluation mode.
         pairs: batches of view pairs with known crops.
-        stride: px of the view a cell of the map; cell (i, j) sits at pixel (i * stride, j * stride).
-        window: side of a query window, px; its features are pooled precisely.
+        stride: of the map, px of the view; cell (i, j) lies at row i * stride, column j * stride.
+        window: side of a query window, px; its feature is pooled by precise RoI pooling.
         step: distance between windows, px.
-        radius: up to which distance a cell counts as right, px; default: one stride.
+        radius: maximum distance of a correct cell, px; None: one stride.
 
     Raises:
-        ValueError: no window lies inside a key view in any pair.
+        ValueError: no window of any pair lies inside its key view.
     """
     known = (from_views(views_q, views_k) for views_q, views_k in pairs)
     return correspondences(
@@ -118,32 +118,32 @@ def correspondences(
     step: int = 16,
     radius: float | None = None,
 ) -> dict[str, Correspondence]:
-    """Measure region correspondence of several maps of a network at once: each view is encoded once.
+    """Measure region correspondence of several maps of a network; each view is encoded once.
 
     Args:
-        maps: (N, 3, S, S) views -> maps (N, C, H, W) by level, in evaluation mode.
+        maps: computes the maps (N, C, H, W) of all levels of views (N, 3, S, S), in evaluation mode.
         pairs: batches of view pairs.
-        strides: of the levels to be measured, px of the view a cell.
+        strides: of the levels to measure, px of the view.
         window: side of a query window, px.
         step: distance between windows, px.
-        radius: up to which distance a cell counts as right, px; default: one stride of each level.
+        radius: maximum distance of a correct cell, px; None: one stride of each level.
 
     Raises:
-        ValueError: no window lies inside a key view in any pair.
+        ValueError: no window of any pair lies inside its key view.
     """
-    found = {name: _Answers(stride, float(stride) if radius is None else radius) for name, stride in strides.items()}
+    matches = {name: _Matches(stride, float(stride) if radius is None else radius) for name, stride in strides.items()}
     for pair in pairs:
         grid = window_grid(pair.size, window, step, closed=True)
-        mapped = pair.find(grid)
+        mapped = pair.map_to_key(grid)
         valid = inside_view(mapped, pair.size)
         maps_q, maps_k = maps(pair.query), maps(pair.key)
-        for name, answers in found.items():
-            answers.add(maps_q[name], maps_k[name], grid, mapped, valid)
-    return {name: answers.together() for name, answers in found.items()}
+        for name, level_matches in matches.items():
+            level_matches.add(maps_q[name], maps_k[name], grid, mapped, valid)
+    return {name: level_matches.total() for name, level_matches in matches.items()}
 
 
-class _Answers:
-    """What one map answers, batch by batch."""
+class _Matches:
+    """The matches of one map, accumulated over batches."""
 
     def __init__(self, stride: int, radius: float) -> None:
         self.stride, self.radius = stride, radius
@@ -153,30 +153,30 @@ class _Answers:
         self.chances: list[Tensor] = []
 
     def add(self, map_q: Tensor, map_k: Tensor, grid: Tensor, mapped: Tensor, valid: Tensor) -> None:
-        """A batch: maps (N, C, H, W), windows (R, 4), where they lie in the key views (N, R, 4), which count (N, R)."""
-        wide = torch.promote_types(map_k.dtype, torch.float32)
-        regions = precise_roi_pool(map_q.to(wide), grid.to(map_q.device), self.stride)
+        """Add a batch: maps (N, C, H, W), windows (R, 4), the windows mapped to the key views (N, R, 4), and (N, R)."""
+        dtype = torch.promote_types(map_k.dtype, torch.float32)
+        regions = precise_roi_pool(map_q.to(dtype), grid.to(map_q.device), self.stride)
         height, width = map_k.shape[-2:]
-        cells = F.normalize(map_k.to(wide).flatten(2), dim=1)  # (N, C, H * W)
+        cells = F.normalize(map_k.to(dtype).flatten(2), dim=1)  # (N, C, H * W)
         nearest = (F.normalize(regions, dim=-1) @ cells).argmax(dim=-1).cpu()  # (N, R)
         y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        places = torch.stack([x.flatten(), y.flatten()], dim=1).double() * self.stride  # (H * W, 2)
+        positions = torch.stack([x.flatten(), y.flatten()], dim=1).double() * self.stride  # (H * W, 2)
         centres = (mapped[..., :2] + mapped[..., 2:]) / 2  # (N, R, 2)
-        distance = torch.cdist(centres, places.expand(len(centres), -1, -1))  # (N, R, H * W)
+        distance = torch.cdist(centres, positions.expand(len(centres), -1, -1))  # (N, R, H * W)
         error = distance.gather(2, nearest[..., None])[..., 0]
         self.correct.append(((error <= self.radius) & valid).sum(dim=1))
         self.windows.append(valid.sum(dim=1))
         self.errors.append(error[valid])
         self.chances.append((distance <= self.radius).double().mean(dim=2)[valid])
 
-    def together(self) -> Correspondence:
-        """All batches."""
-        asked = torch.cat(self.windows).numpy() if self.windows else np.zeros(0)
-        if not asked.sum():
+    def total(self) -> Correspondence:
+        """The correspondence over all batches."""
+        windows = torch.cat(self.windows).numpy() if self.windows else np.zeros(0)
+        if not windows.sum():
             raise ValueError("no window of the query views lies inside its key view: nothing to measure")
         return Correspondence(
             correct=torch.cat(self.correct).numpy(),
-            windows=asked,
+            windows=windows,
             chance=float(torch.cat(self.chances).mean()),
             median_error=float(torch.cat(self.errors).median()),
             radius=self.radius,

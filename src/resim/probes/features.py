@@ -1,4 +1,4 @@
-"""Features of a frozen network: the maps it looks at, and their means over each image, computed once and kept.
+"""Features of a frozen network: its maps, and their means over each image.
 
 Shapes: N images, C channels, a map of H x W cells, views of S x S px.
 """
@@ -27,33 +27,34 @@ from resim.views.loader import BadFile
 from resim.views.photometric import normalize
 
 GLOBAL = "global"
-_CENTRE = 224 / 256  # side of the centre crop over the shorter side, the usual way to test on ImageNet
+_CENTRE = 224 / 256  # side of the centre crop over the shorter side of the image, the standard test view of ImageNet
 _BATCH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A frozen encoder and how to run it."""
+    """A frozen encoder with its name and precision."""
 
     name: str
-    """What to call it in a table."""
+    """In tables and messages."""
     encoder: Encoder
-    """In evaluation mode, on the device where it is to run."""
+    """In evaluation mode, on the device on which it runs."""
     has_head: bool = True
-    """Whether its global head holds anything; False for a bare backbone."""
+    """Whether the global head has trained or initial weights; False for a bare backbone."""
     precision: Literal["float32", "bf16"] = "float32"
-    """bf16 runs convolutions in bfloat16 (autocast); features are float32 all the same."""
+    """bf16 runs convolutions in bfloat16 (autocast); features are float32."""
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """The device of the encoder."""
         return next(self.encoder.parameters()).device
 
     @property
     def strides(self) -> dict[str, int]:
-        """Every map that it has, and the pixels of a view that a cell stands for.
+        """The levels of the network, with their strides in px.
 
-        C3, C4, C5 are the backbone's own, P levels the FPN's; C4+conv is C4 behind the convolution that its level has.
+        C3, C4, C5 are the stages of the backbone, P levels those of the FPN; C4+conv is C4 after the convolution of a C
+        level.
         """
         levels = {stage: Level(name=stage).stride for stage in ("C3", "C4", "C5")}
         levels |= {f"{name}+conv": Level(name=name).stride for name in self.encoder.convs}
@@ -62,13 +63,13 @@ class Network:
 
     @torch.no_grad()
     def maps(self, images: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """The global vectors (N, D) if it has a head, and its maps (N, C, H, W), all float32 or wider.
+        """The global vectors (N, D), None without a head, and the maps (N, C, H, W) by level; float32 or wider.
 
         Args:
             images: (N, 3, S, S) normalised views, on any device.
 
         Raises:
-            UserError: a map or vector that is not finite: any number measured on it would be wrong.
+            UserError: a map or vector is not finite.
         """
         if self.encoder.training:
             raise ValueError("a network is probed in evaluation mode: call its eval() first")
@@ -76,36 +77,39 @@ class Network:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             stages = self.encoder.backbone(images)
             vectors, levels = self.encoder.from_stages(stages)
-        found = {stage: _wide(stages[stage]) for stage in ("C3", "C4", "C5")}
-        found |= {name if name[0] == "P" else f"{name}+conv": _wide(levels[name]) for name in sorted(levels)}
-        self._check_finite(found | ({GLOBAL: vectors} if self.has_head else {}))
-        return _wide(vectors) if self.has_head else None, found
+        maps = {stage: at_least_float32(stages[stage]) for stage in ("C3", "C4", "C5")}
+        maps |= {name if name[0] == "P" else f"{name}+conv": at_least_float32(levels[name]) for name in sorted(levels)}
+        self._check_finite(maps | ({GLOBAL: vectors} if self.has_head else {}))
+        return at_least_float32(vectors) if self.has_head else None, maps
 
     @torch.no_grad()
     def c5(self, images: Tensor) -> Tensor:
-        """The mean of C5 over each image alone, (N, C).
+        """The mean of C5 over each image: (N, C).
 
         Raises:
-            UserError: as `maps`.
+            UserError: it is not finite.
         """
         if self.encoder.training:
             raise ValueError("a network is probed in evaluation mode: call its eval() first")
         images = images.to(self.device).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            means = _wide(self.encoder.backbone(images)["C5"]).mean(dim=(2, 3))
+            means = at_least_float32(self.encoder.backbone(images)["C5"]).mean(dim=(2, 3))
         self._check_finite({"C5": means})
         return means
 
     def vectors(self, images: Tensor) -> dict[str, Tensor]:
-        """Every map's mean over each image, (N, C), and the global vectors under "global" if it has a head."""
+        """The mean of each map over each image, (N, C), and the global vectors as "global" if there is a head."""
         head, maps = self.maps(images)
         means = {name: cells.mean(dim=(2, 3)) for name, cells in maps.items()}
         return means if head is None else means | {GLOBAL: head}
 
     def _check_finite(self, features: dict[str, Tensor]) -> None:
-        wild = [name for name, values in features.items() if not values.isfinite().all()]
-        if wild:
-            raise UserError(f"{self.name}: gives features that are not finite ({', '.join(wild)}): nothing to measure")
+        not_finite = [name for name, values in features.items() if not values.isfinite().all()]
+        if not_finite:
+            raise UserError(
+                f"{self.name}: the features are not finite ({', '.join(not_finite)}); name a checkpoint from before "
+                "the run diverged"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,21 +119,21 @@ class Features:
     vectors: dict[str, Tensor]
     """By level, (N, C) float32 on the CPU."""
     kept: np.ndarray
-    """(N,) int64: which image each row is of; those that cannot be decoded are left out."""
+    """(N,) int64, index of the image of each row; images that cannot be decoded are omitted."""
     bad: tuple[BadFile, ...] = field(default=())
-    """The images left out."""
+    """The images that cannot be decoded."""
 
 
 def pooled_features(
-    network: Network, images: ProbeImages, *, size: int, told: Callable[[int], None] | None = None
+    network: Network, images: ProbeImages, *, size: int, progress: Callable[[int], None] | None = None
 ) -> Features:
-    """Vectors of the centre of every image, each computed once.
+    """Compute the vectors of the centre of every image.
 
     Args:
-        network: what computes them.
+        network: in evaluation mode.
         images: with or without classes.
-        size: S; the central 7/8 of the shorter side is resized to it.
-        told: called with the number of images done, now and then.
+        size: S, to which the central square of 7/8 of the shorter side is resized.
+        progress: called after every batch with the number of its images.
 
     Raises:
         UserError: none of the images can be decoded.
@@ -141,8 +145,8 @@ def pooled_features(
         for name, vectors in network.vectors(to_images(pixels[:, 0])).items():
             rows.setdefault(name, []).append(vectors.float().cpu())
         kept += indices
-        if told is not None:
-            told(len(indices))
+        if progress is not None:
+            progress(len(indices))
     if not kept:
         raise UserError(
             f"{images.source}: none of {counted(len(images), 'image')} can be decoded ({bad[0].path}: {bad[0].reason})"
@@ -155,19 +159,19 @@ def pooled_features(
 
 
 def centre_view(photo: Photo, size: int) -> np.ndarray:
-    """(1, size, size, 3) uint8: the central square of 7/8 of the shorter side, resized."""
+    """The central square of 7/8 of the shorter side, resized: (1, size, size, 3) uint8."""
     side = max(1, round(_CENTRE * min(photo.width, photo.height)))
     crop = ((photo.height - side) // 2, (photo.width - side) // 2, side, side)
     return cut_views(photo, False, (plain_draw(crop),), size)
 
 
 def plain_draw(crop: tuple[int, int, int, int]) -> Draw:
-    """A view of a crop (top, left, height, width) with its colours as they are."""
+    """Parameters of a view of a crop (top, left, height, width) without any change of colours."""
     return Draw(crop=crop, flipped=False, jitter=NO_JITTER, jitter_order=(0, 1, 2, 3), gray=False, sigma=0.0)
 
 
 def to_images(pixels: Tensor) -> Tensor:
-    """(N, S, S, 3) uint8 -> (N, 3, S, S) float32, normalised."""
+    """Convert pixels (N, S, S, 3) uint8 to normalised images (N, 3, S, S) float32."""
     return normalize(pixels.permute(0, 3, 1, 2).float() / 255)
 
 
@@ -179,23 +183,23 @@ def read_views(
     *,
     batch: int = _BATCH,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Cut views out of images in batches, decoded by threads one batch ahead; what cannot be decoded is left out.
+    """Cut views out of images, in batches decoded by threads one batch ahead; undecodable images are omitted.
 
-    Threads, not processes: a probe also runs inside a training, where forking is not safe, and decoding frees Python's
-    lock.
+    Threads are used, not processes: probes also run during training, where forking is not safe, and decoding releases
+    the GIL.
 
     Args:
-        images: what to read.
+        images: to read.
         indices: of the images, in this order.
-        cut: an opened image and its index -> (V, S, S, 3) uint8.
-        bad: what cannot be decoded is added here.
-        batch: images a batch.
+        cut: computes the views (V, S, S, 3) uint8 of an opened image and its index.
+        bad: images that cannot be decoded are appended here.
+        batch: images per batch.
 
     Yields:
-        The indices of a batch and its (n, V, S, S, 3) uint8 views; never an empty one.
+        The indices of a batch and its views (n, V, S, S, 3) uint8; no batch is empty.
     """
 
-    def one(index: int) -> np.ndarray | BadFile:
+    def read_one(index: int) -> np.ndarray | BadFile:
         try:
             return cut(images.open(index), index)
         except BadImageError as error:
@@ -206,14 +210,15 @@ def read_views(
     with ThreadPoolExecutor(min(cores, 16)) as threads:
         ahead: list[Future[np.ndarray | BadFile]] = []
         for part, after in zip_longest(parts, parts[1:], fillvalue=[]):
-            now = ahead or [threads.submit(one, index) for index in part]
-            ahead = [threads.submit(one, index) for index in after]
-            done = [future.result() for future in now]
-            good = [(index, view) for index, view in zip(part, done, strict=True) if isinstance(view, np.ndarray)]
-            bad += [view for view in done if isinstance(view, BadFile)]
+            current = ahead or [threads.submit(read_one, index) for index in part]
+            ahead = [threads.submit(read_one, index) for index in after]
+            results = [future.result() for future in current]
+            good = [(index, view) for index, view in zip(part, results, strict=True) if isinstance(view, np.ndarray)]
+            bad += [view for view in results if isinstance(view, BadFile)]
             if good:
                 yield [index for index, _ in good], torch.from_numpy(np.stack([view for _, view in good]))
 
 
-def _wide(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
+    """Convert narrower dtypes to float32; float64 is not changed."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

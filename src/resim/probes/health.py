@@ -1,4 +1,4 @@
-"""Health of features without labels: how many directions they use, how they spread, and whether they collapse.
+"""Health of features, without labels: effective rank, spread, alignment, uniformity, and warnings of collapse.
 
 Shapes: N vectors, C channels.
 """
@@ -13,32 +13,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from resim.probes.features import at_least_float32
+
 _PAIRS_AT_ONCE = 2**25
-COLLAPSED, SPREAD = 0.1, 0.3  # of the spread of vectors that point everywhere
-FEW_DIRECTIONS = 0.05  # of those that there could be
+COLLAPSED, SPREAD = 0.1, 0.3  # spread below which vectors are collapsed, and above which they were spread
+FEW_DIRECTIONS = 0.05  # fraction of the possible directions below which a collapse is partial
 
 
 @dataclass(frozen=True, kw_only=True)
 class Health:
-    """What the vectors of N images look like together."""
+    """Statistics of the vectors of N images."""
 
     rank: float
-    """RankMe: the effective number of directions that are used."""
+    """RankMe: the effective rank."""
     directions: int
-    """The number that there could be: the lesser of N and C."""
+    """The maximum rank: the lesser of N and C."""
     spread: float
-    """Mean standard deviation of the channels of the unit vectors, times sqrt(C): about 1 if they point everywhere, 0
-    if all are the same."""
+    """Mean standard deviation of the channels of the unit vectors, times sqrt(C): about 1 if the vectors are uniform on
+    the sphere, 0 if all are equal."""
     least_std: float
     """The smallest of these standard deviations, times sqrt(C)."""
     dead: int
-    """Channels whose standard deviation is below a hundredth of the mean one."""
+    """Number of channels whose standard deviation is at most 1/100 of the mean."""
     uniformity: float
-    """log mean exp(-2 d^2) over pairs of unit vectors: 0 if all are the same, about -4 if they point everywhere."""
+    """log mean exp(-2 d^2) over pairs of unit vectors: 0 if all are equal, about -4 if uniform on the sphere."""
     n: int
-    """Vectors."""
+    """Number of vectors."""
     alignment: float | None = None
-    """Mean squared distance of the unit vectors of two views of an image: 0 if they are the same."""
+    """Mean squared distance of the unit vectors of two views of an image: 0 if they are equal."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -46,8 +48,8 @@ class Health:
 
 
 def measure_health(vectors: Tensor, others: Tensor | None = None) -> Health:
-    """Health of N vectors (N, C), N >= 2, and their alignment with those of other views of the same images (N, C)."""
-    deviations = F.normalize(_wide(vectors), dim=1).std(dim=0, correction=0) * math.sqrt(vectors.shape[1])
+    """Measure the health of vectors (N, C), N >= 2, and their alignment with `others` (N, C), of other views."""
+    deviations = F.normalize(at_least_float32(vectors), dim=1).std(dim=0, correction=0) * math.sqrt(vectors.shape[1])
     return Health(
         rank=rankme(vectors),
         directions=min(vectors.shape),
@@ -62,9 +64,9 @@ def measure_health(vectors: Tensor, others: Tensor | None = None) -> Health:
 
 @torch.no_grad()
 def rankme(vectors: Tensor) -> float:
-    """The exponential of the entropy of the singular values (N, C), each as its share of their sum.
+    """The effective rank of (N, C): the exponential of the entropy of the singular values, divided by their sum.
 
-    Between 1 (all vectors along one line) and the lesser of N and C (all singular values equal); 0 if all are 0.
+    It is 1 if all vectors are parallel, and the lesser of N and C if all singular values are equal; 0 if all are 0.
 
     Source: Garrido et al., arXiv 2210.02885, equation 1, without its epsilon of 1e-7.
     """
@@ -80,11 +82,16 @@ def rankme(vectors: Tensor) -> float:
 
 @torch.no_grad()
 def alignment(vectors: Tensor, others: Tensor) -> float:
-    """Mean squared distance of unit vectors (N, C) and those of the same images' other views.
+    """Mean squared distance between the unit vectors of two views of the same images, both (N, C).
 
     Source: Wang and Isola, arXiv 2005.10242, section 4.1, alpha = 2.
     """
-    return float((F.normalize(_wide(vectors), dim=1) - F.normalize(_wide(others), dim=1)).square().sum(dim=1).mean())
+    return float(
+        (F.normalize(at_least_float32(vectors), dim=1) - F.normalize(at_least_float32(others), dim=1))
+        .square()
+        .sum(dim=1)
+        .mean()
+    )
 
 
 @torch.no_grad()
@@ -93,7 +100,7 @@ def uniformity(vectors: Tensor, t: float = 2.0) -> float:
 
     Source: Wang and Isola, arXiv 2005.10242, section 4.1, t = 2.
     """
-    x = F.normalize(_wide(vectors), dim=1)
+    x = F.normalize(at_least_float32(vectors), dim=1)
     n = len(x)
     if n < 2:
         raise ValueError("uniformity needs two vectors or more")
@@ -106,32 +113,28 @@ def uniformity(vectors: Tensor, t: float = 2.0) -> float:
 
 
 def queue_age(step: int, batch_size: int, queue_size: int) -> tuple[int, int]:
-    """Age of the queue's oldest key in steps after `step` steps, and how many of its places hold keys by then.
+    """Age in steps of the oldest key of the queue after `step` steps, and the number of keys in the queue.
 
-    The keys of the step just done are 0 steps old. Places that were never filled hold the random vectors of the start.
+    The keys of the last step have age 0. Until the queue is full, it also contains random initial vectors.
     """
     filled = min(step * batch_size, queue_size)
     return max(0, math.ceil(filled / batch_size) - 1), filled
 
 
-def collapse(health: Health, *, what: str, before: Health | None = None) -> str:
-    """What is wrong with the vectors, in plain words; empty if nothing is.
+def collapse_warning(health: Health, *, what: str, before: Health | None = None) -> str:
+    """A warning if the vectors have collapsed, otherwise empty.
 
     Args:
-        health: as they are now.
-        what: the vectors, for people: "the global vectors".
-        before: as they were earlier in the same training, or None.
+        health: the current reading.
+        what: name of the vectors, such as "the global vectors".
+        before: an earlier reading of the same run; None: there is none.
     """
     if health.spread < COLLAPSED:
-        told = f"{what} of all {health.n} images are nearly the same (spread {health.spread:.2f} of 1)"
+        state = f"{what} of all {health.n} images are nearly equal (spread {health.spread:.2f} of 1)"
         if before is not None and before.spread >= SPREAD:
-            return f"collapse: {told}; the spread was {before.spread:.2f}. Lower the learning rate or check the images"
-        return f"{told}: not spread out yet, or collapsed. If it stays so, lower the learning rate or check the images"
+            return f"collapse: {state}; the spread was {before.spread:.2f}. Lower the learning rate or check the images"
+        return f"{state}: not yet spread, or collapsed. If this persists, lower the learning rate or check the images"
     if before is not None and health.rank < min(FEW_DIRECTIONS * health.directions, before.rank / 2):
-        told = f"{what} use {health.rank:.1f} of {health.directions} directions"
-        return f"partial collapse: {told}; it was {before.rank:.1f}"
+        state = f"{what} have an effective rank of {health.rank:.1f} of {health.directions}"
+        return f"partial collapse: {state}; it was {before.rank:.1f}"
     return ""
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

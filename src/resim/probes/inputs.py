@@ -58,7 +58,7 @@ class ProbeSources:
             )
             sets = maps[0].images, maps[1].images
         assert sets is not None
-        train, test = (part.draw(config.images, config.seed) for part in sets)
+        train, test = (part.sample(config.images, config.seed) for part in sets)
         return ProbeData(train=train, test=test, labels=maps)
 
 

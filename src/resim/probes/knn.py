@@ -1,4 +1,4 @@
-"""Weighted nearest neighbours: an image has the class of the training images whose features look most like its own.
+"""Weighted k-nearest-neighbour classification.
 
 Shapes: N training images, M test images, C channels, K classes.
 """
@@ -24,21 +24,21 @@ def knn_votes(
     k: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
 ) -> Tensor:
-    """How much the k most similar training images vote for each class: exp(cosine similarity / temperature) each.
+    """Votes of the k most similar training images for each class, with weight exp(cosine similarity / temperature).
 
     Args:
         bank: (N, C) features of the training images, of any floating dtype; compared in float32 or wider.
-        labels: (N,) int64, their classes.
+        labels: (N,) int64, classes of the training images.
         queries: (M, C) features of the test images.
         num_classes: K.
-        k: neighbours that vote; at most N.
+        k: number of neighbours, at most N.
         temperature: of the weights.
 
     Returns:
         (M, K), in float32 or wider, on the device of `bank`.
 
     Raises:
-        ValueError: k above N or below 1, or a temperature that is not positive.
+        ValueError: k is above N or below 1, or the temperature is not positive.
 
     Source: Wu et al., arXiv 1805.01978, section 3.4.
     """
@@ -46,13 +46,13 @@ def knn_votes(
         raise ValueError(f"k {k}: must be from 1 to the {len(bank)} training images")
     if not temperature > 0:
         raise ValueError(f"temperature {temperature}: must be above 0")
-    wide = torch.promote_types(bank.dtype, torch.float32)
-    bank, labels = F.normalize(bank.to(wide), dim=1), labels.to(bank.device)
+    dtype = torch.promote_types(bank.dtype, torch.float32)
+    bank, labels = F.normalize(bank.to(dtype), dim=1), labels.to(bank.device)
     votes = []
     for part in queries.split(max(1, _SIMILARITIES_AT_ONCE // len(bank))):
-        similarity = F.normalize(part.to(bank.device, wide), dim=1) @ bank.T
+        similarity = F.normalize(part.to(bank.device, dtype), dim=1) @ bank.T
         nearest, index = similarity.topk(k, dim=1)
-        # the nearest weighs 1: the same shares of the votes, and no overflow at a low temperature
+        # relative to the nearest: the same proportions of votes, without overflow at small temperatures
         weights = ((nearest - nearest[:, :1]) / temperature).exp()
         votes.append(weights.new_zeros(len(part), num_classes).scatter_add_(1, labels[index], weights))
     return torch.cat(votes)

@@ -1,4 +1,4 @@
-"""Label maps in files: the values of one PNG, and which label file belongs to which image.
+"""Label maps in files: reading the values of a file, and matching label files with images.
 
 Shapes: H, W the height and width of a label map.
 """
@@ -34,28 +34,28 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """Images with a label map each, and what has no partner."""
+    """Images matched with label maps, and files without a match."""
 
     images: tuple[str, ...]
     labels: tuple[str, ...]
     without_label: tuple[str, ...]
-    """Images left out: no label map has their name."""
+    """Images without a label map."""
     without_image: tuple[str, ...]
-    """Label maps left out: no image has their name."""
+    """Label maps without an image."""
 
 
 def read_values(path: str, colours: Mapping[Colour, int] | None = None) -> np.ndarray:
-    """The label values of a file, (H, W) int32.
+    """Read the label values of a file: (H, W) int32.
 
-    Of a palette image (VOC's own form) these are the indices, of a gray image of any depth its values. Of a colour
-    image they are what `colours` says; without it, a colour image must be gray in all but name.
+    They are the indices of a palette image (VOC's format), the values of a gray image of any depth, or the values that
+    `colours` assigns to the colours of an RGB image. Without `colours`, the channels of an RGB image must be equal.
 
     Args:
         path: of the file.
         colours: the value of each colour.
 
     Raises:
-        BadImageError: the file cannot be decoded, or holds colours that stand for no class.
+        BadImageError: the file cannot be decoded, or contains colours without a class.
     """
     try:
         with warnings.catch_warnings():
@@ -65,7 +65,7 @@ def read_values(path: str, colours: Mapping[Colour, int] | None = None) -> np.nd
                 if mode in ("P", "L", "1") or mode == "I" or mode.startswith("I;16"):
                     return np.asarray(image).astype(np.int32)
                 if mode not in ("RGB", "RGBA", "LA", "PA"):
-                    raise BadImageError(f"is an image of mode {mode}: labels are a palette, gray or colour image")
+                    raise BadImageError(f"has mode {mode}: save labels as a palette, gray or colour image")
                 pixels = np.asarray(image.convert("RGB")).astype(np.int64)
     except BadImageError:
         raise
@@ -79,15 +79,15 @@ def read_values(path: str, colours: Mapping[Colour, int] | None = None) -> np.nd
 
 
 def voc_colours(count: int = 256) -> dict[Colour, int]:
-    """The colour of each value in VOC's palette: bits 0, 1, 2 of the value are the top bits of red, green, blue."""
+    """The value of each colour of VOC's palette: bits 0, 1, 2 of the value are the top bits of red, green, blue."""
     colours = {}
     for value in range(count):
         channels = [0, 0, 0]
-        rest, place = value, 7
-        while rest:
+        bits, shift = value, 7
+        while bits:
             for channel in range(3):
-                channels[channel] |= (rest >> channel & 1) << place
-            rest, place = rest >> 3, place - 1
+                channels[channel] |= (bits >> channel & 1) << shift
+            bits, shift = bits >> 3, shift - 1
         colours[channels[0], channels[1], channels[2]] = value
     return colours
 
@@ -96,22 +96,22 @@ def _by_colour(pixels: np.ndarray, colours: Mapping[Colour, int]) -> np.ndarray:
     packed = (pixels[..., 0] << 16) | (pixels[..., 1] << 8) | pixels[..., 2]
     unique, inverse = np.unique(packed, return_inverse=True)
     known = {(red << 16) | (green << 8) | blue: value for (red, green, blue), value in colours.items()}
-    strange = next((int(code) for code in unique if int(code) not in known), None)
-    if strange is not None:
-        colour = (strange >> 16, strange >> 8 & 255, strange & 255)
-        raise BadImageError(f"colour {colour} stands for no class")
+    unknown = next((int(code) for code in unique if int(code) not in known), None)
+    if unknown is not None:
+        colour = (unknown >> 16, unknown >> 8 & 255, unknown & 255)
+        raise BadImageError(f"colour {colour} has no class")
     values = np.array([known[int(code)] for code in unique], dtype=np.int32)
     return values[inverse].reshape(packed.shape)
 
 
 def read_names(folders: Sequence[Path]) -> tuple[dict[int, str], dict[Colour, int]]:
-    """Names of the classes by value, and colours where they are given, from the first of these files that is there.
+    """Read the names of the classes by value, and their colours if stated, from the first file that exists.
 
-    `labelmap.txt`: lines `name:red,green,blue:...`, as CVAT writes them, values from 0 in their order.
-    `classes.txt`: a name a line, values from 0.
+    `labelmap.txt` has lines `name:red,green,blue:...`, the format of CVAT, with values from 0 in their order.
+    `classes.txt` has one name per line, with values from 0.
 
     Raises:
-        UserError: a line that cannot be read.
+        UserError: a line cannot be parsed.
     """
     for folder in folders:
         path = folder / "labelmap.txt"
@@ -123,7 +123,7 @@ def read_names(folders: Sequence[Path]) -> tuple[dict[int, str], dict[Colour, in
                 try:
                     red, green, blue = (int(part) for part in rest.partition(":")[0].split(","))
                 except ValueError:
-                    raise UserError(f"{path}: {line!r} is not name:red,green,blue") from None
+                    raise UserError(f"{path}: expected name:red,green,blue, not {line!r}") from None
                 names[value] = name.strip()
                 colours[red, green, blue] = value
             return names, colours
@@ -134,7 +134,7 @@ def read_names(folders: Sequence[Path]) -> tuple[dict[int, str], dict[Colour, in
 
 
 def read_lines(path: Path) -> list[str]:
-    """Lines of a text file that hold anything, in UTF-8 or, where it begins with its mark, UTF-16.
+    """Read the lines of a text file that are not empty, in UTF-8, or in UTF-16 with a byte order mark.
 
     Raises:
         UserError: it cannot be read.
@@ -145,16 +145,16 @@ def read_lines(path: Path) -> list[str]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
-        raise UserError(f"{path}: is not text in UTF-8: save it in that encoding") from None
+        raise UserError(f"{path}: is not UTF-8 text: save it in UTF-8") from None
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def label_files(folder: Path) -> list[str]:
-    """Label files at any depth below a folder; names that start with a dot are passed over."""
+    """Paths of the label files at any depth in a folder; names that start with a dot are skipped."""
     paths = []
-    for at, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths += [os.path.join(at, name) for name in files if not name.startswith(".") and _is_label(name)]  # noqa: PTH118
+        paths += [os.path.join(parent, name) for name in files if not name.startswith(".") and _is_label(name)]  # noqa: PTH118
     return sorted(paths)
 
 
@@ -163,18 +163,18 @@ def _is_label(name: str) -> bool:
 
 
 def pair_files(images: Sequence[str], images_in: Path, labels_in: Path) -> Pairs:
-    """The label map of each image: of the same path within its folder, else of the same name anywhere in it.
+    """Match each image with the label map of the same relative path, or else with the only one of the same name.
 
     Endings do not count, letter case and the form of accents neither. A label map may have one of `LABEL_MARKS` behind
     the image's name, or the name with its ending (NAME.jpg.png), or a word such as `mask_` before it.
 
     Raises:
-        UserError: the folder holds no label maps, or none for any of the images.
+        UserError: the folder contains no label maps, or none for any of the images.
     """
     if images_in.resolve() == labels_in.resolve():
-        raise UserError(f"{labels_in}: holds images and label maps together: put each into a folder of its own")
-    own = set(images)
-    files = [path for path in label_files(labels_in) if path not in own]
+        raise UserError(f"{labels_in}: contains both images and label maps: move them into two folders")
+    is_image = set(images)
+    files = [path for path in label_files(labels_in) if path not in is_image]
     if not files:
         raise UserError(no_label_maps(labels_in))
     by_path = {_key(os.path.relpath(path, labels_in)): path for path in files}
@@ -189,7 +189,7 @@ def pair_files(images: Sequence[str], images_in: Path, labels_in: Path) -> Pairs
     if not pairs:
         raise UserError(
             f"{labels_in}: none of its {len(files)} label maps has the name of an image of {images_in} "
-            f"({Path(images[0]).name}, {Path(files[0]).name})"
+            f"(an image is {Path(images[0]).name}, a label map {Path(files[0]).name}): rename them"
         )
     used = set(pairs.values())
     return Pairs(

@@ -1,4 +1,4 @@
-"""Label maps as arrays: every image's labels at the size at which networks are probed, void pixels marked.
+"""Label maps as arrays: the labels of every image at the size of the probes, with void pixels marked.
 
 Shapes: N images of S x S px, K classes, H, W the height and width of a file.
 """
@@ -24,7 +24,7 @@ from resim.probes.labels import ProbeImages
 from resim.views.decode import BadImageError, Photo
 
 VOID = -1
-"""In a label map: the pixel counts nowhere."""
+"""Value of pixels that are ignored."""
 _RAW_VOID = -1
 _MOST_NAMELESS = 30  # values of label maps that are read as classes without a warning
 
@@ -34,14 +34,14 @@ class LabelMaps:
     """N images and their labels at S x S px."""
 
     images: ProbeImages
-    """Without classes of their own, in the order of the labels."""
+    """Without image classes, in the order of the labels."""
     labels: Tensor
-    """(N, S, S) int16: positions in `classes`, or VOID."""
+    """(N, S, S) int16, indices into `classes`, or VOID."""
     classes: tuple[str, ...]
     background: int | None
-    """Position of the background in `classes`; None: every class is an object or a region of its own."""
+    """Index of the background in `classes`; None: there is no background."""
     notes: tuple[str, ...] = field(default=())
-    """What was left out, with counts and reasons."""
+    """What is omitted, with counts and reasons."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,26 +59,26 @@ def load_label_maps(
 ) -> tuple[LabelMaps, LabelMaps]:
     """Decode the labels of two sets, with the same classes for both.
 
-    A label map is resized to S x S px with the nearest pixel, whatever its aspect, so that every pixel counts. Of
-    COCO's objects that overlap the smaller lies on top. Images whose label map cannot be decoded or has another size
-    are left out and counted.
+    A label map is resized to S x S px by nearest neighbour, without regard to its aspect ratio, so no pixel is cropped.
+    Where COCO objects overlap, the smaller lies on top. Images whose label map cannot be decoded or has another size
+    are omitted and counted.
 
-    Classes are those with a stated name, then those of other values that occur, in ascending order of the values.
+    Classes are those with a stated name and those of other values that occur, in ascending order of the values.
 
     Args:
-        train: images to learn from.
-        test: images to test on.
+        train: training images.
+        test: test images.
         size: S.
-        void: values that count nowhere.
+        void: values that are ignored.
         background: value of the background; None: there is none.
-        only: names of the classes to keep beside the background; the others become void. Empty: all.
-        progress: called with the number of images that are done, now and then.
+        only: names of the classes to keep in addition to the background; the others become void. Empty: all.
+        progress: called every 32 images with their number.
 
     Raises:
-        UserError: nothing can be read, a class that the training set does not have, or fewer than two classes.
+        UserError: nothing can be read, the training set does not have a class, or there are fewer than two classes.
     """
     raw = [_read_all(images, size, void, progress) for images in (train, test)]
-    _refuse_binary(train, raw[0][1], void)
+    _check_not_binary(train, raw[0][1], void)
     classes = _class_names(train, test, raw[0][1], raw[1][1])
     ground = None if background is None else _name(train, background)
     if ground not in classes:
@@ -91,15 +91,15 @@ def load_label_maps(
     keep = _kept_classes(classes, ground, only, train)
     sets = []
     for images, (kept, values, notes) in zip((train, test), raw, strict=True):
-        labels = _positions(images, values, keep)
-        where = [images.images[index] for index in kept]
+        labels = _class_indices(images, values, keep)
+        paths = [images.images[index] for index in kept]
         if not (labels != VOID).any():
             raise UserError(
-                f"{images.source}: none of the pixels of its {len(kept)} label maps has a class that counts"
+                f"{images.source}: all pixels of its {len(kept)} label maps are void: check --void and --classes"
             )
         sets.append(
             LabelMaps(
-                images=ProbeImages(source=images.source, kind=images.kind, refs=where, labels=None, classes=()),
+                images=ProbeImages(source=images.source, kind=images.kind, refs=paths, labels=None, classes=()),
                 labels=torch.from_numpy(labels),
                 classes=tuple(keep),
                 background=None if ground is None else keep.index(ground),
@@ -110,10 +110,10 @@ def load_label_maps(
 
 
 def paint_record(record: Record) -> np.ndarray:
-    """Labels of an image's objects as pixels, (H, W) int32: 0 where there is none, -1 where it is void.
+    """Paint the labels of an image's objects: (H, W) int32, 0 for background and -1 for void.
 
-    Of objects that overlap the smaller one (by the pixels of its mask) lies on top; of equals the later. Void are
-    pixels of crowd regions and of the boxes of objects without a mask, where no object with a mask covers them.
+    Where objects overlap, the one with fewer pixels lies on top; of equals the later. Pixels of crowd regions and of
+    boxes without a mask are void unless an object with a mask covers them.
     """
     from pycocotools import mask as rle
 
@@ -130,25 +130,26 @@ def paint_record(record: Record) -> np.ndarray:
             painted[mask] = _RAW_VOID
         else:
             masks.append((int(record.labels[index]), mask))
-    for label, mask in sorted(masks, key=lambda pair: -int(pair[1].sum())):  # stable: of equals the later is on top
+    for label, mask in sorted(masks, key=lambda pair: -int(pair[1].sum())):  # a stable sort: of equals, the later wins
         painted[mask] = label
     return painted
 
 
 def resize_nearest(values: np.ndarray, size: int) -> np.ndarray:
-    """(H, W) -> (size, size): the pixel that holds the centre of each new one."""
+    """Resize (H, W) to (size, size): each new pixel takes the value at its centre."""
     rows, columns = (((np.arange(size) + 0.5) * (length / size)).astype(np.int64) for length in values.shape)
     return values[rows[:, None], columns[None, :]]
 
 
 Raw = tuple[list[int], np.ndarray, tuple[str, ...]]
+"""Indices of the images whose labels can be used, their values (N, S, S) int32 with -1 for void, and notes."""
 
 
 def _read_all(images: LabelledImages, size: int, void: Sequence[int], progress: Callable[[int], None] | None) -> Raw:
-    """Positions of the images that can be used, their values (N, S, S) int32 with -1 for void, and notes."""
-    empty = np.array(sorted(set(void)), dtype=np.int32)
+    void_values = np.array(sorted(set(void)), dtype=np.int32)
 
-    def one(index: int) -> np.ndarray | str:
+    def read_one(index: int) -> np.ndarray | str:
+        """The values of one image, or the reason why they cannot be used."""
         label = images.labels[index]
         if isinstance(label, Record):
             return resize_nearest(paint_record(label), size)
@@ -162,11 +163,11 @@ def _read_all(images: LabelledImages, size: int, void: Sequence[int], progress: 
             height, width = values.shape
             return f"the label map is {width} x {height}, the image {photo.width} x {photo.height} (upright)"
         values = resize_nearest(values, size)
-        return np.where(np.isin(values, empty), _RAW_VOID, values)
+        return np.where(np.isin(values, void_values), _RAW_VOID, values)
 
     kept, maps, bad = list[int](), list[np.ndarray](), list[str]()
     with ThreadPoolExecutor(4) as threads:
-        for index, result in enumerate(threads.map(one, range(len(images)))):
+        for index, result in enumerate(threads.map(read_one, range(len(images)))):
             if isinstance(result, str):
                 bad.append(f"{images.images[index]}: {result}")
             else:
@@ -180,7 +181,7 @@ def _read_all(images: LabelledImages, size: int, void: Sequence[int], progress: 
     return kept, np.stack(maps), notes
 
 
-def _refuse_binary(images: LabelledImages, values: np.ndarray, void: Sequence[int]) -> None:
+def _check_not_binary(images: LabelledImages, values: np.ndarray, void: Sequence[int]) -> None:
     if images.kind == "label maps" and 255 in void and set(np.unique(values).tolist()) <= {_RAW_VOID, 0}:
         held = "0 and 255, and 255 is void" if (values == 0).any() else "255, which is void"
         raise UserError(
@@ -205,30 +206,32 @@ def _name(images: LabelledImages, value: int) -> str:
 
 
 def _class_names(train: LabelledImages, test: LabelledImages, first: np.ndarray, second: np.ndarray) -> list[str]:
-    """All classes: of the training set in the order of their values, then those of the test set alone."""
+    """All classes: those of the training set in the order of their values, then those only in the test set."""
     names = []
     for images, values in ((train, first), (test, second)):
         occurring = {int(value) for value in np.unique(values) if value != _RAW_VOID}
         names.append([_name(images, value) for value in sorted(occurring | set(images.names))])
     foreign = [name for name in names[1] if name not in names[0]]
     if foreign and test.names and train.names:
-        raise UserError(f"{test.source}: class {foreign[0]!r} is none of the {len(names[0])} of {train.source}")
+        raise UserError(
+            f"{test.source}: class {foreign[0]!r} is not among the {len(names[0])} classes of {train.source}"
+        )
     return list(dict.fromkeys([*names[0], *foreign]))
 
 
 def _kept_classes(classes: list[str], ground: str | None, only: Sequence[str], train: LabelledImages) -> list[str]:
     unknown = next((name for name in only if name not in classes), None)
     if unknown is not None:
-        raise UserError(f"--classes {unknown}: {train.source} has {', '.join(classes)}")
+        raise UserError(f"--classes {unknown}: {train.source} has the classes {', '.join(classes)}")
     keep = [name for name in classes if not only or name in only or name == ground]
     if len(keep) < 2:
-        raise UserError(f"{train.source}: only one class, {keep[0]!r}: there is nothing to tell apart")
+        raise UserError(f"{train.source}: there is only one class, {keep[0]!r}: at least two are needed")
     return keep
 
 
-def _positions(images: LabelledImages, values: np.ndarray, keep: Sequence[str]) -> np.ndarray:
-    """Values -> positions in `keep`, (N, S, S) int16."""
-    place = {name: position for position, name in enumerate(keep)}
+def _class_indices(images: LabelledImages, values: np.ndarray, keep: Sequence[str]) -> np.ndarray:
+    """Convert values to indices into `keep`: (N, S, S) int16."""
+    index = {name: i for i, name in enumerate(keep)}
     unique, inverse = np.unique(values, return_inverse=True)
-    table = [VOID if value == _RAW_VOID else place.get(_name(images, int(value)), VOID) for value in unique]
+    table = [VOID if value == _RAW_VOID else index.get(_name(images, int(value)), VOID) for value in unique]
     return np.array(table, dtype=np.int16)[inverse.reshape(values.shape)]

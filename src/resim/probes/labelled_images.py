@@ -1,4 +1,4 @@
-"""Images with a label map each, whatever layout they were read from."""
+"""Images with label maps, independent of the layout of their files."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ _EXAMPLES = 3  # names in a note
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledImages:
-    """N images and where the label map of each is."""
+    """N images and the files or annotations of their label maps."""
 
     source: str
-    """What was named."""
+    """The path that the user named."""
     kind: str
     """"COCO masks", "VOC masks" or "label maps"."""
     images: tuple[str, ...]
     """Paths."""
     labels: tuple[str | Record, ...]
-    """Of each image the path of its label map, or its objects."""
+    """For each image the path of its label map, or its annotations."""
     names: dict[int, str]
-    """Names of the classes by value, as far as they are stated."""
+    """Names of the classes by value, if they are stated."""
     colours: dict[Colour, int] = field(default_factory=dict)
     """Values of the colours in colour images."""
     notes: tuple[str, ...] = ()
-    """What was left out or repaired, with counts and reasons."""
+    """What is omitted or repaired, with counts and reasons."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -41,7 +41,7 @@ class LabelledImages:
         return f"{counted(len(self), 'image')} ({self.kind}) of {self.source}"
 
     def take(self, indices: Sequence[int] | np.ndarray) -> LabelledImages:
-        """Some of the images, in the order given."""
+        """Select images by index, in the order of the indices."""
         chosen = [int(index) for index in indices]
         return replace(
             self,
@@ -50,22 +50,22 @@ class LabelledImages:
         )
 
     def sample(self, most: int, seed: int) -> LabelledImages:
-        """At most `most` images (0: all), chosen at random, in their old order."""
+        """Sample at most `most` images (0: all) at random; their order is kept."""
         if most <= 0 or len(self) <= most:
             return self
         return self.take(np.sort(np.random.default_rng([9, seed]).permutation(len(self))[:most]))
 
 
-def left_out(names: Sequence[str], what: str, many: str) -> tuple[str, ...]:
-    """The note that counts images or label maps left out, with the first few names; none if there are none.
+def omission_note(names: Sequence[str], singular: str, plural: str) -> tuple[str, ...]:
+    """A note that counts the omitted files and names the first few; empty if there are none.
 
     Args:
         names: of the files.
-        what: one of them, such as "image without a label map".
-        many: several of them.
+        singular: what one of them is, such as "image without a label map".
+        plural: what several of them are.
     """
     if not names:
         return ()
     shown = ", ".join(Path(name).name for name in names[:_EXAMPLES])
-    count = counted(len(names), what, many)
+    count = counted(len(names), singular, plural)
     return (f"left out: {count}: {shown}{', ...' if len(names) > _EXAMPLES else ''}",)

@@ -1,4 +1,4 @@
-"""Images to probe with, and their classes where they have any: class folders, CSV files, tar shards."""
+"""Images of the probes, with their classes if they have any: class folders, CSV files, tar shards."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _MOST_COMPARED = 20_000  # files whose bytes are compared at most
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeImages:
-    """N images, with a class each or without."""
+    """N images, with or without classes."""
 
     source: str
-    """What was named: a folder, a file, a pattern."""
+    """The folder, file or pattern that the user named."""
     kind: str
     """"class folders", "CSV", "tar shards", or "unlabelled"."""
     refs: Sequence[str | TarImage]
     labels: np.ndarray | None
-    """(N,) int64, positions in `classes`; None: the images have no classes."""
+    """(N,) int64, indices into `classes`; None: the images have no classes."""
     classes: tuple[str, ...]
     note: str = ""
     """What of a folder is passed over, and why."""
@@ -48,7 +48,7 @@ class ProbeImages:
         return len(self.refs)
 
     def name(self, index: int) -> str:
-        """What to call an image in a message."""
+        """The name of an image in messages."""
         ref = self.refs[index]
         return ref if isinstance(ref, str) else f"{ref.shard}:{ref.name}"
 
@@ -62,18 +62,18 @@ class ProbeImages:
         return Photo(ref if isinstance(ref, str) else ref.path)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> ProbeImages:
-        """Some of the images, in the order given; all the classes stay."""
+        """Select images by index, in the order of the indices; `classes` is kept."""
         labels = None if self.labels is None else self.labels[np.asarray(indices, dtype=np.int64)]
         return replace(self, refs=[self.refs[int(i)] for i in indices], labels=labels)
 
-    def draw(self, most: int, seed: int) -> ProbeImages:
-        """At most `most` images (0: all), drawn at random, in their old order."""
+    def sample(self, most: int, seed: int) -> ProbeImages:
+        """Sample at most `most` images (0: all) at random; their order is kept."""
         if most <= 0 or len(self) <= most:
             return self
         return self.take(np.sort(np.random.default_rng([7, seed]).permutation(len(self))[:most]))
 
     def fingerprint(self) -> str:
-        """A hash of the images' names and classes in their order, without their folders."""
+        """A hash of the names and classes of the images in their order, without their folders."""
         digest = hashlib.sha256()
         for i in range(len(self)):
             ref = self.refs[i]
@@ -92,13 +92,13 @@ class ProbeImages:
 def read_sets(
     data: str | Path, test: str | Path | None = None, *, labelled: bool = True, test_share: float = 0.2, seed: int = 0
 ) -> tuple[ProbeImages, ProbeImages]:
-    """Images to learn classes from, and images to test on.
+    """Read the training images and the test images.
 
-    Without `test`, a folder's own `train` and `val` (or `test`) are taken; else `test_share` of each class is drawn at
-    random. Images without classes are all in both.
+    Without `test`, the subfolders `train` and `val` (or `test`) of a folder are read; if there are none, `test_share`
+    of each class is held out at random. Images without classes are all in both sets.
 
     Raises:
-        UserError: no images, or a test set whose classes are others.
+        UserError: there are no images, or the test set has other classes.
     """
     if test is None:
         parts = find_parts(Path(data).expanduser())
@@ -115,31 +115,31 @@ def read_sets(
     held_out = stratified(train.labels, test_share, seed)
     if not held_out.any() or held_out.all():
         raise UserError(
-            f"{data}: {counted(len(train), 'image')} cannot be split into two parts: name others with --test"
+            f"{data}: {counted(len(train), 'image')} cannot be split into two sets: name test images with --test"
         )
     rest, chosen = train.take(np.flatnonzero(~held_out)), train.take(np.flatnonzero(held_out))
     return rest, _noted(chosen, _untested(chosen), _copies(rest, chosen))
 
 
 def stratified(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """(N,) bool: about `share` of each class, drawn at random; of a class with two images or more never all or none."""
+    """Sample about `share` of each class at random; of two images or more, at least one in and one out: (N,) bool."""
     chosen = np.zeros(len(labels), dtype=bool)
     generator = np.random.default_rng([8, seed])
     for label in np.unique(labels):
-        of_class = generator.permutation(np.flatnonzero(labels == label))
-        count = min(max(1, round(share * len(of_class))), len(of_class) - 1)
-        chosen[of_class[:count]] = True
+        indices = generator.permutation(np.flatnonzero(labels == label))
+        count = min(max(1, round(share * len(indices))), len(indices) - 1)
+        chosen[indices[:count]] = True
     return chosen
 
 
 def read_images(source: str | Path, *, labelled: bool = True) -> ProbeImages:
-    """Images of a folder, a CSV file (path,label), tar shards, or a .txt file of paths; classes where there are any.
+    """Read the images of a folder, a CSV file (path,label), tar shards, or a .txt file of paths, with their classes.
 
-    A folder has classes if all its images lie in two or more folders of it; shards have them if their images have
-    `.cls` files or, without such, lie in folders. `labelled=False` passes classes over.
+    A folder has classes if all its images lie in two or more subfolders. Shards have classes if their images have
+    `.cls` files, or else lie in folders. `labelled=False` ignores classes.
 
     Raises:
-        UserError: nothing there, or classes that cannot be read: which file and line.
+        UserError: there is nothing to read, or a line of the CSV file cannot be read.
     """
     path = os.path.expanduser(os.fspath(source))  # noqa: PTH111
     shards = find_shards(path)
@@ -227,8 +227,8 @@ def _labelled(source: str, kind: str, refs: Sequence[str | TarImage], names: Seq
     classes = sorted(set(names), key=int if numbers else None)
     if len(classes) < 2:
         raise UserError(f"{source}: all {len(refs)} images are of one class, {classes[0]!r}: at least two are needed")
-    place = {name: i for i, name in enumerate(classes)}
-    labels = np.fromiter((place[name] for name in names), dtype=np.int64, count=len(names))
+    index = {name: i for i, name in enumerate(classes)}
+    labels = np.fromiter((index[name] for name in names), dtype=np.int64, count=len(names))
     return ProbeImages(source=source, kind=kind, refs=refs, labels=labels, classes=tuple(classes))
 
 

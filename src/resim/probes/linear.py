@@ -1,9 +1,9 @@
-"""A linear probe on cached features: L2-regularised multinomial logistic regression, solved to a stated gradient.
+"""A linear probe on cached features: L2-regularised multinomial logistic regression, solved to a given gradient.
 
 Shapes: N training images, C channels, K classes.
 
-The objective is convex, so its solution depends on nothing but the features, the classes and the strength of the
-regularisation, which is chosen on a part of the training images held out.
+The objective is convex, so its solution depends on the features, the classes and the strength of the regularisation
+only. The strength is chosen on a held-out part of the training images.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ _WORSE_IN_A_ROW = 2
 
 @dataclass(frozen=True, kw_only=True)
 class LinearFit:
-    """A linear classifier and how it was found."""
+    """A linear classifier, with the state of the solver."""
 
     weight: Tensor
-    """(K, C) float64 (float32 where the problem is), for features as they are given to `scores`."""
+    """(K, C), in the dtype of the problem, for features that are not standardised."""
     bias: Tensor
-    """(K,), likewise."""
+    """(K,)."""
     strength: float
     """Of the L2 penalty: mean cross-entropy + strength / 2 * |weight|^2."""
     gradient: float
-    """Largest entry of the objective's gradient where the solver stopped."""
+    """Largest entry of the gradient of the objective at the solution."""
     converged: bool
-    """Whether that is below the tolerance."""
+    """Whether `gradient` is at most the tolerance."""
     evaluations: int
-    """Of the objective and its gradient."""
+    """Number of evaluations of the objective and its gradient."""
     held_out: tuple[tuple[float, float], ...] = ()
-    """Strengths that were tried, and their accuracies on the held-out part."""
+    """The strengths tried, with their accuracies on the held-out part."""
 
     def scores(self, features: Tensor) -> Tensor:
-        """(M, C) -> (M, K), float64."""
+        """Class scores (M, K) of features (M, C), in the dtype of `weight`."""
         return features.to(self.weight) @ self.weight.T + self.bias
 
 
@@ -58,39 +58,40 @@ def fit_logistic(
 ) -> LinearFit:
     """Minimise mean cross-entropy + strength / 2 * |weight|^2 by L-BFGS in float64; the bias is not penalised.
 
-    The same as scikit-learn's LogisticRegression with C = 1 / (N * strength), for three classes or more; with
-    `balanced_weights` as that with `class_weight="balanced"`.
+    For three classes or more this equals scikit-learn's LogisticRegression with C = 1 / (N * strength); with
+    `balanced_weights`, also with `class_weight="balanced"`.
 
     Args:
-        features: (N, C), of any floating dtype; used as they are.
+        features: (N, C), of any floating dtype; they are not standardised.
         labels: (N,) int64.
         num_classes: K.
         strength: of the L2 penalty.
-        class_weights: (K,) weight of each image's cross-entropy by its class; the mean is weighted. None: all 1.
-        tolerance: largest entry of the gradient at which it has converged.
-        most_evaluations: of the objective; the fit says whether it has converged by then.
+        class_weights: (K,) weight of the cross-entropy of each class, in a weighted mean; None: all 1.
+        tolerance: largest entry of the gradient at convergence.
+        most_evaluations: maximum number of evaluations; `LinearFit.converged` says whether they suffice.
     """
     problem = LogisticProblem(features, labels, num_classes, class_weights=class_weights)
     return problem.solve(strength, tolerance=tolerance, most_evaluations=most_evaluations)
 
 
 def balanced_weights(labels: Tensor, num_classes: int) -> Tensor:
-    """(K,) float64: N / (K * N_k) for a class of N_k of the N labels, so that all classes weigh the same.
+    """Weights N / (K * N_k) of classes with N_k of the N labels, so all classes have the same weight: (K,) float64.
 
     Raises:
-        ValueError: a class without a label.
+        ValueError: a class has no label.
     """
     counts = torch.bincount(labels, minlength=num_classes).double()
     if not (counts > 0).all():
-        raise ValueError(f"class {int((counts == 0).nonzero()[0, 0])} has no labels: it cannot be weighed")
+        raise ValueError(f"class {int((counts == 0).nonzero()[0, 0])} has no labels: its weight is not defined")
     return len(labels) / (num_classes * counts)
 
 
 class LogisticProblem:
-    """Logistic regression on given features, in variables whose curvature is about 1 in every direction.
+    """Logistic regression, preconditioned to a curvature of about 1 in every direction.
 
-    The features' covariance has eigenvalues s; one class's share of the Hessian is about s / K + strength, and 1 / K
-    for its bias. Dividing by their roots changes the path, not the solution, and takes a fraction of the evaluations.
+    If the covariance of the features has eigenvalues s, the block of the Hessian of one class has eigenvalues of about
+    s / K + strength, and 1 / K for the bias. Dividing by their square roots does not change the solution and takes far
+    fewer evaluations.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class LogisticProblem:
     def solve(
         self, strength: float, *, tolerance: float, most_evaluations: int = 2000, start: LinearFit | None = None
     ) -> LinearFit:
-        """As `fit_logistic`; from another strength's solution, or from zeros."""
+        """Solve the problem like `fit_logistic`, from the solution `start` of another strength or from zeros."""
         scale = (self.values / self.num_classes + strength).clamp(min=1e-12).rsqrt()
         bias_scale = self.num_classes**0.5
         z = self.rotated
@@ -125,14 +126,14 @@ class LogisticProblem:
             evaluations += 1
             weight.grad = bias.grad = None
             with torch.enable_grad():
-                scaled = weight * scale  # not z * scale, which is as large as the features
+                scaled = weight * scale  # scaling the weights needs less memory than scaling the features
                 scores = torch.addmm(bias * bias_scale, z, scaled.T)
                 loss = F.cross_entropy(scores, self.labels, self.class_weights) + strength / 2 * scaled.square().sum()
                 loss.backward()
             return float(loss.detach())
 
         def gradient() -> float:
-            """Largest entry in the variables of the features as they were given."""
+            """Largest entry of the gradient with respect to the weights of the original features."""
             assert weight.grad is not None
             assert bias.grad is not None
             by_bias = bias.grad / bias_scale
@@ -141,22 +142,22 @@ class LogisticProblem:
 
         objective()
         goal, before = tolerance, math.inf
-        # a round that does not halve the gradient has come to the end of float64
+        # a round that does not halve the gradient has reached the precision of float64
         while tolerance < gradient() < before / 2 and evaluations < most_evaluations:
             before = gradient()
-            left = most_evaluations - evaluations
+            remaining = most_evaluations - evaluations
             solver = torch.optim.LBFGS(
-                [weight, bias], max_iter=left, max_eval=left, tolerance_grad=goal, tolerance_change=1e-15,
+                [weight, bias], max_iter=remaining, max_eval=remaining, tolerance_grad=goal, tolerance_change=1e-15,
                 history_size=20, line_search_fn="strong_wolfe",
             )  # fmt: skip
             solver.step(objective)
             objective()
-            goal /= 10  # the solver judges by its own variables
-        found = (weight.detach() * scale) @ self.basis.T
-        reached = gradient()
+            goal /= 10  # the solver's tolerance refers to the preconditioned variables
+        solution = (weight.detach() * scale) @ self.basis.T
+        final = gradient()
         return LinearFit(
-            weight=found, bias=bias.detach() * bias_scale - found @ self.mean, strength=strength, gradient=reached,
-            converged=reached <= tolerance, evaluations=evaluations,
+            weight=solution, bias=bias.detach() * bias_scale - solution @ self.mean, strength=strength, gradient=final,
+            converged=final <= tolerance, evaluations=evaluations,
         )  # fmt: skip
 
 
@@ -170,45 +171,46 @@ def fit_linear(
     tolerance: float = 1e-5,
     seed: int = 0,
 ) -> LinearFit:
-    """Choose the strength of the regularisation on a held-out part, then fit on all.
+    """Choose the strength of the regularisation on a held-out part, then fit all images.
 
-    Channels are standardised first by the training images' mean and standard deviation; the classifier that comes back
-    takes features as they are. Strengths are tried from the strongest down, each from the solution before it, until
-    the held-out accuracy has fallen twice in a row; of equals the strongest is kept.
+    Channels are standardised by the mean and the standard deviation of the training images; the returned classifier
+    takes features that are not standardised. Strengths are tried in descending order, each from the previous solution,
+    until the held-out accuracy has fallen twice in a row; of equals the strongest is chosen.
 
     Args:
         features: (N, C).
         labels: (N,) int64.
         num_classes: K.
-        strengths: to be tried.
-        held_out_share: of each class.
+        strengths: to choose from.
+        held_out_share: fraction of each class.
         tolerance: as in `fit_logistic`.
         seed: of the held-out part.
 
     Raises:
-        ValueError: no strengths, or no class has two images or more.
+        ValueError: there are no strengths, or no class has two images.
     """
     if not strengths:
         raise ValueError("no strength of the regularisation to try")
     mean, std = features.double().mean(dim=0), features.double().std(dim=0, correction=0)
-    scale = torch.where(std > 1e-12, 1 / std.clamp(min=1e-12), 0.0)  # a channel that never changes tells nothing
+    scale = torch.where(std > 1e-12, 1 / std.clamp(min=1e-12), 0.0)  # constant channels carry no information
     x = (features.double() - mean) * scale
-    out = torch.from_numpy(stratified(labels.cpu().numpy(), held_out_share, seed)).to(x.device)
-    if not out.any():
+    is_held_out = torch.from_numpy(stratified(labels.cpu().numpy(), held_out_share, seed)).to(x.device)
+    if not is_held_out.any():
         raise ValueError("no class has two images: nothing can be held out")
     labels = labels.to(x.device)
     tried: list[tuple[float, float]] = []
     best: tuple[float, LinearFit] | None = None
     fit, evaluations, worse = None, 0, 0
-    part = LogisticProblem(x[~out], labels[~out], num_classes)
+    problem = LogisticProblem(x[~is_held_out], labels[~is_held_out], num_classes)
     for strength in sorted(strengths, reverse=True):
-        fit = part.solve(strength, tolerance=10 * tolerance, start=fit)  # the choice needs less than the final fit
+        # the choice needs less accuracy than the final fit
+        fit = problem.solve(strength, tolerance=10 * tolerance, start=fit)
         evaluations += fit.evaluations
-        share = float((fit.scores(x[out]).argmax(dim=1) == labels[out]).double().mean())
-        worse = worse + 1 if tried and share < tried[-1][1] else 0
-        tried.append((strength, share))
-        if best is None or share > best[0]:
-            best = share, fit
+        accuracy = float((fit.scores(x[is_held_out]).argmax(dim=1) == labels[is_held_out]).double().mean())
+        worse = worse + 1 if tried and accuracy < tried[-1][1] else 0
+        tried.append((strength, accuracy))
+        if best is None or accuracy > best[0]:
+            best = accuracy, fit
         if worse >= _WORSE_IN_A_ROW:
             break
     assert best is not None

@@ -26,7 +26,7 @@ from resim.views.loader import BadFile
 
 @dataclass(frozen=True, kw_only=True)
 class LinearHead:
-    """The classifier that was trained."""
+    """A trained linear classifier."""
 
     weight: Tensor
     """(K, C) float32."""
@@ -35,15 +35,15 @@ class LinearHead:
     losses: tuple[float, ...]
     """Mean cross-entropy of each epoch, on the augmented images."""
     bad: tuple[BadFile, ...]
-    """Images left out because they cannot be decoded."""
+    """Images that cannot be decoded."""
 
     def scores(self, features: Tensor) -> Tensor:
-        """(M, C) -> (M, K)."""
+        """Class scores (M, K) of features (M, C)."""
         return features.to(self.weight) @ self.weight.T + self.bias
 
 
 def learning_rate(config: LinearConfig, epoch: int) -> float:
-    """The learning rate of an epoch, from 0: lr / 10 from the first step on, lr / 100 from the second."""
+    """The learning rate of an epoch, counted from 0: divided by 10 at each of the steps."""
     return config.lr * 0.1 ** sum(epoch >= step for step in config.steps)
 
 
@@ -53,23 +53,23 @@ def train_linear(
     config: LinearConfig,
     *,
     size: int,
-    told: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> LinearHead:
-    """Train a linear classifier on C5's mean over random crops, the backbone frozen and in evaluation mode.
+    """Train a linear classifier on the mean of C5 over random crops, with a frozen backbone in evaluation mode.
 
-    Views are random resized crops (area as configured, aspect 3/4 to 4/3), mirrored with probability 0.5. Weights
-    start as N(0, 0.01), biases as 0.
+    Views are random resized crops (area as configured, aspect ratio 3/4 to 4/3), flipped with probability 0.5. Weights
+    are initialised from a normal distribution of standard deviation 0.01, biases with 0.
 
     Args:
-        network: with its backbone in evaluation mode; it is not changed.
+        network: in evaluation mode; it is not changed.
         images: with classes.
         config: the schedule.
         size: S, px.
-        told: called with the number of images done, now and then.
+        progress: called after every step with the number of its images.
 
     Raises:
         UserError: no image can be decoded.
-        ValueError: images without classes.
+        ValueError: the images have no classes.
     """
     if images.labels is None:
         raise ValueError("a linear probe needs images with classes")
@@ -88,30 +88,30 @@ def train_linear(
             group["lr"] = learning_rate(config, epoch)
         order = np.random.default_rng([9, config.seed, epoch]).permutation(len(images))
         sums = torch.zeros(2, dtype=torch.float64)
-        passed: list[BadFile] = []
+        epoch_bad: list[BadFile] = []
 
         def cut(photo: Photo, index: int, epoch: int = epoch) -> np.ndarray:
-            # of a pair the query view alone is cut, colours as they are
+            # only the crop of the query view is used, without a change of colours
             _, draws = draw_views(views, photo.width, photo.height, sample_generator(config.seed, epoch, index))
             return cut_views(photo, False, draws[:1], size)
 
-        for indices, pixels in read_views(images, order.tolist(), cut, passed, batch=config.batch_size):
+        for indices, pixels in read_views(images, order.tolist(), cut, epoch_bad, batch=config.batch_size):
             vectors = _c5(network, pixels[:, 0])
             loss = F.cross_entropy(F.linear(vectors, weight, bias), labels[indices].to(vectors.device))
             solver.zero_grad()
             loss.backward()
             solver.step()
             sums += torch.tensor([loss.item() * len(indices), len(indices)], dtype=torch.float64)
-            if told is not None:
-                told(len(indices))
+            if progress is not None:
+                progress(len(indices))
         if not sums[1]:
-            raise UserError(f"{images.source}: no image can be decoded ({passed[0].path}: {passed[0].reason})")
+            raise UserError(f"{images.source}: no image can be decoded ({epoch_bad[0].path}: {epoch_bad[0].reason})")
         losses.append(float(sums[0] / sums[1]))
-        bad = passed
+        bad = epoch_bad
     return LinearHead(weight=weight.detach(), bias=bias.detach(), losses=tuple(losses), bad=tuple(bad))
 
 
 @torch.no_grad()
 def _c5(network: Network, pixels: Tensor, at_once: int = 64) -> Tensor:
-    """(N, C): C5's mean over each of (N, S, S, 3) uint8 views."""
+    """The mean of C5 over each view: (N, S, S, 3) uint8 -> (N, C)."""
     return torch.cat([network.c5(to_images(part)) for part in pixels.split(at_once)])

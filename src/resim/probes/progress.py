@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from resim.probes.unlabelled import Told
+from resim.probes.unlabelled import ProbeProgress
 from resim.runs.bars import Bar, Bars
 
 
@@ -21,7 +21,7 @@ class ProbeBars:
     def __exit__(self, *error: object) -> None:
         self._bars.__exit__(*error)
 
-    def of(self, name: str) -> Told:
+    def of(self, name: str) -> ProbeProgress:
         """The function through which `probe_network` reports its progress with the network of this name."""
         part: str | None = None
         bar: Bar | None = None

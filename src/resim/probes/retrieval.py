@@ -1,4 +1,4 @@
-"""In-context segmentation: a pixel's class is read off the most similar cells of labelled images, nothing is trained.
+"""In-context segmentation: pixels take the classes of the most similar cells of labelled images, without training.
 
 Shapes: M cells in memory, Q query cells, C channels, K classes, N images of S x S px.
 
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from resim.probes.config import RETRIEVAL_CELLS, RETRIEVAL_NEIGHBOURS, RETRIEVAL_SHARES, RETRIEVAL_TEMPERATURE
 from resim.probes.dense import batches, gather_cells, level_maps, level_shape, sample_cells, upsample
-from resim.probes.segmentation_scores import Predicted, confusions
-from resim.probes.unlabelled import Told
+from resim.probes.segmentation_scores import Predictions, confusions
+from resim.probes.unlabelled import ProbeProgress
 
 _SIMILARITIES_AT_ONCE = 2**24
 
@@ -31,35 +31,35 @@ def retrieve(
     k: int = RETRIEVAL_NEIGHBOURS,
     temperature: float = RETRIEVAL_TEMPERATURE,
 ) -> Tensor:
-    """Cross-attention of query cells to their k most similar cells in memory.
+    """Cross-attention of query cells to the k most similar cells in memory.
 
     Args:
         keys: (M, C) L2-normalised features of the memory.
         values: (M, K) label distributions.
         queries: (Q, C) L2-normalised features.
-        k: neighbours; of fewer cells in memory, all.
-        temperature: of the softmax over the neighbours' cosine similarities.
+        k: number of neighbours, at most M.
+        temperature: of the softmax over the cosine similarities of the neighbours.
 
     Returns:
         (Q, K): softmax(similarity / temperature) over the neighbours, times their label distributions.
 
     Raises:
-        ValueError: an empty memory, k below 1, or a temperature that is not positive.
+        ValueError: the memory is empty, k is below 1, or the temperature is not positive.
     """
     if not len(keys) or k < 1:
         raise ValueError(f"{k} neighbours of {len(keys)} cells: at least one of each is needed")
     if not temperature > 0:
         raise ValueError(f"temperature {temperature}: must be above 0")
-    answers = []
+    predictions = []
     for part in queries.split(max(1, _SIMILARITIES_AT_ONCE // len(keys))):
         nearest, index = (part @ keys.T).topk(min(k, len(keys)), dim=1)
         weights = (nearest / temperature).softmax(dim=1)
-        answers.append(torch.einsum("qk,qkc->qc", weights, values[index]))
-    return torch.cat(answers)
+        predictions.append(torch.einsum("qk,qkc->qc", weights, values[index]))
+    return torch.cat(predictions)
 
 
 def memory_images(num_images: int, share: float, seed: int) -> list[int]:
-    """Which images the memory is made of: the same for the same seed, smaller shares within larger ones."""
+    """Sample the images of the memory; for the same seed, smaller memories are subsets of larger ones."""
     count = max(1, round(share * num_images))
     return sorted(np.random.default_rng([13, seed]).permutation(num_images)[:count].tolist())
 
@@ -79,31 +79,31 @@ def retrieval_segmentation(
     seed: int = 0,
     examples: Sequence[int] = (),
     device: torch.device | str = "cpu",
-    told: Told | None = None,
-) -> dict[tuple[float, str], Predicted]:
-    """Segment test images by their cells' nearest neighbours among cells of labelled images.
+    progress: ProbeProgress | None = None,
+) -> dict[tuple[float, str], Predictions]:
+    """Segment test images by the nearest neighbours of their cells among the cells of labelled images.
 
     Args:
-        train: maps of the images that the memory may hold by level, (N, C, H, W) of any floating dtype.
+        train: maps of the labelled images by level, (N, C, H, W) of any floating dtype.
         train_labels: (N, S, S) integers: classes, or VOID (-1).
         test: maps of the test images.
         test_labels: of the test images.
         num_classes: K.
         levels: of the maps; empty: all of them.
-        shares: of the N images, each a memory of its own.
-        k: neighbours.
+        shares: fractions of the N images in memory; each is measured.
+        k: number of neighbours.
         temperature: of the cross-attention.
-        most_cells: cells in a memory, the same number of each image, chosen at random.
+        most_cells: maximum number of cells in memory, equally many of each image, sampled at random.
         seed: of the images and the cells in memory.
         examples: test images whose predicted maps are kept.
-        device: where to compute.
-        told: progress.
+        device: on which to compute.
+        progress: reports completed test images.
 
     Returns:
-        By share and level, per-image confusion matrices.
+        By share and level, the confusion matrix of each image.
 
     Raises:
-        ValueError: a share that is not in (0, 1], or a memory without a labelled cell.
+        ValueError: a share is not in (0, 1], or a memory has no labelled cell.
     """
     wrong = next((share for share in shares if not 0 < share <= 1), None)
     if wrong is not None:
@@ -122,21 +122,22 @@ def retrieval_segmentation(
         confusion: dict[float, list[np.ndarray]] = {share: [] for share in shares}
         shown: dict[float, list[np.ndarray]] = {share: [] for share in shares}
         what = f"dense retrieval, {level}"
-        if told is not None:
-            told(what, 0, len(test_labels))
+        if progress is not None:
+            progress(what, 0, len(test_labels))
         for rows in batches(len(test_labels)):
             maps = level_maps(test, level, rows, device)
             queries = F.normalize(maps.flatten(2).transpose(1, 2).flatten(0, 1), dim=1)
             for share, (keys, values, _) in memories.items():
-                answers = retrieve(keys, values, queries, k=k, temperature=temperature)
-                scores = answers.view(len(maps), height, width, num_classes).permute(0, 3, 1, 2)
+                scores = retrieve(keys, values, queries, k=k, temperature=temperature)
+                scores = scores.view(len(maps), height, width, num_classes).permute(0, 3, 1, 2)
                 predicted = upsample(scores, size).argmax(dim=1).cpu()
                 confusion[share].append(confusions(test_labels[rows], predicted, num_classes))
-                shown[share] += [predicted[i - rows.start].numpy() for i in sorted(examples) if i in _range(rows)]
-            if told is not None:
-                told(what, rows.stop - rows.start, len(test_labels))
+                batch = range(rows.start, rows.stop)
+                shown[share] += [predicted[i - rows.start].numpy() for i in sorted(examples) if i in batch]
+            if progress is not None:
+                progress(what, rows.stop - rows.start, len(test_labels))
         for share, (keys, _, num_images) in memories.items():
-            results[share, level] = Predicted(
+            results[share, level] = Predictions(
                 confusion=np.concatenate(confusion[share]),
                 examples=_in_order(shown[share], examples, size),
                 details={
@@ -147,13 +148,9 @@ def retrieval_segmentation(
     return results
 
 
-def _range(rows: slice) -> range:
-    return range(rows.start, rows.stop)
-
-
 def _in_order(shown: Sequence[np.ndarray], examples: Sequence[int], size: int) -> np.ndarray:
-    """(E, S, S) int16 in the order in which they were asked for; `shown` is in ascending order of the images."""
+    """Maps (E, S, S) int16 in the order of `examples`; `shown` is in ascending order of the images."""
     if not examples:
         return np.empty((0, size, size), dtype=np.int16)
-    place = np.argsort(np.argsort(examples))
-    return np.stack(shown)[place].astype(np.int16)
+    rank = np.argsort(np.argsort(examples))
+    return np.stack(shown)[rank].astype(np.int16)

@@ -87,7 +87,7 @@ def probe(
             item.encoder.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             results[item.name] = probe_network(
                 _network(item, precision), inputs.train, inputs.test, config, labels=inputs.labels,
-                told=bars.of(item.name),
+                progress=bars.of(item.name),
             )  # fmt: skip
             item.encoder.cpu()
     untrained = next((item.name for item in loaded if item.path is None), None)

@@ -1,7 +1,7 @@
-"""Images with a label map each: COCO's masks, VOC's SegmentationClass, or a folder of label PNGs beside the images.
+"""Reading images with label maps: COCO masks, VOC's SegmentationClass, or folders of images and of label PNGs.
 
-Nothing is decoded here; `label_maps.load_label_maps` does that. Values are those of the files: 0 is the background of
-COCO's masks and of VOC.
+Files are listed here and decoded by `label_maps.load_label_maps`. Values are those of the files; 0 is the background of
+COCO and of VOC.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from resim.datasets.coco import read_coco
 from resim.errors import UserError
 from resim.probes.class_names import TEST_PARTS, TRAIN_PARTS, find_folder
 from resim.probes.label_files import label_files, no_label_maps, pair_files, read_names
-from resim.probes.labelled_images import LabelledImages, left_out
+from resim.probes.labelled_images import LabelledImages, omission_note
 from resim.probes.voc_masks import read_voc_masks, voc_years
 from resim.views.folder import find_images
 
@@ -45,89 +45,92 @@ def read_labelled_sets(
     test_share: float = 0.2,
     seed: int = 0,
 ) -> tuple[LabelledImages, LabelledImages]:
-    """Labelled images to learn from, and others to test on.
+    """Read labelled training images and test images.
 
-    Without `test`, a folder's own parts are taken (`train` and `val`, `validation` or `test`; the lists that `split`
-    names of a VOC folder); where there are none, `test_share` of the images is held out at random.
+    Without `test`, the parts of a folder are read (`train` and `val`, `validation` or `test`; of a VOC folder the lists
+    that `split` names); if there are none, `test_share` of the images is held out at random.
 
     Args:
-        data: a COCO JSON file; a VOC folder; a folder of images, with its label maps in `labels` or in a folder beside
-            `images` that is named as usual.
-        test: likewise.
-        labels: of the images of `data`: a folder of label maps, or a COCO JSON file.
-        test_labels: of the images of `test`.
-        split: lists in `ImageSets/Segmentation` of a VOC folder, `"2012 train+2007 train"` for those of several years.
-        test_share: of the images.
-        seed: of the images held out.
+        data: a COCO JSON file; a VOC folder; or a folder of images, with label maps in `labels` or in a folder with a
+            common name next to `images`.
+        test: the same for the test images.
+        labels: label maps of the images of `data`: a folder, or a COCO JSON file.
+        test_labels: label maps of the images of `test`.
+        split: lists in `ImageSets/Segmentation` of a VOC folder; several years are written `"2012 train+2007 train"`.
+        test_share: fraction of the images.
+        seed: of the held-out images.
 
     Raises:
-        UserError: nothing that can be read, or labels that do not belong to the images.
+        UserError: nothing can be read, or the labels do not match the images.
     """
     if test is None and test_labels is not None:
-        raise UserError(f"--test-labels {test_labels}: name the images that it belongs to with --test")
+        raise UserError(f"--test-labels {test_labels}: name the images of these labels with --test")
     if test is not None:
         return _disjoint(read_labelled(data, labels, split[0]), read_labelled(test, test_labels, split[1]))
-    parts = _own_parts(Path(data).expanduser(), None if labels is None else Path(labels).expanduser(), split)
+    parts = _split_folders(Path(data).expanduser(), None if labels is None else Path(labels).expanduser(), split)
     if parts is not None:
         return _disjoint(*parts)
-    whole = read_labelled(data, labels, split[0])
-    order = np.random.default_rng([10, seed]).permutation(len(whole))
-    held_out = max(1, round(test_share * len(whole)))
-    if held_out >= len(whole):
-        few = counted(len(whole), "labelled image")
-        raise UserError(f"{data}: {few} cannot be split into two parts: name others with --test")
-    rest, chosen = whole.take(np.sort(order[held_out:])), whole.take(np.sort(order[:held_out]))
-    return rest, replace(chosen, notes=())
+    images = read_labelled(data, labels, split[0])
+    order = np.random.default_rng([10, seed]).permutation(len(images))
+    num_held_out = max(1, round(test_share * len(images)))
+    if num_held_out >= len(images):
+        count = counted(len(images), "labelled image")
+        raise UserError(f"{data}: {count} cannot be split into two sets: name test images with --test")
+    train, held_out = images.take(np.sort(order[num_held_out:])), images.take(np.sort(order[:num_held_out]))
+    return train, replace(held_out, notes=())
 
 
 def _disjoint(train: LabelledImages, test: LabelledImages) -> tuple[LabelledImages, LabelledImages]:
     shared = set(map(_real, train.images)) & set(map(_real, test.images))
     if shared:
-        raise UserError(f"{test.source}: {len(shared)} of its images are training images too, such as {min(shared)}")
+        raise UserError(
+            f"{test.source}: {len(shared)} of its images are training images too, such as {min(shared)}: remove them "
+            "from one of the sets"
+        )
     return train, test
 
 
 def read_labelled(data: str | Path, labels: str | Path | None = None, part: str = "train") -> LabelledImages:
-    """Labelled images of one source.
+    """Read the labelled images of one source.
 
     Args:
         data: as in `read_labelled_sets`.
-        labels: likewise.
-        part: which of a VOC folder's lists.
+        labels: as in `read_labelled_sets`.
+        part: a list of a VOC folder.
 
     Raises:
-        UserError: likewise.
+        UserError: nothing can be read, or the labels do not match the images.
     """
     path = Path(data).expanduser()
-    named = None if labels is None else Path(labels).expanduser()
+    labels_path = None if labels is None else Path(labels).expanduser()
     if not path.exists():
         raise UserError(f"{data}: there is no such folder or file")
-    if named is not None and not named.exists():
+    if labels_path is not None and not labels_path.exists():
         raise UserError(f"--labels {labels}: there is no such folder or file")
     if path.suffix.lower() == ".json":
-        if named is not None:
-            raise UserError(f"--labels {labels}: {path.name} holds the labels of its images: leave --labels out")
+        if labels_path is not None:
+            raise UserError(f"--labels {labels}: {path.name} contains the labels of its images: leave --labels out")
         return _read_coco(path, None)
-    if named is not None and named.suffix.lower() == ".json":
-        return _read_coco(named, path if path.is_dir() else None)
+    if labels_path is not None and labels_path.suffix.lower() == ".json":
+        return _read_coco(labels_path, path if path.is_dir() else None)
     if voc_years(path):
-        return read_voc_masks(path, part, named)
-    if named is None:
+        return read_voc_masks(path, part, labels_path)
+    if labels_path is None:
         pair = pair_of_folders(path)
         if pair is None:
             lossy = [folder for name in LABEL_FOLDERS if (folder := find_folder(path, (name,))) is not None]
             if lossy and find_folder(path, IMAGE_FOLDERS) is not None:
                 raise UserError(no_label_maps(lossy[0]))
             raise UserError(
-                f"{data}: no label maps: name a COCO .json, a VOC folder (SegmentationClass), a folder that holds "
+                f"{data}: no label maps: name a COCO .json, a VOC folder (SegmentationClass), a folder that contains "
                 f"images and one of {', '.join(LABEL_FOLDERS)}, or the label maps with --labels"
             )
         return _read_pair(*pair, source=str(data))
-    return _read_pair(path, named, source=str(data))
+    return _read_pair(path, labels_path, source=str(data))
 
 
-def holds_labels(path: Path) -> bool:
-    """Whether `read_labelled_sets` can read this without being given the labels."""
+def has_label_maps(path: Path) -> bool:
+    """Whether `read_labelled_sets` can read `path` without `labels`."""
     path = path.expanduser()
     if path.suffix.lower() == ".json":
         return path.is_file()
@@ -139,10 +142,10 @@ def holds_labels(path: Path) -> bool:
 
 
 def pair_of_folders(root: Path) -> tuple[Path, Path] | None:
-    """The folder of images and the folder of label maps within `root`, if both are there under a usual name.
+    """The folder of images and the folder of label maps in `root`, if both exist under a common name.
 
     Raises:
-        UserError: several folders could hold the label maps.
+        UserError: several folders could contain the label maps.
     """
     images = find_folder(root, IMAGE_FOLDERS)
     if images is None:
@@ -151,12 +154,15 @@ def pair_of_folders(root: Path) -> tuple[Path, Path] | None:
     named = [folder for folder in dict.fromkeys(there) if folder is not None]
     labels = [folder for folder in named if label_files(folder)]
     if len(labels) > 1:
-        raise UserError(f"{root}: {' and '.join(folder.name for folder in labels)} hold PNGs: name one with --labels")
+        names = " and ".join(folder.name for folder in labels)
+        raise UserError(f"{root}: {names} contain PNGs: name one with --labels")
     return (images, labels[0]) if labels else None
 
 
-def _own_parts(root: Path, labels: Path | None, split: tuple[str, str]) -> tuple[LabelledImages, LabelledImages] | None:
-    """The parts that a folder has itself."""
+def _split_folders(
+    root: Path, labels: Path | None, split: tuple[str, str]
+) -> tuple[LabelledImages, LabelledImages] | None:
+    """The training and test parts of a folder; None if it is not split."""
     if not root.is_dir():
         return None
     years = voc_years(root)
@@ -168,8 +174,8 @@ def _own_parts(root: Path, labels: Path | None, split: tuple[str, str]) -> tuple
         for second in TEST_PARTS:
             pairs = [_pair_of_part(root, labels, name) for name in (first, second)]
             if pairs[0] is not None and pairs[1] is not None:
-                one, two = (_read_pair(*pair, source=str(pair[0])) for pair in pairs if pair is not None)
-                return one, two
+                train, test = (_read_pair(*pair, source=str(pair[0])) for pair in pairs if pair is not None)
+                return train, test
     return None
 
 
@@ -190,17 +196,17 @@ def _pair_of_part(root: Path, labels: Path | None, name: str) -> tuple[Path, Pat
 
 def _read_pair(images: Path, labels: Path, *, source: str) -> LabelledImages:
     if not labels.is_dir():
-        raise UserError(f"--labels {labels}: a folder of label maps or a COCO .json is needed")
-    inside = str(labels.resolve()) + "/"
-    apart = images.resolve() != labels.resolve()
-    paths = [path for path in find_images(images) if not (apart and _real(path).startswith(inside))]
+        raise UserError(f"--labels {labels}: is not a folder of label maps or a COCO .json; name one of them")
+    prefix = str(labels.resolve()) + "/"
+    are_separate = images.resolve() != labels.resolve()
+    paths = [path for path in find_images(images) if not (are_separate and _real(path).startswith(prefix))]
     root = images if images.is_dir() else images.parent
     if not paths:
-        raise UserError(f"{images}: holds no images beside the label maps of {labels}")
+        raise UserError(f"{images}: contains no images except the label maps of {labels}")
     pairs = pair_files(paths, root, labels)
     names, colours = read_names((labels, labels.parent, root.parent))
-    notes = left_out(pairs.without_label, "image without a label map", "images without a label map")
-    notes += left_out(pairs.without_image, "label map without an image", "label maps without an image")
+    notes = omission_note(pairs.without_label, "image without a label map", "images without a label map")
+    notes += omission_note(pairs.without_image, "label map without an image", "label maps without an image")
     return LabelledImages(
         source=source, kind="label maps", images=pairs.images, labels=pairs.labels, names=names, colours=colours,
         notes=notes,
@@ -216,7 +222,7 @@ def _read_coco(path: Path, images: Path | None) -> LabelledImages:
     notes = list(data.repairs.lines())
     if boxes:
         notes.append(
-            f"{path}: no mask for {counted(boxes, 'object')}: pixels of such boxes that no mask covers are void"
+            f"{path}: no mask for {counted(boxes, 'object')}: pixels of their boxes that no mask covers are void"
         )
     if crowds:
         notes.append(f"{path}: {counted(crowds, 'crowd region')}: their pixels that no object covers are void")

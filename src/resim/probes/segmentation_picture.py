@@ -1,4 +1,4 @@
-"""A picture of test images with their labels and what each network predicts for them."""
+"""The sheet of `resim probe`: test images, their labels, and the predictions of each network."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from resim.draw.segmentation_sheet import Column, Comparison, segmentation_sheet
+from resim.probes.config import ScorePath
 from resim.probes.dense import ALL, whole_view
 from resim.probes.label_maps import LabelMaps
 from resim.probes.segmentation_scores import Segmentation
 from resim.probes.segmentation_suite import example_images
-from resim.probes.suite import Path as ScorePath
 from resim.probes.suite import Score
 from resim.runs.checkpoints import write_atomically
 from resim.views.decode import BadImageError
@@ -19,13 +19,13 @@ from resim.views.decode import BadImageError
 def write_sheet(
     out: Path, results: Mapping[str, Mapping[ScorePath, Score]], test: LabelMaps, reference: str
 ) -> Path | None:
-    """Draw some test images with their labels and each network's predictions, one block for each probe.
+    """Draw some test images with their labels and the predictions of each network, one block for each probe.
 
-    Linear segmentation is shown on all levels together; retrieval from the largest share on the level, of those that
-    all networks have, on which the reference does best.
+    Linear segmentation is shown on all levels together. Retrieval is shown with the largest memory, on the level on
+    which the reference is best, among the levels that all networks have.
 
     Returns:
-        `out`; None: there is nothing to show.
+        `out`; None if there is nothing to show.
     """
     pixels, truth, names = [], [], []
     size = test.labels.shape[-1]
@@ -38,8 +38,8 @@ def write_sheet(
         names.append(Path(test.images.name(index)).name)
     comparisons = []
     for probe in dict.fromkeys(path[:-1] for path in results[reference] if path[0] in ("segmentation", "retrieval")):
-        if probe[0] == "segmentation" or probe == _last_retrieval(results[reference]):
-            path = _shown(probe, results, reference)
+        if probe[0] == "segmentation" or probe == _largest_retrieval(results[reference]):
+            path = _shown_path(probe, results, reference)
             if path is not None:
                 comparisons.append(_comparison(path, results))
     if not comparisons or not pixels:
@@ -49,13 +49,13 @@ def write_sheet(
     return out
 
 
-def _last_retrieval(scores: Mapping[ScorePath, Score]) -> ScorePath | None:
-    """The retrieval from the largest share."""
+def _largest_retrieval(scores: Mapping[ScorePath, Score]) -> ScorePath | None:
+    """The retrieval with the largest memory."""
     paths = {float(score.details["share"]): path[:-1] for path, score in scores.items() if path[0] == "retrieval"}
     return paths[max(paths)] if paths else None
 
 
-def _shown(probe: ScorePath, results: Mapping[str, Mapping[ScorePath, Score]], reference: str) -> ScorePath | None:
+def _shown_path(probe: ScorePath, results: Mapping[str, Mapping[ScorePath, Score]], reference: str) -> ScorePath | None:
     common = [path for path in results[reference] if path[:-1] == probe and all(path in s for s in results.values())]
     if (*probe, ALL) in common:
         return (*probe, ALL)
@@ -68,11 +68,11 @@ def _comparison(path: ScorePath, results: Mapping[str, Mapping[ScorePath, Score]
         value = _value(scores[path])
         assert value.examples is not None
         columns.append(Column(name=name, note=f"mIoU {100 * value.value():.1f} %", maps=list(value.examples)))
-    level = "all levels together" if path[-1] == ALL else path[-1]
+    level = "all levels" if path[-1] == ALL else path[-1]
     title = (
         f"Linear segmentation on {level}"
         if path[0] == "segmentation"
-        else f"Dense retrieval from {path[1]} of the memory on {level}"
+        else f"Dense retrieval on {level}, with {path[1]} of the training images in memory"
     )
     return Comparison(title=title, columns=columns)
 

@@ -1,4 +1,4 @@
-"""What was measured, as tables for a person and as plain data for a file."""
+"""Results of probes as tables for the terminal and as plain data for probe.json."""
 
 from __future__ import annotations
 
@@ -8,61 +8,62 @@ from typing import Any
 from rich.table import Table
 
 from resim.probes.accuracy import Accuracy
+from resim.probes.config import ScorePath
 from resim.probes.correspondence import Correspondence
-from resim.probes.health import Health, collapse
+from resim.probes.health import Health, collapse_warning
 from resim.probes.label_maps import LabelMaps
 from resim.probes.labels import ProbeImages
 from resim.probes.pairs import CHANGES
 from resim.probes.segmentation_scores import Segmentation
-from resim.probes.suite import Path, Score, difference, nested
+from resim.probes.suite import Score, difference, nested
 from resim.probes.verdict import is_untrained, probe_verdict, verdicts
 from resim.runs.provenance import describe_run
 
-Results = Mapping[str, Mapping[Path, Score]]
-"""Scores of each network, by its name, in the order in which they are shown."""
+Results = Mapping[str, Mapping[ScorePath, Score]]
+"""Scores of each network by its name, in the order of the tables."""
 
-_CLASSES = {"knn": "kNN", "linear": "linear", "linear-sgd": "linear, SGD"}
+_PROBES = {"knn": "kNN", "linear": "linear", "linear-sgd": "linear, SGD"}
 
 
 def tables(results: Results, reference: str | None = None) -> list[Table]:
-    """Every table that has a row: classes, regions, segmentation, health, and differences from the first network.
+    """The tables that have rows: classification, correspondence, segmentation, health, differences between networks.
 
     Args:
         results: scores of each network.
-        reference: a network from which differences are shown too, such as the untrained one.
+        reference: a network, such as the untrained one, from which differences are shown in addition to the first.
     """
-    made = [_classes(results), _regions(results), _segmentation(results), _health(results)]
+    candidates = [_classification(results), _correspondence(results), _segmentation(results), _health(results)]
     first = next(iter(results), "")
     if results:
-        made.append(_differences(results, first))
+        candidates.append(_differences(results, first))
     if reference is not None and reference in results and reference != first and len(results) > 2:
-        made.append(_differences(results, reference))
-    return [table for table in made if table.row_count]
+        candidates.append(_differences(results, reference))
+    return [table for table in candidates if table.row_count]
 
 
 def warnings(results: Results) -> list[str]:
-    """What a reader must know: a k that was cut, a fit that did not converge, vectors that have collapsed."""
-    told = []
+    """Warnings on fits that have not converged and on vectors that have collapsed."""
+    lines = []
     for name, scores in results.items():
         for path, score in scores.items():
             if path[0] in ("linear", "segmentation") and not score.details["converged"]:
                 what = "the linear probe" if path[0] == "linear" else f"linear segmentation on {path[1]}"
-                told.append(
-                    f"{name}: {what} stopped at a gradient of {score.details['gradient']:.1g} after "
-                    f"{score.details['evaluations']} evaluations, before it had converged"
+                lines.append(
+                    f"{name}: {what} has not converged: its gradient is {score.details['gradient']:.1g} after "
+                    f"{score.details['evaluations']} evaluations"
                 )
             if isinstance(score.value, Health) and path[-1] == "global":
-                wrong = collapse(score.value, what=f"{name}: the global vectors")
-                told += [wrong] if wrong else []
-    return told
+                warning = collapse_warning(score.value, what=f"{name}: the global vectors")
+                lines += [warning] if warning else []
+    return lines
 
 
 def to_json(
     results: Results, about: Mapping[str, Mapping[str, Any]], reference: str | None = None
 ) -> list[dict[str, Any]]:
-    """Each network's description and its scores, and under "minus" its differences from others by their names.
+    """Description and scores of each network, and as "minus" its differences from other networks.
 
-    The others are the first network, the reference, and the first network that was trained.
+    The others are the first network, the reference, and the first trained network.
     """
     trained = (name for name in results if not is_untrained(about[name]))
     others = [name for name in dict.fromkeys([next(iter(results), None), reference, next(trained, None)]) if name]
@@ -83,16 +84,16 @@ def record(
     labels: tuple[LabelMaps, LabelMaps] | None = None,
     reference: str | None = None,
 ) -> dict[str, Any]:
-    """All of a measurement as the plain data of a `probe.json`, with its verdict.
+    """The content of a probe.json, with its verdict.
 
     Args:
-        results: of every network.
-        about: what is known of each, by its name.
-        train: images whose classes were known.
-        test: images that were asked about.
-        settings: of the measurement.
-        labels: training and test images with label maps, where segmentation or retrieval was measured.
-        reference: the network from which differences are stated beside those from the first.
+        results: scores of each network.
+        about: description of each network, by its name.
+        train: training images.
+        test: test images.
+        settings: of the probes.
+        labels: training and test images with label maps, if segmentation or retrieval is measured.
+        reference: the network from which differences are stated in addition to the first.
     """
     content: dict[str, Any] = {
         "kind": "probe",
@@ -113,7 +114,7 @@ def record(
 
 
 def describe(images: ProbeImages) -> dict[str, Any]:
-    """What images they are."""
+    """The description of a set of images."""
     return {
         "source": images.source,
         "kind": images.kind,
@@ -123,13 +124,13 @@ def describe(images: ProbeImages) -> dict[str, Any]:
     }
 
 
-def _minus(scores: Mapping[Path, Score], other: Mapping[Path, Score]) -> dict[str, Any]:
-    found = {}
+def _minus(scores: Mapping[ScorePath, Score], other: Mapping[ScorePath, Score]) -> dict[str, Any]:
+    differences = {}
     for path, score in scores.items():
-        apart = difference(score, other[path]) if path in other else None
-        if apart is not None:
-            found["/".join(path)] = {"difference": apart[0], "interval": list(apart[1:])}
-    return found
+        delta = difference(score, other[path]) if path in other else None
+        if delta is not None:
+            differences["/".join(path)] = {"difference": delta[0], "interval": list(delta[1:])}
+    return differences
 
 
 def _table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
@@ -141,53 +142,55 @@ def _table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
     return table
 
 
-def _classes(results: Results) -> Table:
+def _classification(results: Results) -> Table:
     table = _table(
-        "Classes: top-1 accuracy [95 % bootstrap interval over test images]",
+        "Classification: accuracy, % [95 % bootstrap interval over test images]",
         "network", "probe", "level",
-        numbers=("top-1 %", "interval", "top-5 %", "chance %", "n test", "n train"),
+        numbers=("top-1", "interval", "top-5", "chance", "n test", "n train"),
     )  # fmt: skip
     for name, scores in results.items():
         for path, score in scores.items():
             value = score.value
             if isinstance(value, Accuracy):
-                kind = _CLASSES[path[0]] + (f", k {score.details['k']}" if path[0] == "knn" else "")
+                probe = _PROBES[path[0]] + (f", k = {score.details['k']}" if path[0] == "knn" else "")
                 cells = [_percent(value.share), _interval(value.interval())]
                 cells += [_percent(float(value.top5.mean())), _percent(value.chance)]
                 cells += [str(len(value.top1)), str(score.details["n_train"])]
-                table.add_row(name, kind, path[1], *cells)
+                table.add_row(name, probe, path[1], *cells)
     return table
 
 
-def _regions(results: Results) -> Table:
-    asked = {path[1]: score.value for scores in results.values() for path, score in scores.items() if _is_region(path)}
-    changes = [change for change in CHANGES if change in asked]
+def _correspondence(results: Results) -> Table:
+    measured = {
+        path[1]: score.value
+        for scores in results.values()
+        for path, score in scores.items()
+        if path[0] == "correspondence"
+    }
+    changes = [change for change in CHANGES if change in measured]
     table = _table(
-        "Regions: % found again in the other view [95 % bootstrap interval over images]; median error, chance",
+        "Region correspondence: windows matched correctly, % [95 % bootstrap interval over images]; median error, "
+        "chance",
         "network", "level",
-        numbers=("within", *(f"{change}\n{_windows(asked[change])}" for change in changes)),
+        numbers=("radius", *(f"{change}\n{_num_windows(measured[change])}" for change in changes)),
     )  # fmt: skip
     for name, scores in results.items():
-        for level in dict.fromkeys(path[2] for path in scores if _is_region(path)):
-            found = [scores["correspondence", change, level].value for change in changes]
+        for level in dict.fromkeys(path[2] for path in scores if path[0] == "correspondence"):
+            values = [scores["correspondence", change, level].value for change in changes]
             cells = [
                 f"{_percent(value.accuracy)} {_interval(value.interval())}\n"
-                f"{value.median_error:.1f} px, {_percent(value.chance)}"
-                for value in found
+                f"{value.median_error:.1f} px, chance {_percent(value.chance)}"
+                for value in values
                 if isinstance(value, Correspondence)
             ]
-            radius = next(value.radius for value in found if isinstance(value, Correspondence))
+            radius = next(value.radius for value in values if isinstance(value, Correspondence))
             table.add_row(name, level, f"{radius:g} px", *cells)
     return table
 
 
-def _is_region(path: Path) -> bool:
-    return path[0] == "correspondence"
-
-
 def _segmentation(results: Results) -> Table:
     table = _table(
-        "Label maps: % [95 % bootstrap interval over test images]; constant: mIoU of the most frequent class alone",
+        "Segmentation: % [95 % bootstrap interval over test images]; constant: mIoU of always the most frequent class",
         "network", "probe", "level",
         numbers=("mIoU", "mean accuracy", "foreground IoU", "constant", "n test", "n train", "cells"),
     )  # fmt: skip
@@ -206,24 +209,25 @@ def _segmentation(results: Results) -> Table:
     return table
 
 
-def _windows(value: object) -> str:
+def _num_windows(value: object) -> str:
     assert isinstance(value, Correspondence)
     return f"n {int(value.windows.sum())} of {len(value.windows)} images"
 
 
 def _health(results: Results) -> Table:
     table = _table(
-        "Health: RankMe; spread (1: vectors point everywhere, 0: all the same)",
+        "Health of the features: effective rank (RankMe); spread (0: collapsed, 1: uniform)",
         "network", "level",
-        numbers=("rank", "of", "spread", "least", "dead", "alignment", "uniformity", "images"),
+        numbers=("rank", "of", "spread", "minimum", "dead", "alignment", "uniformity", "images"),
     )  # fmt: skip
     for name, scores in results.items():
         for path, score in scores.items():
             value = score.value
             if isinstance(value, Health):
-                aligned = "" if value.alignment is None else f"{value.alignment:.3f}"
+                alignment = "" if value.alignment is None else f"{value.alignment:.3f}"
                 cells = [f"{value.rank:.1f}", str(value.directions), f"{value.spread:.3f}", f"{value.least_std:.3f}"]
-                table.add_row(name, path[1], *cells, str(value.dead), aligned, f"{value.uniformity:.2f}", str(value.n))
+                cells += [str(value.dead), alignment, f"{value.uniformity:.2f}", str(value.n)]
+                table.add_row(name, path[1], *cells)
     return table
 
 
@@ -231,7 +235,7 @@ def _differences(results: Results, first_name: str) -> Table:
     others = [name for name in results if name != first_name]
     measures = list(dict.fromkeys(path[:-1] for name in others for path in results[name] if path[0] != "health"))
     table = _table(
-        f"Each network minus {first_name}, points [95 % bootstrap interval over the same images]; in brackets: noise",
+        f"Each network minus {first_name}, points [95 % bootstrap interval over the same images], (noise)",
         "network", "level",
         numbers=[_measure_name(measure) for measure in measures],
     )  # fmt: skip
@@ -241,22 +245,23 @@ def _differences(results: Results, first_name: str) -> Table:
             for measure in measures:
                 path = (*measure, level)
                 both = path in results[name] and path in results[first_name]
-                apart = difference(results[name][path], results[first_name][path]) if both else None
-                cells.append("" if apart is None else _points(*apart))
+                delta = difference(results[name][path], results[first_name][path]) if both else None
+                cells.append("" if delta is None else _points(*delta))
             if any(cells):
                 table.add_row(name, level, *cells)
     return table
 
 
-def _measure_name(measure: Path) -> str:
+def _measure_name(measure: ScorePath) -> str:
     if measure[0] in ("segmentation", "retrieval"):
         return " ".join(measure) + ", mIoU"
-    return _CLASSES.get(measure[-1], measure[-1])
+    return _PROBES.get(measure[-1], measure[-1])
 
 
 def _points(points: float, low: float, high: float) -> str:
-    told = f"{100 * points:+.1f}"
-    return f"{told if low > 0 or high < 0 else f'({told})'}\n{_interval((low, high), sign=True)}"
+    """A difference with its interval, in parentheses if the interval contains 0."""
+    number = f"{100 * points:+.1f}"
+    return f"{number if low > 0 or high < 0 else f'({number})'}\n{_interval((low, high), sign=True)}"
 
 
 def _percent(share: float) -> str:

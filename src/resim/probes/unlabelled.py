@@ -1,4 +1,4 @@
-"""Probes of a network that need no classes: region correspondence, and the health of its vectors.
+"""Probes that need no labels: region correspondence, and the health of the vectors.
 
 Shapes: N images, C channels.
 """
@@ -24,43 +24,43 @@ from resim.views.decode import Photo
 from resim.views.loader import BadFile
 from resim.views.photometric import augment, blur_reach
 
-Told = Callable[[str, int, int], None]
-"""Called with what is being done, how many more images of it are done, and how many there are."""
+ProbeProgress = Callable[[str, int, int], None]
+"""Called with the name of a task, the number of images completed since the last call, and the total."""
 
 
 def probe_window(size: int) -> int:
-    """Side of the windows in a view of `size` px: 48 px, 3/8 of a view below 128 px; they lie a third of it apart.
+    """Side of the windows in a view of `size` px: 48 px, or 3/8 of a view below 128 px.
 
-    The same for every level, so that levels answer the same questions.
+    Windows are a third of their side apart. All levels are measured on the same windows.
     """
     return min(48, size * 3 // 8)
 
 
 def correspondence_probe(
     network: Network, images: ProbeImages, *, size: int, seed: int = 0, changes: tuple[Change, ...] = CHANGES,
-    radius: float | None = None, told: Told | None = None,
+    radius: float | None = None, progress: ProbeProgress | None = None,
 ) -> dict[Change, dict[str, Correspondence]]:  # fmt: skip
-    """Region correspondence of every map of a network, for each kind of change.
+    """Measure region correspondence of every map of a network, for each kind of change.
 
     Args:
         network: in evaluation mode.
-        images: whose views are compared.
+        images: from which the pairs of views are cut.
         size: side of a view, px, at least 64.
         seed: of crops, colours and warps.
         changes: kinds of change between the two views.
-        radius: up to which distance a cell counts as right, px; default: one stride of each level.
-        told: progress.
+        radius: maximum distance of a correct cell, px; None: one stride of each level.
+        progress: reports completed images.
 
     Raises:
-        UserError: none of the images can be decoded, or none has a window in both views.
+        UserError: no image can be decoded, or no image has a window in both views.
     """
-    found: dict[Change, dict[str, Correspondence]] = {}
+    results: dict[Change, dict[str, Correspondence]] = {}
     for change in changes:
         pairs = known_pairs(images, change, size=size, seed=seed)
-        if told is not None:
-            pairs = _counted(pairs, lambda pair: len(pair.query), f"correspondence, {change}", len(images), told)
+        if progress is not None:
+            pairs = _report(pairs, lambda pair: len(pair.query), f"correspondence, {change}", len(images), progress)
         try:
-            found[change] = correspondences(
+            results[change] = correspondences(
                 lambda views: network.maps(views)[1],
                 pairs,
                 strides=network.strides,
@@ -70,30 +70,30 @@ def correspondence_probe(
             )
         except ValueError as error:
             raise UserError(f"{images.source}, correspondence: {error}") from None
-    return found
+    return results
 
 
 def health_probe(
-    network: Network, images: ProbeImages, *, size: int, seed: int = 0, told: Told | None = None
+    network: Network, images: ProbeImages, *, size: int, seed: int = 0, progress: ProbeProgress | None = None
 ) -> dict[str, Health]:
-    """Health of the vectors of every level, of the images' centres; alignment between two random views of each.
+    """Measure the health of every level's vectors of the centres of images, and the alignment of two augmented views.
 
     Raises:
         UserError: fewer than two images can be decoded.
     """
     views = ViewsConfig(image_size=size, blur_sigma=(0.1 * size / 224, 2.0 * size / 224))
-    drawn: dict[int, tuple[Draw, Draw]] = {}
+    sampled: dict[int, tuple[Draw, Draw]] = {}
 
     def cut(photo: Photo, index: int) -> np.ndarray:
-        flip, drawn[index] = draw_views(views, photo.width, photo.height, sample_generator(seed, 0, index))
-        return np.concatenate([cut_views(photo, flip, drawn[index], size), centre_view(images.open(index), size)])
+        flip, sampled[index] = draw_views(views, photo.width, photo.height, sample_generator(seed, 0, index))
+        return np.concatenate([cut_views(photo, flip, sampled[index], size), centre_view(images.open(index), size)])
 
     batches = read_views(images, range(len(images)), cut, list[BadFile]())
-    if told is not None:
-        batches = _counted(batches, lambda batch: len(batch[0]), "health", len(images), told)
+    if progress is not None:
+        batches = _report(batches, lambda batch: len(batch[0]), "health", len(images), progress)
     rows: tuple[dict[str, list[Tensor]], ...] = ({}, {}, {})
     for indices, pixels in batches:
-        draws = [drawn.pop(index) for index in indices]
+        draws = [sampled.pop(index) for index in indices]
         inputs = [
             augment(
                 pixels[:, i],
@@ -103,20 +103,23 @@ def health_probe(
             )
             for i in range(2)
         ]
-        for kept, batch in zip(rows, [*inputs, to_images(pixels[:, 2])], strict=True):
+        for view_rows, batch in zip(rows, [*inputs, to_images(pixels[:, 2])], strict=True):
             for level, vectors in network.vectors(batch).items():
-                kept.setdefault(level, []).append(vectors)
-    first, second, centre = ({level: torch.cat(parts) for level, parts in kept.items()} for kept in rows)
+                view_rows.setdefault(level, []).append(vectors)
+    first, second, centre = ({level: torch.cat(parts) for level, parts in view_rows.items()} for view_rows in rows)
     if not centre or len(next(iter(centre.values()))) < 2:
-        raise UserError(f"{images.source}: health needs two images or more that can be decoded")
+        raise UserError(f"{images.source}: health needs at least two images that can be decoded")
     return {
         level: dataclasses.replace(measure_health(vectors), alignment=alignment(first[level], second[level]))
         for level, vectors in centre.items()
     }
 
 
-def _counted(items: Iterator[Any], count: Callable[[Any], int], what: str, of: int, told: Told) -> Iterator[Any]:
-    told(what, 0, of)
+def _report(
+    items: Iterator[Any], count: Callable[[Any], int], task: str, total: int, progress: ProbeProgress
+) -> Iterator[Any]:
+    """Yield the items, and report each one after it has been used."""
+    progress(task, 0, total)
     for item in items:
         yield item
-        told(what, count(item), of)
+        progress(task, count(item), total)

@@ -1,6 +1,6 @@
-"""One page that needs nothing else: sections of facts, tables, curves and pictures in a single HTML file.
+"""A self-contained HTML page: sections of facts, tables, curves and pictures in a single file.
 
-It is read on a phone as on a wide screen, in light and in dark, without a network and without scripts.
+It adapts to narrow and wide screens and to light and dark mode, and needs neither a network nor scripts.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from resim.draw.sheet import Block
 from resim.errors import UserError
 from resim.runs.checkpoints import write_atomically
 
-MOST_BYTES = 5_000_000
+MAX_BYTES = 5_000_000
 WIDE_PX = 900
-"""A sheet of many pictures is moved sideways on a screen narrower than this."""
-# quality of the pictures and their greatest width, px: the first with which the page is small enough
+"""A sheet of many pictures scrolls sideways on a screen narrower than this."""
+# JPEG quality and maximum width of the pictures, px: the first pair is used that makes the page small enough
 _QUALITIES = ((88, 2400), (80, 1800), (70, 1400), (60, 1000), (45, 700))
 
 _CSS = """
@@ -42,7 +42,7 @@ td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; wh
 table.facts td { overflow-wrap: anywhere; }
 table.facts th { font-weight: normal; color: var(--soft); white-space: nowrap; }
 figure { margin: 0.8em 0; } figure img { display: block; max-width: 100%; height: auto; }
-figure .scroll { margin: 0; } figure.wide img { min-width: var(--least); }
+figure .scroll { margin: 0; } figure.wide img { min-width: var(--min); }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); gap: 12px; }
 .curves figure { margin: 0; background: var(--panel); border-radius: 8px; padding: 8px; }
 .curves svg { display: block; width: 100%; height: auto; }
@@ -61,19 +61,19 @@ class Text:
 
     text: str
     note: bool = False
-    """Small and soft: how something is read."""
+    """Whether it is small and soft, like a caption."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Heading:
-    """A title within a section."""
+    """A heading within a section."""
 
     text: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """Names and what they are, one a line."""
+    """Pairs of a name and its value, one per line."""
 
     rows: tuple[tuple[str, str], ...]
 
@@ -86,17 +86,17 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     caption: str = ""
     words: int = 1
-    """The first columns, which hold words; the others hold numbers."""
+    """Number of leading columns that contain words; the others contain numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A picture as it is; one that is wide can be moved sideways on a narrow screen."""
+    """A picture with its caption."""
 
     picture: Image.Image
     caption: str
-    least_px: int = 0
-    """It is never shown narrower than this, px; 0: as narrow as the screen."""
+    min_px: int = 0
+    """Minimum width, px; on a narrower screen the picture scrolls sideways. 0: it shrinks to the screen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ class Curves:
     """Small diagrams side by side."""
 
     panels: tuple[str, ...]
-    """HTML of each: an inline SVG with its title and legend, as `report_curves` makes them."""
+    """HTML of each, as `resim.report.diagram.diagram` returns it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ class Pictures:
 
 @dataclass(frozen=True, kw_only=True)
 class Folded:
-    """Plain text that is opened by a click."""
+    """Plain text that a click unfolds."""
 
     title: str
     text: str
@@ -127,26 +127,26 @@ Part = Text | Heading | Facts | Table | Picture | Curves | Pictures | Folded
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A title and what stands below it."""
+    """A title and the parts below it."""
 
     title: str
     parts: tuple[Part, ...]
 
 
 def write_report(out: Path, title: str, sections: Sequence[Section], *, lead: str = "") -> Path:
-    """Write the page, whole or not at all; pictures are made as small as it takes to stay below 5 MB.
+    """Write the page atomically, with pictures compressed until it is smaller than 5 MB.
 
     Args:
         out: the .html file.
         title: of the page.
-        sections: in order; one without parts is left out.
+        sections: in order; a section without parts is omitted.
         lead: a paragraph below the title.
 
     Returns:
         `out`.
 
     Raises:
-        UserError: it cannot be written, or is too large even with small pictures.
+        UserError: the page cannot be written, or is too large even with small pictures.
     """
     shown = [section for section in sections if section.parts]
     for quality, width in _QUALITIES:
@@ -156,10 +156,10 @@ def write_report(out: Path, title: str, sections: Sequence[Section], *, lead: st
 
         page = _page(title, lead, shown, url, quality)
         data = page.encode("utf-8", errors="replace")
-        if len(data) < MOST_BYTES:
+        if len(data) < MAX_BYTES:
             write_atomically(out, lambda file, data=data: file.write(data))
             return out
-    raise UserError(f"{out}: would be larger than {MOST_BYTES / 1e6:g} MB: report fewer runs at a time")
+    raise UserError(f"{out}: would be larger than {MAX_BYTES / 1e6:g} MB: report fewer runs at a time")
 
 
 def _page(title: str, lead: str, sections: Sequence[Section], url: Callable[[Image.Image], str], quality: int) -> str:
@@ -192,10 +192,10 @@ def _part(part: Part, url: Callable[[Image.Image], str], quality: int) -> str:
         case Picture():
             image = f'<img src="{url(part.picture)}" alt="{escape(part.caption)}">'
             caption = f"<figcaption>{escape(part.caption)}</figcaption>"
-            if not part.least_px:
+            if not part.min_px:
                 return f"<figure>{image}{caption}</figure>"
-            least = f'style="--least: {min(part.least_px, part.picture.width)}px"'
-            return f'<figure class="wide" {least}><div class="scroll">{image}</div>{caption}</figure>'
+            width = f'style="--min: {min(part.min_px, part.picture.width)}px"'
+            return f'<figure class="wide" {width}><div class="scroll">{image}</div>{caption}</figure>'
         case Curves():
             return f'<div class="curves">{"".join(part.panels)}</div>'
         case Pictures():
@@ -206,8 +206,8 @@ def _part(part: Part, url: Callable[[Image.Image], str], quality: int) -> str:
 
 def _table(table: Table) -> str:
     def cells(kind: str, row: Sequence[str]) -> str:
-        kinds = [f"{kind} class=number" if i >= table.words else kind for i in range(len(row))]
-        return "".join(f"<{start}>{escape(cell)}</{kind}>" for start, cell in zip(kinds, row, strict=True))
+        tags = [f"{kind} class=number" if i >= table.words else kind for i in range(len(row))]
+        return "".join(f"<{tag}>{escape(cell)}</{kind}>" for tag, cell in zip(tags, row, strict=True))
 
     caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
     rows = "".join(f"<tr>{cells('td', row)}</tr>" for row in table.rows)

@@ -1,9 +1,9 @@
-"""Feature maps of an image at its own size, and where their cells lie in it.
+"""Feature maps of an image at its native size, and the positions of their cells in it.
 
-A pixel p covers the coordinates from p to p + 1. Cell (i, j) of a map of stride s is a sample at x = j * s, y = i * s
-and stands for the s x s px around it: windows are divided by the stride without a half-pixel shift, and the maps are
-read as the bilinear surface through these samples, as the region loss reads them. The first cell's centre is therefore
-the image's corner; a heat map that is merely stretched over the image would lie half a cell off.
+Pixel p covers the coordinates from p to p + 1. Cell (i, j) of a map of stride s is a sample at x = j * s, y = i * s and
+represents the s x s px around it: as in the region loss, windows are divided by the stride without a half-pixel shift,
+and maps are interpolated bilinearly between these samples. The centre of the first cell is therefore the corner of the
+image; a heat map merely stretched over the image would be off by half a cell.
 
 Shapes: N images, C channels, H x W cells, h x w pixels.
 """
@@ -30,7 +30,7 @@ MAX_SIDE = 1024
 
 @dataclass(frozen=True)
 class Photograph:
-    """An image as it is encoded and drawn."""
+    """An image at the size at which it is encoded and drawn."""
 
     name: str
     pixels: np.ndarray
@@ -50,23 +50,23 @@ class Photograph:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Px here for a px of the file, across and down; 1 unless it was made smaller."""
+        """Encoded px per px of the file, horizontally and vertically; 1 unless the image was downscaled."""
         return self.width / self.original[0], self.height / self.original[1]
 
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """One level's map of one image."""
+    """The feature map of one level of one image."""
 
     level: str
     cells: Tensor
     """(C, H, W) float32."""
     stride: int
-    """Px of the encoded image a cell."""
+    """Px of the encoded image per cell."""
 
 
 def load_photograph(path: str | Path, max_side: int = MAX_SIDE) -> Photograph:
-    """Read an image at its own size; one whose longer side is above `max_side` px is made smaller.
+    """Read an image at its native size; if its longer side exceeds `max_side` px, it is downscaled to that.
 
     Raises:
         UserError: it cannot be decoded.
@@ -86,14 +86,14 @@ def load_photograph(path: str | Path, max_side: int = MAX_SIDE) -> Photograph:
 
 @torch.no_grad()
 def feature_maps(encoder: Encoder, photograph: Photograph) -> dict[str, FeatureMap]:
-    """Every level of an encoder in evaluation mode, at the image's own size: no crop, no padding.
+    """The maps of all levels of an encoder in evaluation mode, at the size of the image: no crop, no padding.
 
     Returns:
-        C3, C4, C5: the backbone's stages; P3 to P5: the FPN's outputs, where it has them; C4+conv and the like: a stage
-        seen through the convolution of a C level.
+        C3, C4, C5: the backbone's stages; P3 to P5: the FPN's outputs, if there is an FPN; C4+conv and the like: a
+        stage after the convolution of a C level.
 
     Raises:
-        UserError: a backbone that takes images of one size only, or maps that are not finite.
+        UserError: the backbone accepts images of one size only, or a map is not finite.
     """
     pixels = torch.from_numpy(np.array(photograph.pixels)).permute(2, 0, 1)[None].float() / 255
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
@@ -103,15 +103,15 @@ def feature_maps(encoder: Encoder, photograph: Photograph) -> dict[str, FeatureM
     except (AssertionError, RuntimeError) as error:  # timm's transformers of a fixed size
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         size = f"{photograph.width} x {photograph.height}"
-        raise UserError(f"{photograph.name}: the network cannot see an image of {size} px ({reason})") from None
-    wild = [name for name, cells in maps.items() if not cells.isfinite().all()]
-    if wild:
-        raise UserError(f"{photograph.name}: the network gives features that are not finite ({', '.join(wild)})")
+        raise UserError(f"{photograph.name}: the network cannot encode an image of {size} px ({reason})") from None
+    not_finite = [name for name, cells in maps.items() if not cells.isfinite().all()]
+    if not_finite:
+        raise UserError(f"{photograph.name}: the network's features are not finite ({', '.join(not_finite)})")
     return {name: FeatureMap(name, cells[0].float().cpu(), stride_of(name)) for name, cells in maps.items()}
 
 
 def level_maps(encoder: Encoder, images: Tensor) -> dict[str, Tensor]:
-    """(N, 3, h, w) normalised -> the map (N, C, H, W) of every level, H = ceil(h / stride)."""
+    """The maps of all levels, (N, C, H, W) with H = ceil(h / stride), of normalised images (N, 3, h, w)."""
     stages = encoder.backbone(images)
     maps = {} if encoder.fpn is None else encoder.fpn(stages)
     maps |= {f"{name}+conv": conv(stages[name]) for name, conv in encoder.convs.items()}
@@ -119,27 +119,27 @@ def level_maps(encoder: Encoder, images: Tensor) -> dict[str, Tensor]:
 
 
 def levels_of(encoder: Encoder) -> list[str]:
-    """The names of all levels that `level_maps` gives."""
+    """Names of the levels that `level_maps` returns."""
     pyramid = [] if encoder.fpn is None else list(encoder.fpn.levels)
     return [*pyramid, *(f"{name}+conv" for name in encoder.convs), "C3", "C4", "C5"]
 
 
 def region_levels(config: ModelConfig) -> tuple[str, ...]:
-    """The levels that the region loss looks at, by their names in `level_maps`; none for MoCo v2."""
+    """The levels of the region losses, by their names in `level_maps`; none for MoCo v2."""
     return tuple(level.name if level.from_fpn else f"{level.name}+conv" for level in config.levels)
 
 
 def stride_of(level: str) -> int:
-    """Px a cell: the digit of a level's name is log2 of it."""
+    """Stride of a level in px: the digit of its name is log2 of it."""
     return 2 ** int(level[1])
 
 
 def at_pixels(values: Tensor, stride: int, width: int, height: int) -> Tensor:
-    """The bilinear surface through a map's cells, read at every pixel's centre; beyond the last cell its value.
+    """Interpolate a map bilinearly at the centre of every pixel; beyond the last cell its value is repeated.
 
     Args:
         values: (H, W), or (C, H, W).
-        stride: px a cell.
+        stride: of the map, px.
         width: of the image, px.
         height: of the image, px.
 
@@ -151,7 +151,7 @@ def at_pixels(values: Tensor, stride: int, width: int, height: int) -> Tensor:
 
 
 def _interpolation(pixels: int, cells: int, stride: int) -> Tensor:
-    """(pixels, cells): how much each cell counts at each pixel's centre."""
-    place = ((torch.arange(pixels, dtype=torch.float64) + 0.5) / stride).clamp(max=cells - 1)
-    distance = (place[:, None] - torch.arange(cells, dtype=torch.float64)).abs()
+    """Bilinear weights of the cells at the centre of each pixel: (pixels, cells)."""
+    centres = ((torch.arange(pixels, dtype=torch.float64) + 0.5) / stride).clamp(max=cells - 1)
+    distance = (centres[:, None] - torch.arange(cells, dtype=torch.float64)).abs()
     return (1 - distance).clamp(min=0).float()

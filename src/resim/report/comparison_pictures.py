@@ -1,4 +1,4 @@
-"""A comparison of initialisations as pictures: AP against steps, and the same images with each one's detections."""
+"""Pictures of a comparison of initialisations: AP over steps, and detections on the same images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS = {"bbox": "boxes", "segm": "masks", "keypoints": "keypoints", "cityscapes
 
 
 def draw_ap_curves(comparison: Comparison, out: Path, *, title: str = "") -> Path:
-    """AP against steps: each seed faint, the mean over seeds strong; a panel for boxes, masks or keypoints.
+    """Draw AP over steps: each seed faint, the mean over seeds solid; a panel each for boxes, masks and keypoints.
 
     Args:
         comparison: finished runs with their `scores.jsonl`.
@@ -38,15 +38,15 @@ def draw_ap_curves(comparison: Comparison, out: Path, *, title: str = "") -> Pat
     if title:
         figure.suptitle(title)
     for axes, kind in zip(np.atleast_1d(figure.subplots(1, len(kinds))), kinds, strict=True):
-        for place, (name, of_seeds) in enumerate(runs.items()):
-            colour, marker = COLOURS[place % len(COLOURS)], "osD^vP"[place % 6]
-            curves = [_curve(lines, kind) for lines in of_seeds]
+        for index, (name, seeds) in enumerate(runs.items()):
+            colour, marker = COLOURS[index % len(COLOURS)], "osD^vP"[index % 6]
+            curves = [_curve(lines, kind) for lines in seeds]
             for steps, values in curves if len(curves) > 1 else ():
                 axes.plot(steps, values, color=colour, alpha=0.3, linewidth=1)
             shared = sorted(set.intersection(*(set(steps) for steps, _ in curves)))
             mean = [np.mean([dict(zip(*curve, strict=True))[step] for curve in curves]) for step in shared]
             axes.plot(shared, mean, color=colour, marker=marker, markersize=5, linewidth=2, label=name)
-        axes.set(xlabel="steps done", ylabel="AP (%)", title=f"AP of {KINDS.get(kind, kind)}")
+        axes.set(xlabel="steps", ylabel="AP (%)", title=f"AP of {KINDS.get(kind, kind)}")
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -58,24 +58,25 @@ def draw_ap_curves(comparison: Comparison, out: Path, *, title: str = "") -> Pat
 
 
 def _curve(lines: Sequence[dict[str, Any]], kind: str) -> tuple[list[int], list[float]]:
+    """Steps of the evaluations, and their AP in percent."""
     pairs = [(line["step"], line["scores"].get(kind, {}).get("AP")) for line in lines]
-    kept = [(step, 100 * value) for step, value in pairs if value is not None]
-    return [step for step, _ in kept], [value for _, value in kept]
+    points = [(step, 100 * value) for step, value in pairs if value is not None]
+    return [step for step, _ in points], [value for _, value in points]
 
 
 def draw_comparison_sheet(comparison: Comparison, val: DetectionData, out: Path, *, title: str = "") -> Path | None:
-    """The same images with the truth and, in a column each, the detections of every initialisation's first seed.
+    """Draw images with the ground truth and, in a column each, the detections of each initialisation's first seed.
 
     Returns:
-        `out`; None where no image has an object.
+        `out`; None if no image has an object.
     """
     pictures = sheet_images(val)
     if not pictures:
         return None
     columns = []
     for name, folders in comparison.folders.items():
-        told = f"seed {comparison.seeds[0]}, AP {100 * comparison.scores[name]['bbox']['AP'][0]:.1f} %"
-        columns.append((name, told, read_results(folders[0] / "results.json")))
-    sheet = detection_sheet(val, pictures, columns, title=title or "Detections beside the truth")
+        note = f"seed {comparison.seeds[0]}, AP {100 * comparison.scores[name]['bbox']['AP'][0]:.1f} %"
+        columns.append((name, note, read_results(folders[0] / "results.json")))
+    sheet = detection_sheet(val, pictures, columns, title=title or "Ground truth and detections")
     write_atomically(out, lambda file: sheet.save(file, format="png"))
     return out

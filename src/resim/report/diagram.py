@@ -1,4 +1,4 @@
-"""Diagrams for a page: inline SVG whose axes take the page's own colours, so that it is read in light and in dark."""
+"""Diagrams for a page: inline SVG whose axes take the page's colours, readable in light and in dark mode."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from resim.draw.curves import running_mean
 from resim.draw.metric_panels import COLOURS
 
 INK = "currentColor"
-"""A line of the colour of the text: the total among the losses."""
-_POINTS = 240  # of a line; more cannot be told apart on a diagram of this width
-_INK, _RULE = "#010203", "#040506"  # stand for the page's colours until the SVG is written
-_SIZE = (4.6, 2.7)  # inches at 72 px: letters of 11 px on a phone, larger on a screen
+"""The colour of the page's text, for the total loss."""
+_MAX_POINTS = 240  # per curve; more are indistinguishable at this width
+_INK, _RULE = "#010203", "#040506"  # placeholders for the page's colours
+_SIZE = (4.6, 2.7)  # inches at 72 px: text of 11 px on a phone, larger on a screen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,38 +29,38 @@ class Line:
 
     label: str
     x: np.ndarray
-    """(n,) float, rising."""
+    """(n,) float, ascending."""
     y: np.ndarray
     """(n,) float; NaN leaves a gap."""
     colour: str = COLOURS[0]
     dashed: bool = False
-    is_mark: bool = False
-    """A level that the others are read against, such as chance: thin, without markers."""
+    is_reference: bool = False
+    """Whether it is a constant to compare with, such as chance: thin, without markers."""
 
 
 def diagram(title: str, unit: str, x_label: str, lines: Sequence[Line], *, from_zero: bool = False) -> str:
-    """A figure with its title, an SVG and a legend, as HTML.
+    """A figure with a title, an SVG and a legend, as HTML.
 
-    Noisy curves are drawn twice: their values faint, their running mean over a fiftieth of the points strong.
+    Long curves are drawn twice: values faint, their running mean over a fiftieth of the points solid.
 
     Args:
-        title: above the diagram.
-        unit: of the y axis.
-        x_label: of the x axis.
+        title: of the diagram.
+        unit: label of the y axis.
+        x_label: label of the x axis.
         lines: at least one.
-        from_zero: the y axis begins at 0.
+        from_zero: whether the y axis begins at 0.
     """
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.add_subplot()
     for line in lines:
         colour = _INK if line.colour == INK else line.colour
         x, y = thinned(line.x, line.y)
-        marker = "o" if len(x) < 12 and not line.is_mark else ""
+        marker = "o" if len(x) < 12 and not line.is_reference else ""
         style = "--" if line.dashed else "-"
-        if len(line.x) > _POINTS // 2:
+        if len(line.x) > _MAX_POINTS // 2:
             axes.plot(x, y, color=colour, alpha=0.3, linewidth=0.8)
             x, y = thinned(line.x, running_mean(line.y, max(1, len(line.y) // 50)))
-        width = 1.2 if line.is_mark else 1.8
+        width = 1.2 if line.is_reference else 1.8
         axes.plot(x, y, color=colour, linewidth=width, linestyle=style, marker=marker, markersize=4)
     axes.set_xlabel(x_label, color=_INK, fontsize=11)
     axes.set_ylabel(unit, color=_INK, fontsize=11)
@@ -72,28 +72,28 @@ def diagram(title: str, unit: str, x_label: str, lines: Sequence[Line], *, from_
     axes.patch.set_visible(False)
     if from_zero:
         axes.set_ylim(bottom=0)
-    # names within the drawing, such as those of clipping paths, must not be those of another one on the page
+    # ids, such as those of clipping paths, must be unique on the page
     salt = hashlib.sha256(
         title.encode() + b"".join(line.label.encode() + line.y.tobytes() for line in lines)
     ).hexdigest()
     return f"<figure><b>{escape(title)}</b>{_svg(figure, salt)}{_legend(lines)}</figure>"
 
 
-def level_line(label: str, value: float, lines: Sequence[Line], colour: str) -> Line:
-    """A dashed line at a value, over the stretch of the others."""
+def reference_line(label: str, value: float, lines: Sequence[Line], colour: str) -> Line:
+    """A dashed horizontal line at a value, as wide as the other lines together."""
     ends = [float(end) for line in lines for end in (line.x.min(), line.x.max())] or [0.0]
     x = np.array([min(ends), max(ends)])
-    return Line(label=label, x=x, y=np.array([value, value]), colour=colour, dashed=True, is_mark=True)
+    return Line(label=label, x=x, y=np.array([value, value]), colour=colour, dashed=True, is_reference=True)
 
 
 def thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most 240 points: means of the finite values of even stretches; NaN where a stretch has none."""
-    if len(x) <= _POINTS:
+    """Reduce a curve to at most 240 points, the means of the finite values of equal intervals; NaN if one has none."""
+    if len(x) <= _MAX_POINTS:
         return x, y
-    stretches = np.array_split(np.arange(len(x)), _POINTS)
+    intervals = np.array_split(np.arange(len(x)), _MAX_POINTS)
     finite = np.isfinite(y)
-    means = [float(y[s][finite[s]].mean()) if finite[s].any() else np.nan for s in stretches]
-    return np.array([float(x[s].mean()) for s in stretches]), np.array(means)
+    means = [float(y[i][finite[i]].mean()) if finite[i].any() else np.nan for i in intervals]
+    return np.array([float(x[i].mean()) for i in intervals]), np.array(means)
 
 
 def _svg(figure: Figure, salt: str) -> str:
@@ -106,12 +106,12 @@ def _svg(figure: Figure, salt: str) -> str:
     text = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">', text, count=1)
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font: \1px system-ui, sans-serif", text)
-    text = re.sub(r"<[^>]+>", _shortened, text)
+    text = re.sub(r"<[^>]+>", _round_coordinates, text)
     return text.replace(_INK, "currentColor").replace(_RULE, "var(--rule)").replace("\n", " ")
 
 
-def _shortened(tag: re.Match[str]) -> str:
-    """A tag with its coordinates to a hundredth of a point; words between tags, as the ticks have, stay whole."""
+def _round_coordinates(tag: re.Match[str]) -> str:
+    """Truncate the coordinates in a tag to 1/100 pt; text between tags, such as tick labels, is not changed."""
     return re.sub(r"(\d\.\d\d)\d+", r"\1", tag.group())
 
 

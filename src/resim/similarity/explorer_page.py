@@ -1,6 +1,6 @@
-"""The explorer's web page: pick a place in one image, see where it is found again. Needs the extra `explore`.
+"""The web page of the explorer: select a region of one image and view its heat maps. Needs the extra `explore`.
 
-The server gives out no files: pictures travel within the answers, and only those of images found in the folder.
+The server serves no files: pictures are embedded in its responses, and only those of images in the folder.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from resim.draw.html_blocks import BLOCK_CSS, data_url
 from resim.errors import UserError
 from resim.similarity.explorer import Explorer
 
-OTHERS = 3  # images that are searched at the start
-LEVELS = 2
+NUM_OTHERS = 3  # images that are compared on load
+NUM_LEVELS = 2  # levels that are shown on load
 
 PICKER = """
-<div class="picker" role="img" aria-label="${value.name}: click a place or drag a box">
+<div class="picker" role="img" aria-label="${value.name}: click a point or drag a box">
   <img src="${value.picture}" alt="${value.name}" draggable="false">
   <div class="band" style="${value.band}"></div>
 </div>
@@ -30,41 +30,42 @@ PICKER_CSS = """
 .picker img { display: block; width: 100%; }
 .band { position: absolute; border: 2px solid white; outline: 2px solid black; box-sizing: border-box; }
 """
-# a drag of less than 6 px is a click: a hand is never quite still
+# a drag of less than 6 px is a click
 PICKER_JS = """
 let start = null;
-const clamp = (share) => Math.min(1, Math.max(0, share));
-const place = (event) => {
+const clamp = (fraction) => Math.min(1, Math.max(0, fraction));
+const position = (event) => {
   const box = element.querySelector('.picker img').getBoundingClientRect();
   return [clamp((event.clientX - box.left) / box.width), clamp((event.clientY - box.top) / box.height)];
 };
 const draw = (a, b) => {
-  const style = element.querySelector('.band').style, share = (value) => 100 * value + '%';
+  const style = element.querySelector('.band').style, percent = (value) => 100 * value + '%';
   style.display = 'block';
-  style.left = share(Math.min(a[0], b[0])); style.width = share(Math.abs(a[0] - b[0]));
-  style.top = share(Math.min(a[1], b[1])); style.height = share(Math.abs(a[1] - b[1]));
+  style.left = percent(Math.min(a[0], b[0])); style.width = percent(Math.abs(a[0] - b[0]));
+  style.top = percent(Math.min(a[1], b[1])); style.height = percent(Math.abs(a[1] - b[1]));
 };
 element.addEventListener('pointerdown', (event) => {
   if (!event.target.closest('.picker') || event.button > 0) return;
   event.preventDefault();
-  start = { at: place(event), x: event.clientX, y: event.clientY };
+  start = { point: position(event), x: event.clientX, y: event.clientY };
   element.setPointerCapture(event.pointerId);
 });
-element.addEventListener('pointermove', (event) => { if (start) draw(start.at, place(event)); });
+element.addEventListener('pointermove', (event) => { if (start) draw(start.point, position(event)); });
 element.addEventListener('pointercancel', () => { start = null; });
 element.addEventListener('pointerup', (event) => {
   if (!start) return;
-  const end = place(event), still = Math.hypot(event.clientX - start.x, event.clientY - start.y) < 6;
-  const region = still ? end : [...start.at, ...end];
+  const end = position(event), isClick = Math.hypot(event.clientX - start.x, event.clientY - start.y) < 6;
+  const region = isClick ? end : [...start.point, ...end];
   start = null;
   trigger('select', { region });
 });
 """
-PAGE_CSS = BLOCK_CSS + "@media (min-width: 900px) { #asked { position: sticky; top: 0; align-self: flex-start; } }"
+PAGE_CSS = BLOCK_CSS + "@media (min-width: 900px) { #query { position: sticky; top: 0; align-self: flex-start; } }"
 INTRODUCTION = (
-    "# Where is this region found again?\n"
-    "Click a place or drag a box in the image. Colour: cosine of every place with it, dark blue the least alike, "
-    "yellow the most; a scale for each level and network. Ring: the most alike cell, with its cosine below."
+    "# Cosine similarity to one region\n"
+    "Click a point or drag a box in the image. Colour: cosine similarity to it, from the lowest (dark blue) to the "
+    "highest (yellow); each level and network has its own scale. Ring: the most similar cell; its cosine is below the "
+    "picture."
 )
 
 
@@ -77,56 +78,69 @@ def build_page(explorer: Explorer) -> Any:
     gr = _gradio()
     names, levels = explorer.names, explorer.levels
 
-    def look(name: str, region: list[float], others: list[str], chosen: list[str]) -> tuple[dict[str, str], str]:
-        """The picker with its mark, and the answer; `region` is fractions of the image's sides."""
+    def compare(name: str, region: list[float], others: list[str], chosen: list[str]) -> tuple[dict[str, str], str]:
+        """The picker with the marked region, and the heat maps; `region` is in fractions of the sides."""
         try:
-            place = explorer.region(name, region)
+            pixels = explorer.region(name, region)
             ordered = [level for level in levels if level in chosen]
-            return picker_value(explorer, name, region), explorer.answer(name, place, others, ordered)
+            return picker_value(explorer, name, region), explorer.heat_maps_html(name, pixels, others, ordered)
         except UserError as error:
             raise gr.Error(escape(str(error))) from None
 
-    def picked(name: str, others: list[str], chosen: list[str], event: Any) -> tuple[dict[str, str], str, list[float]]:
+    def select_region(
+        name: str, others: list[str], chosen: list[str], event: Any
+    ) -> tuple[dict[str, str], str, list[float]]:
         region = [float(value) for value in event.region][:4]
         region = region if len(region) in (2, 4) else [0.5, 0.5]
-        return *look(name, region, others, chosen), region
+        return *compare(name, region, others, chosen), region
 
-    def changed(name: str, others: list[str], chosen: list[str]) -> tuple[dict[str, str], str, list[float]]:
-        return *look(name, [0.5, 0.5], others, chosen), [0.5, 0.5]
+    def select_image(name: str, others: list[str], chosen: list[str]) -> tuple[dict[str, str], str, list[float]]:
+        return *compare(name, [0.5, 0.5], others, chosen), [0.5, 0.5]
 
-    picked.__annotations__["event"] = gr.EventData  # by this annotation gradio knows what to pass
+    select_region.__annotations__["event"] = gr.EventData  # gradio passes the event to a parameter of this type
     with gr.Blocks(title="resim explore", analytics_enabled=False) as page:
         gr.Markdown(INTRODUCTION)
         region = gr.State([0.5, 0.5])
         with gr.Row():
-            with gr.Column(scale=2, min_width=300, elem_id="asked"):
+            with gr.Column(scale=2, min_width=300, elem_id="query"):
                 image = gr.Dropdown(names, value=names[0], label="Image")
                 picker = gr.HTML(
                     picker_value(explorer, names[0], [0.5, 0.5]),
                     html_template=PICKER, css_template=PICKER_CSS, js_on_load=PICKER_JS, elem_id="picker",
                 )  # fmt: skip
                 with gr.Accordion("Other images and levels", open=False):
-                    others = gr.Dropdown(names, value=names[1 : 1 + OTHERS], multiselect=True, label="Also look in")
-                    chosen = gr.CheckboxGroup(levels, value=levels[:LEVELS], label="Levels")
+                    others = gr.Dropdown(
+                        names, value=names[1 : 1 + NUM_OTHERS], multiselect=True, label="Images to compare with"
+                    )
+                    chosen = gr.CheckboxGroup(levels, value=levels[:NUM_LEVELS], label="Levels")
             with gr.Column(scale=3, min_width=320):
-                answer = gr.HTML(elem_id="answer")
-        asked = [image, others, chosen]
+                heat_maps = gr.HTML(elem_id="heat-maps")
+        inputs, outputs = [image, others, chosen], [picker, heat_maps, region]
         settings = {"api_visibility": "private", "show_progress": "minimal"}
-        picker.select(picked, asked, [picker, answer, region], **settings)
-        gr.on([page.load, image.change], changed, asked, [picker, answer, region], **settings)
+        picker.select(select_region, inputs, outputs, **settings)
+        gr.on([page.load, image.change], select_image, inputs, outputs, **settings)
         gr.on(
             [others.change, chosen.change],
-            lambda name, where, others, chosen: look(name, where, others, chosen)[1],
-            [image, region, others, chosen], answer, **settings,
+            lambda name, region, others, chosen: compare(name, region, others, chosen)[1],
+            [image, region, others, chosen], heat_maps, **settings,
         )  # fmt: skip
     return page
 
 
 def serve(explorer: Explorer, *, host: str = "127.0.0.1", port: int = 7860, block: bool = True) -> Any:
-    """Launch the page; returns it when it is closed, or at once if not to block (then `page.local_url` is set).
+    """Launch the page.
+
+    Args:
+        explorer: the content.
+        host: address to listen on.
+        port: port to listen on.
+        block: whether to return only when the server is stopped.
+
+    Returns:
+        The page, with its address as `page.local_url`.
 
     Raises:
-        UserError: gradio is not installed, or the port is taken.
+        UserError: gradio is not installed, or the port is in use.
     """
     gr = _gradio()
     page = build_page(explorer)
@@ -137,31 +151,31 @@ def serve(explorer: Explorer, *, host: str = "127.0.0.1", port: int = 7860, bloc
             allowed_paths=[], max_file_size=1, ssr_mode=False, footer_links=[], theme=gr.themes.Default(**fonts),
             css=PAGE_CSS,
         )  # fmt: skip
-    except OSError:  # gradio's own words for it name its own settings
+    except OSError:  # gradio's message names settings of gradio
         raise UserError(
-            f"--host {host} --port {port}: cannot be served there: is the port in use? name another --port"
+            f"--host {host} --port {port}: cannot listen there; if the port is in use, name another --port"
         ) from None
     if block:
-        print(f"{len(explorer.names)} images of {explorer.folder} at {page.local_url} (Ctrl+C ends it)", flush=True)
+        print(f"{len(explorer.names)} images of {explorer.folder} at {page.local_url} (Ctrl+C to stop)", flush=True)
         page.block_thread()
     return page
 
 
 def picker_value(explorer: Explorer, name: str, region: list[float]) -> dict[str, str]:
-    """What the picker shows: the image, and the mark of the region in it.
+    """The value of the picker: the image, and the outline of the region in it.
 
-    The template puts these texts into the page as they are, so a file's name must not be markup.
+    The template inserts these texts verbatim, so the name of the file is escaped.
     """
     x0, y0, x1, y1 = (*region, *region)[:4]
     left, top, width, height = min(x0, x1), min(y0, y1), abs(x1 - x0), abs(y1 - y0)
-    place = f"left: {100 * left:.3f}%; top: {100 * top:.3f}%;"
+    position = f"left: {100 * left:.3f}%; top: {100 * top:.3f}%;"
     size = f"width: {100 * width:.3f}%; height: {100 * height:.3f}%;"
     if len(region) == 2:
         size = "width: 18px; height: 18px; margin: -9px; border-radius: 50%;"
     return {
         "name": escape(name),
         "picture": data_url(Image.fromarray(explorer.photograph(name).pixels)),
-        "band": place + size,
+        "band": position + size,
     }
 
 

@@ -1,4 +1,4 @@
-"""Numbers of a feature map as colours over its image, and marks on them.
+"""Values of a feature map as colours over its image, and marks for points and boxes.
 
 Shapes: H x W cells, h x w pixels.
 """
@@ -15,46 +15,51 @@ from torch import Tensor
 from resim.draw.colour_map import colour_map
 from resim.draw.primitives import DARK, LIGHT, drawn_box, outline
 from resim.similarity.feature_maps import Photograph, at_pixels
-from resim.similarity.similarity import Region
+from resim.similarity.regions import Region
 
-COLOUR_SHARE = 0.7  # of the colour in its mixture with the gray image
+COLOUR_OPACITY = 0.7  # of the colours over the gray image
 _PERCENTILE = 99.0
 
 
-def heat_picture(photograph: Photograph, similarity: Tensor, stride: int, ends: tuple[float, float]) -> np.ndarray:
-    """A heat map over its image: (h, w, 3) uint8.
+def heat_picture(photograph: Photograph, similarity: Tensor, stride: int, scale: tuple[float, float]) -> np.ndarray:
+    """A heat map over the gray image: (h, w, 3) uint8.
 
     Args:
-        photograph: the image, which is seen through in gray.
-        similarity: (H, W), of its cells.
-        stride: px a cell.
-        ends: the values of the first and the last colour.
+        photograph: the image.
+        similarity: (H, W), a value for each cell of its map.
+        stride: of the map, px.
+        scale: values of the first and the last colour.
     """
     values = at_pixels(similarity, stride, photograph.width, photograph.height).numpy()
     gray = np.asarray(Image.fromarray(photograph.pixels).convert("L"))[..., None]
-    mixed = COLOUR_SHARE * colour_map(values, *ends) + (1 - COLOUR_SHARE) * gray
-    return np.rint(mixed).astype(np.uint8)
+    blend = COLOUR_OPACITY * colour_map(values, *scale) + (1 - COLOUR_OPACITY) * gray
+    return np.rint(blend).astype(np.uint8)
 
 
 def component_pictures(
     components: Sequence[Tensor], stride: int, photographs: Sequence[Photograph]
 ) -> list[np.ndarray]:
-    """Three principal components of each image's map as colours: (h, w, 3) uint8 of each.
+    """Three principal components of each image's map as colours: a list of (h, w, 3) uint8.
 
-    The first is lightness, the second goes from blue to yellow, the third from green to red: the order in which
-    colour-blind readers lose the least. Each is scaled by its 99th percentile over all the images.
+    The first is lightness, the second runs from blue to yellow, the third from green to red: in this order colour-blind
+    readers lose the least. Each component is scaled by its 99th percentile over all images.
     """
-    every = torch.cat([part.flatten(1) for part in components], dim=1).abs().numpy()
-    reach = np.maximum(np.percentile(every, _PERCENTILE, axis=1), 1e-9)[:, None, None]
+    magnitudes = torch.cat([cells.flatten(1) for cells in components], dim=1).abs().numpy()
+    maxima = np.maximum(np.percentile(magnitudes, _PERCENTILE, axis=1), 1e-9)[:, None, None]
     pictures = []
-    for part, photograph in zip(components, photographs, strict=True):
-        place = np.clip(at_pixels(part, stride, photograph.width, photograph.height).numpy() / reach, -1, 1)
-        pictures.append(oklab_to_srgb(0.62 + 0.28 * place[0], 0.11 * place[2], 0.13 * place[1]))
+    for cells, photograph in zip(components, photographs, strict=True):
+        values = np.clip(at_pixels(cells, stride, photograph.width, photograph.height).numpy() / maxima, -1, 1)
+        pictures.append(oklab_to_srgb(0.62 + 0.28 * values[0], 0.11 * values[2], 0.13 * values[1]))
     return pictures
 
 
 def oklab_to_srgb(lightness: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """OKLab (h, w) each -> sRGB (h, w, 3) uint8, clipped: lightness 0 to 1, `a` green to red, `b` blue to yellow.
+    """Convert OKLab, (h, w) each, to sRGB, (h, w, 3) uint8, clipped.
+
+    Args:
+        lightness: 0 to 1.
+        a: green to red.
+        b: blue to yellow.
 
     Source: Björn Ottosson, "A perceptual color space for image processing", 2020.
     """
@@ -79,16 +84,16 @@ def oklab_to_srgb(lightness: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.nda
 
 
 def mark_region(picture: Image.Image, region: Region, factor: float) -> None:
-    """Outline a box, or ring a point, of an image that is drawn `factor` times as large."""
+    """Outline a box, or circle a point, in a picture of the image enlarged by `factor`."""
     if len(region) == 4:
         outline(ImageDraw.Draw(picture), drawn_box(np.array(region), factor), LIGHT, dashed=False)
     else:
         mark_point(picture, (region[0] * factor, region[1] * factor), cross=True)
 
 
-def mark_point(picture: Image.Image, place: tuple[float, float], *, cross: bool = False) -> None:
-    """A ring, white with a dark rim, around a place of a picture, px; with a cross in it for the region asked about."""
-    draw, (x, y), radius = ImageDraw.Draw(picture), place, 9
+def mark_point(picture: Image.Image, point: tuple[float, float], *, cross: bool = False) -> None:
+    """Circle a point (x, y) of a picture, px, in white with a dark rim; the query region also has a cross."""
+    draw, (x, y), radius = ImageDraw.Draw(picture), point, 9
     for width, ink in ((5, DARK), (2, LIGHT)):
         grown = radius + width / 2 - 1
         draw.ellipse((x - grown, y - grown, x + grown, y + grown), outline=ink, width=width)

@@ -1,0 +1,159 @@
+"""Reading the folders of runs for a report: pre-trainings, probes, fine-tunings, comparisons."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from resim.draw.curves import read_records
+from resim.errors import UserError
+from resim.runs.config import Recipe
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFiles:
+    """The content of a run's folder; a file that does not exist is empty."""
+
+    path: Path
+    name: str
+    """Of the folder, with as many of its parents as distinguish it from the others."""
+    kind: str
+    """"pretrain", "detect", "compare" or "probe"."""
+    config: Json
+    metrics: list[dict[str, object]]
+    """metrics.jsonl: a record per step, in order."""
+    probe: Json
+    """probe.json: the scores of `resim probe`."""
+    probes: list[Json]
+    """probes.jsonl: a line per reading of the probes during training."""
+    scores: list[Json]
+    """scores.jsonl: a line per evaluation of a detector."""
+    comparison: Json
+    """compare.json: the results of `resim compare`."""
+    num_resumed: int
+    """How many times the run was resumed."""
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The last checkpoint; None if there is none."""
+        path = self.path / "checkpoints" / "last.pt"
+        return path if path.exists() else None
+
+    @property
+    def pictures(self) -> list[Path]:
+        """Pictures that the run wrote, in the order of their names."""
+        return sorted((self.path / "pictures").glob("*.png"))
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """The recipe of a pre-training; None if this version cannot read it."""
+        try:
+            return Recipe.from_json(self.config["recipe"]) if self.kind == "pretrain" else None
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+
+def read_runs(paths: Sequence[Path]) -> list[RunFiles]:
+    """Read the folder of each run.
+
+    Raises:
+        UserError: a folder does not exist or contains nothing to report, or a file is damaged.
+    """
+    if not paths:
+        raise UserError("no run: name at least one folder of a run")
+    names = _short_names(paths)
+    return [_read_run(path, name) for path, name in zip(paths, names, strict=True)]
+
+
+def read_picture(path: Path) -> Image.Image:
+    """Read a picture that a run wrote.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read as a picture ({error}); move it away or restore it") from None
+
+
+def _read_run(path: Path, name: str) -> RunFiles:
+    if not path.is_dir():
+        raise UserError(f"{path}: is not a folder; name the folder of a run")
+    config, probe, comparison = (_read_json(path / f"{part}.json") for part in ("config", "probe", "compare"))
+    if not (config or probe or comparison):
+        raise UserError(f"{path}: contains no run (no config.json, probe.json or compare.json)")
+    kind = config.get("kind") or ("compare" if comparison else "pretrain" if "recipe" in config else "probe")
+    metrics = path / "metrics.jsonl"
+    return RunFiles(
+        path=path,
+        name=name,
+        kind=str(kind),
+        config=config,
+        metrics=read_records(metrics) if metrics.exists() and metrics.stat().st_size else [],
+        probe=probe,
+        probes=_read_lines(path / "probes.jsonl"),
+        scores=_read_lines(path / "scores.jsonl"),
+        comparison=comparison,
+        num_resumed=len(_read_lines(path / "resumed.jsonl")),
+    )
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """Names of the folders, each with as many of its parents as distinguish it from the others.
+
+    Raises:
+        UserError: a folder is named twice.
+    """
+    resolved = [path.resolve() for path in paths]
+    repeated = next((path for path in resolved if resolved.count(path) > 1), None)
+    if repeated is not None:
+        raise UserError(f"{repeated}: is named twice; name each run once")
+    names = []
+    for path in resolved:
+        depth = 1
+        while sum(other.parts[-depth:] == path.parts[-depth:] for other in resolved) > 1:
+            depth += 1
+        names.append(str(Path(*path.parts[-depth:])))
+    return names
+
+
+def _read_json(path: Path) -> Json:
+    """Read the object in a file; empty if the file does not exist."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged, not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is not a JSON object")
+    return content
+
+
+def _read_lines(path: Path) -> list[Json]:
+    """Read one object per line, without a truncated last line; empty if the file does not exist."""
+    if not path.exists():
+        return []
+    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            content = json.loads(line)
+        except ValueError:
+            if number == len(lines):
+                break
+            raise UserError(f"{path}: line {number} is damaged, not JSON") from None
+        if isinstance(content, dict):
+            records.append(content)
+    return records
