@@ -68,7 +68,7 @@ LATER_MISTAKES = [  # PyTorch has to be there to see them
     (["pretrain", "missing"], "resim pretrain: missing: there is no such folder or file"),
     (["pack", "missing", "out"], "resim pack: missing: there is no such folder or file"),
     (["similarity", "missing.jpg", "--checkpoint", "random"], "resim similarity: missing.jpg: there is no such"),
-    (["report", "missing"], "resim report: missing: is no folder of a run"),
+    (["report", "missing"], "resim report: missing: is not a folder; name the folder of a run"),
     (["import", "missing.pt"], "resim import: missing.pt: "),
     (["export", "missing.pt", "--to", "timm"], "resim export: missing.pt: "),
     (["detect", "predict", "missing", "--model", "m.pt"], "resim detect: missing: there is no such folder or file"),
