@@ -61,7 +61,7 @@ MISTAKES = [
     (["bench", "missing"], "resim bench: missing: there is no such folder or file"),
     (["demo", "--data", "missing"], "resim demo: --data missing: there is no such folder or file"),
     (["explore", "random", "--images", "missing"], "resim explore: --images missing: is no folder"),
-    (["detect", "train", "missing.json"], "resim detect: missing.json: there is no such file or folder"),
+    (["detect", "train", "missing.json"], "resim detect: missing.json: no such file or folder"),
     (["compare", "missing.json", "--init", "random", "--val", "val", "--out", "o"], "resim compare: missing.json: "),
 ]  # fmt: skip
 LATER_MISTAKES = [  # PyTorch has to be there to see them
