@@ -1,6 +1,7 @@
 """The key side of a step: windows mapped into the key views, and the keys of the queries. Read reference.py first.
 
-Shapes: N images on this process of W, R windows, C channels of a level, D the global width.
+Shapes: N images on this process of W, R windows, P cells of a key map without its border, C channels of a level, D the
+global width.
 
 Source: Xiao et al., ICCV 2021 (arXiv 2103.12902), section 3.2.
 """
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from resim.distributed.rows import PendingRows, world
+from resim.distributed.rows import PendingRows, exchange_rows, gather_rows, world
 from resim.regions.level import Level
 from resim.regions.windows import inside_view, map_windows
 from resim.views.views import Views
@@ -41,7 +42,7 @@ def map_to_keys(level: Level, views_q: Views, views_k: Views) -> KeyWindows:
 
 @dataclass(frozen=True)
 class LevelKeys:
-    """The windows, positives and negatives of one level, in the order of the queries, without gradient."""
+    """The windows, positives and negatives of one level, without gradient; images in the order of the queries."""
 
     windows: Tensor
     """(R, 4) float64, the grid over every query view, px."""
@@ -50,12 +51,33 @@ class LevelKeys:
     positives: PendingRows
     """(N, R, C), L2-normalised."""
     cells: PendingRows
-    """Negatives: (N, cells, C) of this process's images, or (M, C) of all processes' where the level says "all"."""
+    """Negatives, L2-normalised, as `share_cells` returns them: (N, P, C), or (W * N * P, C) in no order."""
+
+
+def share_cells(cells: Tensor, level: Level, back: Tensor | None) -> PendingRows:
+    """Transfer key cells to the processes whose windows are compared with them (section 3.2).
+
+    A window's negatives are the cells of all images of its group, its own image included (`negatives="group"`, P3), or
+    of all images of all processes (`"all"`, P4). For a group the cells of each image return to the process that has its
+    query; for all, every process receives every cell.
+
+    Args:
+        cells: (N, P, C), of the images that this process encoded, which are those of the shuffled batch.
+        level: of the cells.
+        back: inverse of the shuffle; None: there was none.
+
+    Returns:
+        (N, P, C) in the order of the queries; for "all" (W * N * P, C) in the order of the shuffle, on which the loss
+        does not depend.
+    """
+    if level.negatives == "all":
+        return gather_rows(cells).then(lambda rows: rows.flatten(0, 1))
+    return exchange_rows(cells, back)
 
 
 @dataclass(frozen=True)
 class Keys:
-    """All keys of a step, in the order of the queries."""
+    """All keys of a step; images in the order of the queries."""
 
     all_vectors: PendingRows
     """(W * N, D), L2-normalised: the keys of all processes, which enter the queue."""

@@ -51,7 +51,7 @@ def region_similarity(
     features: Tensor,
     keys: LevelKeys,
     level: Level,
-    images: slice,
+    part: slice,
     *,
     groups: int,
     temperature: float,
@@ -63,19 +63,19 @@ def region_similarity(
         features: (n, C, H, W), the query maps of this level.
         keys: keys of this level, for all images of this process.
         level: the level of the region loss.
-        images: where the n images are in this process's batch.
+        part: where the n images are in this process's batch.
         groups: number of groups in the n images.
         temperature: divides every similarity.
         matmul_dtype: as in `info_nce`.
     """
     regions = pool_regions(features, keys.windows, level.stride).flatten(0, 1)  # (n * R, C)
-    positives = keys.positives.wait()[images].flatten(0, 1)
+    positives = keys.positives.wait()[part].flatten(0, 1)
     negatives = keys.cells.wait()
     if level.negatives == "group":
         regions, positives = (x.unflatten(0, (groups, -1)) for x in (regions, positives))
-        negatives = negatives[images].flatten(0, 1).unflatten(0, (groups, -1))
+        negatives = negatives[part].flatten(0, 1).unflatten(0, (groups, -1))
     contrast = info_nce(regions, positives, negatives, temperature=temperature, matmul_dtype=matmul_dtype)
-    return _mean_over_groups(contrast, keys.valid[images], groups)
+    return _mean_over_groups(contrast, keys.valid[part], groups)
 
 
 def total_loss(losses: Mapping[str, Tensor], config: ModelConfig) -> Tensor:

@@ -1,6 +1,9 @@
-"""The key encoder: its momentum update, and its forward pass over the shuffled key views. Read reference.py first.
+"""The key encoder: its momentum update, and its forward pass, in which positives and negatives are made.
 
-Shapes: N images on this process, R windows an image, C channels of a level, M cells of all N, D the global width.
+Read reference.py first.
+
+Shapes: N images on this process, R windows an image, P cells of a key map without its border, C channels of a level, D
+the global width.
 
 Source: He et al., arXiv 1911.05722, sections 3.2 (momentum update) and 3.3 (shuffled BatchNorm).
 """
@@ -47,7 +50,8 @@ def encode_shuffled(
         per_pass: images in one forward pass.
 
     Returns:
-        Global vectors (N, D), and by level regions (N, R, C) and cells (N, M / N, C), all L2-normalised.
+        Global vectors (N, D), and by level regions (N, R, C), the positives, and cells (N, P, C), the negatives; all
+        L2-normalised.
     """
     images, boxes = pending_images.wait(), {name: rows.wait() for name, rows in pending_boxes.items()}
     dtype = matmul_dtype(images.device)  # before autocast is disabled below
@@ -70,7 +74,7 @@ def _concatenate(parts: dict[str, list[Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat(parts.pop(name)) for name in list(parts)}  # pop: each level's parts are freed at once
 
 
-def narrow_for_transfer(images: Tensor) -> Tensor:
+def narrow_images(images: Tensor) -> Tensor:
     """The images in autocast's dtype if other processes receive them; the first convolution casts them anyway."""
     dtype = matmul_dtype(images.device)
     return images if dtype is None or world()[1] == 1 else images.to(dtype)

@@ -9,7 +9,7 @@ memory and on several processes:
 
 `forward` runs all three on a whole batch. A group is a run of `group_size` consecutive images.
 
-Shapes: N images on this process of W, R windows an image, C channels of a level, M key cells, D the global width.
+Shapes: N images on this process of W, R windows an image, C channels of a level, D the global width.
 
 Source: Xiao et al., ICCV 2021 (arXiv 2103.12902), sections 3.1 to 3.3; He et al., arXiv 1911.05722.
 """
@@ -24,15 +24,9 @@ from resim.distributed.rows import exchange_rows, gather_rows, inverse_order
 from resim.layers.grouped_norm import commit_statistics, count_groups
 from resim.model.config import ModelConfig
 from resim.model.encoder import Encoder
-from resim.model.keys import Keys, LevelKeys, map_to_keys
+from resim.model.keys import Keys, LevelKeys, map_to_keys, share_cells
 from resim.model.losses import image_similarity, matmul_dtype, region_similarity, total_loss
-from resim.model.momentum import (
-    EncoderForward,
-    encode_shuffled,
-    images_per_pass,
-    narrow_for_transfer,
-    update_key_encoder,
-)
+from resim.model.momentum import EncoderForward, encode_shuffled, images_per_pass, narrow_images, update_key_encoder
 from resim.transfers import to_device
 from resim.views.views import Views
 
@@ -80,8 +74,8 @@ class ReSim(nn.Module):
             over this process's groups. "accuracy/..." and "valid/...": shares in [0, 1], no gradient.
 
         Raises:
-            ValueError: the query and key views differ in number or size, or the batch is not a multiple of the
-                group size.
+            ValueError: the query and key views differ in number or size, or the batch is larger than a group and not a
+                multiple of its size.
         """
         keys = self.encode_keys(views_q, views_k, order=order)
         losses = self.query_losses(views_q.images, keys)
@@ -100,8 +94,8 @@ class ReSim(nn.Module):
     ) -> Keys:
         """Update the key encoder, encode all key views, and pool the windows from the key maps.
 
-        A key map stays on the process that computes it: its windows are transferred to that process, and the pooled
-        vectors are transferred back.
+        A key map stays on the process that computes it: the windows are transferred to it, and the pooled vectors
+        (positives) and the cells (negatives) are transferred from it.
 
         Args:
             views_q: the query views, of which only the crops are used here.
@@ -127,7 +121,7 @@ class ReSim(nn.Module):
 
         # Shuffle (MoCo, section 3.3): the process that encodes an image needs its windows too.
         boxes = {name: exchange_rows(to_device(mapped.boxes, device), order) for name, mapped in windows.items()}
-        images = exchange_rows(narrow_for_transfer(views_k.images), order)
+        images = exchange_rows(narrow_images(views_k.images), order)
 
         # Encode, and pool each window from the key map (ReSim, section 3.2).
         vectors, regions, cells = encode_shuffled(encoder or self.key, images, boxes, levels, per_pass)
@@ -143,10 +137,7 @@ class ReSim(nn.Module):
                 windows=to_device(windows[level.name].grid, device),
                 valid=to_device(windows[level.name].valid, device),
                 positives=exchange_rows(regions.pop(level.name), back),
-                # "all" is a set: the loss does not depend on the order of its cells
-                cells=gather_rows(level_cells).then(lambda rows: rows.flatten(0, 1))
-                if level.negatives == "all"
-                else exchange_rows(level_cells, back),
+                cells=share_cells(level_cells, level, back),
             )
         if back is not None:
             all_vectors = all_vectors.then(lambda rows: rows[to_device(back, device)])
