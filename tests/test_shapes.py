@@ -1,5 +1,5 @@
 # pyright: reportArgumentType=false
-# ruff: noqa: F722, F821 - the strings are shapes, not types
+
 """Shapes and dtypes of the public functions of regions, model and probes, as their docstrings state them.
 
 Within one test a letter is one size: jaxtyping binds it at its first use.
