@@ -5,7 +5,7 @@
 One process, one thread, the files' bytes in memory. Each round goes through all the decoders in turn, so that a drift
 of the machine's speed hits all; medians over the rounds are printed with minimum and maximum. A decoder that is not
 installed, or does not work here, is reported with the reason. "views" is what a loader process does with an image:
-decode it, sample both crops, cut and resize them to 224 px; of what is installed, Pillow and PyTurboJPEG can decode at a scale.
+decode it, sample both crops, cut and resize them to 224 px. Pillow and PyTurboJPEG, where installed, decode at a scale.
 """
 
 from __future__ import annotations

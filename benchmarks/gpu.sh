@@ -5,8 +5,8 @@
 #     JPEG=DIR bash benchmarks/gpu.sh fed [LOG]  # the step fed from JPEG files, other libraries, loading, decoders
 #
 # What matters most comes first. JPEG: a folder of photographs of about 500 x 375 px; without it such files are made.
-# WORKERS: loader processes, 16. BUDGET: seconds; parts that would start after it are skipped, with a line for each. A part
-# that fails does not stop the others. What is compiled is kept in CACHE, so that the second run finds it.
+# WORKERS: loader processes, 16. BUDGET: seconds; parts that would start after it are skipped, with a line for each. A
+# part that fails does not stop the others. What is compiled is kept in CACHE, so that the second run finds it.
 set -uo pipefail
 part=${1:?step or fed}
 log=${2:-/dev/null}
