@@ -164,28 +164,28 @@ def test_data_that_cannot_be_read(capsys: Captured, coco: Path, finished: Path, 
     (tmp_path / "data.json").write_text("{")
     instances = "annotations/instances_train2017.json"
     for path, more, message in (
-        (tmp_path / "none", (), "none: there is no such file or folder"),
-        (tmp_path / "empty", (), "empty: no detection data set; looked for COCO (instances_SPLIT.json"),
+        (tmp_path / "none", (), "none: no such file or folder"),
+        (tmp_path / "empty", (), "empty: no detection data set: name a folder of COCO (instances_SPLIT.json"),
         (tmp_path / "data.txt", (), "data.txt: not a .json file"),
         (tmp_path / "data.json", (), "data.json"),
-        (coco, (), "2 JSON files: there is instances_train2017.json, instances_val2017.json: type resim detect train"),
-        (coco, ("--split", "train2014"), "no split 'train2014'; there is instances_train2017.json"),
+        (coco, (), "2 JSON files: choose one of instances_train2017.json, instances_val2017.json: type resim detect train"),
+        (coco, ("--split", "train2014"), "no split 'train2014'; choose one of instances_train2017.json"),
         (coco / instances, ("--images-in", tmp_path / "empty"), "images"),
-        (coco / instances, ("--split", "val2017"), "is one file, which has no split 'val2017': leave it out"),
+        (coco / instances, ("--split", "val2017"), "a single file has no split 'val2017': leave --split out"),
         (coco, ("--split", "train2017", "--classes", "dog"), "--classes applies only to VOC and YOLO data sets"),
     ):
         assert message in refusal(capsys, "train", path, *more, *TINY, "--out", tmp_path / "run")
         if "--classes" not in more:
             assert message in refusal(capsys, "eval", finished, path, *more)
     for val, message in (
-        ("val2014", "no split 'val2014'; there is instances_train2017.json"),
-        (str(tmp_path / "none"), "none: there is no such file or folder"),
+        ("val2014", "no split 'val2014'; choose one of instances_train2017.json"),
+        (str(tmp_path / "none"), "none: no such file or folder"),
         (str(tmp_path / "empty"), "empty: no detection data set"),
     ):
         assert message in refusal(capsys, *train(coco, "--val", val, "--out", tmp_path / "run"))
     # a file to evaluate on that is not there must not become what is trained on
     message = refusal(capsys, "train", coco / instances, "--val", "gone.json", *TINY, "--out", tmp_path / "run")
-    assert "is one file, which has no split 'gone.json'" in message
+    assert "a single file has no split 'gone.json'" in message
     assert not (tmp_path / "run").exists()
 
 

@@ -81,7 +81,7 @@ def test_two_processes_with_probes_are_two_without(two: Path, images: Path, tmp_
     probes = ("--probe-every", "1", "--probe-images", "8")
     ended = pretrain_run(images, probed, "--stop-after", str(FIRST), *probes, processes=2).end()
     assert ended.code == 0, ended.err
-    assert ended.out.count("probes before the first step: P4 finds ") == 1  # one of them prints
+    assert ended.out.count("probes before the first step: correspondence P4 ") == 1  # one of them prints
     assert ended.out.count("probes after epoch 1: ") == 1
     assert same(state(probed)["model"], state(two)["model"])
     assert same(state(probed)["optimizer"], state(two)["optimizer"])

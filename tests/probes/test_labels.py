@@ -279,7 +279,7 @@ def test_classes_that_differ_in_letter_case_are_one(tmp_path: Path) -> None:
     assert tested.labels is not None
     assert tested.labels.tolist() == [0, 1, 1]
     assert tested.note == "classes matched by name: Ant for ant, BEE for bee"
-    with pytest.raises(UserError, match=r"class 'ants' is none of the 2 .*; the nearest is 'ant'"):
+    with pytest.raises(UserError, match=r"class 'ants' is not among the 2 classes .*; the nearest is 'ant'"):
         read_sets(train, write_classes(tmp_path / "c", {"ants": 1, "bee": 2}, first=20))
 
 

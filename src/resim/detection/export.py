@@ -93,7 +93,7 @@ def _check_python_file(out: Path, to: str) -> None:
     """Raise if a Python file that no export wrote is in the place of ours."""
     path = out.with_suffix(".py")
     if to != "hub" and path.is_file() and not path.read_bytes().startswith(FIRST_LINE.encode()):
-        raise UserError(f"--out {out}: its Python file would take the place of {path}: name another file")
+        raise UserError(f"--out {out}: its Python file would replace {path}: name another file")
 
 
 def _converted(detector: TrainedDetector, fpn_norm: FpnNorm) -> tuple[dict[str, Tensor], DetectRecipe, tuple[str, ...]]:

@@ -85,7 +85,7 @@ def match_classes(source: str, names: Sequence[str], known: Sequence[str], of: s
     if unknown:
         near = difflib.get_close_matches(unknown[0], known, n=1)
         raise UserError(
-            f"{source}: class {unknown[0]!r} is none of the {len(known)} of {of}"
+            f"{source}: class {unknown[0]!r} is not among the {len(known)} classes of {of}"
             + (f" ({len(unknown)} such classes)" if unknown[1:] else "")
             + (f"; the nearest is {near[0]!r}" if near else "")
             + ": give both sets the same class names, or take its images out"

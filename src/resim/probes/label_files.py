@@ -201,10 +201,10 @@ def pair_files(images: Sequence[str], images_in: Path, labels_in: Path) -> Pairs
 
 
 def no_label_maps(folder: Path) -> str:
-    """What to say of a folder that holds no label maps."""
+    """The error of a folder without label maps."""
     lossy = next((path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg")), None)
-    remedy = f"; {lossy.name} is a JPEG, which changes labels: save PNGs" if lossy else ""
-    return f"{folder}: holds no label maps ({', '.join(LABEL_ENDINGS)}){remedy}"
+    remedy = f"; {lossy.name} is a JPEG, which alters label values: save PNGs" if lossy else ""
+    return f"{folder}: contains no label maps ({', '.join(LABEL_ENDINGS)}){remedy}"
 
 
 def _match(inside: str, by_path: Mapping[str, str], by_name: Mapping[str, Sequence[str]]) -> str | None:

@@ -47,7 +47,7 @@ def read_table(path: str) -> Table:
                 continue
         cells = [row[place].strip() if place < len(row) else "" for place in columns]
         if not all(cells):
-            raise UserError(f"{where}: path,label is expected, not {','.join(row)!r}")
+            raise UserError(f"{where}: expected path,label, not {','.join(row)!r}")
         name, label = cells
         image = _image(folder, name)
         if image is None:
