@@ -208,4 +208,6 @@ def test_one_network_under_two_names_is_no_other_network(tmp_path: Path) -> None
     both = {f"{place}.{name}": value for place in ("encoder_q.0", "backbone") for name, value in state.items()}
     content = both | {f"encoder_k.0.{name}": value for name, value in key.items()}
     (warning,) = read_weights(saved(tmp_path, {"state_dict": content})).warnings
-    assert warning.startswith("the network below 'encoder_q.0.' is read; there are others below 'encoder_k.0.': resim import")
+    assert warning.startswith(
+        "the network below 'encoder_q.0.' is read; there are others below 'encoder_k.0.': resim import"
+    )

@@ -350,7 +350,9 @@ def test_names_of_other_programs_match(tmp_path: Path, image: str, label: str) -
 def test_folders_of_lossy_label_maps_are_named(tmp_path: Path) -> None:
     photograph(tmp_path / "images" / "a.jpg")
     photograph(tmp_path / "labels" / "a.jpg")
-    with pytest.raises(UserError, match=r"labels: contains no label maps .*a\.jpg is a JPEG, which alters label values"):
+    with pytest.raises(
+        UserError, match=r"labels: contains no label maps .*a\.jpg is a JPEG, which alters label values"
+    ):
         read_labelled(tmp_path)
 
 
