@@ -103,6 +103,9 @@ def _parser() -> argparse.ArgumentParser:
         help="names as methods.py has them, -sgd and +SETTING=VALUE too",
     )
     add("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add(
+        "--curves", action=argparse.BooleanOptionalAction, default=True, help="probe all kept checkpoints of one seed"
+    )  # fmt: skip
     add("--size", choices=SIZES, default="cpu")
     add("--pairs", type=int, default=50_000, help="view pairs of each run")
     return parser
