@@ -53,7 +53,7 @@ def main() -> None:
                 continue
             if not finished:
                 return
-            is_first = seed == options.seeds[0]  # curves are of one seed only, since probing all checkpoints is slow
+            is_first = options.curves and seed == options.seeds[0]  # curves are of one seed only, since probing all checkpoints is slow
             probe_runs([run], options.out, label_maps(), only_last=not is_first)
         if options.detect and not _detect(runs, options, seed, detector_labels):
             return
