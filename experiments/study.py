@@ -53,8 +53,8 @@ def main() -> None:
                 continue
             if not finished:
                 return
-            is_first = options.curves and seed == options.seeds[0]  # curves are of one seed only, since probing all checkpoints is slow
-            probe_runs([run], options.out, label_maps(), only_last=not is_first)
+            with_curves = options.curves and seed == options.seeds[0]  # of one seed: to probe all checkpoints is slow
+            probe_runs([run], options.out, label_maps(), only_last=not with_curves)
         if options.detect and not _detect(runs, options, seed, detector_labels):
             return
 
