@@ -35,7 +35,8 @@ def test_freed_memory_is_not_allocated_again() -> None:
         done = subprocess.run([sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, check=True)
         results[mode] = [int(word) for word in done.stdout.split()]
     assert results["default"][0] > 10_000  # pages of 4 KB
-    assert results["keep"][0] < 10
+    # not 0: a system that reclaims idle pages by itself (DAMON) takes some of the kept ones back
+    assert results["keep"][0] < results["default"][0] / 100
     assert results["keep"][1] < 2 * results["default"][1]  # half of the machine's memory is reserved, but not used
 
 
