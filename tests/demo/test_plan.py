@@ -129,6 +129,18 @@ def test_detectors_that_were_promised_may_overrun_a_little_and_no_more() -> None
     assert late.notes == ("the detectors are left out: the stages before them took longer than planned",)
 
 
+def test_detectors_return_where_quick_probes_leave_time_for_them() -> None:
+    plan = make_plan(10, ORDINARY, epoch_pairs=512, used=40, labels=128)
+    # at half the speed the detectors would take 202 s, of 115 s that are left
+    slow = plan_rest(plan, ORDINARY.scaled(2), used=485, probed=False, labels=128)
+    assert (slow.steps, bool(slow.notes)) == (0, True)
+    # 101.04 s where 60 are left, 60 over allowed, for the first plan had detectors
+    assert plan_rest(slow, ORDINARY, used=530, probed=True, labels=128).steps == 60
+    # the machine's first plan had none: nothing may overrun
+    without = make_plan(1, ORDINARY, epoch_pairs=512, used=10, labels=128)
+    assert (without.steps, plan_rest(without, ORDINARY, used=20, probed=True, labels=128).steps) == (0, 0)
+
+
 def test_the_first_detector_tells_how_many_seeds_fit() -> None:
     plan = make_plan(10, ORDINARY, epoch_pairs=512, used=40, labels=128)
     assert seeds_that_fit(plan, run_seconds=20, left=150) == 2  # 7 more runs in 140 s: 8 runs, 2 of each network

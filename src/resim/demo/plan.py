@@ -84,6 +84,8 @@ class Plan:
     """Seeds of the detectors."""
     seconds: Mapping[str, float]
     """Expected seconds of each remaining stage, in their order."""
+    began_with_detectors: bool = False
+    """Whether the first plan had detectors: a later one may add them again, and overrun a little for them."""
     notes: tuple[str, ...] = ()
     """Lines to print: that the machine is slow, what is left out and why."""
 
@@ -165,7 +167,7 @@ def make_plan(
     seconds[REPORT] = speeds.report
     plan = Plan(
         minutes=minutes, used=used, epochs=epochs, pairs=epochs * epoch_pairs, probe_images=probe_images, steps=steps,
-        seeds=seeds, seconds=seconds,
+        seeds=seeds, seconds=seconds, began_with_detectors=with_detectors,
     )  # fmt: skip
     notes = []
     if plan.total > 60 * minutes and pairs is not None:
@@ -205,7 +207,7 @@ def plan_rest(
         probe_images = _within(room / _probes(1, speeds), bounds.probe_images)
         seconds[PROBE] = _probes(probe_images, speeds)
     room = left - speeds.report - sum(seconds.values())
-    over = _MOST_OVER * 60 * plan.minutes if plan.steps else 0.0
+    over = _MOST_OVER * 60 * plan.minutes if plan.began_with_detectors else 0.0
     steps, seeds = 0, 0
     if labels and _detectors(bounds.steps[0], 1, speeds, labels) <= room + over:
         steps, seeds = _steps_and_seeds(room, speeds, labels, bounds)
