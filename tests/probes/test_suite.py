@@ -201,6 +201,7 @@ def test_options_that_cannot_work_are_one_line(capsys: Captured, run: Path, fold
         ([mine, data, "--probes", "knm"], "--probes"),
         ([mine, data, "--sgd-lr", "0"], "lr 0"),
         ([mine, data, "--linear-level", "P7"], f"--linear-level P7: {run.name} has the levels C3, C4, C5, P4, global"),
+        ([mine, data, "--linear-level", "C4", "--probes", "knn"], "linear-level C4: linear is not among the probes"),
         (
             ["random", "random:moco-v2", data, "--linear-level", "P4"],
             "random:moco-v2 has the levels C3, C4, C5, global",

@@ -219,6 +219,16 @@ def test_a_run_that_has_just_begun_is_reported(tmp_path: Path) -> None:
     assert "Training curves" not in page.words
 
 
+def test_the_runs_inside_a_folder_without_a_run_are_named(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    with pytest.raises(
+        UserError, match=f"contains no run \\(2 runs inside it: name them: {tmp_path}/a {tmp_path}/b\\)"
+    ):
+        report([tmp_path], tmp_path / "a.html")
+
+
 # -- in a browser
 
 

@@ -112,6 +112,8 @@ class ProbeConfig:
             raise ValueError(
                 "probes: name at least one of knn, linear, linear-sgd, correspondence, health, segmentation, retrieval"
             )
+        if self.linear_level != "C5" and "linear" not in self.probes:
+            raise ValueError(f"linear-level {self.linear_level}: linear is not among the probes; add it to --probes")
         if 0 < self.image_size < LEAST_SIZE:
             raise ValueError(f"image-size {self.image_size}: must be at least {LEAST_SIZE} px")
 

@@ -10,11 +10,15 @@ from typing import Any
 
 from PIL import Image
 
+from resim.counts import counted
 from resim.draw.curves import read_records
 from resim.errors import UserError
 from resim.runs.config import Recipe
 
 Json = dict[str, Any]
+
+_RUN_FILES = ("config.json", "probe.json", "compare.json")
+_MAX_NAMED = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +94,7 @@ def _read_run(path: Path, name: str) -> RunFiles:
         raise UserError(f"{path}: is not a folder; name the folder of a run")
     config, probe, comparison = (_read_json(path / f"{part}.json") for part in ("config", "probe", "compare"))
     if not (config or probe or comparison):
-        raise UserError(f"{path}: contains no run (no config.json, probe.json or compare.json)")
+        raise UserError(f"{path}: contains no run ({_absent_run(path)})")
     kind = config.get("kind") or ("compare" if comparison else "pretrain" if "recipe" in config else "probe")
     metrics = path / "metrics.jsonl"
     return RunFiles(
@@ -105,6 +109,15 @@ def _read_run(path: Path, name: str) -> RunFiles:
         comparison=comparison,
         num_resumed=len(_read_lines(path / "resumed.jsonl")),
     )
+
+
+def _absent_run(path: Path) -> str:
+    """What a folder without a run contains: the runs below it, to be named, or nothing."""
+    inner = sorted({file.parent for name in _RUN_FILES for file in path.glob(f"*/{name}")})
+    if not inner:
+        return "no " + ", ".join(_RUN_FILES[:-1]) + f" or {_RUN_FILES[-1]}"
+    names = " ".join(map(str, inner[:_MAX_NAMED])) + (" ..." if len(inner) > _MAX_NAMED else "")
+    return f"{counted(len(inner), 'run')} inside it: name {'it' if len(inner) == 1 else 'them'}: {names}"
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
