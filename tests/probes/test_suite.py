@@ -291,9 +291,9 @@ def test_features_that_separate_classes_score_1(folder: Path) -> None:
 def test_probes_of_classes_alone_need_classes(capsys: Captured, tmp_path: Path) -> None:
     for name in ("a", "b"):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
-    told = refusal(capsys, "random:quick", str(tmp_path), "--probes", "knn")
-    assert f"--probes knn: the images of {tmp_path} have no classes: its images lie in no class folders" in told
-    told = refusal(capsys, "random:quick", str(tmp_path), "--probes", "knn", "--unlabelled")
-    assert "--unlabelled with --probes knn" in told
-    told = refusal(capsys, "random:quick", str(tmp_path), "--split", "a", "b")
-    assert "--split: is for --probes segmentation retrieval" in told
+    message = refusal(capsys, "random:quick", str(tmp_path), "--probes", "knn")
+    assert f"--probes knn: the images of {tmp_path} have no classes: its images lie in no class folders" in message
+    message = refusal(capsys, "random:quick", str(tmp_path), "--probes", "knn", "--unlabelled")
+    assert "--unlabelled with --probes knn" in message
+    message = refusal(capsys, "random:quick", str(tmp_path), "--split", "a", "b")
+    assert "--split: is for --probes segmentation retrieval" in message

@@ -1,4 +1,4 @@
-"""Show where a region is found again, which regions match between images, and what a feature map holds."""
+"""Show where a region lies in other images, which regions match between images, and what a feature map holds."""
 
 from __future__ import annotations
 
