@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -51,10 +52,9 @@ def test_a_new_run_is_refused_at_once(tmp_path: Path, clock: Clock) -> None:
 
 
 def test_a_run_that_continues_waits_first(tmp_path: Path, clock: Clock) -> None:
-    with lock_folder(tmp_path, ALONE):
-        with pytest.raises(UserError, match=r"another run uses it, after 10 s of waiting:"):
-            with lock_folder(tmp_path, ALONE, wait=10):
-                pass
+    second = lock_folder(tmp_path, ALONE, wait=10)
+    with lock_folder(tmp_path, ALONE), pytest.raises(UserError, match="uses it, after 10 s of waiting: "), second:
+        pass
     assert clock.now == pytest.approx(10, abs=0.11)
 
 
@@ -89,27 +89,36 @@ def test_a_file_that_is_removed_between_opening_and_locking_is_opened_again(
             pass
 
 
-def test_a_forked_process_does_not_keep_the_lock(tmp_path: Path) -> None:
-    """A child that outlives its parent's lock, as loader processes outlive a killed training."""
-    said, heard = os.pipe(), os.pipe()
-    with lock_folder(tmp_path, ALONE):
-        child = os.fork()
-        if child == 0:  # pragma: no cover - another process
-            os.write(said[1], b"x")
-            os.close(heard[1])
-            os.read(heard[0], 1)
-            os._exit(0)
-        os.read(said[0], 1)
+def _run_with_loader(out: Path, ready: int) -> None:
+    """A training process that has the lock and has forked a loader process; both stay for a minute at most."""
+    with lock_folder(out, ALONE):
+        os.fork()
+        signal.alarm(60)
+        os.write(ready, b"x")
+        while True:
+            signal.pause()
+
+
+def test_the_lock_of_a_killed_run_ends_with_it(tmp_path: Path) -> None:
+    """Its loader process lives on: it has inherited the open file, and closed it."""
+    read, write = os.pipe()
+    run = os.fork()
+    if run == 0:  # another process
+        os.setsid()
+        _run_with_loader(tmp_path, write)
+    try:
+        assert os.read(read, 1) + os.read(read, 1) == b"xx"  # both are there
         with pytest.raises(UserError, match="another run uses it"), lock_folder(tmp_path, ALONE):
             pass
-    try:
+        os.kill(run, signal.SIGKILL)
+        os.waitpid(run, 0)
         with lock_folder(tmp_path, ALONE):
             assert (tmp_path / ".lock").exists()
+        os.killpg(run, 0)  # its group has a process still: the loader's
     finally:
-        os.close(heard[1])
-        os.waitpid(child, 0)
-        for descriptor in (*said, heard[0]):
-            os.close(descriptor)
+        os.killpg(run, signal.SIGKILL)
+        os.close(read)
+        os.close(write)
 
 
 def test_other_processes_of_a_run_take_no_lock(tmp_path: Path) -> None:
