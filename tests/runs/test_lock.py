@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ class Clock:
     def __init__(self) -> None:
         self.now = 0.0
         self.at = float("inf")
-        self.after = lambda: None
+        self.after: Callable[[], object] = lambda: None
 
     def monotonic(self) -> float:
         return self.now

@@ -40,9 +40,9 @@ def damage(out: Path, *names: str) -> None:
         path.write_bytes(data)
 
 
-def read(out: Path, processes: Processes = ALONE, **changes: int) -> Resumed:
+def read(out: Path, **changes: int) -> Resumed:
     steps = {"start": 0, "first_save": 100, "end": 400} | changes
-    return read_resumed(out, RECIPE, processes, **steps)
+    return read_resumed(out, RECIPE, ALONE, **steps)
 
 
 def refusal(out: Path, **changes: int) -> str:

@@ -126,7 +126,7 @@ def _opening(tuning: Tuning) -> list[str]:
         tuning.recipe, tuning.run, tuning.data, tuning.val, stepper.processes, stepper.precision, tuning.out,
         tuning.step, report, tuning.not_learnt,
     )  # fmt: skip
-    lines += tuning.resumed.lines if tuning.resumed else ()
+    lines += tuning.notes
     lines += freeze_lines(stepper.model, tuning.recipe.detector, report)
     if tuning.num_lost:
         images = counted(tuning.num_lost, "image")

@@ -28,7 +28,7 @@ from resim.exchange.sources import is_at_hand, is_untrained, untrained_model
 from resim.exchange.weights import Weights, read_weights
 from resim.runs import folder as run_folder
 from resim.runs.lock import WAIT_SECONDS, lock_folder
-from resim.runs.resume import Resumed, has_checkpoint, read_resumed
+from resim.runs.resume import has_checkpoint, read_resumed
 from resim.training.precision import choose_precision
 from resim.training.starting import download_once
 from resim.views.loader import make_loader
@@ -52,8 +52,10 @@ class Tuning:
     stepper: DetectorStepper
     step: int
     """Steps done."""
-    resumed: Resumed | None
-    """What the run continues from; None: it is a new one."""
+    is_resumed: bool
+    """Whether the run continues from a checkpoint."""
+    notes: tuple[str, ...]
+    """What is missing or damaged in the folder of a run that continues, to print."""
     is_evaluated: bool
     """Whether the evaluation that is due after `step` has been written."""
     init: str
@@ -68,11 +70,6 @@ class Tuning:
     """Lines on what is left out of the training."""
     num_lost: int
     """Images that could not be decoded and have been taken out of the data since the run began."""
-
-    @property
-    def is_resumed(self) -> bool:
-        """Whether the run continues from a checkpoint."""
-        return self.resumed is not None and self.resumed.state is not None
 
     @property
     def end(self) -> int:
@@ -172,7 +169,8 @@ def prepare_tuning(
         )  # fmt: skip
     return Tuning(
         recipe=recipe, run=run, out=out, data=data, read_data=read_data, val=val, stepper=stepper,
-        step=state["step"] if state else 0, resumed=resumed,
+        step=state["step"] if state else 0, is_resumed=state is not None,
+        notes=resumed.lines if resumed else (),
         is_evaluated=state is None or state["evaluated"], init=init, init_report=report,
         origin=origin_of(weights, state), described_data=described, not_learnt=not_learnt, num_lost=num_lost,
     )  # fmt: skip

@@ -4,7 +4,7 @@ The lock is `flock` on the file .lock: it ends with the processes that have the 
 process inherits open files, and loader processes outlive a killed training for seconds, so every forked process closes
 the file at once: the lock is that of the training process alone.
 
-Several machines: on NFS, Linux sends `flock` to the server as a lock of the whole file (since 2.6.12), so it holds
+Several machines: on NFS, Linux sends `flock` to the server as a lock of the whole file (since 2.6.12), so it is valid
 between machines, unless the folder is mounted with local_lock=flock or nolock. The server of NFSv4 frees the lock of a
 machine that died only when its lease ends, after 90 s as a rule; until then a restart elsewhere is refused. A file
 system without locks (Lustre without -o flock) has no protection against two runs in one folder.

@@ -17,7 +17,7 @@ from resim.runs import folder as run_folder
 from resim.runs.config import Recipe, RunConfig
 from resim.runs.lock import WAIT_SECONDS, lock_folder
 from resim.runs.log import Reading
-from resim.runs.resume import Resumed, read_resumed
+from resim.runs.resume import read_resumed
 from resim.training.advice import advise, fitted_command
 from resim.training.precision import choose_precision
 from resim.training.starting import Start, load_start, read_start
@@ -52,19 +52,16 @@ class Prepared:
     """Steps of an epoch."""
     end: int
     """Steps in all."""
-    resumed: Resumed | None
-    """What a run continues from; None: it is a new one."""
+    is_resumed: bool
+    """Whether the run continues from a checkpoint."""
+    notes: tuple[str, ...]
+    """What is missing or damaged in the folder of a run that continues, to print."""
     start: Start | None
     """The weights of a new run; None: it is resumed, or starts from random weights."""
     data: dict[str, Any]
     """Description of the images in config.json and in checkpoints."""
     imported: dict[str, Any]
     """Licence and origin of imported weights, which every checkpoint of the run repeats; empty: none."""
-
-    @property
-    def is_resumed(self) -> bool:
-        """Whether the run continues from a checkpoint."""
-        return self.resumed is not None and self.resumed.state is not None
 
 
 def prepare(
@@ -139,8 +136,8 @@ def prepare(
         run_folder.write_config(out, recipe, resolved, data, **extra)
     return Prepared(
         out=out, paths=paths, stepper=stepper, measure=measure, precision=precision, workers=workers, step=step,
-        epoch_steps=epoch_steps, end=end, resumed=resumed, start=start, data=data,
-        imported={"imported": origin} if origin else {},
+        epoch_steps=epoch_steps, end=end, is_resumed=bool(state), notes=resumed.lines if resumed else (), start=start,
+        data=data, imported={"imported": origin} if origin else {},
     )  # fmt: skip
 
 

@@ -178,7 +178,7 @@ def _print_opening(
         if ready.step == ready.end:
             line += ", the last one: nothing is left to do"
     progress.say(line)
-    for text in ready.resumed.lines if ready.resumed else ():
+    for text in ready.notes:
         progress.say(text)
     if ready.paths.note():
         progress.say(ready.paths.note())
