@@ -16,7 +16,7 @@ from resim.errors import UserError
 from resim.fields import Above, AtLeast, AtMost, Below, Share, check_fields
 from resim.regions.level import Level
 from resim.runs.config import OptimConfig, Recipe, RunConfig, read_recipe, read_run_settings
-from resim.runs.folder import lock_folder
+from resim.runs.lock import lock_folder
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,7 @@ def test_what_a_run_writes(whole: Path, data: DetectionData, val: DetectionData)
     assert len(events) == 1
     assert written - events == {
         "config.json", "metrics.jsonl", "scores.jsonl", "results.json", "curves.png", "checkpoints/last.pt",
+            "checkpoints/previous.pt",
         "pictures/detections.png",
     }  # fmt: skip
     lines = read_scores(whole)

@@ -142,10 +142,48 @@ def test_without_a_recipe_it_takes_that_of_the_run(run: Path, images: str, capsy
 
 
 @pytest.mark.slow
-def test_a_run_stopped_before_its_first_checkpoint_starts_from_the_beginning(run: Path, images: str) -> None:
+def test_a_run_stopped_before_its_first_checkpoint_starts_from_the_beginning(
+    run: Path, images: str, capsys: Captured
+) -> None:
     (run / "checkpoints" / "last.pt").unlink()
+    lines = (run / "metrics.jsonl").read_bytes()
     assert auto(images, run, "--stop-after", "1") == 0
+    output = capsys.readouterr().out
+    assert (
+        f"{run / 'checkpoints'} has no checkpoint yet; starts from the beginning, step 0; 1 step in metrics.jsonl will "
+        "be repeated"
+    ) in output
+    assert f"metrics.jsonl: 1 line after step 0 moved to {run / 'metrics.jsonl.cut'}" in output
+    assert (run / "metrics.jsonl.cut").read_bytes() == lines
     assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == [0]
+
+
+@pytest.mark.slow
+def test_a_run_whose_checkpoints_are_gone_is_refused(run: Path, images: str, capsys: Captured) -> None:
+    assert auto(images, run) == 0  # two epochs of one step
+    for path in (run / "checkpoints").iterdir():
+        path.unlink()
+    before = content(run)
+    assert auto(images, run) == 2
+    assert (
+        f"{run / 'checkpoints'} has no checkpoint, though {run / 'metrics.jsonl'} has steps up to 1 and one was "
+        "written after step 1 at the latest: restore last.pt, or name another --out"
+    ) in capsys.readouterr().err
+    assert content(run) == before
+
+
+@pytest.mark.slow
+def test_a_kept_epoch_alone_is_continued(run: Path, images: str, capsys: Captured) -> None:
+    folder = run / "checkpoints"
+    saved = (folder / "last.pt").read_bytes()
+    (folder / "last.pt").rename(folder / "epoch_0001.pt")
+    assert auto(images, run) == 0
+    assert (
+        "checkpoints/last.pt is missing; resumes from checkpoints/epoch_0001.pt, step 1 of 2" in capsys.readouterr().out
+    )
+    assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == [0, 1]
+    assert (folder / "epoch_0001.pt").read_bytes() == (folder / "previous.pt").read_bytes() == saved
+    assert load_checkpoint(folder / "last.pt")["step"] == 2
 
 
 # -- what it does not overwrite
@@ -189,16 +227,14 @@ def test_damaged_files_are_not_overwritten(run: Path, images: str, capsys: Captu
     last = run / "checkpoints" / "last.pt"
     whole = last.read_bytes()
     last.write_bytes(whole[:1000])
-    before = content(run)
-    assert auto(images, run) == 2
-    assert "last.pt: damaged, or no checkpoint" in capsys.readouterr().err
-    assert content(run) == before
-    last.rename(last.with_name("epoch_0001.pt"))
-    assert auto(images, run) == 2
-    assert (
-        "last.pt: is missing, though epoch_0001.pt is there: copy that to last.pt to continue"
-        in capsys.readouterr().err
-    )
+    for name in ("last.pt", "epoch_0001.pt"):
+        last = last.rename(last.with_name(name))
+        before = content(run)
+        assert auto(images, run) == 2
+        error = capsys.readouterr().err
+        assert f"no checkpoint in {run / 'checkpoints'} is whole: {name} (1000 bytes; " in error
+        assert error.endswith("restore one of them, or name another --out\n")
+        assert content(run) == before
     (run / "config.json").write_text("{")
     assert auto(images, run) == 2
     assert "config.json: contains no recipe" in capsys.readouterr().err

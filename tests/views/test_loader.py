@@ -113,9 +113,10 @@ def test_workers_ignore_signals_from_other_processes_than_their_parent(images: l
 def test_a_worker_of_a_process_with_separate_memory_keeps_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
     monkeypatch.setattr(resim.kernels, "keep_memory_if_parted", lambda: done.append("keep_memory_if_parted"))
+    monkeypatch.setattr(worker_processes, "_end_with_parent", lambda: done.append("_end_with_parent"))
     monkeypatch.setattr(worker_processes, "_ignore_signals_of_others", lambda: done.append("_ignore_signals_of_others"))
     worker_processes.start_worker(0)
-    assert done == ["keep_memory_if_parted", "_ignore_signals_of_others"]
+    assert done == ["_end_with_parent", "keep_memory_if_parted", "_ignore_signals_of_others"]
 
 
 def test_two_processes_together_read_what_one_reads(images: list[str]) -> None:

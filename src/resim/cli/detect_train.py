@@ -14,6 +14,7 @@ from resim.cli.recipe_options import detect_recipe, named_or_stored
 from resim.detection.config import DetectorConfig, DetectRecipe, DetectRun, ImagesConfig, TuneConfig
 from resim.detection.data import DataOptions, read_train_and_val
 from resim.errors import UserError
+from resim.runs import folder as run_folder
 from resim.runs.config import read_settings
 
 KEPT_ON_RESUME = ("images_per_pass", "eval_images", "eval_every", "log_every", "checkpoint_minutes", "max_bad_share")
@@ -81,6 +82,8 @@ def run(options: Options) -> None:
     """
     if options.run.resume and options.run.out is None:
         raise UserError("--resume needs --out: the folder of the run to continue")
+    if options.run.out is not None:  # before the data, which may take minutes to read
+        run_folder.check_folder(options.run.out, resume=run_folder.should_resume(options.run.out, options.run.resume))
     recipe = recipe_with(options.recipe, options.detector, options.images, options.tune)
     folders = [options.run.out] if options.run.out is not None and options.run.resume else []
     data, val = read_train_and_val(options.data, options.data_options, seed=options.tune.seed, folders=folders)

@@ -132,5 +132,8 @@ def _record(entry: dict[str, Any]) -> Record:
 
 def _read(out: Path) -> dict[str, list[dict[str, Any]]]:
     path = out / FILE
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        stored = json.loads(path.read_bytes()) if path.exists() else {}
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is damaged, not JSON ({error}): restore it, or name another --out") from None
     return {"train": stored.get("train", []), "val": stored.get("val", [])}

@@ -203,7 +203,10 @@ def _architecture(config: DetectorConfig, starts: Sequence[Start]) -> DetectorCo
 def _scores(runs: Sequence[Path]) -> dict[str, dict[str, list[float]]]:
     scores: dict[str, dict[str, list[float]]] = {}
     for folder in runs:
-        for kind, values in read_scores(folder)[-1]["scores"].items():
+        lines = read_scores(folder)
+        if not lines:
+            raise UserError(f"{folder / 'scores.jsonl'}: has no evaluation: resume the run, or restore the file")
+        for kind, values in lines[-1]["scores"].items():
             for name, value in values.items():
                 scores.setdefault(kind, {}).setdefault(name, []).append(math.nan if value is None else value)
     return scores

@@ -18,6 +18,7 @@ from resim.detection.pictures import detection_sheet
 from resim.detection.samples import read_pixels
 from resim.errors import UserError
 from resim.runs.checkpoints import write_atomically
+from resim.runs.lines import REMEDY, read_records
 from resim.scores.cityscapes import INSTALL, cityscapes_scores
 from resim.scores.coco import NUM_SIGMAS, coco_scores
 from resim.scores.results import Kind, Scores
@@ -129,6 +130,12 @@ def sheet_images(data: DetectionData) -> list[tuple[Record, np.ndarray]]:
 
 
 def read_scores(out: Path) -> list[dict[str, Any]]:
-    """Every evaluation of a run, in order: `step`, `images`, `scores`, `per_class`."""
-    path = out / "scores.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    """Every evaluation of a run, in order: `step`, `images`, `scores`, `per_class`.
+
+    Raises:
+        UserError: a line of scores.jsonl is damaged.
+    """
+    scores = read_records(out / "scores.jsonl")
+    if not all(isinstance(line.get("scores"), dict) for line in scores):
+        raise UserError(f"{out / 'scores.jsonl'}: a line has no scores: {REMEDY}")
+    return scores

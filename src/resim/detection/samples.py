@@ -18,10 +18,9 @@ from torch.utils.data import Dataset, Sampler
 from resim.datasets.masks import decode_masks
 from resim.datasets.records import DetectionData, Record
 from resim.detection.config import ImagesConfig
-from resim.errors import UserError
 from resim.views.crops import sample_generator
 from resim.views.decode import BadImageError, Photo
-from resim.views.loader import BadFile, epoch_order
+from resim.views.loader import BadFile, UnreadableError, epoch_order
 
 Target = dict[str, Tensor]
 
@@ -210,7 +209,7 @@ def read_samples(loader: Any) -> Generator[DetectionBatch, None, None]:
     """The loader's batches.
 
     Raises:
-        UserError: an image that cannot be decoded, nor in training those that replaced it.
+        UnreadableError: an image that cannot be decoded, nor in training those that replaced it.
     """
     for batch in loader:
         for sample in batch.samples:
@@ -218,7 +217,8 @@ def read_samples(loader: Any) -> Generator[DetectionBatch, None, None]:
                 path = loader.dataset.records[sample.index].image
                 others = f"; {len(sample.bad)} images in a row cannot be decoded" if len(sample.bad) > 1 else ""
                 remedy = f"mend it, or take it out of the data set{others}"
-                raise UserError(f"{path}: cannot be decoded ({sample.fault}): {remedy}")
+                bad = [file for each in batch.samples for file in each.bad]
+                raise UnreadableError(f"{path}: cannot be decoded ({sample.fault}): {remedy}", bad)
         yield batch
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from resim.detection.config import DetectRecipe, DetectRun
 from resim.detection.evaluate import read_scores
 from resim.detection.freeze import freeze_lines
 from resim.detection.messages import opening_lines
-from resim.detection.samples import DetectionBatch
 from resim.detection.tuning import Tuning, load_batches, prepare_tuning
 from resim.detection.validate import average_statistics, validate
 from resim.distributed.processes import catch_termination, start_processes
@@ -71,6 +71,7 @@ def train_detector(
         stepper, tune, step, end = tuning.stepper, recipe.tune, tuning.step, tuning.end
         bad_files = BadFiles(tuning.out, processes, run.max_bad_share)
         with (
+            _listing_bad_on_error(tuning, bad_files),
             report_killed_workers(),
             Progress(steps=end, first_step=step, show=show and processes.first, watch=watch) as progress,
             contextlib.closing(load_batches(tuning, step, end)) as batches,
@@ -89,7 +90,7 @@ def train_detector(
             clock = Clock(run, processes, signals, step=step, end=end, boundary=tuning.eval_every)
             while not clock.is_over:
                 batch = log.next_batch(batches)
-                _count_bad(tuning, bad_files, batch)
+                bad_files.count(len(batch), {file.path: file.reason for sample in batch.samples for file in sample.bad})
 
                 lr = tune.learning_rate(step)
                 set_learning_rate(stepper.optimizer, lr)
@@ -125,6 +126,7 @@ def _opening(tuning: Tuning) -> list[str]:
         tuning.recipe, tuning.run, tuning.data, tuning.val, stepper.processes, stepper.precision, tuning.out,
         tuning.step, report, tuning.not_learnt,
     )  # fmt: skip
+    lines += tuning.notes
     lines += freeze_lines(stepper.model, tuning.recipe.detector, report)
     if tuning.num_lost:
         images = counted(tuning.num_lost, "image")
@@ -132,12 +134,16 @@ def _opening(tuning: Tuning) -> list[str]:
     return lines
 
 
-def _count_bad(tuning: Tuning, bad_files: BadFiles, batch: DetectionBatch) -> None:
-    """Count what could not be decoded; too much of it stops the run."""
+@contextlib.contextmanager
+def _listing_bad_on_error(tuning: Tuning, bad_files: BadFiles) -> Iterator[None]:
+    """If anything raised inside ends the run, list the files that cannot be decoded first, and their annotations."""
     try:
-        bad_files.count(len(batch), {file.path: file.reason for sample in batch.samples for file in sample.bad})
-    except UserError:
-        bad_images.remember(tuning.out, "train", tuning.read_data, bad_files.reasons)
+        with bad_files.listed_on_error():
+            yield
+    except BaseException:
+        if bad_files.reasons:
+            with contextlib.suppress(UserError):  # of a full disk, which would hide the error
+                bad_images.remember(tuning.out, "train", tuning.read_data, bad_files.reasons)
         raise
 
 

@@ -27,6 +27,8 @@ from resim.errors import UserError
 from resim.exchange.sources import is_at_hand, is_untrained, untrained_model
 from resim.exchange.weights import Weights, read_weights
 from resim.runs import folder as run_folder
+from resim.runs.lock import WAIT_SECONDS, lock_folder
+from resim.runs.resume import has_checkpoint, read_resumed
 from resim.training.precision import choose_precision
 from resim.training.starting import download_once
 from resim.views.loader import make_loader
@@ -51,6 +53,9 @@ class Tuning:
     step: int
     """Steps done."""
     is_resumed: bool
+    """Whether the run continues from a checkpoint."""
+    notes: tuple[str, ...]
+    """What is missing or damaged in the folder of a run that continues, to print."""
     is_evaluated: bool
     """Whether the evaluation that is due after `step` has been written."""
     init: str
@@ -117,6 +122,8 @@ def prepare_tuning(
             "set --batch-size to a multiple"
         )
     resume = run_folder.should_resume(run.out, run.resume)
+    if run.out is not None:
+        run_folder.check_folder(run.out, resume=resume)
     recipe, weights = _recipe_and_weights(recipe, run, init, processes, resume=resume)
     check_tasks(recipe.detector, data)
     not_learnt = left_out(data, recipe)
@@ -124,9 +131,15 @@ def prepare_tuning(
     val = None if val is None else with_classes_of(val, data.classes, data.category_ids, data.source)
 
     out = Path(processes.gather_objects(run.out or run_folder.default_folder(recipe))[0])
-    run_folder.check_folder(out, resume=resume)
-    resources.enter_context(run_folder.lock_folder(out, processes))
-    state = run_folder.open_run(out, recipe, resume=resume)
+    resources.enter_context(lock_folder(out, processes, wait=WAIT_SECONDS if run.resume else 0.0))
+    # again: a run that had the lock may have begun and ended meanwhile
+    resume = processes.gather_objects(run_folder.should_resume(run.out, run.resume))[0]
+    run_folder.check_run(out, recipe, resume=resume)
+    resumed = None
+    if resume:
+        first_save = run_folder.stored_setting(out, "eval_every") or recipe.tune.steps
+        resumed = read_resumed(out, recipe, processes, start=0, first_save=first_save, end=recipe.tune.steps)
+    state = resumed.state if resumed else None
     precision = state["precision"] if state else choose_precision(run.precision, processes.device)
     precision = processes.gather_objects(precision)[0]
 
@@ -146,8 +159,8 @@ def prepare_tuning(
     if state:
         stepper.model.load_state_dict(state["model"])
         stepper.optimizer.load_state_dict(state["optimizer"])
-        if processes.first:
-            run_folder.record_resume(out, state["step"])
+        if processes.first and resumed:
+            run_folder.record_resume(out, resumed)
     elif processes.first:
         resolved = dataclasses.replace(run, out=out, device=processes.device.type, precision=precision)
         run_folder.write_config(
@@ -157,6 +170,7 @@ def prepare_tuning(
     return Tuning(
         recipe=recipe, run=run, out=out, data=data, read_data=read_data, val=val, stepper=stepper,
         step=state["step"] if state else 0, is_resumed=state is not None,
+        notes=resumed.lines if resumed else (),
         is_evaluated=state is None or state["evaluated"], init=init, init_report=report,
         origin=origin_of(weights, state), described_data=described, not_learnt=not_learnt, num_lost=num_lost,
     )  # fmt: skip
@@ -195,7 +209,7 @@ def _recipe_and_weights(
 ) -> tuple[DetectRecipe, Weights | None]:
     """The recipe with what the weights to begin with decide, and these weights where they are read."""
     is_open = leaves_open(recipe.detector)
-    has_state = resume and run.out is not None and (run.out / "checkpoints" / "last.pt").exists()
+    has_state = resume and run.out is not None and has_checkpoint(run.out)
     # a resumed run needs its weights no more, but they are compared where they still exist
     is_read = not is_untrained(init) and (is_open or not has_state or is_at_hand(init))
     if is_read:

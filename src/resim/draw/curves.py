@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +22,8 @@ from resim.draw.metric_panels import (
     series_colours,
 )
 from resim.errors import UserError
+from resim.runs.checkpoints import write_atomically
+from resim.runs.lines import REMEDY
 
 FEW_POINTS = 40  # shorter curves have markers: a single point, or one between two NaNs, is visible
 
@@ -108,10 +109,10 @@ def read_records(metrics: Path) -> list[dict[str, object]]:
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 break  # the run was interrupted while it wrote this line
-            raise UserError(f"{metrics}: line {number} is not JSON; is this a metrics.jsonl?") from error
+            raise UserError(f"{metrics}: line {number} is not JSON; is this a metrics.jsonl? {REMEDY}") from error
         if not isinstance(record, dict):
             raise UserError(f"{metrics}: line {number} is not a JSON object; is this a metrics.jsonl?")
         step = _number(record.get("step", record.get("epoch_progress")))
@@ -227,16 +228,13 @@ def column(records: Sequence[dict[str, object]], key: str) -> np.ndarray:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and np.isfinite(value) else None
+    try:
+        number = float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:  # an integer of hundreds of digits
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _save(figure: Figure, out: Path) -> Path:
-    """Write the PNG to a temporary file and move it into place: a reader never opens half a picture."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format="png")
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(out, lambda file: figure.savefig(file, format="png"))
     return out

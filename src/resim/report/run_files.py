@@ -14,6 +14,7 @@ from resim.counts import counted
 from resim.draw.curves import read_records
 from resim.errors import UserError
 from resim.runs.config import Recipe
+from resim.runs.lines import REMEDY
 
 Json = dict[str, Any]
 
@@ -147,7 +148,7 @@ def _read_json(path: Path) -> Json:
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is damaged, not JSON ({error})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: is not a JSON object")
@@ -163,10 +164,10 @@ def _read_lines(path: Path) -> list[Json]:
     for number, line in enumerate(lines, start=1):
         try:
             content = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             if number == len(lines):
                 break
-            raise UserError(f"{path}: line {number} is damaged, not JSON") from None
+            raise UserError(f"{path}: line {number} is damaged, not JSON: {REMEDY}") from None
         if isinstance(content, dict):
             records.append(content)
     return records

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from resim.distributed.processes import Processes
 from resim.errors import UserError
 from resim.runs.checkpoints import write_atomically
+from resim.views.loader import UnreadableError
 
 _LEAST_READ = 50  # files, before a share of them is judged
 
@@ -61,6 +64,23 @@ class BadFiles:
         if self.processes.first:
             self._list(together)
         return len(together)
+
+    @contextlib.contextmanager
+    def listed_on_error(self) -> Iterator[None]:
+        """If anything raised inside ends the run, list this process's files first: the others may have ended already.
+
+        The files of an `UnreadableError`, which no batch has, are listed too.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, UnreadableError):
+                self.reasons |= {file.path: file.reason for file in error.bad}
+            with contextlib.suppress(UserError):  # of a full disk, which would hide the error
+                listed = _read_list(self.out / "bad_files.txt")
+                self._num_listed = len(listed)
+                self._list(listed | self.reasons)
+            raise
 
     def _list(self, reasons: dict[str, str]) -> None:
         if len(reasons) > self._num_listed:

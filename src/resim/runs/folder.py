@@ -1,12 +1,13 @@
 """A run's folder: what it contains, and whether a run may start or continue there.
 
 config.json         recipe, run, data, versions, git state, command
-resumed.jsonl       versions, git state and command of every --resume
+resumed.jsonl       checkpoint, versions, git state and command of every --resume
 metrics.jsonl       one line for each step
+metrics.jsonl.cut   lines that were taken out at a --resume: of steps that it repeats, and damaged ones
 probes.jsonl        one line for each reading of the probes
 bad_files.txt       files that could not be decoded, with the reason
 bad_images.json     of a fine-tuning: the annotations of images that could not be decoded
-checkpoints/        last.pt, and epoch_0020.pt, epoch_0040.pt, ...
+checkpoints/        last.pt, the one before it as previous.pt, and epoch_0020.pt, epoch_0040.pt, ...
 pictures/           view pairs with their windows, one file for each epoch
 tensorboard/
 curves.png          at the end
@@ -14,24 +15,32 @@ curves.png          at the end
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import json
 import os
+import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from resim.distributed.processes import Processes
 from resim.errors import UserError
-from resim.runs.checkpoints import load_checkpoint, save_checkpoint, write_atomically
+from resim.runs.checkpoints import remove_temporary, save_checkpoint, write_atomically
 from resim.runs.config import AnyRecipe, differences, read_recipe
+from resim.runs.lines import append
 from resim.runs.provenance import describe_run
+from resim.runs.resume import LAST, PREVIOUS, Resumed, has_checkpoint, restore_last
 
 _LINES = ("metrics.jsonl", "scores.jsonl")
 """Files of lines that a new run would overwrite."""
+
+_TEMPORARY = {
+    ".": re.compile(
+        r"config\.json|(metrics|probes|scores)\.jsonl(\.cut)?|bad_files\.txt|bad_images\.json|results\.json|curves\.png"
+    ),
+    "checkpoints": re.compile(r"(last|previous|epoch_\d+)\.pt"),
+    "pictures": re.compile(r"(epoch_\d+|detections)\.png"),
+}
+"""By folder, the files that a run writes under a temporary name first."""
 
 
 def default_folder(recipe: AnyRecipe) -> Path:
@@ -51,12 +60,9 @@ def should_resume(out: Path | None, resume: bool | str) -> bool:
         raise UserError("--resume auto needs --out: the folder of the run to start or to continue")
     if (out / "config.json").exists():
         return True
-    parts = [*(out / "checkpoints").glob("*.pt"), *(out / name for name in _LINES if (out / name).exists())]
-    if parts:
-        raise UserError(
-            f"--resume auto: {out} contains {parts[0].relative_to(out)} but no config.json, so the run is incomplete "
-            "and is not overwritten: restore config.json, or name another --out"
-        )
+    part = _part_of_run(out)
+    if part is not None:
+        raise UserError(f"--resume auto: {_incomplete(out, part)}")
     return False
 
 
@@ -68,43 +74,44 @@ def check_folder(out: Path, *, resume: bool = False) -> None:
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file, a folder is needed")
-    if resume and not (out / "config.json").exists():
-        raise UserError(f"--resume: {out} contains no run (no config.json); leave --resume out to start one there")
+    if not resume or (out / "config.json").exists():
+        return
+    part = _part_of_run(out)
+    if part is not None:
+        raise UserError(f"--resume: {_incomplete(out, part)}")
+    raise UserError(f"--resume: {out} contains no run (no config.json); leave --resume out to start one there")
 
 
-def open_run(out: Path, recipe: AnyRecipe, *, resume: bool) -> dict[str, Any] | None:
-    """Check that the run may start in `out`, or load the checkpoint from which it continues.
+def _part_of_run(out: Path) -> Path | None:
+    """A file in `out` that a run wrote; None: there is none."""
+    parts = [*sorted((out / "checkpoints").glob("*.pt")), *(out / name for name in _LINES if (out / name).exists())]
+    return parts[0] if parts else None
 
-    Returns:
-        The last checkpoint, or None where the run starts from the beginning.
+
+def _incomplete(out: Path, part: Path) -> str:
+    return (
+        f"{out} contains {part.relative_to(out)} but no config.json, so the run is incomplete and is not overwritten: "
+        "restore config.json, or name another --out"
+    )
+
+
+def check_run(out: Path, recipe: AnyRecipe, *, resume: bool) -> None:
+    """Check that a run of the recipe may start in `out`, or continue there.
 
     Raises:
         UserError: `out` contains a run and `resume` is not set, contains none and it is, or contains another recipe.
     """
-    config, last = out / "config.json", out / "checkpoints" / "last.pt"
     if not resume:
-        if config.exists() or any(last.parent.glob("*.pt")):
+        if (out / "config.json").exists() or has_checkpoint(out):
             raise UserError(f"--out {out}: already contains a run: continue it with --resume, or name another folder")
         for name in _LINES:
             if (out / name).exists():
                 raise UserError(f"--out {out}: contains a {name} that a run would overwrite: name another folder")
-        return None
+        return
     check_folder(out, resume=True)
-    changed = differences(read_recipe(config, type(recipe)), recipe)
+    changed = differences(read_recipe(out / "config.json", type(recipe)), recipe)
     if changed:
         raise UserError(f"--resume with another recipe than the run's: {', '.join(changed)}{_remedy(out, changed)}")
-    for left_over in last.parent.glob(".*.tmp"):  # a run that is killed while it writes one cannot remove it
-        left_over.unlink(missing_ok=True)
-    if not last.exists():
-        kept = sorted(last.parent.glob("epoch_*.pt"))
-        if kept:  # a run that starts from the beginning would replace it
-            raise UserError(f"{last}: is missing, though {kept[-1].name} is there: copy that to last.pt to continue")
-        return None  # stopped before its first checkpoint
-    state = load_checkpoint(last)
-    changed = differences(type(recipe).from_json(state["recipe"]), recipe)
-    if changed:
-        raise UserError(f"{last}: is of another recipe: {', '.join(changed)}")
-    return state
 
 
 def starting_point(out: Path, start_from: str | None, start_epoch: int) -> tuple[str | None, int]:
@@ -118,7 +125,7 @@ def starting_point(out: Path, start_from: str | None, start_epoch: int) -> tuple
     Raises:
         UserError: the command names others.
     """
-    settings = json.loads((out / "config.json").read_text(encoding="utf-8")).get("run", {})
+    settings = _stored_settings(out)
     weights, epoch = settings.get("start_from"), settings.get("start_epoch", 0)
     if start_from is not None and os.path.normpath(start_from) != os.path.normpath(weights or "random"):
         raise UserError(
@@ -132,6 +139,16 @@ def starting_point(out: Path, start_from: str | None, start_epoch: int) -> tuple
     return weights, epoch
 
 
+def stored_setting(out: Path, name: str) -> Any:
+    """A setting with which the run in `out` started; None: its config.json has none of this name."""
+    return _stored_settings(out).get(name)
+
+
+def _stored_settings(out: Path) -> dict[str, Any]:
+    settings = json.loads((out / "config.json").read_text(encoding="utf-8")).get("run", {})
+    return settings if isinstance(settings, dict) else {}
+
+
 def _remedy(out: Path, changed: list[str]) -> str:
     """How to continue, where the run in `out` is resumed with other settings."""
     longer = next((change.split() for change in changed if change.startswith("--epochs ")), None)
@@ -141,43 +158,18 @@ def _remedy(out: Path, changed: list[str]) -> str:
     return f"; leave these options out to continue in {out}, or name another --out"
 
 
-@contextlib.contextmanager
-def lock_folder(out: Path, processes: Processes) -> Iterator[None]:
-    """While inside, no other run can use the folder.
+def record_resume(out: Path, resumed: Resumed) -> None:
+    """Add a line to resumed.jsonl: the step, and the versions, source and command with which the run continued.
 
-    Raises:
-        UserError: another run uses it, or it cannot be created.
+    Damaged checkpoints, which the line lists, are renamed to NAME.damaged, and last.pt is restored.
     """
-    if not processes.first:
-        yield
+    if resumed.state is None or resumed.file is None:
         return
-    path = out / ".lock"
-    created = [folder for folder in (out, *out.parents) if not folder.exists()]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = path.open("w")
-    except OSError as error:
-        raise UserError(f"--out {out}: cannot be written to ({error.strerror})") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"--out {out}: another run uses it: wait for its end, or name another folder") from None
-        except OSError:  # a file system without locks
-            pass
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # a run that could not start leaves nothing
-                for folder in created:
-                    folder.rmdir()
-
-
-def record_resume(out: Path, step: int) -> None:
-    """Add a line to resumed.jsonl: the step, and the versions, source and command with which the run continued."""
-    with (out / "resumed.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step} | describe_run()) + "\n")
+    entry: dict[str, Any] = {"step": resumed.state["step"], "checkpoint": resumed.file.name}
+    entry |= {"damaged": [path.name for path in resumed.damaged]} if resumed.damaged else {}
+    _remove_left_over(out)
+    append(out / "resumed.jsonl", (json.dumps(entry | describe_run()) + "\n").encode())
+    restore_last(resumed)
 
 
 def write_config(out: Path, recipe: AnyRecipe, run: Any, data: dict[str, Any], **extra: Any) -> None:
@@ -190,15 +182,25 @@ def write_config(out: Path, recipe: AnyRecipe, run: Any, data: dict[str, Any], *
         data: description of the images.
         extra: further entries.
     """
+    _remove_left_over(out)
     settings = {name: value for name, value in dataclasses.asdict(run).items() if name != "resume"}
     content = {"recipe": recipe.to_json(), "run": settings | {"out": str(out)}, "data": data} | extra | describe_run()
     text = json.dumps(content, indent=2, default=str) + "\n"
     write_atomically(out / "config.json", lambda file: file.write(text.encode()))
 
 
+def _remove_left_over(out: Path) -> None:
+    """Remove temporary files of a run that was killed while it wrote them."""
+    for folder, names in _TEMPORARY.items():
+        remove_temporary(out / folder, names)
+
+
 def save_state(out: Path, state: dict[str, Any], *, keep_as: str | None = None) -> None:
-    """Write checkpoints/last.pt, and a copy under the name `keep_as` if there is one."""
+    """Write checkpoints/last.pt, and a copy under the name `keep_as` if there is one.
+
+    The last.pt before it stays as previous.pt.
+    """
     folder = out / "checkpoints"
     if keep_as is not None:  # first: a run that is killed here resumes before this epoch's end and keeps it again
         save_checkpoint(folder / keep_as, state)
-    save_checkpoint(folder / "last.pt", state)
+    save_checkpoint(folder / LAST, state, keep_old_as=PREVIOUS)

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from resim.counts import counted
 from resim.distributed.processes import Processes
 from resim.errors import UserError
-from resim.runs.checkpoints import write_atomically
 from resim.runs.forecast import forecast
+from resim.runs.lines import append, cut_lines, read_records
 from resim.runs.progress import Progress
 
 Batch = TypeVar("Batch")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,17 +74,33 @@ class Log:
         self._board: SummaryWriter | None = None
 
     def start(self, step: int) -> None:
-        """Open the files at `step`, and remove lines that a stopped run wrote after it."""
+        """Open the files at `step`. Lines that a stopped run wrote after it, and damaged lines, are moved to FILE.cut.
+
+        Raises:
+            UserError: a file cannot be read or written.
+        """
         if not self.processes.first:
             return
-        # a line of metrics.jsonl has the index of its step, one of probes.jsonl the number of steps done
-        for name, end in (("metrics.jsonl", step), ("probes.jsonl", step + 1)):
-            path = self.folder / name
-            if path.exists():
-                kept = "".join(line for line in _complete_lines(path) if json.loads(line)["step"] < end)
-                write_atomically(path, lambda file, kept=kept: file.write(kept.encode()))
-        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step)
+        # a line of metrics.jsonl has the index of its step, the others the number of steps done
+        for name, end in (("metrics.jsonl", step), ("probes.jsonl", step + 1), ("scores.jsonl", step + 1)):
+            cut = cut_lines(self.folder / name, end)
+            if cut is None:
+                continue
+            what = [f"{counted(cut.num_later, 'line')} after step {step}"] * (cut.num_later > 0)
+            if cut.damaged:
+                numbers = ", ".join(map(str, cut.damaged[:5])) + (", ..." if len(cut.damaged) > 5 else "")
+                what.append(f"{counted(len(cut.damaged), 'damaged or incomplete line')} (number {numbers})")
+            self.progress.say(f"{name}: {' and '.join(what)} moved to {cut.copy}")
+        self._board = self._on_board(lambda: SummaryWriter(str(self.folder / "tensorboard"), purge_step=step))
         self._since = time.perf_counter()
+
+    def _on_board(self, act: Callable[[], Result]) -> Result:
+        """Write to TensorBoard's file; a full disk is a UserError that names it."""
+        try:
+            return act()
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"{self.folder / 'tensorboard'}: cannot be written ({reason})") from None
 
     def next_batch(self, batches: Iterator[Batch]) -> Batch:
         """The next batch; the time until it is there counts as waiting for data."""
@@ -148,13 +166,16 @@ class Log:
             self.progress.say(text)
 
     def _write(self, lines: list[dict[str, float]]) -> None:
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
-        assert self._board is not None
+        append(self.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
         for line in lines:
             for name, value in line.items():
                 if name not in ("step", "epoch"):
-                    self._board.add_scalar(name, value, int(line["step"]))
+                    self._add_scalar(name, value, int(line["step"]))
+
+    def _add_scalar(self, name: str, value: float, step: int) -> None:
+        board = self._board
+        assert board is not None
+        self._on_board(lambda: board.add_scalar(name, value, step))
 
     def record_reading(self, step: int, measure: Callable[[], Reading]) -> None:
         """Measure the model after `step` steps, write and show the result; its time does not count as training.
@@ -162,44 +183,37 @@ class Log:
         A reading that an earlier invocation of the run has written is not repeated.
         """
         path = self.folder / "probes.jsonl"
-        if path.exists() and any(json.loads(line)["step"] == step for line in _complete_lines(path)):
+        if any(line["step"] == step for line in read_records(path)):
             return
         start = time.perf_counter()
         reading = measure()
-        assert self._board is not None
         if reading.values:
             line = {"step": step, "epoch": step // self.epoch_steps} | reading.values
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            append(path, (json.dumps(line) + "\n").encode())
             for name, value in reading.values.items():
-                self._board.add_scalar(f"probe/{name}", value, step)
+                self._add_scalar(f"probe/{name}", value, step)
         for text in reading.lines:
             self.progress.say(text)
         self._since += time.perf_counter() - start
 
     def add_picture(self, name: str, step: int, pixels: np.ndarray) -> None:
         """Add a picture (H, W, 3) uint8 to TensorBoard."""
-        if self._board is not None:
-            self._board.add_image(name, pixels, step, dataformats="HWC")
+        board = self._board
+        if board is not None:
+            self._on_board(lambda: board.add_image(name, pixels, step, dataformats="HWC"))
 
     def close(self) -> None:
         """Close the files."""
         if self._board is not None:
-            self._board.close()
-
-
-def _complete_lines(path: Path) -> list[str]:
-    """The lines of a file, without one that was cut off while it was written."""
-    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
+            self._on_board(self._board.close)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The numbers of every step of a run, in order.
 
     Raises:
-        UserError: no such file.
+        UserError: no such file, or a line in it is damaged.
     """
-    try:
-        return [json.loads(line) for line in _complete_lines(path)]
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if not path.exists():
+        raise UserError(f"{path}: cannot be read (No such file or directory)")
+    return read_records(path)

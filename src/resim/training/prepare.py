@@ -15,7 +15,9 @@ from resim.errors import UserError
 from resim.model.resim import ReSim
 from resim.runs import folder as run_folder
 from resim.runs.config import Recipe, RunConfig
+from resim.runs.lock import WAIT_SECONDS, lock_folder
 from resim.runs.log import Reading
+from resim.runs.resume import read_resumed
 from resim.training.advice import advise, fitted_command
 from resim.training.precision import choose_precision
 from resim.training.starting import Start, load_start, read_start
@@ -52,6 +54,8 @@ class Prepared:
     """Steps in all."""
     is_resumed: bool
     """Whether the run continues from a checkpoint."""
+    notes: tuple[str, ...]
+    """What is missing or damaged in the folder of a run that continues, to print."""
     start: Start | None
     """The weights of a new run; None: it is resumed, or starts from random weights."""
     data: dict[str, Any]
@@ -70,7 +74,7 @@ def prepare(
     probe: MakeProbe | None,
     command: Sequence[str],
 ) -> Prepared:
-    """Find the images, open or resume the run's folder, build the model.
+    """Examine the run's folder, find the images, read the checkpoint of a run that continues, build the model.
 
     Args:
         recipe: as in `pretrain`.
@@ -84,16 +88,23 @@ def prepare(
     Raises:
         UserError: as in `pretrain`.
     """
-    paths = find_images(sources)
-    epoch_steps = _steps_per_epoch(recipe, paths, processes, command)
     resume = run_folder.should_resume(run.out, run.resume)
     out = Path(processes.gather_objects(run.out or run_folder.default_folder(recipe))[0])
-    run_folder.check_folder(out, resume=resume)
-    resources.enter_context(run_folder.lock_folder(out, processes))
-    state = run_folder.open_run(out, recipe, resume=resume)
+    run_folder.check_folder(out, resume=resume)  # before the images, of which there may be millions
+    resources.enter_context(lock_folder(out, processes, wait=WAIT_SECONDS if run.resume else 0.0))
+    # again: a run that had the lock may have begun and ended meanwhile
+    resume = processes.gather_objects(run_folder.should_resume(run.out, run.resume))[0]
+    run_folder.check_run(out, recipe, resume=resume)
     if resume:
         start_from, start_epoch = run_folder.starting_point(out, run.start_from, run.start_epoch)
         run = dataclasses.replace(run, start_from=start_from, start_epoch=start_epoch)
+    paths = find_images(sources)
+    epoch_steps = _steps_per_epoch(recipe, paths, processes, command)
+    end, step = epoch_steps * recipe.optim.epochs, epoch_steps * run.start_epoch
+    resumed = None
+    if resume:  # a checkpoint is written at the end of an epoch, or earlier
+        resumed = read_resumed(out, recipe, processes, start=step, first_save=step + epoch_steps, end=end)
+    state = resumed.state if resumed else None
     start = None if state else read_start(run, recipe, processes)
     acceleration.choose(kernels=run.kernels, keep_memory=run.keep_memory)
     precision = state["precision"] if state else choose_precision(run.precision, processes.device)
@@ -110,15 +121,14 @@ def prepare(
         recipe.model, recipe.optim, processes, precision=precision, groups_at_a_time=run.groups_at_a_time,
         compile_encoders=run.compile,
     )  # fmt: skip
-    step = epoch_steps * run.start_epoch
     if state:
         step = state["step"]
         stepper.model.load_state_dict(state["model"])
         stepper.optimizer.load_state_dict(state["optimizer"])
     elif start:
         load_start(stepper, start.state)
-    if processes.first and state:
-        run_folder.record_resume(out, step)
+    if processes.first and resumed and state:
+        run_folder.record_resume(out, resumed)
     elif processes.first:
         resolved = dataclasses.replace(run, out=out, device=processes.device.type, precision=precision, workers=workers)
         extra = {"processes": processes.count, "acceleration": acceleration.describe()}
@@ -126,8 +136,8 @@ def prepare(
         run_folder.write_config(out, recipe, resolved, data, **extra)
     return Prepared(
         out=out, paths=paths, stepper=stepper, measure=measure, precision=precision, workers=workers, step=step,
-        epoch_steps=epoch_steps, end=epoch_steps * recipe.optim.epochs, is_resumed=bool(state), start=start, data=data,
-        imported={"imported": origin} if origin else {},
+        epoch_steps=epoch_steps, end=end, is_resumed=bool(state), notes=resumed.lines if resumed else (), start=start,
+        data=data, imported={"imported": origin} if origin else {},
     )  # fmt: skip
 
 

@@ -86,6 +86,7 @@ def pretrain(
         bad_files = BadFiles(ready.out, processes, run.max_bad_share)
         finish_views = Finisher(recipe.views, processes.device)
         with (
+            bad_files.listed_on_error(),
             report_killed_workers(),
             contextlib.closing(_load_batches(recipe, ready, processes)) as batches,
             Progress(
@@ -177,6 +178,8 @@ def _print_opening(
         if ready.step == ready.end:
             line += ", the last one: nothing is left to do"
     progress.say(line)
+    for text in ready.notes:
+        progress.say(text)
     if ready.paths.note():
         progress.say(ready.paths.note())
     if ready.start:

@@ -36,6 +36,18 @@ class BadFile:
     reason: str
 
 
+class UnreadableError(UserError):
+    """Images of which none can be decoded, nor any that replaces them.
+
+    Attributes:
+        bad: their files, and others that failed in the same batch.
+    """
+
+    def __init__(self, message: str, bad: Sequence[BadFile]) -> None:
+        super().__init__(message)
+        self.bad = tuple(bad)
+
+
 @dataclass(frozen=True)
 class PairBatch:
     """N view pairs as the workers return them: cropped pixels, and the parameters to finish them with."""
@@ -255,7 +267,7 @@ def read_batches(loader: DataLoader[PairBatch]) -> Generator[PairBatch, None, No
     """Yield the loader's batches, joined from their parts.
 
     Raises:
-        UserError: twenty images in a row cannot be decoded.
+        UnreadableError: twenty images in a row cannot be decoded.
     """
     order = loader.batch_sampler
     assert isinstance(order, _Parts)
@@ -263,7 +275,10 @@ def read_batches(loader: DataLoader[PairBatch]) -> Generator[PairBatch, None, No
     for part in loader:
         if -1 in part.indices:
             last = part.bad[-1]
-            raise UserError(f"{_TRIES} images in a row cannot be decoded, the last is {last.path} ({last.reason})")
+            raise UnreadableError(
+                f"{_TRIES} images in a row cannot be decoded, the last is {last.path} ({last.reason})",
+                [file for each in (*parts, part) for file in each.bad],
+            )
         parts.append(part)
         if len(parts) == order.per_batch:
             yield join_parts(parts)

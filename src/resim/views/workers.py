@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,13 +15,29 @@ from collections.abc import Iterator
 from resim.acceleration import allocator
 from resim.errors import UserError
 
+_PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
+
 
 def start_worker(worker: int) -> None:
-    """Set the memory and the signals of a worker process, as its first action."""
+    """Set the memory and the signals of a worker process, as its first action; it ends when its parent does."""
+    _end_with_parent()
     memory = allocator()
     if memory is not None:
         memory.keep_memory_if_parted()
     _ignore_signals_of_others()
+
+
+def _end_with_parent() -> None:
+    """Let the system kill this worker when its parent ends, however it ends: PyTorch's workers notice it after 5 s.
+
+    Until then they would keep the memory that the next run needs. Linux alone has such a signal.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    parent = multiprocessing.parent_process()
+    if parent is not None and os.getppid() != parent.pid:  # it ended before
+        os._exit(1)
 
 
 def _ignore_signals_of_others() -> None:
