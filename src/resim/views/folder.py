@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from resim.errors import UserError
+from resim.reading import read_file, special_kind
 from resim.views.shards import is_shard, list_shard, member_path, split_member_path
 from resim.views.text import decode_text
 from resim.views.walk import PassedOver, ending_of, walk_files
@@ -62,7 +63,8 @@ def find_images(sources: str | Path | Sequence[str | Path]) -> PathList:
     with a dot, broken links and files with other endings are passed over and counted (`PathList.passed`). A text file
     (`.txt`) has one path per line, relative to its folder; blank lines and lines that start with # are skipped. A file
     that is reached twice counts once. In a folder without image files, the images in its tar files (`.tar`) are used,
-    as `resim pack` writes them; in a folder with image files, tar files are passed over. No image is opened.
+    as `resim pack` writes them; in a folder with image files, tar files are passed over, and pipes, sockets and devices
+    in folders and lists. No image is opened.
 
     Raises:
         UserError: a source does not exist or cannot be read, a listed file does not exist, a tar file cannot be read or
@@ -91,8 +93,10 @@ def find_images(sources: str | Path | Sequence[str | Path]) -> PathList:
                 passed.add(here)
             elif not os.path.exists(path):  # noqa: PTH110
                 raise UserError(f"{source}: there is no such folder or file")
+            elif special_kind(path):
+                raise UserError(f"{source}: is {special_kind(path)}, not a file: name a file or a folder")
             elif path.lower().endswith(".txt"):
-                _add(images, _listed(path), real)
+                _add(images, _listed(path, passed), real)
             elif is_shard(path):
                 _add_shard(images, shards, path)
             elif is_image(path):
@@ -167,9 +171,9 @@ def _add_shard(images: dict[str, str], shards: dict[str, int], tar: str) -> None
         images.update((member, member) for member in members)
 
 
-def _listed(path: str) -> Iterator[tuple[str, bool]]:
+def _listed(path: str, passed: PassedOver) -> Iterator[tuple[str, bool]]:
     folder = os.path.dirname(path)  # noqa: PTH120
-    text = decode_text(Path(path).read_bytes())
+    text = decode_text(read_file(path))
     lines = re.split(r"\r\n|\r|\n", text)  # not splitlines, which also splits at characters that a name may have
     for number, name in enumerate(lines, start=1):
         if not name.strip() or name.startswith("#"):
@@ -177,6 +181,9 @@ def _listed(path: str) -> Iterator[tuple[str, bool]]:
         written = os.path.join(folder, os.path.expanduser(name))  # noqa: PTH111, PTH118
         forms = (unicodedata.normalize(form, written) for form in ("NFC", "NFD"))  # a name has two forms in Unicode
         image = next((form for form in (written, *forms) if _is_there(form)), None)
+        if image is None and special_kind(written):
+            passed.special += 1
+            continue
         if image is None:
             raise UserError(f"{path}, line {number}: {name}: there is no such file{_nearest(written)}")
         yield image, os.path.islink(image)  # noqa: PTH114
