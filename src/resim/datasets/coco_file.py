@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from resim.datasets.foreign_json import foreign_format
 from resim.datasets.repairs import Repairs
 from resim.errors import UserError
+from resim.reading import read_json
 
 
 def load_coco(path: Path, repairs: Repairs) -> dict[str, list[dict[str, Any]]]:
@@ -20,13 +20,13 @@ def load_coco(path: Path, repairs: Repairs) -> dict[str, list[dict[str, Any]]]:
         UserError: the file cannot be read, is not JSON, or is of another format.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): name a COCO JSON file") from None
     except UnicodeDecodeError as error:
         place = f"byte {error.start} is {error.object[error.start]:#04x}"
         raise UserError(f"{path}: is not encoded in UTF-8, as JSON must be ({place}): save it as UTF-8") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: is not a valid JSON file ({error}): correct it, or export it again") from None
     foreign = foreign_format(content)
     if foreign:

@@ -7,7 +7,6 @@ latter, precision, compiling, groups at a time and the number of threads change 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from resim.acceleration import Kernels
 from resim.errors import UserError
 from resim.fields import Above, AtLeast, AtMost, Decay, Seed, check_fields
 from resim.model.config import ModelConfig
+from resim.reading import read_json
 from resim.regions.level import Level
 from resim.views.config import ViewsConfig
 from resim.views.limits import MAX_PIXELS
@@ -259,7 +259,7 @@ def read_settings(path: Path, kind: type[D], names: Sequence[str]) -> D:
         UserError: the file cannot be read, or a setting does not fit.
     """
     try:
-        stored = json.loads(path.read_text(encoding="utf-8")).get("run", {})
+        stored = read_json(path).get("run", {})
         hints = get_type_hints(kind)
         kept = {name: stored[name] for name in names if name in stored}
         paths = {name for name, value in kept.items() if isinstance(value, str) and Path in get_args(hints[name])}
@@ -281,7 +281,7 @@ def read_recipe(path: Path, kind: type[R] = Recipe) -> R:
         UserError: the file cannot be read, or contains no such recipe.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         return kind.from_json(data.get("recipe", data))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None

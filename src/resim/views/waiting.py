@@ -164,17 +164,16 @@ class _Stalls:
         self._waiting_since, self._next_wait = time.monotonic(), self._slow
 
     def report(self, now: float) -> None:
-        """Name the files that have been read for too long; if there is none, say that the batch is late."""
+        """Name the files that have been read for too long; if no file is read, say that the batch is late."""
         reads = self._board.reads()
         self._next = {read: self._next.get(read, self._slow) for read in reads}
         for read in reads:
             seconds = now - read.start
             if seconds >= self._next[read]:
                 self._next[read] = 2 * seconds
-                self._next_wait = max(self._next_wait, 2 * (now - self._waiting_since))
                 self._say(f"{read.path}: has been read for {seconds:.0f} s and is waited for: its file system may hang")
         waited = now - self._waiting_since
-        if waited >= self._next_wait:
+        if not reads and waited >= self._next_wait:
             self._next_wait = 2 * waited
             self._say(f"the loader has been waited for {waited:.0f} s: its processes are slow or stopped")
 
