@@ -109,13 +109,14 @@ def scans_fault(image: Image.Image, file: BinaryIO) -> str:
 
 
 def _first_scan_has_all(image: Image.Image, file: BinaryIO) -> bool:
-    """Whether the first scan, behind whose marker Pillow has stopped, has all components."""
-    place = file.tell()
-    if place < 2:
+    """Whether the first scan, behind whose header Pillow has stopped, has all components."""
+    components = len(image.getbands())
+    place = file.tell() - 8 - 2 * components
+    if place < 0:
         return False
-    file.seek(place - 2)
-    marker = file.read(5)
-    return len(marker) == 5 and marker[:2] == _SCAN and marker[4] == len(image.getbands())
+    file.seek(place)
+    marker = file.read(5)  # the marker, the length of the header, the number of components
+    return len(marker) == 5 and marker[:2] == _SCAN and marker[4] == components
 
 
 def size_fault(width: int, height: int, max_pixels: int) -> str:
