@@ -20,6 +20,8 @@ _KINDS = (
     (stat.S_ISBLK, "a device"),
 )
 
+_NO_MEMORY = "it takes more memory than there is"
+
 
 class NotRegularError(OSError):
     """A path leads to a pipe, a socket or a device; `strerror` says to which."""
@@ -71,7 +73,14 @@ def read_json(path: str | Path) -> Any:
         OSError: as `read_file`.
         ValueError: as `parse_json`.
     """
-    return parse_json(read_file(path))
+    try:
+        data = read_file(path)
+        encoding = json.detect_encoding(data)  # as json.loads does, which would keep the bytes next to the text
+        text = data.decode(encoding, "surrogatepass")
+        del data
+    except MemoryError:
+        raise ValueError(_NO_MEMORY) from None
+    return parse_json(text)
 
 
 def parse_json(data: bytes | str) -> Any:
@@ -86,7 +95,7 @@ def parse_json(data: bytes | str) -> Any:
     except RecursionError:
         raise ValueError("its lists and objects are nested too deeply") from None
     except MemoryError:
-        raise ValueError("it takes more memory than there is") from None
+        raise ValueError(_NO_MEMORY) from None
 
 
 def special_kind(path: str | Path) -> str:

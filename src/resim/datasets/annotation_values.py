@@ -21,14 +21,17 @@ _FALSE = ("", "0", "false", "f", "no", "n", "none", "null", "nan")
 
 def finite_numbers(values: object, count: int | None = None) -> list[float] | None:
     """Numbers as floats; None unless `values` is a list of finite numbers, of length `count` if that is given."""
-    if not isinstance(values, Sequence) or isinstance(values, str) or (count is not None and len(values) != count):
+    if type(values) is not list and (not isinstance(values, Sequence) or isinstance(values, str)):
+        return None
+    if count is not None and len(values) != count:
         return None
     try:
-        numbers = [float(value) for value in values]
+        numbers: list[float] = list(map(float, values))
     except (TypeError, ValueError, OverflowError):
         return None
-    # inf - inf and NaN - NaN are not 0
-    return numbers if all(number - number == 0 for number in numbers) else None
+    total = sum(numbers)
+    # inf - inf and NaN - NaN are not 0; the sum of finite numbers may be infinite
+    return numbers if total - total == 0 or all(number - number == 0 for number in numbers) else None
 
 
 def as_id(value: Any) -> int | str | None:
@@ -99,6 +102,8 @@ def as_segmentation(value: Any) -> tuple[Any, str]:
     form = "text" if is_text and not isinstance(value, str) else ""
     if not isinstance(value, list) or not value:
         return value, form
+    if all(type(part) is list and len(part) > 2 and type(part[0]) in (float, int) for part in value):
+        return value, form  # COCO's own form: what follows would change nothing
     if len(value) == 1 and isinstance(value[0], dict) and "counts" in value[0]:
         return value[0], "a list around one RLE"
     if all(map(_is_number, value)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from resim.datasets.foreign_json import foreign_format
 from resim.datasets.repairs import Repairs
 from resim.errors import UserError
 from resim.reading import read_json
+
+_LARGE = 50_000_000  # bytes, from which on the file is named before it is read
 
 
 def load_coco(path: Path, repairs: Repairs) -> dict[str, list[dict[str, Any]]]:
@@ -20,6 +23,8 @@ def load_coco(path: Path, repairs: Repairs) -> dict[str, list[dict[str, Any]]]:
         UserError: the file cannot be read, is not JSON, or is of another format.
     """
     try:
+        if path.stat().st_size > _LARGE and os.environ.get("RANK", "0") == "0":
+            print(f"reading {path} ({path.stat().st_size / 1e6:.0f} MB)", flush=True)
         content = read_json(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): name a COCO JSON file") from None

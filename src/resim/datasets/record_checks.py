@@ -134,6 +134,8 @@ def _area(mask: Segmentation | None, box: Sequence[float], width: int, height: i
 
 def _repaired_box(box: list[float], width: int, height: int, note: Any) -> list[float] | None:
     x0, y0, x1, y1 = box
+    if 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height:
+        return box
     shown = f"box {x0:g}, {y0:g}, {x1:g}, {y1:g}"
     if x1 == x0 or y1 == y0:
         note("zero-area", detail=shown)
@@ -172,14 +174,15 @@ def _checked_mask(segmentation: Any, width: int, height: int, note: Any) -> Segm
             note("bad-mask", detail="a polygon that is not a list of finite x, y pairs")
         elif len(numbers) < 6:  # pycocotools would read two points as a box
             note("short-polygon", detail=f"{len(numbers) // 2} points")
-        elif max(map(abs, numbers)) > MAX_REACH * max(width, height):
-            note(
-                "bad-mask",
-                detail=f"a polygon that extends to {max(numbers, key=abs):g} px in an image of {width} x {height}",
-            )
         else:
-            x0, y0, x1, y1 = mask_box([numbers], height, width)
-            if x0 == x1 or y0 == y1 or x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
+            xs, ys = numbers[0::2], numbers[1::2]
+            x0, y0, x1, y1 = min(xs), min(ys), max(xs), max(ys)
+            if max(x1, y1, -x0, -y0) > MAX_REACH * max(width, height):
+                note(
+                    "bad-mask",
+                    detail=f"a polygon that extends to {max(numbers, key=abs):g} px in an image of {width} x {height}",
+                )
+            elif x0 == x1 or y0 == y1 or x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
                 note(
                     "empty-mask",
                     detail=f"a polygon from {x0:g}, {y0:g} to {x1:g}, {y1:g} in an image of {width} x {height}",

@@ -226,7 +226,7 @@ def _from_yaml(file: Path) -> YoloSet:
         entries = value if isinstance(value, list) else [] if value is None else [value]
         if not all(isinstance(entry, str) for entry in entries):
             raise UserError(
-                f"{file}: {key}: is {reprlib.repr(value)}, but must be a folder, a .txt list or a list of these"
+                f"{file}: {key}: is {reprlib.repr(value)[:200]}, but must be a folder, a .txt list or a list of these"
             )
         splits[key] = entries
     shape = content.get("kpt_shape")
