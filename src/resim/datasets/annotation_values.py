@@ -36,6 +36,8 @@ def finite_numbers(values: object, count: int | None = None) -> list[float] | No
 
 def as_id(value: Any) -> int | str | None:
     """An id: an integer in any notation (7, 7.0, "7", " 7.0 "), or other text, stripped."""
+    if type(value) is int:
+        return value
     if isinstance(value, bool):
         return None
     if isinstance(value, int):
@@ -50,7 +52,7 @@ def as_id(value: Any) -> int | str | None:
 
 def as_flag(value: Any) -> bool | None:
     """A flag such as `iscrowd`: False if missing or empty, None if neither true nor false."""
-    if value is None:
+    if value is None or value == 0:
         return False
     if isinstance(value, str):
         text = value.strip().lower()
@@ -79,7 +81,7 @@ def as_list(value: Any) -> Any:
 
 def as_numbers(value: Any, count: int) -> list[float] | None:
     """`count` finite numbers, from a list of numbers or of texts, a text that contains one, or a list around one."""
-    value = as_list(value)
+    value = as_list(value) if type(value) is not list else value
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
         value = value[0]
     return finite_numbers(value, count)
@@ -87,6 +89,8 @@ def as_numbers(value: Any, count: int) -> list[float] | None:
 
 def as_positive(value: Any) -> float | None:
     """A finite number above 0, such as an area."""
+    if type(value) is float and 0 < value < math.inf:
+        return value
     number = None if isinstance(value, bool) else finite_numbers([value])
     return number[0] if number and number[0] > 0 else None
 

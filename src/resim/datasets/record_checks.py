@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from resim.datasets.annotation_values import finite_numbers
+from resim.datasets.annotation_values import as_positive, finite_numbers
 from resim.datasets.masks import has_pixels, mask_area, mask_box, rle_fault
 from resim.datasets.records import OVERHANG, Record, Segmentation
 from resim.datasets.repairs import Repairs
@@ -79,8 +79,8 @@ def make_record(
         boxes.append(box)
         masks.append(mask)
         points.append(keypoints or [0.0] * (3 * num_keypoints))
-        area = finite_numbers([annotated.area])
-        areas.append(area[0] if area and area[0] > 0 else _area(mask, box, width, height))
+        area = as_positive(annotated.area)
+        areas.append(area or _area(mask, box, width, height))
         if annotated.area_fault:
             note("no-area" if annotated.area_fault == NO_AREA else "area", detail=annotated.area_fault)
     return Record(
@@ -104,7 +104,8 @@ def _checked_box(
 ) -> list[float] | None:
     """The box as annotated, repaired, or computed from the mask; None, with a fault, if none is usable."""
     box = finite_numbers(annotated.box, 4)
-    around = mask_box(mask, height, width) if mask is not None and (box is None or _is_flat(box)) else None
+    is_usable = box is not None and not _is_flat(box)
+    around = mask_box(mask, height, width) if mask is not None and not is_usable else None
     if around is not None and not _is_flat(around):
         if annotated.box is not None or annotated.box_fault:
             kind = "no-bbox" if annotated.box_fault == NO_BOX else "box-from-mask"

@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import unicodedata
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -26,14 +27,17 @@ _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 class PathList(Sequence[str]):
     """Paths in one block of bytes, to save memory in every loader process."""
 
-    def __init__(self, paths: Sequence[str], shards: Sequence[int] = (), passed: PassedOver | None = None) -> None:
+    def __init__(self, paths: Iterable[str], shards: Sequence[int] = (), passed: PassedOver | None = None) -> None:
         self.shards = tuple(shards)
         """Number of images in each shard, in order; empty unless all images are in shards."""
         self.passed = passed or PassedOver()
         """Files in the folders that are not images, counted by reason."""
-        encoded = [os.fsencode(path) for path in paths]
-        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-        self._ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
+        joined, ends = bytearray(), array("q")
+        for path in paths:
+            joined += os.fsencode(path)
+            ends.append(len(joined))
+        self._bytes = np.frombuffer(bytes(joined), dtype=np.uint8)
+        self._ends = np.frombuffer(ends, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -112,7 +116,7 @@ def find_images(sources: str | Path | Sequence[str | Path]) -> PathList:
             + (f"; {passed}" if passed else "")
         )
     in_shards = sum(shards.values()) == len(images)
-    return PathList(list(images.values()), list(shards.values()) if in_shards else (), passed)
+    return PathList(images.values(), list(shards.values()) if in_shards else (), passed)
 
 
 def find_shards(source: str) -> list[str]:
@@ -159,7 +163,7 @@ def _add(images: dict[str, str], files: Iterable[tuple[str, bool]], real: dict[s
         file = os.path.join(real[folder], name)  # noqa: PTH118
         key = os.path.realpath(file) if is_link else file
         repeats += key in images
-        images.setdefault(key, path)
+        images.setdefault(key, key if key == path else path)  # one text of each path in memory, not two
     return repeats
 
 
