@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 from resim.views.crops import ViewsConfig
 from resim.views.photometric import MEAN, STD
-from resim.views.shards import open_bytes
+from resim.views.shards import open_image
 
 
 class PlainViews(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
@@ -39,7 +39,7 @@ class PlainViews(Dataset[tuple[Tensor, Tensor, Tensor, Tensor]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        with Image.open(open_bytes(self.paths[index])) as opened:
+        with open_image(self.paths[index]) as file, Image.open(file) as opened:
             image = opened.convert("RGB")
         if self.config.flip == "shared" and torch.rand(()) < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

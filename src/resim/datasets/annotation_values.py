@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import json
 import math
 import re
 from collections.abc import Sequence
 from typing import Any
+
+from resim.reading import parse_json
 
 _WHOLE = re.compile(r"[+-]?\d{1,30}(\.0*)?", re.ASCII)
 _TRUE = ("1", "true", "t", "yes", "y")
@@ -20,18 +21,23 @@ _FALSE = ("", "0", "false", "f", "no", "n", "none", "null", "nan")
 
 def finite_numbers(values: object, count: int | None = None) -> list[float] | None:
     """Numbers as floats; None unless `values` is a list of finite numbers, of length `count` if that is given."""
-    if not isinstance(values, Sequence) or isinstance(values, str) or (count is not None and len(values) != count):
+    if type(values) is not list and (not isinstance(values, Sequence) or isinstance(values, str)):
+        return None
+    if count is not None and len(values) != count:
         return None
     try:
-        numbers = [float(value) for value in values]
+        numbers: list[float] = list(map(float, values))
     except (TypeError, ValueError, OverflowError):
         return None
-    # inf - inf and NaN - NaN are not 0
-    return numbers if all(number - number == 0 for number in numbers) else None
+    total = sum(numbers)
+    # inf - inf and NaN - NaN are not 0; the sum of finite numbers may be infinite
+    return numbers if total - total == 0 or all(number - number == 0 for number in numbers) else None
 
 
 def as_id(value: Any) -> int | str | None:
     """An id: an integer in any notation (7, 7.0, "7", " 7.0 "), or other text, stripped."""
+    if type(value) is int:
+        return value
     if isinstance(value, bool):
         return None
     if isinstance(value, int):
@@ -46,7 +52,7 @@ def as_id(value: Any) -> int | str | None:
 
 def as_flag(value: Any) -> bool | None:
     """A flag such as `iscrowd`: False if missing or empty, None if neither true nor false."""
-    if value is None:
+    if value is None or value == 0:
         return False
     if isinstance(value, str):
         text = value.strip().lower()
@@ -66,7 +72,7 @@ def as_list(value: Any) -> Any:
     text = value.strip()
     if text[:1] in ("[", "{"):
         try:
-            return json.loads(text)
+            return parse_json(text)
         except ValueError:
             text = text.strip("[]")
     parts = text.replace(",", " ").split()
@@ -75,7 +81,7 @@ def as_list(value: Any) -> Any:
 
 def as_numbers(value: Any, count: int) -> list[float] | None:
     """`count` finite numbers, from a list of numbers or of texts, a text that contains one, or a list around one."""
-    value = as_list(value)
+    value = as_list(value) if type(value) is not list else value
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
         value = value[0]
     return finite_numbers(value, count)
@@ -83,6 +89,8 @@ def as_numbers(value: Any, count: int) -> list[float] | None:
 
 def as_positive(value: Any) -> float | None:
     """A finite number above 0, such as an area."""
+    if type(value) is float and 0 < value < math.inf:
+        return value
     number = None if isinstance(value, bool) else finite_numbers([value])
     return number[0] if number and number[0] > 0 else None
 
@@ -98,6 +106,8 @@ def as_segmentation(value: Any) -> tuple[Any, str]:
     form = "text" if is_text and not isinstance(value, str) else ""
     if not isinstance(value, list) or not value:
         return value, form
+    if all(type(part) is list and len(part) > 2 and type(part[0]) in (float, int) for part in value):
+        return value, form  # COCO's own form: what follows would change nothing
     if len(value) == 1 and isinstance(value[0], dict) and "counts" in value[0]:
         return value[0], "a list around one RLE"
     if all(map(_is_number, value)):

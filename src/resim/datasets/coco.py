@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +24,9 @@ from resim.datasets.record_checks import make_record
 from resim.datasets.records import DetectionData, Record
 from resim.datasets.repairs import Repairs, empty_split_error
 from resim.errors import UserError
+from resim.runs.bars import show_bar
 
+_MANY_IMAGES = 10_000  # from which on progress is shown
 PREFIXES = ("instances_", "person_keypoints_", "objects_")
 
 
@@ -50,7 +55,30 @@ def read_coco(
     Raises:
         UserError: not a COCO file, categories that contradict each other, no usable image or object; or strict.
     """
-    path = Path(path)
+    with _without_garbage_collection():
+        return _read(Path(path), images, strict=strict, check_images=check_images, crowd_as_objects=crowd_as_objects)
+
+
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """While inside, no cycles are searched for: there are none in millions of lists, which each search would visit."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _read(
+    path: Path,
+    images: str | Path | Sequence[str | Path] | None,
+    *,
+    strict: bool,
+    check_images: bool,
+    crowd_as_objects: bool,
+) -> DetectionData:
     repairs = Repairs()
     content = load_coco(path, repairs)
     annotations = content["annotations"]
@@ -69,17 +97,20 @@ def read_coco(
         crowd_as_objects=crowd_as_objects,
         repairs=repairs,
     )
-    records = [
-        reader.read(entry, files[entry["file_name"]], groups.get(image_id, []))
-        for image_id, entry in entries.items()
-        if entry
-    ]
+    has_annotations = bool(annotations)
+    del annotations, content["annotations"]  # each is dropped once its record is made
+    with _progress(path, len(entries)) as report:
+        records = []
+        for number, (image_id, entry) in enumerate(entries.items()):
+            report(number)
+            if entry:
+                records.append(reader.read(entry, files[entry["file_name"]], groups.pop(image_id, [])))
     records = reader.exchanged.resolve([record for record in records if record is not None], repairs)
     reader.corners.report()
     if any("neg_category_ids" in entry for entry in content["images"][:1]):
         repairs.add("lvis", file=str(path), detail="its images have neg_category_ids")
     repairs.stop_if(strict)
-    _check_not_empty(records, path, folders, repairs, has_annotations=bool(annotations))
+    _check_not_empty(records, path, folders, repairs, has_annotations=has_annotations)
     return DetectionData(
         records=tuple(records),
         classes=categories.names,
@@ -90,6 +121,16 @@ def read_coco(
         keypoint_labels=categories.keypoint_labels,
         repairs=repairs,
     )
+
+
+@contextlib.contextmanager
+def _progress(path: Path, num_images: int) -> Iterator[Callable[[int], None]]:
+    """While inside, a bar for a file of many images, on the first process; call what it gives with the images done."""
+    if num_images < _MANY_IMAGES or os.environ.get("RANK", "0") != "0":
+        yield lambda done: None
+        return
+    with show_bar(f"reading {path.name}", num_images) as show_done:
+        yield lambda done: show_done(done) if done % 256 == 0 else None
 
 
 @dataclass(kw_only=True)

@@ -136,8 +136,10 @@ class CornerCheck:
         if numbers is None:
             return
         x, y, a, b = numbers  # width and height, or x1 and y1
-        width, height = size[0] + OVERHANG, size[1] + OVERHANG
         self.num_boxes += 1
+        if self.num_fitting < self.num_boxes - 1:  # one did not fit as corners: they are none
+            return
+        width, height = size[0] + OVERHANG, size[1] + OVERHANG
         self.num_fitting += x < a <= width and y < b <= height
         if self.num_fitting == self.num_boxes and (x + a > width or y + b > height):
             self.outside.append((note, f"bbox {x:g}, {y:g}, {a:g}, {b:g} in an image of {size[0]} x {size[1]}"))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 from typing import Any
 
 from resim.datasets.foreign_json import foreign_format
 from resim.datasets.repairs import Repairs
 from resim.errors import UserError
+from resim.reading import read_json
+
+_LARGE = 50_000_000  # bytes, from which on the file is named before it is read
 
 
 def load_coco(path: Path, repairs: Repairs) -> dict[str, list[dict[str, Any]]]:
@@ -20,13 +23,15 @@ def load_coco(path: Path, repairs: Repairs) -> dict[str, list[dict[str, Any]]]:
         UserError: the file cannot be read, is not JSON, or is of another format.
     """
     try:
-        content = json.loads(path.read_bytes())
+        if path.stat().st_size > _LARGE and os.environ.get("RANK", "0") == "0":
+            print(f"reading {path} ({path.stat().st_size / 1e6:.0f} MB)", flush=True)
+        content = read_json(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): name a COCO JSON file") from None
     except UnicodeDecodeError as error:
         place = f"byte {error.start} is {error.object[error.start]:#04x}"
         raise UserError(f"{path}: is not encoded in UTF-8, as JSON must be ({place}): save it as UTF-8") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: is not a valid JSON file ({error}): correct it, or export it again") from None
     foreign = foreign_format(content)
     if foreign:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from xml.etree import ElementTree
 
 from resim.datasets.foreign_json import EXPORT, foreign_format
+from resim.reading import open_file, read_json
 
 _TRAIN, _VAL = ("train", "training"), ("valid", "val", "validation", "test")
 _LABEL_FOLDERS = {"label_2": "KITTI", "labelTxt": "DOTA"}
@@ -88,8 +88,8 @@ def recognise_file(file: Path) -> str:
 def _recognise_json(file: Path) -> str:
     """The format of a JSON file that is not COCO's, and the remedy; empty if it is unknown."""
     try:
-        return foreign_format(json.loads(file.read_bytes()), known_only=True)
-    except (OSError, ValueError, RecursionError):
+        return foreign_format(read_json(file), known_only=True)
+    except (OSError, ValueError):
         return ""
 
 
@@ -105,7 +105,8 @@ def _train_command(folder: Path, parts: list[str]) -> str:
 
 def _cvat_xml(file: Path) -> str:
     try:
-        _, root = next(ElementTree.iterparse(file, events=("start",)))
+        with open_file(file) as content:
+            _, root = next(ElementTree.iterparse(content, events=("start",)))
     except (OSError, ElementTree.ParseError, StopIteration):
         return ""
     if root.tag != "annotations":

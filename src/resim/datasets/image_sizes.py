@@ -16,6 +16,7 @@ from PIL import Image
 from resim.datasets.annotation_values import finite_numbers
 from resim.datasets.records import OVERHANG, Record
 from resim.datasets.repairs import Repairs
+from resim.reading import open_file
 from resim.views.decode import BadImageError, Photo
 
 Size = tuple[int, int]
@@ -77,7 +78,7 @@ def checked_size(
 
 def _is_turned(path: str) -> bool:
     """Whether the EXIF orientation of an image that can be opened exchanges its width and height."""
-    with Image.open(path) as image:
+    with open_file(path) as file, Image.open(file) as image:
         return image.getexif().get(0x0112) in (5, 6, 7, 8)
 
 

@@ -14,6 +14,7 @@ from resim.datasets.voc_layout import find_xml_folder, find_years
 from resim.datasets.yolo import read_yolo
 from resim.datasets.yolo_layout import has_class_names, is_yolo
 from resim.errors import UserError
+from resim.reading import special_kind
 
 _WHAT_TO_NAME = "name a COCO JSON file, a YOLO data.yaml, or the folder of a data set"
 
@@ -48,6 +49,26 @@ def read_detection(
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder: {_WHAT_TO_NAME}")
+    if special_kind(path):
+        raise UserError(f"{path}: is {special_kind(path)}, not a file: {_WHAT_TO_NAME}")
+    try:
+        return _read_layout(
+            path, split, images, classes, strict=strict, check_images=check_images, crowd_as_objects=crowd_as_objects
+        )
+    except OSError as error:  # of one of the files in a folder
+        raise UserError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from None
+
+
+def _read_layout(
+    path: Path,
+    split: str | None,
+    images: str | Path | Sequence[str | Path] | None,
+    classes: Sequence[str] | None,
+    *,
+    strict: bool,
+    check_images: bool,
+    crowd_as_objects: bool,
+) -> DetectionData:
     is_voc = path.is_dir() and bool(find_years(path))
     is_cityscapes = path.is_dir() and (path / "gtFine").is_dir()
     has_yolo = not is_voc and not is_cityscapes and is_yolo(path) and not _is_coco(path, split)

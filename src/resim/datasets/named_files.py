@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
+from resim.reading import special_kind
 from resim.views.folder import EXTENSIONS
 from resim.views.walk import UNREAD_FORMATS, PassedOver, ending_of, walk_files
 
@@ -65,6 +66,10 @@ def locate_files(names: Iterable[str], folders: Sequence[str | Path]) -> dict[st
             missing.append(name)
         else:
             located[name] = LocatedFile(path)
+    special = {name: kind for name in missing if (kind := _special_kind(name, roots))}
+    for name, kind in special.items():
+        located[name] = LocatedFile(None, fault=f"{_quoted(name)} is {kind}, not a file")
+    missing = [name for name in missing if name not in special]
     if not missing:
         return located
     index = FileIndex(roots)
@@ -225,6 +230,12 @@ def _path_below(name: str, roots: Sequence[str]) -> str | None:
         if is_below or os.path.abspath(path).startswith(inside):  # noqa: PTH100
             return path
     return None
+
+
+def _special_kind(name: str, roots: Sequence[str]) -> str:
+    """What a name leads to if it is a pipe, a socket or a device; empty for all others."""
+    kinds = (special_kind(os.path.join(root, name)) for root in roots)  # noqa: PTH118
+    return next(filter(None, kinds), "")
 
 
 def _readings(name: str) -> list[list[str]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from resim.datasets.annotation_values import finite_numbers
+from resim.datasets.annotation_values import as_positive, finite_numbers
 from resim.datasets.masks import has_pixels, mask_area, mask_box, rle_fault
 from resim.datasets.records import OVERHANG, Record, Segmentation
 from resim.datasets.repairs import Repairs
@@ -79,8 +79,8 @@ def make_record(
         boxes.append(box)
         masks.append(mask)
         points.append(keypoints or [0.0] * (3 * num_keypoints))
-        area = finite_numbers([annotated.area])
-        areas.append(area[0] if area and area[0] > 0 else _area(mask, box, width, height))
+        area = as_positive(annotated.area)
+        areas.append(area or _area(mask, box, width, height))
         if annotated.area_fault:
             note("no-area" if annotated.area_fault == NO_AREA else "area", detail=annotated.area_fault)
     return Record(
@@ -104,7 +104,8 @@ def _checked_box(
 ) -> list[float] | None:
     """The box as annotated, repaired, or computed from the mask; None, with a fault, if none is usable."""
     box = finite_numbers(annotated.box, 4)
-    around = mask_box(mask, height, width) if mask is not None and (box is None or _is_flat(box)) else None
+    is_usable = box is not None and not _is_flat(box)
+    around = mask_box(mask, height, width) if mask is not None and not is_usable else None
     if around is not None and not _is_flat(around):
         if annotated.box is not None or annotated.box_fault:
             kind = "no-bbox" if annotated.box_fault == NO_BOX else "box-from-mask"
@@ -134,6 +135,8 @@ def _area(mask: Segmentation | None, box: Sequence[float], width: int, height: i
 
 def _repaired_box(box: list[float], width: int, height: int, note: Any) -> list[float] | None:
     x0, y0, x1, y1 = box
+    if 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height:
+        return box
     shown = f"box {x0:g}, {y0:g}, {x1:g}, {y1:g}"
     if x1 == x0 or y1 == y0:
         note("zero-area", detail=shown)
@@ -172,14 +175,15 @@ def _checked_mask(segmentation: Any, width: int, height: int, note: Any) -> Segm
             note("bad-mask", detail="a polygon that is not a list of finite x, y pairs")
         elif len(numbers) < 6:  # pycocotools would read two points as a box
             note("short-polygon", detail=f"{len(numbers) // 2} points")
-        elif max(map(abs, numbers)) > MAX_REACH * max(width, height):
-            note(
-                "bad-mask",
-                detail=f"a polygon that extends to {max(numbers, key=abs):g} px in an image of {width} x {height}",
-            )
         else:
-            x0, y0, x1, y1 = mask_box([numbers], height, width)
-            if x0 == x1 or y0 == y1 or x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
+            xs, ys = numbers[0::2], numbers[1::2]
+            x0, y0, x1, y1 = min(xs), min(ys), max(xs), max(ys)
+            if max(x1, y1, -x0, -y0) > MAX_REACH * max(width, height):
+                note(
+                    "bad-mask",
+                    detail=f"a polygon that extends to {max(numbers, key=abs):g} px in an image of {width} x {height}",
+                )
+            elif x0 == x1 or y0 == y1 or x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
                 note(
                     "empty-mask",
                     detail=f"a polygon from {x0:g}, {y0:g} to {x1:g}, {y1:g} in an image of {width} x {height}",

@@ -19,6 +19,7 @@ from resim.datasets.records import DetectionData, Record
 from resim.datasets.repairs import Repairs, empty_split_error
 from resim.datasets.voc_layout import VocFolder, list_images
 from resim.datasets.voc_xml import corner_texts, numeric_corners, parse_xml, read_flag
+from resim.reading import read_file
 
 CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -111,7 +112,7 @@ class _ImageReader:
             return None
         note = partial(self.repairs.add, file=str(path), image_id=image_id)
         try:
-            tree = parse_xml(path.read_bytes())
+            tree = parse_xml(read_file(path))
         except (OSError, ElementTree.ParseError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             note("missing-annotation", detail=str(reason))

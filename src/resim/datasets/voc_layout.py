@@ -9,6 +9,7 @@ from pathlib import Path
 
 from resim.datasets.named_files import FileIndex, spelling
 from resim.errors import UserError
+from resim.reading import read_file
 from resim.views.folder import EXTENSIONS
 from resim.views.text import decode_text
 from resim.views.walk import UNREAD_FORMATS, PassedOver, ending_of, walk_files
@@ -160,7 +161,7 @@ def read_ids(path: Path, is_known: Callable[[str], bool]) -> list[str]:
         lines = [line for line in text.splitlines() if line.strip() and not line.isascii()]
         return any(is_known(_parse_id(line, is_known)) for line in lines)
 
-    lines = decode_text(path.read_bytes(), is_right).splitlines()
+    lines = decode_text(read_file(path), is_right).splitlines()
     return [_parse_id(line, is_known) for line in lines if line.strip()]
 
 

@@ -18,6 +18,7 @@ from resim.datasets.repairs import Repairs, empty_split_error
 from resim.datasets.yolo_label_files import find_label_files, has_label_content, list_files
 from resim.datasets.yolo_layout import YoloSet, open_yolo, split_images
 from resim.errors import UserError
+from resim.reading import read_file
 from resim.views.text import decode_text
 from resim.views.walk import ending_of
 
@@ -122,7 +123,7 @@ def _read_shapes(data: YoloSet, file: str, image_id: str, repairs: Repairs) -> l
     labels = {number: label for label, number in enumerate(data.names, start=1)}
     by_name = {name: labels[number] for number, name in data.names.items()}
     try:
-        lines = decode_text(Path(file).read_bytes()).splitlines()
+        lines = decode_text(read_file(file)).splitlines()
     except OSError as error:
         repairs.add("missing-annotation", file=file, image_id=image_id, detail=str(error.strerror))
         return []

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from resim.datasets.annotation_values import finite_numbers
 from resim.datasets.named_files import LocatedFile, spelling
+from resim.reading import open_file
 from resim.views.folder import EXTENSIONS
 from resim.views.text import decode_text
 from resim.views.walk import ending_of
@@ -36,7 +37,7 @@ def find_label_files(images: Sequence[str]) -> dict[str, LocatedFile]:
 
 def has_label_content(path: str | Path) -> bool:
     """Whether the first line of a text file is that of a label file: a class and numbers."""
-    with open(path, "rb") as file:  # noqa: PTH123
+    with open_file(path) as file:
         words = decode_text(file.read(4096)).split("\n", 1)[0].replace(",", " ").split()
     return len(words) >= 5 and finite_numbers(words[1:]) is not None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import yaml
 from resim.datasets.named_files import LocatedFile, locate_files
 from resim.datasets.yolo_label_files import has_labels_next_to_images
 from resim.errors import UserError
+from resim.reading import read_file
 from resim.views.folder import find_images
 from resim.views.text import decode_text
 
@@ -107,7 +109,7 @@ def split_images(data: YoloSet, split: str) -> tuple[list[str], list[LocatedFile
                 "correct the path"
             )
         if path.suffix.lower() == ".txt":
-            lines = decode_text(path.read_bytes()).splitlines()
+            lines = decode_text(read_file(path)).splitlines()
             names = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
             located = locate_files(names, [path.parent, data.root] if path.parent != data.root else [data.root])
             images |= {os.path.normpath(file.path): None for file in located.values() if file.path is not None}
@@ -136,8 +138,8 @@ def _description(folder: Path) -> Path | None:
 
 def _is_description(file: Path) -> bool:
     try:
-        content = yaml.safe_load(decode_text(file.read_bytes()))
-    except (OSError, yaml.YAMLError):
+        content = yaml.safe_load(decode_text(read_file(file)))
+    except (OSError, yaml.YAMLError, RecursionError):
         return file.name in ("data.yaml", "dataset.yaml")  # open_yolo reads it again and reports its fault
     return isinstance(content, dict) and "names" in content and any(key in content for key in SPLITS)
 
@@ -180,13 +182,13 @@ def _find_class_file(*folders: Path) -> Path | None:
 
 
 def _read_class_file(path: Path) -> dict[int, str]:
-    lines = [line.strip() for line in decode_text(path.read_bytes()).splitlines()]
+    lines = [line.strip() for line in decode_text(read_file(path)).splitlines()]
     return {number: name for number, name in enumerate(lines) if name}
 
 
 def _from_data(file: Path) -> YoloSet:
     """Darknet's obj.data, as CVAT and Roboflow write it: `names = data/obj.names`, `train = data/train.txt`."""
-    pairs = (line.split("=", 1) for line in decode_text(file.read_bytes()).splitlines() if "=" in line)
+    pairs = (line.split("=", 1) for line in decode_text(read_file(file)).splitlines() if "=" in line)
     fields = {key.strip(): value.strip() for key, value in pairs}
     class_file = _resolve(file.parent, fields.get("names", "obj.names"))
     names = {} if class_file is None or class_file.is_dir() else _read_class_file(class_file)
@@ -202,12 +204,14 @@ def _from_data(file: Path) -> YoloSet:
 
 def _from_yaml(file: Path) -> YoloSet:
     try:
-        text = decode_text(file.read_bytes())
+        text = decode_text(read_file(file))
         content: Any = yaml.safe_load(text)
         if isinstance(content, dict) and content.get("names"):  # the class name `no` is not the value False
             content["names"] = yaml.load(text, Loader=yaml.BaseLoader)["names"]
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    except RecursionError:
+        raise UserError(f"{file}: not a valid YAML file (it is nested too deeply): correct it") from None
     except yaml.YAMLError as error:
         raise UserError(f"{file}: not a valid YAML file ({' '.join(str(error).split())}): correct it") from None
     if not isinstance(content, dict) or not any(content.get(word) for words in SPLITS.values() for word in words):
@@ -221,7 +225,9 @@ def _from_yaml(file: Path) -> YoloSet:
         value = next((content[word] for word in words if content.get(word)), None)
         entries = value if isinstance(value, list) else [] if value is None else [value]
         if not all(isinstance(entry, str) for entry in entries):
-            raise UserError(f"{file}: {key}: is {value!r}, but must be a folder, a .txt list or a list of these")
+            raise UserError(
+                f"{file}: {key}: is {reprlib.repr(value)[:200]}, but must be a folder, a .txt list or a list of these"
+            )
         splits[key] = entries
     shape = content.get("kpt_shape")
     keypoints = None
@@ -232,6 +238,9 @@ def _from_yaml(file: Path) -> YoloSet:
 
 def _class_names(file: Path, content: dict[str, Any]) -> dict[int, str]:
     names, count = content.get("names"), content.get("nc")
+    parts = names if isinstance(names, list) else names.values() if isinstance(names, dict) else ()
+    if any(isinstance(name, list | dict) for name in parts):  # as text, nested references would fill the memory
+        raise UserError(f"{file}: names: each name must be a text: correct it")
     if isinstance(names, list):
         classes = {number: str(name) for number, name in enumerate(names)}
     elif isinstance(names, dict):

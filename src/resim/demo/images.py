@@ -13,6 +13,7 @@ import numpy as np
 
 from resim.counts import counted
 from resim.demo.sizes import Sizes
+from resim.reading import read_json
 from resim.scenes.scenes import write_scenes
 from resim.views.folder import find_images
 
@@ -67,7 +68,7 @@ def sample_images(data: Path, out: Path, seed: int, sizes: Sizes | None = None) 
 
 def _write_shapes(folder: Path, count: int) -> Path:
     """Write the labels of a folder's first scenes, with the class `shape` for all objects."""
-    scenes = json.loads((folder / "instances.json").read_text(encoding="utf-8"))
+    scenes = read_json(folder / "instances.json")
     images = scenes["images"][:count]
     ids = {image["id"] for image in images}
     objects = [one | {"category_id": 1} for one in scenes["annotations"] if one["image_id"] in ids]

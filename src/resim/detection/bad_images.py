@@ -17,6 +17,7 @@ import numpy as np
 from resim.counts import counted
 from resim.datasets.records import DetectionData, Record
 from resim.errors import UserError
+from resim.reading import read_json
 from resim.runs.checkpoints import write_atomically
 
 FILE = "bad_images.json"
@@ -132,8 +133,5 @@ def _record(entry: dict[str, Any]) -> Record:
 
 def _read(out: Path) -> dict[str, list[dict[str, Any]]]:
     path = out / FILE
-    try:
-        stored = json.loads(path.read_bytes()) if path.exists() else {}
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is damaged, not JSON ({error}): restore it, or name another --out") from None
+    stored = read_json(path) if path.exists() else {}
     return {"train": stored.get("train", []), "val": stored.get("val", [])}

@@ -72,7 +72,7 @@ def detect(
     detections: dict[int, list[Result]] = {}
     faults: dict[str, str] = {}
     try:
-        for batch_read in loader if bad is not None else read_samples(loader):
+        for batch_read in loader.read() if bad is not None else read_samples(loader):
             for sample in batch_read.samples:
                 if sample.fault:
                     detections[sample.index] = []

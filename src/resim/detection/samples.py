@@ -5,10 +5,11 @@ Shapes: n objects, H x W pixels of an image, K keypoints.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ from resim.datasets.records import DetectionData, Record
 from resim.detection.config import ImagesConfig
 from resim.views.crops import sample_generator
 from resim.views.decode import BadImageError, Photo
-from resim.views.loader import BadFile, UnreadableError, epoch_order
+from resim.views.loader import BadFile, Loader, UnreadableError, epoch_order
+from resim.views.workers import reading
 
 Target = dict[str, Tensor]
 
@@ -170,7 +172,8 @@ def read_pixels(record: Record) -> np.ndarray:
     Raises:
         BadImageError: the file cannot be decoded, or has another size than its record says.
     """
-    pixels = np.array(Photo(record.image).decode())
+    with reading(record.image):
+        pixels = np.array(Photo(record.image).decode())
     if pixels.shape[:2] != (record.height, record.width):
         size = f"{pixels.shape[1]} x {pixels.shape[0]}"
         raise BadImageError(f"is {size} px, its annotation says {record.width} x {record.height}")
@@ -205,21 +208,23 @@ def collate_samples(samples: list[Sample]) -> DetectionBatch:
     return DetectionBatch(samples)
 
 
-def read_samples(loader: Any) -> Generator[DetectionBatch, None, None]:
-    """The loader's batches.
+def read_samples(loader: Loader[DetectionBatch], signals: Sequence[int] = ()) -> Generator[DetectionBatch, None, None]:
+    """The loader's batches. After a signal, they end where the loader hangs (`views.waiting`).
 
     Raises:
         UnreadableError: an image that cannot be decoded, nor in training those that replaced it.
     """
-    for batch in loader:
-        for sample in batch.samples:
-            if sample.fault:
-                path = loader.dataset.records[sample.index].image
-                others = f"; {len(sample.bad)} images in a row cannot be decoded" if len(sample.bad) > 1 else ""
-                remedy = f"mend it, or take it out of the data set{others}"
-                bad = [file for each in batch.samples for file in each.bad]
-                raise UnreadableError(f"{path}: cannot be decoded ({sample.fault}): {remedy}", bad)
-        yield batch
+    records: Sequence[Record] = cast(Any, loader.dataset).records
+    with contextlib.closing(loader.read(signals)) as batches:
+        for batch in batches:
+            for sample in batch.samples:
+                if sample.fault:
+                    path = records[sample.index].image
+                    others = f"; {len(sample.bad)} images in a row cannot be decoded" if len(sample.bad) > 1 else ""
+                    remedy = f"mend it, or take it out of the data set{others}"
+                    bad = [file for each in batch.samples for file in each.bad]
+                    raise UnreadableError(f"{path}: cannot be decoded ({sample.fault}): {remedy}", bad)
+            yield batch
 
 
 class ShapeOrder(Sampler[list[tuple[int, int]]]):

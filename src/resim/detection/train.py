@@ -27,6 +27,7 @@ from resim.runs.clock import Clock
 from resim.runs.log import Log
 from resim.runs.progress import Progress
 from resim.training.optimizer import set_learning_rate
+from resim.views.waiting import has_given_up
 from resim.views.workers import report_killed_workers
 
 
@@ -74,7 +75,7 @@ def train_detector(
             _listing_bad_on_error(tuning, bad_files),
             report_killed_workers(),
             Progress(steps=end, first_step=step, show=show and processes.first, watch=watch) as progress,
-            contextlib.closing(load_batches(tuning, step, end)) as batches,
+            contextlib.closing(load_batches(tuning, step, end, signals=signals)) as batches,
         ):
             log = Log(
                 tuning.out, processes, progress, batch_size=tune.batch_size,
@@ -90,6 +91,11 @@ def train_detector(
             clock = Clock(run, processes, signals, step=step, end=end, boundary=tuning.eval_every)
             while not clock.is_over:
                 batch = log.next_batch(batches)
+                if has_given_up(processes, batch) or batch is None:  # a signal ends the run while a loader hangs
+                    log.flush()
+                    average_statistics(tuning)
+                    _save(tuning, step, is_evaluated=True)
+                    break
                 bad_files.count(len(batch), {file.path: file.reason for sample in batch.samples for file in sample.bad})
 
                 lr = tune.learning_rate(step)

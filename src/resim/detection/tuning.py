@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,8 +176,13 @@ def prepare_tuning(
     )  # fmt: skip
 
 
-def load_batches(tuning: Tuning, start: int, end: int, *, stream: int = 0) -> Generator[DetectionBatch, None, None]:
-    """The training batches of some steps, on this process; another stream has other images, flips and sizes."""
+def load_batches(
+    tuning: Tuning, start: int, end: int, *, stream: int = 0, signals: Sequence[int] = ()
+) -> Generator[DetectionBatch | None, None, None]:
+    """The training batches of some steps, on this process; another stream has other images, flips and sizes.
+
+    None comes after those that are read before one of `signals` ends the run.
+    """
     recipe, processes = tuning.recipe, tuning.stepper.processes
     seed = recipe.tune.seed + stream
     dataset = TrainingSet(
@@ -189,9 +194,9 @@ def load_batches(tuning: Tuning, start: int, end: int, *, stream: int = 0) -> Ge
         processes=processes.count,
     )  # fmt: skip
     pin_memory = processes.device.type == "cuda"
-    return read_samples(
-        make_loader(dataset, order, workers=tuning.workers, pin_memory=pin_memory, join=collate_samples)
-    )
+    loader = make_loader(dataset, order, workers=tuning.workers, pin_memory=pin_memory, join=collate_samples)
+    yield from read_samples(loader, signals)
+    yield None
 
 
 def origin_of(weights: Weights | None, state: dict[str, Any] | None) -> dict[str, str]:

@@ -30,7 +30,7 @@ def validate(tuning: Tuning, step: int, progress: Progress, bad_files: BadFiles)
     processes = stepper.processes
     if tuning.recipe.tune.precise_bn:
         batches = load_batches(tuning, 0, tuning.recipe.tune.precise_bn, stream=_PRECISE_STREAM)
-        recompute_statistics(stepper.model, stepper.forward, batches)
+        recompute_statistics(stepper.model, stepper.forward, (batch for batch in batches if batch is not None))
         average_statistics(tuning)
     if tuning.val is None:
         return

@@ -22,6 +22,7 @@ from resim.draw.metric_panels import (
     series_colours,
 )
 from resim.errors import UserError
+from resim.reading import read_json
 from resim.runs.checkpoints import write_atomically
 from resim.runs.lines import REMEDY
 
@@ -143,7 +144,7 @@ def steps_done(records: Sequence[dict[str, object]]) -> tuple[np.ndarray, str]:
 def _read_config(path: Path) -> dict[str, object]:
     """A run's config.json; empty if there is none, for example next to the metrics of another program."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from resim.errors import UserError
+from resim.reading import open_file, read_file
 from resim.views.decode import BadImageError
 
 LABEL_ENDINGS = (".png", ".bmp", ".tif", ".tiff")
@@ -60,7 +61,7 @@ def read_values(path: str, colours: Mapping[Colour, int] | None = None) -> np.nd
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with open_file(path) as file, Image.open(file) as image:
                 mode = image.mode
                 if mode in ("P", "L", "1") or mode == "I" or mode.startswith("I;16"):
                     return np.asarray(image).astype(np.int32)
@@ -140,7 +141,7 @@ def read_lines(path: Path) -> list[str]:
         UserError: it cannot be read.
     """
     try:
-        data = path.read_bytes()
+        data = read_file(path)
         text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from resim.counts import counted
 from resim.errors import UserError
+from resim.reading import open_file
 
 _PATHS = ("path", "image", "file", "filename", "file_name", "image_path", "image_name", "filepath", "img", "name")
 _LABELS = ("label", "class", "labels", "category", "class_name", "classname", "target", "species")
@@ -71,7 +73,7 @@ def read_table(path: str) -> Table:
 def _rows(path: str) -> Iterator[tuple[int, list[str]]]:
     """Line numbers and cells of the rows that hold anything."""
     try:
-        with Path(path).open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        with io.TextIOWrapper(open_file(path), "utf-8-sig", errors="surrogateescape", newline="") as file:
             head = next((line for line in file if line.strip()), "")
             file.seek(0)
             delimiter = max(_DELIMITERS, key=lambda one: (head.count(one) > 0 and one == ",", head.count(one)))

@@ -21,6 +21,7 @@ from resim.probes.class_names import (
 )
 from resim.probes.label_table import read_table
 from resim.probes.shards import TarImage, read_shards
+from resim.reading import open_file, read_file
 from resim.views.decode import Photo
 from resim.views.folder import PathList, find_images, find_shards
 
@@ -214,8 +215,8 @@ def _size(ref: str | TarImage) -> int:
 def _digest(ref: str | TarImage) -> bytes:
     try:
         if isinstance(ref, str):
-            return hashlib.sha256(Path(ref).read_bytes()).digest()
-        with Path(ref.shard).open("rb") as file:
+            return hashlib.sha256(read_file(ref)).digest()
+        with open_file(ref.shard) as file:
             file.seek(ref.start)
             return hashlib.sha256(file.read(ref.size)).digest()
     except OSError:

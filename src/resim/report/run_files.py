@@ -13,6 +13,7 @@ from PIL import Image
 from resim.counts import counted
 from resim.draw.curves import read_records
 from resim.errors import UserError
+from resim.reading import open_file, read_json
 from resim.runs.config import Recipe
 from resim.runs.lines import REMEDY
 
@@ -84,7 +85,7 @@ def read_picture(path: Path) -> Image.Image:
         UserError: it cannot be read.
     """
     try:
-        with Image.open(path) as picture:
+        with open_file(path) as file, Image.open(file) as picture:
             return picture.convert("RGB")
     except OSError as error:
         raise UserError(f"{path}: cannot be read as a picture ({error}); move it away or restore it") from None
@@ -145,7 +146,7 @@ def _read_json(path: Path) -> Json:
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:

@@ -7,7 +7,6 @@ latter, precision, compiling, groups at a time and the number of threads change 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,10 +15,12 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar, get_args, get_typ
 
 from resim.acceleration import Kernels
 from resim.errors import UserError
-from resim.fields import AtLeast, AtMost, Decay, Seed, check_fields
+from resim.fields import Above, AtLeast, AtMost, Decay, Seed, check_fields
 from resim.model.config import ModelConfig
+from resim.reading import read_json
 from resim.regions.level import Level
 from resim.views.config import ViewsConfig
+from resim.views.limits import MAX_PIXELS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +179,12 @@ class RunConfig:
     """Label maps of the images of --probe-data, for linear segmentation: a folder of PNGs, or a COCO file."""
     probe_images: Annotated[int, AtLeast(0)] = 1024
     """Maximum number of images in the probes' training set, and in their test set; 0: all."""
+    max_pixels: Annotated[int, AtLeast(0), AtMost(MAX_PIXELS)] = 0
+    """Pixels of an image that are decoded at most: a larger JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is
+    small enough, any other image counts as one that cannot be decoded; 0: half of the memory divided by --workers, at
+    32 bytes a pixel, and at least 16,777,216."""
+    slow_read_seconds: Annotated[float, Above(0)] = 60.0
+    """Seconds after which a file that is still being read is named."""
     max_bad_share: Annotated[float, AtLeast(0)] = 0.1
     """Stop when more than this share of the files read cannot be decoded."""
     stop_after: Annotated[int, AtLeast(0)] = 0
@@ -185,6 +192,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if 0 < self.max_pixels < 1_000_000:
+            raise ValueError(f"max-pixels {self.max_pixels}: must be 0 or at least 1000000")
         normalize_resume(self)
 
 
@@ -227,7 +236,8 @@ D = TypeVar("D")
 
 _KEPT_ON_RESUME = (
     "compile", "kernels", "keep_memory", "groups_at_a_time", "log_every", "checkpoint_minutes", "keep_every",
-    "picture_every", "probe_every", "probe_data", "probe_labels", "probe_images", "max_bad_share", "start_from",
+    "picture_every", "probe_every", "probe_data", "probe_labels", "probe_images", "max_bad_share", "max_pixels",
+    "slow_read_seconds", "start_from",
     "start_epoch",
 )  # fmt: skip
 
@@ -249,7 +259,7 @@ def read_settings(path: Path, kind: type[D], names: Sequence[str]) -> D:
         UserError: the file cannot be read, or a setting does not fit.
     """
     try:
-        stored = json.loads(path.read_text(encoding="utf-8")).get("run", {})
+        stored = read_json(path).get("run", {})
         hints = get_type_hints(kind)
         kept = {name: stored[name] for name in names if name in stored}
         paths = {name for name, value in kept.items() if isinstance(value, str) and Path in get_args(hints[name])}
@@ -271,7 +281,7 @@ def read_recipe(path: Path, kind: type[R] = Recipe) -> R:
         UserError: the file cannot be read, or contains no such recipe.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         return kind.from_json(data.get("recipe", data))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from resim.training.starting import Start, load_start, read_start
 from resim.training.step import Stepper, make_stepper
 from resim.version import __version__
 from resim.views.folder import PathList, find_images
+from resim.views.limits import default_max_pixels
 
 Precision = Literal["float32", "bf16"]
 Measure = Callable[[ReSim, int], Reading]
@@ -46,6 +48,8 @@ class Prepared:
     precision: Precision
     workers: int
     """Loader processes."""
+    max_pixels: int
+    """Pixels of an image that are decoded at most."""
     step: int
     """Steps done."""
     epoch_steps: int
@@ -117,6 +121,7 @@ def prepare(
     data = {"sources": [str(source) for source in listed], "images": len(paths), "hash": paths.fingerprint()}
     origin = (state or (start.state if start else {})).get("imported")
     workers = run.workers if run.workers >= 0 else min(processes.cores, 16)
+    max_pixels = run.max_pixels or _default_max_pixels(workers, processes)
     stepper = make_stepper(
         recipe.model, recipe.optim, processes, precision=precision, groups_at_a_time=run.groups_at_a_time,
         compile_encoders=run.compile,
@@ -130,15 +135,25 @@ def prepare(
     if processes.first and resumed and state:
         run_folder.record_resume(out, resumed)
     elif processes.first:
-        resolved = dataclasses.replace(run, out=out, device=processes.device.type, precision=precision, workers=workers)
+        resolved = dataclasses.replace(
+            run, out=out, device=processes.device.type, precision=precision, workers=workers,
+            max_pixels=max_pixels,
+        )  # fmt: skip
         extra = {"processes": processes.count, "acceleration": acceleration.describe()}
         extra |= {"start": start.record} if start else {}
         run_folder.write_config(out, recipe, resolved, data, **extra)
     return Prepared(
-        out=out, paths=paths, stepper=stepper, measure=measure, precision=precision, workers=workers, step=step,
-        epoch_steps=epoch_steps, end=end, is_resumed=bool(state), notes=resumed.lines if resumed else (), start=start,
-        data=data, imported={"imported": origin} if origin else {},
+        out=out, paths=paths, stepper=stepper, measure=measure, precision=precision, workers=workers,
+        max_pixels=max_pixels, step=step, epoch_steps=epoch_steps, end=end, is_resumed=bool(state),
+        notes=resumed.lines if resumed else (), start=start, data=data,
+        imported={"imported": origin} if origin else {},
     )  # fmt: skip
+
+
+def _default_max_pixels(workers: int, processes: Processes) -> int:
+    """The least of all machines, so that all decode alike."""
+    readers = max(1, workers) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(processes.gather_objects(default_max_pixels(readers)))
 
 
 def checkpoint_state(recipe: Recipe, prepared: Prepared, step: int) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from resim.training.schedule import learning_rate
 from resim.views.finish import Finisher
 from resim.views.loader import BatchOrder, PairBatch, PairDataset, make_loader, read_batches, shuffle_order
 from resim.views.views import Views
+from resim.views.waiting import has_given_up
 from resim.views.workers import report_killed_workers
 
 _PICTURE_PAIRS = 4
@@ -88,7 +89,7 @@ def pretrain(
         with (
             bad_files.listed_on_error(),
             report_killed_workers(),
-            contextlib.closing(_load_batches(recipe, ready, processes)) as batches,
+            contextlib.closing(_load_batches(recipe, run, ready, processes, signals)) as batches,
             Progress(
                 steps=ready.end, epoch_steps=epoch_steps, first_step=step, show=show and is_first, watch=watch
             ) as progress,
@@ -103,6 +104,11 @@ def pretrain(
             clock = Clock(run, processes, signals, step=step, end=ready.end, boundary=epoch_steps)
             while not clock.is_over:
                 batch = log.next_batch(batches)
+                if has_given_up(processes, batch) or batch is None:  # a signal ends the run while a loader hangs
+                    log.flush()
+                    if is_first:
+                        _save(recipe, run, ready, step)
+                    break
                 bad_files.count(len(batch), {file.path: file.reason for file in batch.bad})
                 if step % epoch_steps == 0:  # after the checkpoint: nothing is lost if it is interrupted
                     _measure(log, ready, step)
@@ -137,14 +143,19 @@ def pretrain(
     return RunResult(ready.out, step, finished=step >= ready.end)
 
 
-def _load_batches(recipe: Recipe, ready: Prepared, processes: Processes) -> Generator[PairBatch, None, None]:
-    dataset = PairDataset(ready.paths, recipe.views, recipe.optim.seed)
+def _load_batches(
+    recipe: Recipe, run: RunConfig, ready: Prepared, processes: Processes, signals: Sequence[int]
+) -> Generator[PairBatch | None, None, None]:
+    """The batches of all steps, or None after those that are read before a signal ends the run."""
+    dataset = PairDataset(ready.paths, recipe.views, recipe.optim.seed, max_pixels=ready.max_pixels)
     order = BatchOrder(
         len(ready.paths), recipe.optim.batch_size, seed=recipe.optim.seed, start_step=ready.step, end_step=ready.end,
         rank=processes.rank, processes=processes.count, shards=ready.paths.shards,
     )  # fmt: skip
     pin_memory = processes.device.type == "cuda"
-    return read_batches(make_loader(dataset, order, workers=ready.workers, pin_memory=pin_memory))
+    loader = make_loader(dataset, order, workers=ready.workers, pin_memory=pin_memory)
+    yield from read_batches(loader, signals, run.slow_read_seconds)
+    yield None
 
 
 def _measure(log: Log, ready: Prepared, step: int) -> None:

@@ -11,8 +11,10 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from resim.reading import NotRegularError
 from resim.views.foreign import foreign_format
-from resim.views.shards import open_bytes
+from resim.views.limits import MAX_PIXELS, parts_fault, scans_fault, size_fault
+from resim.views.shards import open_image
 from resim.views.tones import Samples, dark_fault, gray_8_bits, samples_of, tiff_fault
 
 _ORIENTATION = 0x0112
@@ -28,26 +30,44 @@ class Photo:
 
     Args:
         path: path of the image, also of one in a tar (`views.shards`), or an open binary file.
+        max_pixels: number of pixels that are decoded at most. A larger JPEG is decoded at 1/2, 1/4 or 1/8 of its
+            size, if that is small enough.
 
     Raises:
-        BadImageError: the file cannot be opened, or exceeds Pillow's limit against decompression bombs.
+        BadImageError: the file cannot be opened, is no regular file, or takes more memory or time than `views.limits`
+            allows.
     """
 
-    def __init__(self, path: str | BinaryIO) -> None:
+    def __init__(self, path: str | BinaryIO, *, max_pixels: int = MAX_PIXELS) -> None:
+        self._file: BinaryIO | None = None  # to close; a file of the caller stays open
         image: Image.Image | None = None
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                image = Image.open(open_bytes(path) if isinstance(path, str) else path)
+                if isinstance(path, str):
+                    file = self._file = open_image(path)
+                else:
+                    file = path
+                _refuse(parts_fault(file))
+                image = Image.open(file)
+                self._least_scale = _least_scale(image, file, max_pixels)
                 samples = samples_of(image)
                 if image.format == "TIFF":  # loading a TIFF turns it upright and changes its size
                     image.load()
                 orientation = image.getexif().get(_ORIENTATION, 1)
+        except BadImageError:
+            self._close_file()
+            raise
+        except NotRegularError as error:
+            raise BadImageError(error.strerror) from None
         except Exception as error:  # decoders raise any exception; one file must not stop a run
             if image is not None:
                 image.close()
-            fault = (tiff_fault(path) or foreign_format(path)) if isinstance(error, UnidentifiedImageError) else ""
-            raise BadImageError(fault or f"{type(error).__name__}: {error}") from None
+            self._close_file()
+            is_unknown = isinstance(error, UnidentifiedImageError)
+            fault = (tiff_fault(path) or foreign_format(path)) if is_unknown else ""
+            reason = f"cannot identify image file {path!r}" if is_unknown and isinstance(path, str) else error
+            raise BadImageError(fault or f"{type(error).__name__}: {reason}") from None
         self._image, self._samples = image, samples
         self._name = path if isinstance(path, str) else "an image in an archive"
         self._upright = orientation == 1
@@ -57,14 +77,20 @@ class Photo:
     def close(self) -> None:
         """Close a file that is not decoded."""
         self._image.close()
+        self._close_file()
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
     def decode(self, reduction: float = 1.0) -> Image.Image:
         """Decode to upright RGB, at full size or, for a JPEG, smaller by at most a factor `reduction` on each axis.
 
-        JPEG decoders scale by 1/2, 1/4 and 1/8 in a fraction of the time. Gray, palette, CMYK, 16-bit, 32-bit, float
-        and transparent images become 8-bit RGB (see `views.tones` for samples of more than 8 bits). Transparency is
-        dropped, except in an image of a single colour, whose content is its transparency: it is composited on white,
-        or on black if the colour is light. An animation gives its first frame.
+        JPEG decoders scale by 1/2, 1/4 and 1/8 in a fraction of the time; one above the limit of pixels is scaled
+        further than `reduction`. Gray, palette, CMYK, 16-bit, 32-bit, float and transparent images become 8-bit RGB
+        (see `views.tones` for samples of more than 8 bits). Transparency is dropped, except in an image of a single
+        colour, whose content is its transparency: it is composited on white, or on black if the colour is light. An
+        animation gives its first frame.
 
         Raises:
             BadImageError: the pixels cannot be decoded.
@@ -72,13 +98,17 @@ class Photo:
         try:
             with self._image as image, warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                if reduction >= 2 and image.format == "JPEG":
+                scale = self._least_scale
+                if image.format == "JPEG":
+                    scale = max(scale, next((s for s in (8, 4, 2) if s <= reduction), 1))
+                if scale > 1:
                     width, height = image.size
-                    scale = next(s for s in (8, 4, 2) if s <= reduction)
                     image.draft("RGB", (max(1, width // scale), max(1, height // scale)))
                 return _to_rgb(ImageOps.exif_transpose(image), self._samples, self._name)
         except Exception as error:
             raise BadImageError(f"{type(error).__name__}: {error}") from None
+        finally:
+            self._close_file()
 
     def pixels(self, reduction: float = 1.0) -> np.ndarray:
         """As `decode`, but (H, W, 3) uint8; a JPEG at full size is decoded by simplejpeg, if that is installed.
@@ -89,8 +119,8 @@ class Photo:
             BadImageError: as `decode`.
         """
         image = self._image
-        library = _simplejpeg()
-        if library is not None and reduction < 2 and self._upright and (image.format, image.mode) == ("JPEG", "RGB"):
+        library = _simplejpeg() if reduction < 2 and self._least_scale == 1 else None
+        if library is not None and self._upright and (image.format, image.mode) == ("JPEG", "RGB"):
             assert image.fp is not None
             try:
                 image.fp.seek(0)
@@ -98,9 +128,32 @@ class Photo:
             except (ValueError, OSError):  # Pillow reads more files
                 image.fp.seek(0)
             else:
-                image.close()
+                self.close()
                 return pixels
         return np.array(self.decode(reduction))  # a copy, because PyTorch needs a writable array
+
+
+def _refuse(fault: str) -> None:
+    if fault:
+        raise BadImageError(fault)
+
+
+def _least_scale(image: Image.Image, file: BinaryIO, max_pixels: int) -> int:
+    """1, or the n of the largest 1 / n at which a JPEG is decoded to at most `max_pixels` pixels.
+
+    Raises:
+        BadImageError: the image is too large, or a JPEG of too many scans.
+    """
+    width, height = image.size
+    if image.format not in ("JPEG", "MPO"):
+        _refuse(size_fault(width, height, max_pixels))
+        return 1
+    _refuse(scans_fault(image, file))
+    if image.info.get("progressive"):  # all coefficients are kept, 6 bytes a pixel at any scale
+        _refuse(size_fault(width, height, 4 * max_pixels))
+    scale = next((s for s in (1, 2, 4) if -(-width // s) * -(-height // s) <= max_pixels), 8)
+    _refuse(size_fault(-(-width // scale), -(-height // scale), max_pixels) and size_fault(width, height, max_pixels))
+    return scale
 
 
 @functools.cache

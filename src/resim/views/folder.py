@@ -8,12 +8,14 @@ import hashlib
 import os
 import re
 import unicodedata
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from resim.errors import UserError
+from resim.reading import read_file, special_kind
 from resim.views.shards import is_shard, list_shard, member_path, split_member_path
 from resim.views.text import decode_text
 from resim.views.walk import PassedOver, ending_of, walk_files
@@ -25,14 +27,17 @@ _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 class PathList(Sequence[str]):
     """Paths in one block of bytes, to save memory in every loader process."""
 
-    def __init__(self, paths: Sequence[str], shards: Sequence[int] = (), passed: PassedOver | None = None) -> None:
+    def __init__(self, paths: Iterable[str], shards: Sequence[int] = (), passed: PassedOver | None = None) -> None:
         self.shards = tuple(shards)
         """Number of images in each shard, in order; empty unless all images are in shards."""
         self.passed = passed or PassedOver()
         """Files in the folders that are not images, counted by reason."""
-        encoded = [os.fsencode(path) for path in paths]
-        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-        self._ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
+        joined, ends = bytearray(), array("q")
+        for path in paths:
+            joined += os.fsencode(path)
+            ends.append(len(joined))
+        self._bytes = np.frombuffer(bytes(joined), dtype=np.uint8)
+        self._ends = np.frombuffer(ends, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -62,7 +67,8 @@ def find_images(sources: str | Path | Sequence[str | Path]) -> PathList:
     with a dot, broken links and files with other endings are passed over and counted (`PathList.passed`). A text file
     (`.txt`) has one path per line, relative to its folder; blank lines and lines that start with # are skipped. A file
     that is reached twice counts once. In a folder without image files, the images in its tar files (`.tar`) are used,
-    as `resim pack` writes them; in a folder with image files, tar files are passed over. No image is opened.
+    as `resim pack` writes them; in a folder with image files, tar files are passed over, and pipes, sockets and devices
+    in folders and lists. No image is opened.
 
     Raises:
         UserError: a source does not exist or cannot be read, a listed file does not exist, a tar file cannot be read or
@@ -91,8 +97,10 @@ def find_images(sources: str | Path | Sequence[str | Path]) -> PathList:
                 passed.add(here)
             elif not os.path.exists(path):  # noqa: PTH110
                 raise UserError(f"{source}: there is no such folder or file")
+            elif special_kind(path):
+                raise UserError(f"{source}: is {special_kind(path)}, not a file: name a file or a folder")
             elif path.lower().endswith(".txt"):
-                _add(images, _listed(path), real)
+                _add(images, _listed(path, passed), real)
             elif is_shard(path):
                 _add_shard(images, shards, path)
             elif is_image(path):
@@ -108,7 +116,7 @@ def find_images(sources: str | Path | Sequence[str | Path]) -> PathList:
             + (f"; {passed}" if passed else "")
         )
     in_shards = sum(shards.values()) == len(images)
-    return PathList(list(images.values()), list(shards.values()) if in_shards else (), passed)
+    return PathList(images.values(), list(shards.values()) if in_shards else (), passed)
 
 
 def find_shards(source: str) -> list[str]:
@@ -155,7 +163,7 @@ def _add(images: dict[str, str], files: Iterable[tuple[str, bool]], real: dict[s
         file = os.path.join(real[folder], name)  # noqa: PTH118
         key = os.path.realpath(file) if is_link else file
         repeats += key in images
-        images.setdefault(key, path)
+        images.setdefault(key, key if key == path else path)  # one text of each path in memory, not two
     return repeats
 
 
@@ -167,9 +175,9 @@ def _add_shard(images: dict[str, str], shards: dict[str, int], tar: str) -> None
         images.update((member, member) for member in members)
 
 
-def _listed(path: str) -> Iterator[tuple[str, bool]]:
+def _listed(path: str, passed: PassedOver) -> Iterator[tuple[str, bool]]:
     folder = os.path.dirname(path)  # noqa: PTH120
-    text = decode_text(Path(path).read_bytes())
+    text = decode_text(read_file(path))
     lines = re.split(r"\r\n|\r|\n", text)  # not splitlines, which also splits at characters that a name may have
     for number, name in enumerate(lines, start=1):
         if not name.strip() or name.startswith("#"):
@@ -177,6 +185,9 @@ def _listed(path: str) -> Iterator[tuple[str, bool]]:
         written = os.path.join(folder, os.path.expanduser(name))  # noqa: PTH111, PTH118
         forms = (unicodedata.normalize(form, written) for form in ("NFC", "NFD"))  # a name has two forms in Unicode
         image = next((form for form in (written, *forms) if _is_there(form)), None)
+        if image is None and special_kind(written):
+            passed.special += 1
+            continue
         if image is None:
             raise UserError(f"{path}, line {number}: {name}: there is no such file{_nearest(written)}")
         yield image, os.path.islink(image)  # noqa: PTH114

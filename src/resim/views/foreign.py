@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import BinaryIO
 
+from resim.reading import open_file
+
 _STARTS = {
     b"%pdf": "a PDF: save its pages as images",
     b"<!doctype html": "a web page, not the image itself: download it again",
@@ -23,7 +25,7 @@ def foreign_format(path: str | BinaryIO) -> str:
     """The format of a file that is not a readable image, and the remedy; empty if it is not known."""
     try:
         if isinstance(path, str):
-            with open(path, "rb") as file:  # noqa: PTH123
+            with open_file(path) as file:
                 head = file.read(64)
         else:
             path.seek(0)
@@ -34,5 +36,32 @@ def foreign_format(path: str | BinaryIO) -> str:
         return "an empty file (0 bytes)"
     if head[4:8] == b"ftyp" and head[8:12] in _BRANDS:
         return f"{_BRANDS[head[8:12]]}, which is not read: save it as JPEG or PNG"
+    text = head.lstrip().lower()
+    return next((description for start, description in _STARTS.items() if text.startswith(start)), "")
+
+
+_ARCHIVES = (
+    (b"PK\x03\x04", "a zip archive", "unpack it, and name its folder"),
+    (b"PK\x05\x06", "an empty zip archive", "name another file"),
+    (b"7z\xbc\xaf", "a 7z archive", "unpack it, and name its folder"),
+    (b"Rar!", "a RAR archive", "unpack it, and name its folder"),
+    (b"\x1f\x8b", "compressed by gzip", "decompress it: images are read at random positions"),
+    (b"BZh", "compressed by bzip2", "decompress it: images are read at random positions"),
+    (b"\xfd7zXZ", "compressed by xz", "decompress it: images are read at random positions"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd", "decompress it: images are read at random positions"),
+    (b"\xff\xd8\xff", "a JPEG image", "rename it"),
+    (b"\x89PNG", "a PNG image", "rename it"),
+)
+
+
+def foreign_archive(head: bytes) -> str:
+    """The format of a file that is called .tar but is not one, and the remedy; empty if it is not known.
+
+    Args:
+        head: the first bytes of the file.
+    """
+    known = next((f"{what}: {remedy}" for start, what, remedy in _ARCHIVES if head.startswith(start)), "")
+    if known or not head:
+        return known or "an empty file (0 bytes): copy it again"
     text = head.lstrip().lower()
     return next((description for start, description in _STARTS.items() if text.startswith(start)), "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -16,10 +17,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from resim.errors import UserError
 from resim.views.crops import NO_JITTER, Draw, ViewsConfig, cut_views, draw_views, sample_generator
 from resim.views.decode import BadImageError, Photo
+from resim.views.limits import MAX_PIXELS
 from resim.views.photometric import augment, blur_reach
 from resim.views.shards import shard_order
 from resim.views.views import Views
-from resim.views.workers import start_worker
+from resim.views.waiting import SLOW_SECONDS, read_in_time
+from resim.views.workers import Board, reading, start_worker
 
 S = TypeVar("S")
 K = TypeVar("K")
@@ -100,8 +103,8 @@ class PairDataset(Dataset[Sample]):
     After twenty images that cannot be decoded, the pair is blank and its index is -1: see `read_batches`.
     """
 
-    def __init__(self, paths: Sequence[str], config: ViewsConfig, seed: int) -> None:
-        self.paths, self.config, self.seed = paths, config, seed
+    def __init__(self, paths: Sequence[str], config: ViewsConfig, seed: int, *, max_pixels: int = MAX_PIXELS) -> None:
+        self.paths, self.config, self.seed, self.max_pixels = paths, config, seed, max_pixels
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -111,12 +114,14 @@ class PairDataset(Dataset[Sample]):
         generator = sample_generator(self.seed, epoch, index)
         bad: list[BadFile] = []
         for _ in range(_TRIES):
+            path = self.paths[index]
             try:
-                photo = Photo(self.paths[index])
-                flip, draws = draw_views(self.config, photo.width, photo.height, generator)
-                return cut_views(photo, flip, draws, self.config.image_size), draws, flip, index, bad
+                with reading(path):
+                    photo = Photo(path, max_pixels=self.max_pixels)
+                    flip, draws = draw_views(self.config, photo.width, photo.height, generator)
+                    return cut_views(photo, flip, draws, self.config.image_size), draws, flip, index, bad
             except BadImageError as error:
-                bad.append(BadFile(self.paths[index], str(error)))
+                bad.append(BadFile(path, str(error)))
                 index = int(generator.integers(len(self.paths)))
         size = self.config.image_size
         none = Draw(
@@ -215,6 +220,24 @@ class _Parts(Sampler[list[tuple[int, int]]]):
                 yield keys[start : start + PART]
 
 
+class Loader(DataLoader[B]):
+    """A DataLoader whose processes publish on `board` which file they read."""
+
+    def __init__(self, dataset: Dataset[Any], *, workers: int, **settings: Any) -> None:
+        self.board = Board(max(1, workers))
+        super().__init__(
+            dataset,
+            num_workers=workers,
+            worker_init_fn=functools.partial(start_worker, board=self.board) if workers else None,
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+            **settings,
+        )
+
+    def read(self, signals: Sequence[int] = (), slow_seconds: float = SLOW_SECONDS) -> Generator[B, None, None]:
+        """Yield the batches; slow files are named, and a signal ends the wait for one, as in `read_in_time`."""
+        return read_in_time(self, self.board, workers=self.num_workers, signals=signals, slow_seconds=slow_seconds)
+
+
 def make_loader(
     dataset: Dataset[S],
     order: Sampler[list[K]],
@@ -222,8 +245,8 @@ def make_loader(
     workers: int,
     pin_memory: bool = False,
     join: Callable[[list[S]], B] = collate,
-) -> DataLoader[B]:
-    """Build a DataLoader with the batches of `order`.
+) -> Loader[B]:
+    """Build a loader with the batches of `order`.
 
     A `BatchOrder` is loaded in parts of batches, which `read_batches` joins.
 
@@ -236,18 +259,15 @@ def make_loader(
     """
     parts = _Parts(order) if isinstance(order, BatchOrder) else order
     per_batch = parts.per_batch if isinstance(parts, _Parts) else 1
-    loader: DataLoader[Any] = DataLoader(
+    return Loader(
         dataset,
+        workers=workers,
         batch_sampler=parts,
         collate_fn=join,
-        num_workers=workers,
         pin_memory=pin_memory,
         # prefetch two batches, or two parts per worker
         prefetch_factor=max(2, -(-2 * per_batch // workers)) if workers else None,
-        worker_init_fn=start_worker if workers else None,
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
-    return loader
 
 
 def join_parts(parts: Sequence[PairBatch]) -> PairBatch:
@@ -263,8 +283,15 @@ def join_parts(parts: Sequence[PairBatch]) -> PairBatch:
     )
 
 
-def read_batches(loader: DataLoader[PairBatch]) -> Generator[PairBatch, None, None]:
-    """Yield the loader's batches, joined from their parts.
+def read_batches(
+    loader: Loader[PairBatch], signals: Sequence[int] = (), slow_seconds: float = SLOW_SECONDS
+) -> Generator[PairBatch, None, None]:
+    """Yield the loader's batches, joined from their parts. After a signal, they end where the loader hangs.
+
+    Args:
+        loader: of parts of batches.
+        signals: as in `read_in_time`.
+        slow_seconds: as in `read_in_time`.
 
     Raises:
         UnreadableError: twenty images in a row cannot be decoded.
@@ -272,14 +299,15 @@ def read_batches(loader: DataLoader[PairBatch]) -> Generator[PairBatch, None, No
     order = loader.batch_sampler
     assert isinstance(order, _Parts)
     parts: list[PairBatch] = []
-    for part in loader:
-        if -1 in part.indices:
-            last = part.bad[-1]
-            raise UnreadableError(
-                f"{_TRIES} images in a row cannot be decoded, the last is {last.path} ({last.reason})",
-                [file for each in (*parts, part) for file in each.bad],
-            )
-        parts.append(part)
-        if len(parts) == order.per_batch:
-            yield join_parts(parts)
-            parts = []
+    with contextlib.closing(loader.read(signals, slow_seconds)) as reading_parts:
+        for part in reading_parts:
+            if -1 in part.indices:
+                last = part.bad[-1]
+                raise UnreadableError(
+                    f"{_TRIES} images in a row cannot be decoded, the last is {last.path} ({last.reason})",
+                    [file for each in (*parts, part) for file in each.bad],
+                )
+            parts.append(part)
+            if len(parts) == order.per_batch:
+                yield join_parts(parts)
+                parts = []

@@ -22,7 +22,7 @@ from resim.errors import UserError
 from resim.fields import AtLeast, AtMost, Seed, check_fields
 from resim.views.decode import BadImageError, Photo
 from resim.views.loader import BadFile
-from resim.views.shards import INDEX, open_bytes
+from resim.views.shards import INDEX, open_image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +85,8 @@ def _content(path: str, config: PackConfig) -> tuple[bytes, str]:
     short = min(photo.width, photo.height)
     if not config.resize or short <= config.resize:
         photo.close()
-        source = open_bytes(path)
-        data = Path(source).read_bytes() if isinstance(source, str) else source.getvalue()
+        with open_image(path) as file:
+            data = file.read()
         return data, os.path.splitext(path)[1].lower()  # noqa: PTH122
     scale = config.resize / short
     size = (max(1, round(photo.width * scale)), max(1, round(photo.height * scale)))

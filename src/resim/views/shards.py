@@ -12,21 +12,23 @@ from __future__ import annotations
 
 import functools
 import io
-import json
 import os
 import re
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from resim.errors import UserError
+from resim.reading import open_descriptor, open_file, read_json
+from resim.views.foreign import foreign_archive
 
 INDEX = "shards.json"
 WINDOW, STREAMS = 4096, 8  # images that are shuffled together, and the shards that they come from
 _READ_AHEAD = 16 * 2**20  # bytes
+_LONGEST_HEADER = 2**20  # bytes of all headers of one member, such as its long name and its extended attributes
 _MEMBER = re.compile(r"(.*?\.tar)!(\d+)\+(\d+)!(.+)", re.IGNORECASE | re.DOTALL)
 
 
@@ -51,19 +53,32 @@ def member_path(tar: str, member: Member) -> str:
 
 
 def split_member_path(path: str) -> tuple[str, Member] | None:
-    """The tar and the member of a path from `member_path`; None for any other path."""
+    """The tar and the member of a path from `member_path`; None for any other path, also of a file of such a name."""
     match = _MEMBER.fullmatch(path)
-    return match and (match[1], Member(match[4], int(match[2]), int(match[3])))
+    if match is None or (_has_such_names(os.path.dirname(match[1])) and os.path.lexists(path)):  # noqa: PTH120
+        return None
+    return match[1], Member(match[4], int(match[2]), int(match[3]))
 
 
-def open_bytes(path: str) -> str | io.BytesIO:
-    """The path of an image file unchanged, or the bytes of an image in a tar.
+@functools.lru_cache(maxsize=64)
+def _has_such_names(folder: str) -> bool:
+    """Whether a folder has files whose names look like the paths of images in a tar; almost none has."""
+    try:
+        with os.scandir(folder or ".") as entries:
+            return any(".tar!" in entry.name.lower() for entry in entries)
+    except OSError:
+        return False
+
+
+def open_image(path: str) -> BinaryIO:
+    """An image file, or an image in a tar, open for reading.
 
     Raises:
-        OSError: the tar cannot be read, or ends before the image does.
+        NotRegularError: the path leads to a pipe, a socket or a device.
+        OSError: the file or the tar cannot be read, or the tar ends before the image does.
     """
     parts = split_member_path(path)
-    return path if parts is None else io.BytesIO(read_member(*parts))
+    return open_file(path) if parts is None else io.BytesIO(read_member(*parts))
 
 
 def read_member(tar: str, member: Member) -> bytes:
@@ -85,7 +100,7 @@ class _Descriptor:
     """An open file, which is closed when the cache of `_open` drops it."""
 
     def __init__(self, path: str) -> None:
-        self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self.number = open_descriptor(path)
 
     def __del__(self) -> None:
         if hasattr(self, "number"):
@@ -142,18 +157,11 @@ def list_shard(tar: str, is_wanted: Callable[[str], bool]) -> list[Member]:
         UserError: the tar cannot be read, or one of its members, which is named, is refused (see above).
     """
     try:
+        size = Path(tar).stat().st_size
         members = _indexed(Path(tar))
         if members is None:
-            with tarfile.open(tar, "r:") as archive:
-                members = [Member(i.name, i.offset_data, i.size) for i in archive if _is_file(tar, i)]
-        size = Path(tar).stat().st_size
-    except tarfile.TarError as error:
-        packed = (
-            " (if it is compressed, decompress it: images are read at random positions)"
-            if "header" in str(error)
-            else ""
-        )
-        raise UserError(f"{tar}: is not a readable tar file: {error}{packed}") from None
+            with open_file(tar) as file:
+                members = _scan(tar, file, size)
     except OSError as error:
         raise UserError(f"{tar}: cannot be read ({error.strerror or error})") from None
     for member in members:
@@ -163,21 +171,74 @@ def list_shard(tar: str, is_wanted: Callable[[str], bool]) -> list[Member]:
     return [m for m in members if is_wanted(m.name) and not PurePosixPath(m.name).name.startswith(".")]
 
 
+class _Headers:
+    """The file of a tar for `tarfile`, which may read no header of more than a megabyte and no data."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.tell = file.tell
+        self.num_read = 0
+        """Bytes read since it was last set to 0."""
+
+    def seek(self, position: int) -> int:
+        if position < 0:
+            raise tarfile.ReadError(f"a position of {position} bytes")
+        return self._file.seek(position)
+
+    def read(self, size: int) -> bytes:
+        self.num_read += max(0, size)
+        if size < 0 or self.num_read > _LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self._file.read(size)
+
+
+def _scan(tar: str, file: BinaryIO, size: int) -> list[Member]:
+    """The files of a tar, from its headers; a UserError names what is refused."""
+    foreign = foreign_archive(file.read(64))
+    file.seek(0)
+    headers = _Headers(file)
+    members: list[Member] = []
+    try:
+        with tarfile.open(fileobj=headers, mode="r:") as archive:  # type: ignore[call-overload]
+            while (entry := archive.next()) is not None:
+                headers.num_read = 0
+                archive.members = []  # it would keep every entry, of a kilobyte or more
+                if entry.size < 0 or entry.offset_data + entry.size > size:
+                    raise UserError(f"{tar}: is cut off within {_shown(entry.name)}: copy it again")
+                if _is_file(tar, entry):
+                    members.append(Member(entry.name, entry.offset_data, entry.size))
+            file.seek(archive.offset)  # a damaged header behind the first ends `tarfile`'s list without an error
+            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise tarfile.ReadError(f"the header at byte {archive.offset:,} is damaged: copy the file again")
+    except UserError:
+        raise
+    except Exception as error:  # of a damaged header `tarfile` raises any exception
+        nested = isinstance(error, RecursionError)
+        reason = foreign or ("its headers are chained without end" if nested else str(error) or type(error).__name__)
+        raise UserError(f"{tar}: is not a readable tar file: {reason}") from None
+    return members
+
+
+def _shown(name: str) -> str:
+    """A name for a message, which it does not fill."""
+    return repr(name if len(name) <= 200 else f"{name[:200]}...")
+
+
 def _is_file(tar: str, entry: tarfile.TarInfo) -> bool:
     _check_name(tar, entry.name)
     if entry.isdir():
         return False
     if not entry.isreg() or entry.issparse():
-        raise UserError(f"{tar}: {entry.name!r} is a link, a device or a sparse file: pack the files themselves")
+        raise UserError(f"{tar}: {_shown(entry.name)} is a link, a device or a sparse file: pack the files themselves")
     return True
 
 
 def _check_name(tar: str, name: str) -> None:
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:", name):
-        raise UserError(f"{tar}: {name!r} leads out of the archive: pack it again with plain names")
+        raise UserError(f"{tar}: {_shown(name)} leads out of the archive: pack it again with plain names")
     if any(ord(letter) < 32 for letter in name):
-        raise UserError(f"{tar}: {name!r} has control characters: pack it again with plain names")
+        raise UserError(f"{tar}: {_shown(name)} has control characters: pack it again with plain names")
 
 
 def _indexed(tar: Path) -> list[Member] | None:
@@ -188,10 +249,10 @@ def _indexed(tar: Path) -> list[Member] | None:
         if entry["bytes"] != tar.stat().st_size:
             return None
         return [Member(str(name), int(offset), int(size)) for name, offset, size in entry["members"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 
 @functools.lru_cache(maxsize=1)
 def _read_index(path: str, changed: int) -> dict[str, dict]:
-    return json.loads(Path(path).read_bytes())["shards"]
+    return read_json(path)["shards"]

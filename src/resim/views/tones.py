@@ -16,6 +16,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
+from resim.reading import open_file
+
 DARK = 16  # of 255; an image that is darker everywhere looks black
 _BITS, _SAMPLES, _FORMAT, _NODATA = 258, 277, 339, 42113  # tags of a TIFF; the last one is GDAL's
 _FORMATS = {1: "unsigned integers", 2: "signed integers", 3: "floating point", 5: "complex integers", 6: "complex"}
@@ -111,7 +113,7 @@ def tiff_fault(path: str | BinaryIO) -> str:
     """The sample format of a TIFF that Pillow cannot open, and the remedy; empty for other files."""
     try:
         with contextlib.ExitStack() as stack:
-            file = stack.enter_context(open(path, "rb")) if isinstance(path, str) else path  # noqa: PTH123
+            file = stack.enter_context(open_file(path)) if isinstance(path, str) else path
             file.seek(0)
             header = file.read(8)
             if header[:4] not in (b"II*\0", b"MM\0*"):

@@ -1,4 +1,4 @@
-"""Worker processes of the loader: their memory and signals, and the report of a killed one."""
+"""Worker processes of the loader: their memory and signals, what each reads, and the report of a killed one."""
 
 from __future__ import annotations
 
@@ -7,24 +7,102 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import struct
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any, NamedTuple, cast
+
+import torch
 
 from resim.acceleration import allocator
 from resim.errors import UserError
 
 _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
+_LONGEST_PATH = 4096
+_HEAD = struct.Struct("=qdi")  # process, start of the read (0: none) and length of the path, which follows
 
 
-def start_worker(worker: int) -> None:
-    """Set the memory and the signals of a worker process, as its first action; it ends when its parent does."""
+class Read(NamedTuple):
+    """A file that is being read."""
+
+    path: str
+    start: float
+    """As of `time.monotonic`, which all processes of a machine share."""
+
+
+class Board:
+    """Memory shared by the workers of a loader, in which each publishes its process and the file that it reads.
+
+    Args:
+        workers: number of workers, or 1 where the training process itself reads.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._rows = torch.zeros(workers, _HEAD.size + _LONGEST_PATH, dtype=torch.uint8).share_memory_()
+
+    def row(self, worker: int) -> memoryview:
+        """The memory of a worker."""
+        return memoryview(cast(Any, self._rows[worker].numpy()))
+
+    def processes(self) -> list[int]:
+        """The numbers of the processes that have started."""
+        heads = (_HEAD.unpack_from(self.row(worker)) for worker in range(len(self._rows)))
+        return [process for process, _, _ in heads if process]
+
+    def reads(self) -> list[Read]:
+        """The files that are being read now."""
+        reads = []
+        for worker in range(len(self._rows)):
+            row = self.row(worker)
+            _, start, length = _HEAD.unpack_from(row)
+            path = bytes(row[_HEAD.size : _HEAD.size + max(0, length)])
+            if start and _HEAD.unpack_from(row)[1] == start:  # the path belongs to it
+                reads.append(Read(os.fsdecode(path), start))
+        return reads
+
+
+class _Place(threading.local):
+    """The row of the board in which this thread publishes what it reads; None: nothing watches."""
+
+    row: memoryview | None = None
+
+
+_place = _Place()
+
+
+def publish_reads(row: memoryview) -> None:
+    """Publish in this row of a `Board` which file this thread reads, from now on."""
+    _place.row = row
+    _HEAD.pack_into(row, 0, os.getpid(), 0.0, 0)
+
+
+@contextlib.contextmanager
+def reading(path: str) -> Iterator[None]:
+    """While inside, this file is published as the one that is being read."""
+    row = _place.row
+    if row is None:
+        yield
+        return
+    name, process = os.fsencode(path)[:_LONGEST_PATH], os.getpid()
+    row[_HEAD.size : _HEAD.size + len(name)] = name
+    _HEAD.pack_into(row, 0, process, time.monotonic(), len(name))
+    try:
+        yield
+    finally:
+        _HEAD.pack_into(row, 0, process, 0.0, 0)
+
+
+def start_worker(worker: int, board: Board | None = None) -> None:
+    """Set a worker's memory, signals and row of the board, as its first action; it ends when its parent does."""
     _end_with_parent()
     memory = allocator()
     if memory is not None:
         memory.keep_memory_if_parted()
     _ignore_signals_of_others()
+    if board is not None:
+        publish_reads(board.row(worker))
 
 
 def _end_with_parent() -> None:
