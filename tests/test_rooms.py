@@ -12,9 +12,9 @@ import resim
 
 ROOT = Path(resim.__file__).resolve().parent
 ORDER = (
-    "version", "errors", "counts", "fields", "transfers", "acceleration", "regions", "distributed", "layers", "kernels",
-    "views", "model", "runs", "recipes", "draw", "exchange", "scenes", "datasets", "scores", "probes", "training",
-    "detection", "similarity", "report", "bench", "demo", "cli", "__main__", "__init__",
+    "version", "errors", "exit_codes", "counts", "fields", "transfers", "acceleration", "regions", "distributed",
+    "layers", "kernels", "views", "model", "runs", "recipes", "draw", "exchange", "scenes", "datasets", "scores",
+    "probes", "training", "detection", "similarity", "report", "bench", "demo", "cli", "__main__", "__init__",
 )  # fmt: skip
 """Each imports only from those before it. `docs/architecture.md` describes them."""
 
