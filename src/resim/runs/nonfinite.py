@@ -93,7 +93,8 @@ class Nonfinite:
             progress.say(f"{what}; it is passed over ({count}), and the run goes back to its last checkpoint")
             raise GoBackError from None
         if self._policy == "skip":
-            what += f"; {MOST_PASSED_OVER} batches have been passed over, which is the limit"
+            has = "has" if MOST_PASSED_OVER == 1 else "have"
+            what += f"; {counted(MOST_PASSED_OVER, 'batch', 'batches')} {has} been passed over, the limit"
         raise UserError(f"{what}; {self._remedy()}") from None
 
     def _remedy(self) -> str:
