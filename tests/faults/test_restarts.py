@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -31,8 +32,9 @@ def ranks(run: Run) -> dict[int, int]:
     """The process of each rank, below a launcher."""
     found = {}
     for pid in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split():
-        words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        found |= {int(word[5:]): int(pid) for word in words if word.startswith(b"RANK=")}
+        with contextlib.suppress(OSError):  # it has ended
+            words = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            found |= {int(word[5:]): int(pid) for word in words if word.startswith(b"RANK=")}
     return found
 
 
@@ -100,7 +102,7 @@ def test_a_process_that_hangs_ends_the_run_in_the_time_that_is_set(images: Path,
     pid = ranks(run)[1]
     os.kill(pid, signal.SIGSTOP)  # as a link that is down: it neither answers nor ends
     run_ends = time.monotonic() + 60
-    while f"/proc/{pid}" and ranks(run).get(0) and time.monotonic() < run_ends:
+    while 0 in ranks(run) and time.monotonic() < run_ends:
         time.sleep(0.1)
     os.kill(pid, signal.SIGKILL)  # torchrun would wait for it
     ended = run.end()
@@ -147,23 +149,32 @@ def test_a_host_that_is_killed_is_noticed(lost: tuple[Path, list[int], str]) -> 
     assert "ended before the run did; resume with the same command" in errors
 
 
+@pytest.fixture(scope="module")
+def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run on two hosts that nothing interrupted; its processes have more threads than those of `two`."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert [run.end().code for run in hosts(images, out)] == [0, 0]
+    return out
+
+
 def test_two_hosts_resume_with_the_same_results(
-    lost: tuple[Path, list[int], str], two: Path, images: Path, tmp_path: Path
+    lost: tuple[Path, list[int], str], whole: Path, images: Path, tmp_path: Path
 ) -> None:
     out = Path(shutil.copytree(lost[0], tmp_path / "run"))
     assert [run.end().code for run in hosts(images, out)] == [0, 0]
-    assert is_end_of(out, two)
+    assert is_end_of(out, whole)
 
 
 def test_another_number_of_processes_resumes_what_two_hosts_began(
-    lost: tuple[Path, list[int], str], two: Path, images: Path, tmp_path: Path
+    lost: tuple[Path, list[int], str], whole: Path, images: Path, tmp_path: Path
 ) -> None:
     out = Path(shutil.copytree(lost[0], tmp_path / "run"))
+    done = state(out)["step"]
     assert pretrain_run(images, out, "--resume").end().code == 0
-    ours, theirs = state(out), state(two)
-    assert ours["step"] == STEPS
-    for name, value in theirs["model"].items():
-        assert (ours["model"][name].double() - value).norm() <= 1e-2 * value.double().norm(), name
+    assert state(out)["step"] == STEPS
+    ours, theirs = numbers(out), numbers(whole)
+    assert ours[:done] == theirs[:done]
+    assert ours[done]["loss/total"] == pytest.approx(theirs[done]["loss/total"], rel=1e-3)  # then rounding grows
 
 
 # -- kills at random moments
