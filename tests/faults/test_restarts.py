@@ -151,7 +151,7 @@ def test_a_host_that_is_killed_is_noticed(lost: tuple[Path, list[int], str]) -> 
 
 @pytest.fixture(scope="module")
 def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run on two hosts that nothing interrupted; its processes have more threads than those of `two`."""
+    """The folder of a run on two hosts that nothing interrupted; each process has more threads than in `two`."""
     out = tmp_path_factory.mktemp("whole") / "run"
     assert [run.end().code for run in hosts(images, out)] == [0, 0]
     return out
