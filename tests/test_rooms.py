@@ -12,7 +12,8 @@ import resim
 
 ROOT = Path(resim.__file__).resolve().parent
 ORDER = (
-    "version", "errors", "counts", "reading", "fields", "transfers", "acceleration", "regions", "distributed",
+    "version", "errors", "exit_codes", "counts", "reading", "fields", "transfers", "acceleration",
+    "regions", "distributed",
     "layers", "kernels", "views", "model", "runs", "recipes", "draw", "exchange", "scenes", "datasets", "scores",
     "probes", "training", "detection", "similarity", "report", "bench", "demo", "cli", "__main__", "__init__",
 )  # fmt: skip

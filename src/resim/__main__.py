@@ -3,6 +3,11 @@
 import sys
 
 from resim.cli.main import main
+from resim.exit_codes import report
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        code = main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    sys.exit(report(code))

@@ -1,4 +1,4 @@
-"""Errors of users, reported in one line."""
+"""Errors that are reported in one line."""
 
 from __future__ import annotations
 
@@ -7,4 +7,11 @@ class UserError(ValueError):
     """A wrong path, option, recipe or file; one line names it, its value and the remedy.
 
     The `resim` command prints it without a stack trace and exits with code 2.
+    """
+
+
+class LostProcessError(RuntimeError):
+    """Another process of a run has ended, or cannot be reached; one line names it.
+
+    The `resim` command prints it without a stack trace and exits with code 1.
     """

@@ -12,6 +12,7 @@ import pytest
 from end_to_end.runs import STEPS, numbers, pretrain_run, pretrain_words, same, state
 from forked import Forked
 from resim.cli.main import main
+from resim.exit_codes import STOPPED
 from resim.training import pretrain as loop
 
 pytestmark = pytest.mark.slow
@@ -45,7 +46,7 @@ def test_asked_to_stop_and_resumed(uninterrupted: Path, images: Path, tmp_path: 
     run.wait_for_step(1)
     os.killpg(run.pid, signal.SIGTERM)  # to the loader's processes too, as a cluster does
     ended = run.end()
-    assert (ended.code, ended.err) == (0, "")
+    assert (ended.code, ended.err) == (STOPPED, "")
     done = state(out)["step"]
     assert 2 <= done < STEPS
     assert [line["step"] for line in numbers(out)] == list(range(done))

@@ -13,11 +13,15 @@ from resim.cli.recipe_options import detect_recipe, named_or_stored
 from resim.detection.config import DetectorConfig, DetectRecipe, DetectRun, ImagesConfig, TuneConfig
 from resim.detection.data import DataOptions, read_train_and_val
 from resim.errors import UserError
+from resim.exit_codes import FINISHED, STOPPED
 from resim.reading import read_json
 from resim.runs import folder as run_folder
 from resim.runs.config import read_settings
 
-KEPT_ON_RESUME = ("images_per_pass", "eval_images", "eval_every", "log_every", "checkpoint_minutes", "max_bad_share")
+KEPT_ON_RESUME = (
+    "images_per_pass", "eval_images", "eval_every", "log_every", "checkpoint_minutes", "max_bad_share", "on_nonfinite",
+    "timeout_minutes",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +78,11 @@ def recipe_with(name: str, detector: DetectorConfig, images: ImagesConfig, tune:
         raise UserError(str(error)) from None
 
 
-def run(options: Options) -> None:
+def run(options: Options) -> int:
     """Fine-tune a detector, or resume a run.
+
+    Returns:
+        The exit code.
 
     Raises:
         UserError: as `read_train_and_val` and `train_detector`.
@@ -90,4 +97,5 @@ def run(options: Options) -> None:
 
     from resim.detection.train import train_detector
 
-    train_detector(recipe, options.run, data, val, init=options.init)
+    result = train_detector(recipe, options.run, data, val, init=options.init)
+    return STOPPED if result.stopped else FINISHED

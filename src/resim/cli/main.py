@@ -1,7 +1,7 @@
 """The `resim` command: a table of verbs.
 
-Each verb is a module with a dataclass `Options` and a function `run(options)`; where the defaults depend on a recipe or
-on a run to resume, it also has a function `defaults(argv)`.
+Each verb is a module with a dataclass `Options` and a function `run(options)`, which returns an exit code or None for
+0; where the defaults depend on a recipe or on a run to resume, it also has a function `defaults(argv)`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from resim.cli import (
 )
 from resim.cli.options import read_options
 from resim.cli.rules import nearest
-from resim.errors import UserError
+from resim.errors import LostProcessError, UserError
+from resim.exit_codes import CRASHED, FINISHED, INTERRUPTED, TABLE, USER_ERROR
 
 VERBS: dict[str, ModuleType] = {
     "pretrain": pretrain,
@@ -55,60 +56,64 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Returns:
-        The exit code: 0; 2 for what the user can mend, in one line on the error output; 130 for Ctrl+C.
+        The exit code, one of `resim.exit_codes`.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(_usage())
-        return 0 if words else 2
+        return FINISHED if words else USER_ERROR
     verb, *rest = words
     if verb == "--version":
         from resim.version import __version__
 
         print(__version__)
-        return 0
+        return FINISHED
     if verb not in VERBS:
         print(f"resim: no verb {verb!r}: one of {', '.join(VERBS)}{nearest(verb, VERBS)}", file=sys.stderr)
-        return 2
+        return USER_ERROR
     try:
-        _run(VERBS[verb], verb, rest)
+        return _run(VERBS[verb], verb, rest)
     except UserError as error:
         print(f"resim {verb}: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return 2
+        return USER_ERROR
+    except LostProcessError as error:
+        remedy = "resume with the same command and --resume auto"
+        print(f"resim {verb}: {' '.join(str(error).splitlines())}; {remedy}", file=sys.stderr)
+        return CRASHED
     except BrokenPipeError:
-        return 0
+        return FINISHED
     except KeyboardInterrupt:
         print(f"resim {verb}: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except OSError as error:  # a full disk, a folder that went away
         where = f"{error.filename}: " if error.filename else ""
         print(f"resim {verb}: {where}{error.strerror or error}", file=sys.stderr)
-        return 2
-    return 0
+        return USER_ERROR
 
 
-def _run(module: ModuleType, verb: str, argv: Sequence[str]) -> None:
+def _run(module: ModuleType, verb: str, argv: Sequence[str]) -> int:
     if hasattr(module, "VERBS"):
-        _run_group(module.VERBS, verb, argv)
-        return
+        return _run_group(module.VERBS, verb, argv)
     default = module.defaults(argv) if hasattr(module, "defaults") else None
-    module.run(read_options(module.Options, argv, verb, _description(module), default))
+    code = module.run(read_options(module.Options, argv, verb, _description(module), default))
+    return FINISHED if code is None else code
 
 
-def _run_group(verbs: dict[str, ModuleType], group: str, argv: Sequence[str]) -> None:
+def _run_group(verbs: dict[str, ModuleType], group: str, argv: Sequence[str]) -> int:
     if argv and argv[0] in verbs:
-        _run(verbs[argv[0]], f"{group} {argv[0]}", argv[1:])
-    elif argv and argv[0] in ("-h", "--help"):
+        return _run(verbs[argv[0]], f"{group} {argv[0]}", argv[1:])
+    if argv and argv[0] in ("-h", "--help"):
         print(f"usage: resim {group} {'|'.join(verbs)} ...\n\n{_table(verbs)}")
-    else:
-        what = f"not {argv[0]!r}{nearest(argv[0], verbs)}" if argv else "none is given"
-        raise UserError(f"one of {', '.join(verbs)} is needed, {what}")
+        return FINISHED
+    what = f"not {argv[0]!r}{nearest(argv[0], verbs)}" if argv else "none is given"
+    raise UserError(f"one of {', '.join(verbs)} is needed, {what}")
 
 
 def _usage() -> str:
     return (
         "usage: resim VERB ...\n\nRegion similarity pre-training of detection backbones on images without labels.\n\n"
-        f"{_table(VERBS)}\n\n`resim VERB --help` explains its options; `resim --version` prints the version."
+        f"{_table(VERBS)}\n\n`resim VERB --help` explains its options; `resim --version` prints the version.\n\n"
+        "exit codes:\n" + "\n".join(f"  {code:<3}  {meaning}" for code, meaning in TABLE.items())
     )
 
 

@@ -10,6 +10,7 @@ import tyro
 from resim.cli.options import Command, Sources
 from resim.cli.recipe_options import named_or_stored, pretrain_recipe
 from resim.errors import UserError
+from resim.exit_codes import FINISHED, STOPPED
 from resim.model.config import ModelConfig
 from resim.runs.config import OptimConfig, Recipe, RunConfig, read_run_settings
 from resim.views.config import ViewsConfig
@@ -41,8 +42,11 @@ def defaults(argv: Sequence[str]) -> Options:
     )  # fmt: skip
 
 
-def run(options: Options) -> None:
+def run(options: Options) -> int:
     """Pre-train, or resume a run.
+
+    Returns:
+        The exit code.
 
     Raises:
         UserError: as `pretrain`; settings that do not go together.
@@ -61,4 +65,5 @@ def run(options: Options) -> None:
 
     words = program_words()
     command = [*words, *options.command] if words else []
-    pretrain(recipe, options.run, options.sources, probe=OnlineProbe, command=command)
+    result = pretrain(recipe, options.run, options.sources, probe=OnlineProbe, command=command)
+    return STOPPED if result.stopped else FINISHED

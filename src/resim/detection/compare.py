@@ -132,7 +132,7 @@ def compare(
     _check(starts, seeds)
     recipe = dataclasses.replace(recipe, detector=_architecture(recipe.detector, starts))
     folders: dict[str, list[Path]] = {start.name: [] for start in starts}
-    with start_processes(run.device) as processes:
+    with start_processes(run.device, timeout_minutes=run.timeout_minutes) as processes:
         for number, (seed, start) in enumerate(itertools.product(seeds, starts)):
             folder = out / f"{start.name}-seed{seed}"
             folders[start.name].append(folder)

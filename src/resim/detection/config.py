@@ -226,6 +226,12 @@ class DetectRun:
     """Minutes between two checkpoints; 0: after every step."""
     max_bad_share: Annotated[float, AtLeast(0)] = 0.1
     """Stop when more than this share of the files read, or of the images evaluated on, cannot be decoded."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """After a loss or weights that are not finite, whose batch is written to nonfinite/ in the run's folder: stop; or
+    go back to the last checkpoint, repeat the steps up to that batch and skip it, 5 batches a run at most."""
+    timeout_minutes: Annotated[float, AtLeast(0.1)] = 10.0
+    """With several processes: minutes that they wait for each other before the run ends with an error. It must be
+    longer than the computation of the scores."""
     stop_after: Annotated[int, AtLeast(0)] = 0
     """Stop cleanly after this many steps of this invocation, with a checkpoint; 0: run to the end."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -72,6 +72,15 @@ class DetectionBatch:
         images = [sample.image.to(device, non_blocking=True).float().div_(255) for sample in self.samples]
         targets = [{k: v.to(device, non_blocking=True) for k, v in s.target.items()} for s in self.samples]
         return images, targets
+
+
+def records_of(batch: DetectionBatch, records: Sequence[Record]) -> Callable[[], list[dict[str, Any]]]:
+    """A function that describes each image: path, shorter side after resizing and seed of the regions; no pixels kept.
+
+    The flip and the size of an image are functions of the run's seed, the epoch and its position in the data.
+    """
+    parts = [(records[sample.index].image, sample.index, sample.size, sample.seed) for sample in batch.samples]
+    return lambda: [dict(zip(("path", "index", "size", "seed"), part, strict=True)) for part in parts]
 
 
 class TrainingSet(Dataset[Sample]):

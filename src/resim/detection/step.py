@@ -17,6 +17,7 @@ from resim.detection.samples import DetectionBatch
 from resim.detection.torchvision_patches import set_sizes_and_seeds
 from resim.distributed.processes import Processes, averaging, in_parallel
 from resim.errors import UserError
+from resim.training.optimizer import nan_unless_finite
 
 # torchvision's names, and ours in metrics
 LOSSES = {
@@ -45,7 +46,7 @@ class DetectorStepper:
         Torchvision's losses are means over the images and regions of a pass; passes are averaged by their images.
 
         Returns:
-            The losses and their sum, `total`, detached.
+            The losses and their sum, `total`, detached; the total is NaN if the weights are not finite after the step.
 
         Raises:
             UserError: the GPU's memory is full.
@@ -70,6 +71,7 @@ class DetectorStepper:
         if self.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         self.optimizer.step()
+        sums["total"] = sums["total"] + nan_unless_finite(self.model)
         return sums
 
     def forward(self, batch: DetectionBatch) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from resim.detection.config import DetectRecipe, DetectRun
 from resim.detection.evaluate import read_scores
 from resim.detection.freeze import freeze_lines
 from resim.detection.messages import opening_lines
+from resim.detection.samples import records_of
 from resim.detection.tuning import Tuning, load_batches, prepare_tuning
 from resim.detection.validate import average_statistics, validate
 from resim.distributed.processes import catch_termination, start_processes
@@ -25,6 +27,7 @@ from resim.runs.bad_files import BadFiles
 from resim.runs.bars import Watch
 from resim.runs.clock import Clock
 from resim.runs.log import Log
+from resim.runs.nonfinite import GoBackError, Nonfinite
 from resim.runs.progress import Progress
 from resim.training.optimizer import set_learning_rate
 from resim.views.waiting import has_given_up
@@ -41,6 +44,8 @@ class DetectResult:
     """False: it was stopped before the end, and can be resumed."""
     scores: dict[str, dict[str, float | None]]
     """The last evaluation's, by kind and name, from 0 to 1; empty without one."""
+    stopped: bool = False
+    """Whether a signal stopped it."""
 
 
 def train_detector(
@@ -67,61 +72,87 @@ def train_detector(
     Raises:
         UserError: data, weights, settings or a run folder that cannot work, and the remedy.
     """
-    with start_processes(run.device) as processes, catch_termination() as signals, contextlib.ExitStack() as resources:
-        tuning = prepare_tuning(recipe, run, data, val, str(init), processes, resources)
-        stepper, tune, step, end = tuning.stepper, recipe.tune, tuning.step, tuning.end
-        bad_files = BadFiles(tuning.out, processes, run.max_bad_share)
-        with (
-            _listing_bad_on_error(tuning, bad_files),
-            report_killed_workers(),
-            Progress(steps=end, first_step=step, show=show and processes.first, watch=watch) as progress,
-            contextlib.closing(load_batches(tuning, step, end, signals=signals)) as batches,
-        ):
-            log = Log(
-                tuning.out, processes, progress, batch_size=tune.batch_size,
-                epoch_steps=len(tuning.data) / tune.batch_size, end=end, workers=tuning.workers,
-            )  # fmt: skip
-            log.start(step)
-            for line in _opening(tuning):
-                progress.say(line)
-            if not tuning.is_evaluated and tuning.is_evaluation_due(step):  # stopped between checkpoint and evaluation
-                validate(tuning, step, progress, bad_files)
+    with start_processes(run.device, timeout_minutes=run.timeout_minutes) as processes, catch_termination() as signals:
+        stop_at = None
+        while True:
+            with contextlib.ExitStack() as resources:
+                tuning = prepare_tuning(recipe, run, data, val, str(init), processes, resources)
+                stop_at = stop_at or (tuning.step + run.stop_after if run.stop_after else tuning.end)
+                try:
+                    return _train(tuning, run, signals, stop_at, show, watch)
+                except GoBackError:
+                    run = dataclasses.replace(run, out=tuning.out, resume=True, precision=tuning.stepper.precision)
+            del tuning  # its memory, before the detector is built again
+
+
+def _train(
+    tuning: Tuning, run: DetectRun, signals: Sequence[int], stop_at: int, show: bool, watch: Watch | None
+) -> DetectResult:
+    """Train from the last checkpoint to step `stop_at`.
+
+    Raises:
+        GoBackError: a batch is to be passed over: repeat the steps since the last checkpoint.
+        UserError: as `train_detector`.
+    """
+    stepper, tune, step, end = tuning.stepper, tuning.recipe.tune, tuning.step, tuning.end
+    processes = stepper.processes
+    bad_files = BadFiles(tuning.out, processes, run.max_bad_share)
+    nonfinite = Nonfinite(tuning.out, processes, run.on_nonfinite)
+    with (
+        _listing_bad_on_error(tuning, bad_files),
+        report_killed_workers(),
+        Progress(steps=end, first_step=step, show=show and processes.first, watch=watch) as progress,
+        contextlib.closing(load_batches(tuning, step, end, signals=signals)) as batches,
+    ):
+        log = Log(
+            tuning.out, processes, progress, batch_size=tune.batch_size,
+            epoch_steps=len(tuning.data) / tune.batch_size, end=end, workers=tuning.workers,
+        )  # fmt: skip
+        log.start(step)
+        for line in [*_opening(tuning), *nonfinite.lines()]:
+            progress.say(line)
+        if not tuning.is_evaluated and tuning.is_evaluation_due(step):  # stopped between checkpoint and evaluation
+            validate(tuning, step, progress, bad_files)
+            _save(tuning, step, is_evaluated=True)
+
+        clock = Clock(run, processes, signals, step=step, end=stop_at, boundary=tuning.eval_every)
+        while not clock.is_over:
+            batch = log.next_batch(batches)
+            if has_given_up(processes, batch) or batch is None:  # a signal ends the run while a loader hangs
+                nonfinite.flush(log, progress)
+                average_statistics(tuning)
                 _save(tuning, step, is_evaluated=True)
+                clock.stop()
+                break
+            bad_files.count(len(batch), {file.path: file.reason for sample in batch.samples for file in sample.bad})
 
-            clock = Clock(run, processes, signals, step=step, end=end, boundary=tuning.eval_every)
-            while not clock.is_over:
-                batch = log.next_batch(batches)
-                if has_given_up(processes, batch) or batch is None:  # a signal ends the run while a loader hangs
-                    log.flush()
-                    average_statistics(tuning)
-                    _save(tuning, step, is_evaluated=True)
-                    break
-                bad_files.count(len(batch), {file.path: file.reason for sample in batch.samples for file in sample.bad})
-
+            if step not in nonfinite.passed_over:
                 lr = tune.learning_rate(step)
                 set_learning_rate(stepper.optimizer, lr)
                 losses = stepper(batch)  # forward, losses, backward, one step of the optimiser
                 log.add(step, lr, losses)
-                step += 1
+                nonfinite.keep(step, records_of(batch, tuning.data.records))
+            step += 1
 
-                due = clock.tick()
-                if due.read:
-                    log.flush()
-                if due.save:
-                    average_statistics(tuning)
-                    _list_bad(tuning, bad_files)
-                    _save(tuning, step, is_evaluated=False)
-                    if tuning.is_evaluation_due(step):
-                        validate(tuning, step, progress, bad_files)
-                        _save(tuning, step, is_evaluated=True)
-                    clock.restart_minutes()
+            due = clock.tick()
+            if due.read:
+                nonfinite.flush(log, progress)
+            if due.save:
+                average_statistics(tuning)
+                _list_bad(tuning, bad_files)
+                _save(tuning, step, is_evaluated=False)
+                if tuning.is_evaluation_due(step):
+                    validate(tuning, step, progress, bad_files)
+                    _save(tuning, step, is_evaluated=True)
+                clock.restart_minutes()
 
-            log.close()
-            _list_bad(tuning, bad_files)
-            if processes.first:
-                _close(tuning, step, progress, bad_files)
+        log.close()
+        _list_bad(tuning, bad_files)
+        if processes.first:
+            _close(tuning, step, progress, bad_files)
     scores = read_scores(tuning.out)
-    return DetectResult(tuning.out, step, step >= end, scores[-1]["scores"] if scores else {})
+    last = scores[-1]["scores"] if scores else {}
+    return DetectResult(tuning.out, step, step >= end, last, stopped=clock.is_stopped)
 
 
 def _opening(tuning: Tuning) -> list[str]:

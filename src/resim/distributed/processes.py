@@ -5,9 +5,12 @@ from __future__ import annotations
 import inspect
 import os
 import signal
+import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from types import FrameType
 from typing import Any, Literal
 
@@ -16,8 +19,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from resim.distributed.meeting import join_group
+from resim.distributed.peers import Address, Door, describe_lost, is_of_a_collective
 from resim.distributed.rows import mean_over_processes
-from resim.errors import UserError
+from resim.errors import LostProcessError, UserError
+from resim.exit_codes import CRASHED, USER_ERROR
+
+STOP_SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)  # not all systems have all of them
+)
+"""Signals that end a training after its current step, with a checkpoint. Slurm sends what `--signal` names."""
+_STORE_SECONDS = 5.0  # for an answer of the store, whose host may be the one that is lost
 
 
 @dataclass(frozen=True)
@@ -78,15 +92,23 @@ def averaging(module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def start_processes(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[Processes]:
+def start_processes(
+    device: Literal["auto", "cpu", "cuda"] = "auto", *, timeout_minutes: float = 10.0
+) -> Iterator[Processes]:
     """Join the processes that torchrun started (NCCL on GPUs, gloo on CPUs), or run as the only process.
 
     A process group that the caller has started is used and not destroyed. If a UserError is raised inside, it ends this
     process. If several processes raise one, the first raises it, and the others exit with code 2
-    without a message.
+    without a message. Likewise the first one to miss another process raises a LostProcessError, and the others exit
+    with code 1.
+
+    Args:
+        device: where to compute.
+        timeout_minutes: how long the processes wait for each other: at the start, and in every collective operation.
 
     Raises:
         UserError: `device` is "cuda" and no GPU is available, or there are more processes than GPUs.
+        LostProcessError: another process has ended, or cannot be reached.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no GPU is available: use --device cpu, or check the output of nvidia-smi")
@@ -104,39 +126,99 @@ def start_processes(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator
     cores = max(1, available // local_count)
     started_here = False
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
+        # PyTorch's warnings about its own collectives, of which a user can change nothing
+        warnings.filterwarnings("ignore", module=r"torch\.distributed\.|torch\.nn\.parallel\.")
+        join_group("nccl" if kind == "cuda" else "gloo", timedelta(minutes=timeout_minutes))
         started_here = True
         if kind == "cpu" and os.environ.get("OMP_NUM_THREADS", "1") == "1":  # torchrun sets 1 if it is unset
             torch.set_num_threads(cores)
     has_group = dist.is_initialized()
+    processes = Processes(
+        rank=dist.get_rank() if has_group else 0,
+        count=dist.get_world_size() if has_group else 1,
+        device=place,
+        cores=cores,
+    )
+    door, addresses = None, []
     try:
-        yield Processes(
-            rank=dist.get_rank() if has_group else 0,
-            count=dist.get_world_size() if has_group else 1,
-            device=place,
-            cores=cores,
-        )
+        if started_here:
+            is_alone = local_count == processes.count
+            door = Door(is_alone=is_alone, meeting=os.environ.get("MASTER_ADDR", "127.0.0.1"))
+            addresses = processes.gather_objects(door.address)
+        yield processes
     except UserError:
-        if started_here and dist.distributed_c10d._get_default_store().add("resim/user_errors", 1) > 1:
-            raise SystemExit(2) from None
+        if started_here and _count_in_store("resim/user_errors") > 1:
+            raise SystemExit(USER_ERROR) from None
         raise
+    except RuntimeError as error:
+        if not started_here or not is_of_a_collective(error):
+            raise
+        raise _lost(error, addresses, processes.rank, timeout_minutes) from error
     finally:
+        if door is not None:
+            door.close()
         if started_here:
             dist.destroy_process_group()
 
 
+def _lost(
+    error: RuntimeError, addresses: list[Address], rank: int, timeout_minutes: float
+) -> LostProcessError | SystemExit:
+    """What a process raises whose collective operation has failed."""
+    lost = describe_lost(addresses, rank)
+    if _count_in_store("resim/user_errors", 0) > 0:  # the process that has ended reports why
+        return SystemExit(USER_ERROR)
+    if _count_in_store("resim/lost") > 1:  # another process reports it
+        return SystemExit(CRASHED)
+    if not lost:
+        if "imed out" not in str(error):
+            lost = f"a collective operation failed though all processes run ({str(error).splitlines()[0][:200]})"
+        else:
+            lost = (
+                f"no answer from another process within --timeout-minutes {timeout_minutes:g}, though all of them run: "
+                "a link is down, or the first one needs longer than that for a probe or an evaluation"
+            )
+    return LostProcessError(lost)
+
+
+def _count_in_store(key: str, more: int = 1) -> int:
+    """Add to a counter that all processes share; 0 where the store does not answer."""
+    counts: list[int] = []
+
+    def add() -> None:
+        try:
+            counts.append(dist.distributed_c10d._get_default_store().add(key, more))
+        except RuntimeError:  # the process that holds it has ended
+            counts.append(0)
+
+    asking = threading.Thread(target=add, daemon=True)
+    asking.start()
+    asking.join(_STORE_SECONDS)
+    return counts[0] if counts else 0
+
+
 @contextmanager
 def catch_termination() -> Iterator[list[int]]:
-    """Record SIGTERM and SIGINT in the returned list instead of ending the process; a second SIGINT interrupts it."""
+    """Record `STOP_SIGNALS` in the returned list instead of ending the process; a second SIGINT interrupts it.
+
+    Under torchrun a third one does: the terminal's Ctrl+C reaches every process, and torchrun sends it once more.
+    SIGHUP, SIGUSR1 and SIGUSR2 stay ignored where they are ignored, as `nohup` sets SIGHUP.
+    """
     received: list[int] = []
+    most = 2 if "TORCHELASTIC_RUN_ID" in os.environ else 1
 
     def record(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and received:
+        if number == signal.SIGINT and received.count(signal.SIGINT) >= most:
             raise KeyboardInterrupt
         received.append(number)
 
+    caught = [
+        number
+        for number in STOP_SIGNALS
+        if number in (signal.SIGTERM, signal.SIGINT) or signal.getsignal(number) != signal.SIG_IGN
+    ]
     try:
-        previous = {number: signal.signal(number, record) for number in (signal.SIGTERM, signal.SIGINT)}
+        previous = {number: signal.signal(number, record) for number in caught}
     except ValueError:  # not in the main thread: handlers cannot be set
         previous = {}
     try:

@@ -66,6 +66,8 @@ class Clock:
         self._saved_at = time.monotonic()
         self.is_over = step >= self._last
         """Whether the last step of this invocation is done."""
+        self.is_stopped = False
+        """Whether a signal ends the training before its last step."""
 
     def tick(self) -> Due:
         """Count a step, and return what is due after it."""
@@ -78,8 +80,13 @@ class Clock:
             overdue = time.monotonic() - self._saved_at >= 60 * self._run.checkpoint_minutes
             stop, due = self._processes.agree(bool(self._signals), overdue)
             self.is_over = stop or self.step >= self._last
+            self.is_stopped = stop and self.step < self._last
             save = save or due or self.is_over
         return Due(read or save, save)
+
+    def stop(self) -> None:
+        """End the training before its next step, because of a signal."""
+        self.is_over = self.is_stopped = True
 
     def restart_minutes(self) -> None:
         """Count the minutes to the next checkpoint from now."""

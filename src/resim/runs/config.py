@@ -187,6 +187,12 @@ class RunConfig:
     """Seconds after which a file that is still being read is named."""
     max_bad_share: Annotated[float, AtLeast(0)] = 0.1
     """Stop when more than this share of the files read cannot be decoded."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """After a loss or weights that are not finite, whose batch is written to nonfinite/ in the run's folder: stop; or
+    go back to the last checkpoint, repeat the steps up to that batch and skip it, 5 batches a run at most."""
+    timeout_minutes: Annotated[float, AtLeast(0.1)] = 10.0
+    """With several processes: minutes that they wait for each other before the run ends with an error. It must be
+    longer than a reading of the probes."""
     stop_after: Annotated[int, AtLeast(0)] = 0
     """Stop with a checkpoint after this many steps of this invocation; 0: run to the end."""
 
@@ -237,8 +243,7 @@ D = TypeVar("D")
 _KEPT_ON_RESUME = (
     "compile", "kernels", "keep_memory", "groups_at_a_time", "log_every", "checkpoint_minutes", "keep_every",
     "picture_every", "probe_every", "probe_data", "probe_labels", "probe_images", "max_bad_share", "max_pixels",
-    "slow_read_seconds", "start_from",
-    "start_epoch",
+    "slow_read_seconds", "start_from", "start_epoch", "on_nonfinite", "timeout_minutes",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ metrics.jsonl.cut   lines that were taken out at a --resume: of steps that it re
 probes.jsonl        one line for each reading of the probes
 bad_files.txt       files that could not be decoded, with the reason
 bad_images.json     of a fine-tuning: the annotations of images that could not be decoded
+nonfinite/          batches whose loss was not finite
 checkpoints/        last.pt, the one before it as previous.pt, and epoch_0020.pt, epoch_0040.pt, ...
 pictures/           view pairs with their windows, one file for each epoch
 tensorboard/

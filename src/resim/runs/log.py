@@ -36,6 +36,17 @@ class Reading:
     """Lines to print."""
 
 
+class NonFiniteLossError(UserError):
+    """The loss of a step is not finite, or the weights or BatchNorm's statistics overflow in it."""
+
+    def __init__(self, line: dict[str, float]) -> None:
+        self.step, self.loss, self.lr = int(line["step"]), line["loss/total"], line["lr"]
+        parts = [value for name, value in line.items() if name.startswith("loss/") and name != "loss/total"]
+        is_loss = not all(map(math.isfinite, parts)) or not parts
+        what = f"the loss is {self.loss}" if is_loss else "the weights or BatchNorm's statistics overflow"
+        super().__init__(f"{what} at step {self.step} (lr {self.lr:g})")
+
+
 class Log:
     """Collects the numbers of each step on the device and reads many steps together, so that no step waits for them.
 
@@ -117,7 +128,7 @@ class Log:
         """Read the numbers that were added, average them over the processes, write and show them.
 
         Raises:
-            UserError: a loss that is not finite.
+            NonFiniteLossError: a loss that is not finite, or weights that overflow.
         """
         if not self._pending:
             return
@@ -143,10 +154,7 @@ class Log:
             self._print_forecast(seconds, waiting * seconds, len(rows), self._end - last - 1)
         broken = next((line for line in lines if not math.isfinite(line["loss/total"])), None)
         if broken is not None:
-            raise UserError(
-                f"the loss is {broken['loss/total']} at step {broken['step']}: try a lower --lr; "
-                f"what was saved before it stays in {self.folder / 'checkpoints'}"
-            )
+            raise NonFiniteLossError(broken)
 
     def _print_forecast(self, seconds: float, waited: float, steps: int, left: int) -> None:
         """Print once, after the first steps, how long the rest takes. The first flush has slow steps and is ignored."""

@@ -55,6 +55,15 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
     return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
 
 
+@torch.no_grad()
+def nan_unless_finite(module: nn.Module) -> Tensor:
+    """A scalar to add to the reported loss: 0, or NaN if the norm of the parameters is not finite in their precision.
+
+    The host does not wait for it.
+    """
+    return 0.0 * torch.nn.utils.get_total_norm([parameter.detach() for parameter in module.parameters()])
+
+
 def _parameter_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, object]]:
     parameters = list(module.parameters())
     if config.decay_norms:

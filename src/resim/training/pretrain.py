@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 from collections.abc import Generator, Sequence
@@ -24,9 +25,11 @@ from resim.runs.checkpoints import write_atomically
 from resim.runs.clock import Clock
 from resim.runs.config import Recipe, RunConfig
 from resim.runs.log import Log
+from resim.runs.nonfinite import GoBackError, Nonfinite
 from resim.runs.progress import Progress
 from resim.training.advice import advise
 from resim.training.optimizer import set_learning_rate
+from resim.training.pair_records import records_of
 from resim.training.precision import describe_precision
 from resim.training.prepare import MakeProbe, Prepared, checkpoint_state, prepare
 from resim.training.schedule import learning_rate
@@ -49,6 +52,8 @@ class RunResult:
     """Steps done."""
     finished: bool
     """False: it was stopped before the end, and can be resumed."""
+    stopped: bool = False
+    """Whether a signal stopped it."""
 
 
 def pretrain(
@@ -80,39 +85,72 @@ def pretrain(
     """
     if run.probe_every and probe is None:
         raise ValueError("probe_every needs a probe: pretrain(..., probe=resim.probes.online.OnlineProbe)")
-    with start_processes(run.device) as processes, catch_termination() as signals, contextlib.ExitStack() as resources:
-        ready = prepare(recipe, run, sources, processes, resources, probe=probe, command=command)
-        stepper, step, epoch_steps = ready.stepper, ready.step, ready.epoch_steps
-        optim, is_first = recipe.optim, processes.first
-        bad_files = BadFiles(ready.out, processes, run.max_bad_share)
-        finish_views = Finisher(recipe.views, processes.device)
-        with (
-            bad_files.listed_on_error(),
-            report_killed_workers(),
-            contextlib.closing(_load_batches(recipe, run, ready, processes, signals)) as batches,
-            Progress(
-                steps=ready.end, epoch_steps=epoch_steps, first_step=step, show=show and is_first, watch=watch
-            ) as progress,
-        ):
-            log = Log(
-                ready.out, processes, progress, batch_size=optim.batch_size, epoch_steps=epoch_steps,
-                end=ready.end, workers=ready.workers,
-            )  # fmt: skip
-            log.start(step)
-            _print_opening(progress, recipe, run, ready, processes, command)
+    with start_processes(run.device, timeout_minutes=run.timeout_minutes) as processes, catch_termination() as signals:
+        stop_at = None
+        while True:
+            with contextlib.ExitStack() as resources:
+                ready = prepare(recipe, run, sources, processes, resources, probe=probe, command=command)
+                stop_at = stop_at or (ready.step + run.stop_after if run.stop_after else ready.end)
+                try:
+                    return _train(recipe, run, ready, processes, signals, stop_at, show, watch, command)
+                except GoBackError:
+                    run = dataclasses.replace(run, out=ready.out, resume=True, precision=ready.precision)
+            del ready  # its memory, before the model is built again
 
-            clock = Clock(run, processes, signals, step=step, end=ready.end, boundary=epoch_steps)
-            while not clock.is_over:
-                batch = log.next_batch(batches)
-                if has_given_up(processes, batch) or batch is None:  # a signal ends the run while a loader hangs
-                    log.flush()
-                    if is_first:
-                        _save(recipe, run, ready, step)
-                    break
-                bad_files.count(len(batch), {file.path: file.reason for file in batch.bad})
-                if step % epoch_steps == 0:  # after the checkpoint: nothing is lost if it is interrupted
-                    _measure(log, ready, step)
 
+def _train(
+    recipe: Recipe,
+    run: RunConfig,
+    ready: Prepared,
+    processes: Processes,
+    signals: Sequence[int],
+    stop_at: int,
+    show: bool,
+    watch: Watch | None,
+    command: Sequence[str],
+) -> RunResult:
+    """Train from the last checkpoint to step `stop_at`.
+
+    Raises:
+        GoBackError: a batch is to be passed over: repeat the steps since the last checkpoint.
+        UserError: as `pretrain`.
+    """
+    stepper, step, epoch_steps = ready.stepper, ready.step, ready.epoch_steps
+    optim, is_first = recipe.optim, processes.first
+    bad_files = BadFiles(ready.out, processes, run.max_bad_share)
+    nonfinite = Nonfinite(ready.out, processes, run.on_nonfinite)
+    finish_views = Finisher(recipe.views, processes.device)
+    with (
+        bad_files.listed_on_error(),
+        report_killed_workers(),
+        contextlib.closing(_load_batches(recipe, run, ready, processes, signals)) as batches,
+        Progress(
+            steps=ready.end, epoch_steps=epoch_steps, first_step=step, show=show and is_first, watch=watch
+        ) as progress,
+    ):
+        log = Log(
+            ready.out, processes, progress, batch_size=optim.batch_size, epoch_steps=epoch_steps,
+            end=ready.end, workers=ready.workers,
+        )  # fmt: skip
+        log.start(step)
+        _print_opening(progress, recipe, run, ready, processes, command)
+        for line in nonfinite.lines():
+            progress.say(line)
+
+        clock = Clock(run, processes, signals, step=step, end=stop_at, boundary=epoch_steps)
+        while not clock.is_over:
+            batch = log.next_batch(batches)
+            if has_given_up(processes, batch) or batch is None:  # a signal ends the run while a loader hangs
+                nonfinite.flush(log, progress)
+                if is_first:
+                    _save(recipe, run, ready, step)
+                clock.stop()
+                break
+            bad_files.count(len(batch), {file.path: file.reason for file in batch.bad})
+            if step % epoch_steps == 0:  # after the checkpoint: nothing is lost if it is interrupted
+                _measure(log, ready, step)
+
+            if step not in nonfinite.passed_over:
                 lr = learning_rate(optim, step, epoch_steps)
                 set_learning_rate(stepper.optimizer, lr)
                 views_q, views_k = finish_views(batch)  # on the device: flips, colours, blur
@@ -123,24 +161,25 @@ def pretrain(
                 if in_epoch == 0 and is_first and run.picture_every and epoch % run.picture_every == 0:
                     _draw_views(log, recipe, ready, batch, (views_q, views_k), epoch, step)
                 log.add(step, lr, losses)
-                step += 1
+                nonfinite.keep(step, records_of(batch, ready.paths), shuffle=order.tolist())
+            step += 1
 
-                due = clock.tick()
-                if due.read:
-                    log.flush()
-                if due.save:
-                    bad_files.write()
-                    if is_first:
-                        _save(recipe, run, ready, step)
-                    clock.restart_minutes()
+            due = clock.tick()
+            if due.read:
+                nonfinite.flush(log, progress)
+            if due.save:
+                bad_files.write()
+                if is_first:
+                    _save(recipe, run, ready, step)
+                clock.restart_minutes()
 
-            if step == ready.end:
-                _measure(log, ready, step)
-            log.close()
-            num_bad = bad_files.write()
-            if is_first:
-                _close(progress, ready, recipe, step, num_bad)
-    return RunResult(ready.out, step, finished=step >= ready.end)
+        if step == ready.end:
+            _measure(log, ready, step)
+        log.close()
+        num_bad = bad_files.write()
+        if is_first:
+            _close(progress, ready, recipe, step, num_bad)
+    return RunResult(ready.out, step, finished=step >= ready.end, stopped=clock.is_stopped)
 
 
 def _load_batches(

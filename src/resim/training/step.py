@@ -17,7 +17,7 @@ from resim.layers.grouped_norm import count_groups
 from resim.model.encoder import ModelConfig
 from resim.model.resim import ReSim
 from resim.runs.config import OptimConfig
-from resim.training.optimizer import build_optimizer, clip_gradients
+from resim.training.optimizer import build_optimizer, clip_gradients, nan_unless_finite
 from resim.views.views import Views
 
 
@@ -50,7 +50,8 @@ class Stepper:
             order: permutation of the global batch for the key encoder; None: no shuffle.
 
         Returns:
-            Losses and shares of this process's images as in `ReSim.forward`, detached.
+            Losses and shares of this process's images as in `ReSim.forward`, detached; the total is NaN if the weights
+            are not finite after the step.
         """
         images = len(views_q)
         groups = count_groups(images, self.model.config.group_size)
@@ -85,6 +86,7 @@ class Stepper:
         spoiled = self.model.finish_step(keys)
         if spoiled is not None:
             sums["total"] = sums["total"] + spoiled
+        sums["total"] = sums["total"] + nan_unless_finite(self.model.query)
         if device == "cpu" and (memory := allocator()) is not None:
             memory.keep_memory()  # all lasting tensors are allocated by now
         return sums

@@ -120,7 +120,9 @@ def _end_with_parent() -> None:
 
 def _ignore_signals_of_others() -> None:
     """Let only the parent end this worker: a job's signal reaches all processes, and the parent finishes its step."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # reports the sender of a signal; not on all systems
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_exit_on_parents_signal, daemon=True).start()
