@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from resim.cli.recipe_options import detect_recipe, named_or_stored
 from resim.detection.config import DetectorConfig, DetectRecipe, DetectRun, ImagesConfig, TuneConfig
 from resim.detection.data import DataOptions, read_train_and_val
 from resim.errors import UserError
+from resim.json_text import parse_json
 from resim.runs.config import read_settings
 
 KEPT_ON_RESUME = ("images_per_pass", "eval_images", "eval_every", "log_every", "checkpoint_minutes", "max_bad_share")
@@ -57,7 +57,7 @@ def recipe_and_run(argv: Sequence[str], verb: str) -> tuple[str, DetectRecipe, D
         name = name or "quick"
         return name, detect_recipe(name), DetectRun(), "random"
     recipe = detect_recipe(str(stored))
-    init = json.loads(stored.read_text(encoding="utf-8")).get("init", "random")
+    init = parse_json(stored.read_text(encoding="utf-8")).get("init", "random")
     return str(stored), recipe, read_settings(stored, DetectRun, KEPT_ON_RESUME), init
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import json
 import math
 import re
 from collections.abc import Sequence
 from typing import Any
+
+from resim.json_text import parse_json
 
 _WHOLE = re.compile(r"[+-]?\d{1,30}(\.0*)?", re.ASCII)
 _TRUE = ("1", "true", "t", "yes", "y")
@@ -66,7 +67,7 @@ def as_list(value: Any) -> Any:
     text = value.strip()
     if text[:1] in ("[", "{"):
         try:
-            return json.loads(text)
+            return parse_json(text)
         except ValueError:
             text = text.strip("[]")
     parts = text.replace(",", " ").split()

@@ -7,7 +7,6 @@ was not separated: a crowd region. If there is no such image, it is drawn from t
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from resim.datasets.record_checks import Annotated, make_record
 from resim.datasets.records import DetectionData, Record
 from resim.datasets.repairs import Repairs, empty_split_error
 from resim.errors import UserError
+from resim.json_text import parse_json
 
 # the classes that are evaluated, and their ids
 CLASSES = {"person": 24, "rider": 25, "car": 26, "truck": 27, "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33}
@@ -114,7 +114,7 @@ def read_instance_ids(instances: Path, polygons: Path, note: Callable[..., None]
     if instances.is_file():
         with Image.open(instances) as image:
             return np.asarray(image).astype(np.int32)
-    content = json.loads(polygons.read_bytes())
+    content = parse_json(polygons.read_bytes())
     ids = Image.new("I", (content["imgWidth"], content["imgHeight"]), 0)
     pen = ImageDraw.Draw(ids)
     numbers: dict[str, int] = {}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from resim.datasets.foreign_json import foreign_format
 from resim.datasets.repairs import Repairs
 from resim.errors import UserError
+from resim.json_text import parse_json
 
 
 def load_coco(path: Path, repairs: Repairs) -> dict[str, list[dict[str, Any]]]:
@@ -20,7 +20,7 @@ def load_coco(path: Path, repairs: Repairs) -> dict[str, list[dict[str, Any]]]:
         UserError: the file cannot be read, is not JSON, or is of another format.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): name a COCO JSON file") from None
     except UnicodeDecodeError as error:

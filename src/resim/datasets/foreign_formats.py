@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from xml.etree import ElementTree
 
 from resim.datasets.foreign_json import EXPORT, foreign_format
+from resim.json_text import parse_json
 
 _TRAIN, _VAL = ("train", "training"), ("valid", "val", "validation", "test")
 _LABEL_FOLDERS = {"label_2": "KITTI", "labelTxt": "DOTA"}
@@ -88,7 +88,7 @@ def recognise_file(file: Path) -> str:
 def _recognise_json(file: Path) -> str:
     """The format of a JSON file that is not COCO's, and the remedy; empty if it is unknown."""
     try:
-        return foreign_format(json.loads(file.read_bytes()), known_only=True)
+        return foreign_format(parse_json(file.read_bytes()), known_only=True)
     except (OSError, ValueError, RecursionError):
         return ""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from resim.counts import counted
 from resim.datasets.records import DetectionData, HeldOut
 from resim.datasets.repairs import Repairs
 from resim.errors import UserError
+from resim.json_text import parse_json
 
 _STREAM = 9  # combined with the seed, so that other random numbers are used than for --fraction
 _COPY_MARK = ".rf."  # Roboflow exports augmented copies of an image as NAME.rf.HASH.jpg
@@ -70,7 +70,7 @@ def recorded_split(folders: Iterable[Path]) -> dict[str, Any] | None:
     """The split in the first config.json of some runs that has one; None if none has."""
     for folder in folders:
         try:
-            content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            content = parse_json((folder / "config.json").read_text(encoding="utf-8"))
             split = content["data"]["split"]
             if {"val_fraction", "seed", "val_images"} <= set(split):
                 return split

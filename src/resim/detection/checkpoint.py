@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from resim.detection.config import DetectRecipe
 from resim.errors import UserError
 from resim.exchange.files.contents import read_contents, tensors_in
 from resim.exchange.load import find_file
+from resim.json_text import parse_json
 from resim.runs.checkpoints import load_checkpoint
 from resim.version import __version__
 
@@ -156,6 +156,6 @@ def _exported_safetensors(file: Path) -> dict[str, Any]:
 def _described(file: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The state that a checkpoint would have, of an export's metadata and tensors."""
     try:
-        return {**json.loads(metadata["detector"]), "kind": "detect", "model": dict(tensors)}
+        return {**parse_json(metadata["detector"]), "kind": "detect", "model": dict(tensors)}
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{file}: says nothing of its detector ({error})") from None

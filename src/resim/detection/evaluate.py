@@ -17,6 +17,7 @@ from resim.detection.config import DetectorConfig
 from resim.detection.pictures import detection_sheet
 from resim.detection.samples import read_pixels
 from resim.errors import UserError
+from resim.json_text import parse_json
 from resim.runs.checkpoints import write_atomically
 from resim.scores.cityscapes import INSTALL, cityscapes_scores
 from resim.scores.coco import NUM_SIGMAS, coco_scores
@@ -131,4 +132,4 @@ def sheet_images(data: DetectionData) -> list[tuple[Record, np.ndarray]]:
 def read_scores(out: Path) -> list[dict[str, Any]]:
     """Every evaluation of a run, in order: `step`, `images`, `scores`, `per_class`."""
     path = out / "scores.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []

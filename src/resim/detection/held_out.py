@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from resim.datasets.validation_split import recorded_split, restore_held_out, sp
 from resim.detection.config import DetectRecipe
 from resim.detection.prepare import fingerprint, usable
 from resim.errors import UserError
+from resim.json_text import parse_json
 
 
 def part_to_score(data: DetectionData, model: Path, recipe: DetectRecipe) -> tuple[DetectionData, str]:
@@ -46,5 +46,5 @@ def part_to_score(data: DetectionData, model: Path, recipe: DetectRecipe) -> tup
 def _noted_data(folder: Path) -> dict[str, Any]:
     """The entry on the data in a run's config.json; {} where there is none."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return dict(json.loads((folder / "config.json").read_text(encoding="utf-8"))["data"])
+        return dict(parse_json((folder / "config.json").read_text(encoding="utf-8"))["data"])
     return {}

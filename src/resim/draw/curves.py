@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from resim.draw.metric_panels import (
     series_colours,
 )
 from resim.errors import UserError
+from resim.json_text import parse_json
 
 FEW_POINTS = 40  # shorter curves have markers: a single point, or one between two NaNs, is visible
 
@@ -107,8 +107,8 @@ def read_records(metrics: Path) -> list[dict[str, object]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
+            record = parse_json(line)
+        except ValueError as error:
             if number == len(lines):
                 break  # the run was interrupted while it wrote this line
             raise UserError(f"{metrics}: line {number} is not JSON; is this a metrics.jsonl?") from error
@@ -142,7 +142,7 @@ def steps_done(records: Sequence[dict[str, object]]) -> tuple[np.ndarray, str]:
 def _read_config(path: Path) -> dict[str, object]:
     """A run's config.json; empty if there is none, for example next to the metrics of another program."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

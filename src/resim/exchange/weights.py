@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from resim.exchange.networks.input_forms import fold_input
 from resim.exchange.networks.recognise import Form, recognise
 from resim.exchange.networks.state_dicts import find_states
 from resim.exchange.networks.strides import refuse_other_strides
+from resim.json_text import parse_json
 from resim.model.backbone import CAFFE
 from resim.model.encoder import ModelConfig
 from resim.recipes import moco_v2, resim_fpn
@@ -290,6 +290,6 @@ def _count(value: object) -> int | None:
 def _json(text: str | None) -> Any:
     """The value of an entry of a safetensors file's metadata; None if it is no JSON."""
     try:
-        return json.loads(text or "null")
+        return parse_json(text or "null")
     except ValueError:
         return None

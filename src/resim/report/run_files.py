@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from PIL import Image
 
 from resim.draw.curves import read_records
 from resim.errors import UserError
+from resim.json_text import parse_json
 from resim.runs.config import Recipe
 
 Json = dict[str, Any]
@@ -131,7 +131,7 @@ def _read_json(path: Path) -> Json:
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
@@ -149,7 +149,7 @@ def _read_lines(path: Path) -> list[Json]:
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            content = json.loads(line)
+            content = parse_json(line)
         except ValueError:
             if number == len(lines):
                 break

@@ -7,7 +7,6 @@ latter, precision, compiling, groups at a time and the number of threads change 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar, get_args, get_typ
 from resim.acceleration import Kernels
 from resim.errors import UserError
 from resim.fields import AtLeast, AtMost, Decay, Seed, check_fields
+from resim.json_text import parse_json
 from resim.model.config import ModelConfig
 from resim.regions.level import Level
 from resim.views.config import ViewsConfig
@@ -249,7 +249,7 @@ def read_settings(path: Path, kind: type[D], names: Sequence[str]) -> D:
         UserError: the file cannot be read, or a setting does not fit.
     """
     try:
-        stored = json.loads(path.read_text(encoding="utf-8")).get("run", {})
+        stored = parse_json(path.read_text(encoding="utf-8")).get("run", {})
         hints = get_type_hints(kind)
         kept = {name: stored[name] for name in names if name in stored}
         paths = {name for name, value in kept.items() if isinstance(value, str) and Path in get_args(hints[name])}
@@ -271,7 +271,7 @@ def read_recipe(path: Path, kind: type[R] = Recipe) -> R:
         UserError: the file cannot be read, or contains no such recipe.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8"))
         return kind.from_json(data.get("recipe", data))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None

@@ -19,6 +19,7 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from resim.errors import UserError
+from resim.json_text import parse_json
 from resim.scenes.shapes import CLASSES, SHAPES
 from resim.scenes.textures import paint, rise, value_noise
 
@@ -218,7 +219,7 @@ def _annotations(scene: Scene, *, image_id: int, first_id: int) -> list[dict[str
 def _info(path: Path) -> dict[str, Any]:
     """The `info` of instances.json; empty if there is no such file or this package has not written it."""
     try:
-        info = json.loads(path.read_bytes())["info"]
+        info = parse_json(path.read_bytes())["info"]
     except (OSError, ValueError, LookupError, TypeError):
         return {}
     return info if isinstance(info, dict) and info.get("description") == DESCRIPTION else {}

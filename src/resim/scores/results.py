@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from resim.datasets.annotation_values import as_id, finite_numbers
 from resim.datasets.masks import rle_fault
 from resim.datasets.records import DetectionData
 from resim.errors import UserError
+from resim.json_text import parse_json
 
 Kind = Literal["bbox", "segm", "keypoints"]
 # kinds of faults after which the data does not have all ids of its file
@@ -46,7 +46,7 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
         UserError: the file cannot be read, or is not a list of JSON objects.
     """
     try:
-        content = json.loads(Path(path).read_bytes())
+        content = parse_json(Path(path).read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): name a COCO results file") from None
     except ValueError as error:

@@ -5,7 +5,6 @@ The server serves no files: pictures are embedded in its responses, and only tho
 
 from __future__ import annotations
 
-import importlib
 import os
 from html import escape
 from typing import Any
@@ -14,6 +13,7 @@ from PIL import Image
 
 from resim.draw.html_blocks import BLOCK_CSS, data_url
 from resim.errors import UserError
+from resim.optional_packages import import_optional
 from resim.similarity.explorer import Explorer
 
 NUM_OTHERS = 3  # images that are compared on load
@@ -181,7 +181,4 @@ def picker_value(explorer: Explorer, name: str, region: list[float]) -> dict[str
 
 def _gradio() -> Any:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    try:
-        return importlib.import_module("gradio")
-    except ModuleNotFoundError:
-        raise UserError("the explorer needs gradio: pip install '.[explore]' in resim's clone") from None
+    return import_optional("gradio", "the explorer needs gradio: pip install '.[explore]' in resim's clone")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import io
-import json
 import os
 import re
 import tarfile
@@ -23,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from resim.errors import UserError
+from resim.json_text import parse_json
 
 INDEX = "shards.json"
 WINDOW, STREAMS = 4096, 8  # images that are shuffled together, and the shards that they come from
@@ -194,4 +194,4 @@ def _indexed(tar: Path) -> list[Member] | None:
 
 @functools.lru_cache(maxsize=1)
 def _read_index(path: str, changed: int) -> dict[str, dict]:
-    return json.loads(Path(path).read_bytes())["shards"]
+    return parse_json(Path(path).read_bytes())["shards"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import zipfile
@@ -20,6 +19,7 @@ from resim.exchange.files.pickle_values import Named, NumberArray, PassedOver, S
 from resim.exchange.files.pickles import Rules, read_pickle
 from resim.exchange.files.torch_files import LEGACY, read_torch, with_tensors
 from resim.exchange.sources import is_untrained, locate
+from resim.json_text import parse_json
 
 _NOT_WEIGHTS = {
     b"version https://git-lfs": "a Git LFS pointer: fetch the file itself with git lfs pull",
@@ -154,7 +154,7 @@ def _has_bytes(value: object) -> bool:
 def _read_shards(path: Path) -> Contents:
     """The files that an index names, as the content of one."""
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
