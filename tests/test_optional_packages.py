@@ -22,7 +22,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_missing_package_gives_the_message(folder: Path) -> None:
     for module in ("wheel_of_nobody", "wheel_of_nobody.part"):
         assert find_optional(module) is None
-        with pytest.raises(UserError, match="^install the wheel$"):
+        with pytest.raises(UserError, match=r"^install the wheel$"):
             import_optional(module, "install the wheel")
 
 
@@ -44,7 +44,7 @@ def test_a_broken_package_names_what_it_lacks(folder: Path, source: str, message
     (folder / "wheel_of_broken").mkdir()
     (folder / "wheel_of_broken" / "__init__.py").write_text(source + "\n")
     for read in (find_optional, lambda name: import_optional(name, "install wheel_of_broken")):
-        with pytest.raises(UserError, match="^wheel_of_broken is installed but cannot be imported") as refused:
+        with pytest.raises(UserError, match=r"^wheel_of_broken is installed but cannot be imported") as refused:
             read("wheel_of_broken")
         assert message in str(refused.value)
         assert "\n" not in str(refused.value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import tempfile
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Any, BinaryIO
 import torch
 
 from resim.errors import UserError
-from resim.runs.archive import check_archive
+from resim.runs.plain_tensors import load_tensors
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -68,18 +67,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a file that `save_checkpoint` wrote, onto the CPU. No code in a file is run (`weights_only`).
 
     Raises:
-        UserError: the file is missing, truncated, does not match the checksums in it, or is no checkpoint of resim.
+        UserError: the file is missing, truncated, does not match the checksums in it, has other objects than tensors
+            and plain data, or is no checkpoint of resim.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    check_archive(io.BytesIO(data), path)
-    try:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path}: damaged, or no checkpoint ({len(data)} bytes; {reason})") from None
+    state = load_tensors(data, path)
     if not isinstance(state, dict) or "resim" not in state:
         raise UserError(f"{path}: is no checkpoint of resim: resim import reads those of other programs")
     return state

@@ -230,7 +230,7 @@ def _describe_error(error: Exception, size: int) -> str:
     text = str(error)
     if isinstance(error, pickle.UnpicklingError):
         when = " when it is loaded" if re.match(r"it imports \S+$", text) else ""
-        return f"refused: {text}{when}; only tensors, arrays and plain data are read"
+        return f"refused: {text}{when}; only tensors, arrays and plain data are read: save a state_dict"
     if isinstance(error, zipfile.BadZipFile):
         text = "a truncated zip archive: download or copy the file again"
     lines = [line.strip() for line in text.splitlines() if line.strip()]
