@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _run(VERBS[verb], verb, rest)
     except UserError as error:
-        print(f"resim {verb}: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        print(f"resim {verb}: {_one_line(str(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         return 0
@@ -85,6 +85,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"resim {verb}: {where}{error.strerror or error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _one_line(message: str) -> str:
+    """A message in one line of at most 2,000 characters: a name in a file can have a million."""
+    line = " ".join(message.splitlines())
+    line = line if len(line) <= 2000 else f"{line[:1500]} ... {line[-450:]}"
+    return line.encode("utf-8", "backslashreplace").decode()
 
 
 def _run(module: ModuleType, verb: str, argv: Sequence[str]) -> None:

@@ -147,7 +147,9 @@ def list_shard(tar: str, is_wanted: Callable[[str], bool]) -> list[Member]:
             with tarfile.open(tar, "r:") as archive:
                 members = [Member(i.name, i.offset_data, i.size) for i in archive if _is_file(tar, i)]
         size = Path(tar).stat().st_size
-    except tarfile.TarError as error:
+    except UserError:
+        raise
+    except (tarfile.TarError, ValueError, OverflowError) as error:
         packed = (
             " (if it is compressed, decompress it: images are read at random positions)"
             if "header" in str(error)

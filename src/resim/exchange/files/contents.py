@@ -109,6 +109,8 @@ def _read_file(path: Path) -> Contents:
             head = file.read(264)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError:  # a NUL or half a character
+        raise UserError(f"{path!a}: is no name of a file") from None
     if not head:
         raise UserError(f"{path}: is empty (0 bytes)")
     for start, description in _NOT_WEIGHTS.items():
