@@ -79,7 +79,12 @@ def read_run(data: bytes, folder: Path) -> None:
     """Read a run's folder for a report."""
     for name in ("metrics.jsonl", "probe.json", "probes.jsonl", "scores.jsonl"):
         (folder / name).write_bytes(data)
-    read_runs([folder])
+        try:
+            read_runs([folder])
+        except UserError:
+            continue
+        finally:
+            (folder / name).unlink()
 
 
 @functools.cache
@@ -92,7 +97,8 @@ def arguments() -> Sequence[bytes]:
         "detect predict CKPT DIR --score 0.5", "detect eval CKPT FILE", "compare FILE --init random --seeds 0 1 2",
         "probe CKPT --train DIR --test DIR", "explore random --images DIR --host 0.0.0.0 --port 80 --max-side 64",
         "similarity CKPT --images a b --point 3,4", "pack DIR --out OUT", "import FILE --out OUT --prefix a.",
-        "export FILE --to hub --out OUT", "report OUT", "bench --size 64", "scenes --count 3 --out OUT", "demo --minutes 3",
+        "export FILE --to hub --out OUT", "report OUT", "bench --size 64", "scenes --count 3 --out OUT",
+        "demo --minutes 3",
         "recipes", "preview DIR --out OUT", "detect recipes", "--version", "detect", "pretrain --help",
     ]  # fmt: skip
     return ["\x00".join(line.split()).encode() for line in lines]
@@ -117,8 +123,10 @@ def parse(data: bytes, folder: Path) -> None:
 def requests() -> Sequence[bytes]:
     """Heads of requests, and a body of the explorer's events."""
     host = "host: 127.0.0.1:7860"
-    heads = [host, "host: localhost:7860\norigin: http://localhost:7860", "host: [::1]:7860\nsec-fetch-site: same-origin",
-             "host: evil.example\nx-forwarded-host: 127.0.0.1:7860", f"{host}\norigin: null", "host: 0.0.0.0:7860"]  # fmt: skip
+    heads = [
+        host, "host: localhost:7860\norigin: http://localhost:7860", "host: [::1]:7860\nsec-fetch-site: same-origin",
+        "host: evil.example\nx-forwarded-host: 127.0.0.1:7860", f"{host}\norigin: null", "host: 0.0.0.0:7860",
+    ]  # fmt: skip
     bodies = ['["a.png", [0.5, 0.5]]', '["../outside.png", [0, 0, 1, 1]]', '["a.png", [0.1, NaN]]']
     return [f"{head}\n\n{body}".encode() for head in heads for body in bodies]
 

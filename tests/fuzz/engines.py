@@ -94,7 +94,8 @@ def _atheris(target: Target, attempt: Any, seed: int, seconds: int, parent: Path
                 if getattr(value, "__module__", None) == name and hasattr(value, "__code__"):
                     setattr(module, attribute, atheris.instrument_func(value))
     arguments = [
-        sys.argv[0], f"-seed={seed + 1}", f"-max_total_time={seconds}", f"-timeout={int(3 * SECONDS)}", "-rss_limit_mb=6000",
+        sys.argv[0], f"-seed={seed + 1}", f"-max_total_time={seconds}", f"-timeout={int(3 * SECONDS)}",
+        "-rss_limit_mb=6000",
         "-verbosity=0", "-print_final_stats=0", f"-artifact_prefix={parent}/", "-max_len=65536", str(corpus),
     ]  # fmt: skip
     atheris.Setup(arguments, attempt)

@@ -44,7 +44,8 @@ def coco_trees() -> Sequence[Any]:
         {"images": images, "annotations": [thing(1, 1, 7, (10, 20, 30, 60)), thing(2, 2, 3, (0, 0, 100, 80))],
          "categories": [dog, cat], "info": {}},
         {"images": images, "categories": [dog],
-         "annotations": [thing(1, 1, 7, (10, 20, 30, 60), iscrowd=1, segmentation=CROWD), thing(2, 1, 7, (1, 2, 9, 9))]},
+         "annotations": [thing(1, 1, 7, (10, 20, 30, 60), iscrowd=1, segmentation=CROWD),
+                         thing(2, 1, 7, (1, 2, 9, 9))]},
         {"images": images, "categories": [person],
          "annotations": [thing(1, 1, 1, (10, 20, 30, 60), keypoints=points, num_keypoints=2)]},
         {"images": images, "categories": [dog], "annotations": [
@@ -70,11 +71,13 @@ def voc_seeds() -> Sequence[bytes]:
     size = f"<size><width>{W}</width><height>{H}</height><depth>3</depth></size>"
     objects = xml_object("dog", (11, 21, 30, 60)) + xml_object("cat", (1, 1, 100, 80), 1)
     head = '<?xml version="1.0" encoding="utf-8"?>'
-    entity = '<!DOCTYPE a [<!ENTITY b "bbbbbbbbbb"><!ENTITY c "&b;&b;&b;&b;&b;&b;&b;&b;"><!ENTITY d "&c;&c;&c;&c;&c;&c;&c;">]>'
+    entity = '<!DOCTYPE a [<!ENTITY b "bbbbbbbbbb"><!ENTITY c "&b;&b;&b;&b;&b;&b;"><!ENTITY d "&c;&c;&c;&c;&c;">]>'
     outside = '<!DOCTYPE a [<!ENTITY b SYSTEM "../outside.png">]>'
     whole = f"<annotation><folder>VOC2007</folder><filename>a.jpg</filename>{size}{objects}</annotation>"
-    texts = [whole, head + whole, entity + whole.replace("dog", "&d;"), outside + whole.replace("dog", "&b;"),
-             whole.replace("<annotation>", '<annotation xmlns="urn:a">'), whole.replace("a.jpg", "../../outside.png")]  # fmt: skip
+    texts = [
+        whole, head + whole, entity + whole.replace("dog", "&d;"), outside + whole.replace("dog", "&b;"),
+        whole.replace("<annotation>", '<annotation xmlns="urn:a">'), whole.replace("a.jpg", "../../outside.png"),
+    ]  # fmt: skip
     seeds = [text.encode() + _SPLIT + b"a\nb\n" for text in texts]
     return [
         *seeds,

@@ -165,7 +165,7 @@ def try_input(target: Target, data: bytes, folder: Path) -> Finding | None:
         return Finding(f"{type(error).__name__} at {place}", "".join(lines)[-6000:])
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        WATCH.folder = None
+        WATCH.folder = tempfile.tempdir = None
     return None
 
 
@@ -176,7 +176,8 @@ def save_finding(finding: Finding, target: str, data: bytes, label: str, folder:
     path = folder / f"{target}-{digest}.input"
     path.write_bytes(data)
     path.with_suffix(".txt").write_text(
-        f"target {target}, {label}\n{finding.kind}\nreplay: python -m tests.fuzz {target} --replay {path}\n\n{finding.text}",
+        f"target {target}, {label}\n{finding.kind}\nreplay: python -m tests.fuzz {target} --replay {path}\n\n"
+        f"{finding.text}",
         encoding="utf-8",
         errors="backslashreplace",
     )
