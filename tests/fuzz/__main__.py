@@ -53,8 +53,10 @@ def main() -> int:
 
 def _replay(target: Target, path: Path) -> int:
     with tempfile.TemporaryDirectory(prefix="fuzz-", dir=MEMORY_DISK) as parent:
+        folder = target.fresh(Path(parent) / "replay")
+        try_input(target, target.make(0, 0), folder)  # what is imported at first use is no finding
         WATCH.install()
-        finding = try_input(target, path.read_bytes(), target.fresh(Path(parent) / "replay"))
+        finding = try_input(target, path.read_bytes(), folder)
     print(finding.text if finding else f"{target.name}: read, or refused with a clear error")
     return 1 if finding else 0
 

@@ -153,7 +153,8 @@ def pickles() -> Sequence[bytes]:
     out = [pickle.dumps(value, protocol=protocol) for value in values for protocol in range(6)]
     opcodes = [
         b"N\x85", b"2\x86", b"(", b"t", b"q\x00", b"h\x00", b"]", b"}", b"a", b"e", b"s", b"u", b"0", b"R", b"b",
-        b"\x81",        b"cos\nsystem\n", b"\x93", b"K\x01", b"X\x01\x00\x00\x00a", b"Q", b"\x90", b"\x8f", b"\x91", b"i", b"o",
+        b"\x81",
+        b"cos\nsystem\n", b"\x93", b"K\x01", b"X\x01\x00\x00\x00a", b"Q", b"\x90", b"\x8f", b"\x91", b"i", b"o",
     ]  # fmt: skip
     rng = Random(0)
     for _ in range(60):

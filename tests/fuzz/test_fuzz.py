@@ -147,7 +147,6 @@ def test_a_process_that_dies_leaves_the_input_and_a_finding_can_be_replayed(tmp_
 
 # -- inputs that once failed
 
-COCO_IMAGES = b'"images": [{"id": 1, "file_name": "1.png", "width": 100, "height": 80}]'
 ONCE: list[tuple[str, bytes]] = [
     ("cityscapes", b'{"imgWidth": 100, "imgHeight": 80, "objects": [{"label": true, "polygon": [[1,1],[9,1],[9,9]]}]}'),
     ("cityscapes", b'{"imgWidth": 100, "imgHeight": 80, "objects": [{"label": [1], "polygon": [[1,1],[9,1],[9,9]]}]}'),
@@ -164,6 +163,13 @@ ONCE: list[tuple[str, bytes]] = [
     ("explorer", b"host: 127.0.0.1:07860\n\n"),
     ("pickle", b"\x80\x04)" + b"\x85" * 1_000_000 + b"."),
     ("coco", b'{"categories": ' + b"[" * 100_000),
+    ("coco", b'{"images": [{"id": 1, "file_name": "1.png", "width": 100, "height": 80}], "categories": [{"id": 7, '
+     b'"name": "a"}], "annotations": [{"id": 1, "image_id": 1, "category_id": 7, "bbox": [1, 2, 9, 9], "iscrowd": 1'
+     + b"0" * 310 + b"}]}"),
+    ("coco", b'{"images": [{"id": 1, "file_name": "\\ud800", "width": 100, "height": 80}], "categories": [{"id": 7, '
+     b'"name": "a"}], "annotations": []}'),
+    ("voc", b"<annotation><filename>" + b"a" * 5000 + b".jpg</filename><size><width>100</width><height>80</height>"
+     b"</size></annotation>"),
 ]  # fmt: skip
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -56,7 +55,7 @@ def as_flag(value: Any) -> bool | None:
         number = finite_numbers([text])
         return None if number is None else number[0] != 0
     if isinstance(value, int | float):
-        return not (math.isnan(value) or value == 0)
+        return not (value != value or value == 0)  # NaN; math.isnan raises for integers of 400 digits
     return None
 
 
