@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast test-long check install clean
+.PHONY: demo test test-fast test-long fuzz check install clean
 
 demo: $(VENV)/.installed  ## pre-train and show what was learned, in ten minutes: make demo [MINUTES=5] [DATA=/my/photos]
 	$(BIN)/resim demo $(if $(MINUTES),--minutes "$(MINUTES)") $(if $(DATA),--data "$(DATA)")
@@ -16,6 +16,9 @@ test-fast: $(VENV)/.installed-test  ## the tests that are not marked slow: the l
 
 test-long: $(VENV)/.installed-test  ## the study of docs/results.md in its small form: up to half an hour
 	$(BIN)/python -m pytest -m long $(PYTEST)
+
+fuzz: $(VENV)/.installed-dev  ## damaged and hostile inputs for every reader: make fuzz [MINUTES=5] [SEED=0] [TARGETS="coco tar"]
+	$(BIN)/python -m tests.fuzz $(TARGETS) --minutes "$(or $(MINUTES),5)" --seed "$(or $(SEED),0)"
 
 check: $(VENV)/.installed-dev  ## lint, format and types
 	$(BIN)/ruff check .

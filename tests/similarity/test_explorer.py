@@ -161,6 +161,7 @@ def test_the_server_serves_no_file(address: str, folder: Path, file: str) -> Non
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"{address}{form}{path}", timeout=30)
         assert refused.value.code in (400, 403, 404)
+        refused.value.close()
 
 
 def test_only_this_machine_can_connect(address: str) -> None:

@@ -22,7 +22,9 @@ class Options:
     images: Path
     """Folder of images; nothing but its images is shown (links in it are followed)."""
     host: str = "127.0.0.1"
-    """Address to listen at; the default is reached from this machine alone."""
+    """Address to listen at; the default is reached from this machine alone. Requests to other addresses than this one,
+    127.0.0.1, localhost and [::1] are refused; with 0.0.0.0 or :: all addresses in numbers and the machine's name are
+    answered."""
     port: int = 7860
     """Port to listen at."""
     max_side: int = 640

@@ -74,11 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(VERBS[verb], verb, rest)
     except UserError as error:
-        print(f"resim {verb}: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        print(f"resim {verb}: {_one_line(str(error))}", file=sys.stderr)
         return USER_ERROR
     except LostProcessError as error:
         remedy = "resume with the same command and --resume auto"
-        print(f"resim {verb}: {' '.join(str(error).splitlines())}; {remedy}", file=sys.stderr)
+        print(f"resim {verb}: {_one_line(str(error))}; {remedy}", file=sys.stderr)
         return CRASHED
     except BrokenPipeError:
         return FINISHED
@@ -89,6 +89,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"resim {verb}: {where}{error.strerror or error}", file=sys.stderr)
         return USER_ERROR
+
+
+def _one_line(message: str) -> str:
+    """A message in one line of at most 2,000 characters: a name in a file can have a million."""
+    line = " ".join(message.splitlines())
+    line = line if len(line) <= 2000 else f"{line[:1500]} ... {line[-450:]}"
+    return line.encode("utf-8", "backslashreplace").decode()
 
 
 def _run(module: ModuleType, verb: str, argv: Sequence[str]) -> int:

@@ -61,7 +61,7 @@ def as_flag(value: Any) -> bool | None:
         number = finite_numbers([text])
         return None if number is None else number[0] != 0
     if isinstance(value, int | float):
-        return not (math.isnan(value) or value == 0)
+        return not (value != value or value == 0)  # NaN; math.isnan raises for integers of 400 digits
     return None
 
 

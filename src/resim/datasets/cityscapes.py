@@ -31,6 +31,8 @@ OTHER_INSTANCES = {"caravan": 29, "trailer": 30}  # numbered like the others, bu
 NOT_DRAWN = ("license plate",)  # its id is -1: it does not hide what lies under it
 IMAGE, POLYGONS, INSTANCES = "_leftImg8bit.png", "_gtFine_polygons.json", "_gtFine_instanceIds.png"
 
+MAX_PIXELS = 1 << 26  # of an annotation; theirs have 2,097,152
+
 
 def read_cityscapes(
     root: str | Path, split: str = "train", *, strict: bool = False, check_images: bool = True
@@ -109,13 +111,16 @@ def read_instance_ids(instances: Path, polygons: Path, note: Callable[..., None]
     Pixels of classes without instances may be 0. Invalid polygons are passed to `note` and not drawn.
 
     Raises:
-        OSError, ValueError, LookupError, TypeError: a file cannot be read or is invalid.
+        OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError: a file cannot be read or is invalid.
     """
     if instances.is_file():
         with open_file(instances) as file, Image.open(file) as image:
             return np.asarray(image).astype(np.int32)
     content = read_json(polygons)
-    ids = Image.new("I", (content["imgWidth"], content["imgHeight"]), 0)
+    width, height = content["imgWidth"], content["imgHeight"]
+    if type(width) is not int or type(height) is not int or not 0 < width * height <= MAX_PIXELS:
+        raise ValueError("imgWidth x imgHeight is no size of an image")
+    ids = Image.new("I", (width, height), 0)
     pen = ImageDraw.Draw(ids)
     numbers: dict[str, int] = {}
     with_instances = CLASSES | OTHER_INSTANCES
@@ -147,7 +152,7 @@ def _read_image(root: Path, split: str, city: str, name: str, check: bool, repai
         return None
     try:
         ids = read_instance_ids(instances, polygons, partial(repairs.add, file=file, image_id=name))
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         repairs.add("missing-annotation", file=file, image_id=name, detail=f"{type(error).__name__}: {error}")
         return None
     height, width = ids.shape

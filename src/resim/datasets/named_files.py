@@ -272,4 +272,4 @@ def _outermost(folders: Sequence[str]) -> list[str]:
 
 
 def _quoted(name: str) -> str:
-    return '"' + name.encode("utf-8", "surrogateescape").decode("utf-8", "replace") + '"'
+    return '"' + name.encode("utf-8", "surrogatepass").decode("utf-8", "replace") + '"'

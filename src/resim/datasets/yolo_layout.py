@@ -139,7 +139,7 @@ def _description(folder: Path) -> Path | None:
 def _is_description(file: Path) -> bool:
     try:
         content = yaml.safe_load(decode_text(read_file(file)))
-    except (OSError, yaml.YAMLError, RecursionError):
+    except (OSError, yaml.YAMLError, ValueError, RecursionError):
         return file.name in ("data.yaml", "dataset.yaml")  # open_yolo reads it again and reports its fault
     return isinstance(content, dict) and "names" in content and any(key in content for key in SPLITS)
 
@@ -210,10 +210,12 @@ def _from_yaml(file: Path) -> YoloSet:
             content["names"] = yaml.load(text, Loader=yaml.BaseLoader)["names"]
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-    except RecursionError:
-        raise UserError(f"{file}: not a valid YAML file (it is nested too deeply): correct it") from None
     except yaml.YAMLError as error:
         raise UserError(f"{file}: not a valid YAML file ({' '.join(str(error).split())}): correct it") from None
+    except RecursionError:
+        raise UserError(f"{file}: not a valid YAML file (it is nested too deeply): correct it") from None
+    except ValueError as error:  # a date of 99 months
+        raise UserError(f"{file}: not a valid YAML file ({type(error).__name__}): correct it") from None
     if not isinstance(content, dict) or not any(content.get(word) for words in SPLITS.values() for word in words):
         raise UserError(f"{file}: not the description of a YOLO data set: it needs names:, and train: or val:")
     root = file.parent
@@ -242,12 +244,13 @@ def _class_names(file: Path, content: dict[str, Any]) -> dict[int, str]:
     if any(isinstance(name, list | dict) for name in parts):  # as text, nested references would fill the memory
         raise UserError(f"{file}: names: each name must be a text: correct it")
     if isinstance(names, list):
-        classes = {number: str(name) for number, name in enumerate(names)}
+        classes = {number: _class_name(file, name) for number, name in enumerate(names)}
     elif isinstance(names, dict):
         try:
-            classes = {int(number): str(name) for number, name in sorted(names.items(), key=lambda item: int(item[0]))}
-        except (TypeError, ValueError):
+            numbered = sorted((int(number), name) for number, name in names.items())
+        except (TypeError, ValueError, OverflowError):
             raise UserError(f"{file}: names: the number of each class must be an integer, such as 0: cat") from None
+        classes = {number: _class_name(file, name) for number, name in numbered}
     elif isinstance(names, str) and (path := _resolve(file.parent, names)) is not None and path.is_file():
         classes = _read_class_file(path)
     elif names is None and isinstance(count, int) and count > 0:
@@ -259,14 +262,27 @@ def _class_names(file: Path, content: dict[str, Any]) -> dict[int, str]:
     return classes
 
 
+def _class_name(file: Path, name: object) -> str:
+    if isinstance(name, (list, dict, tuple, set)):  # the text of nested aliases can be longer than any memory
+        raise UserError(f"{file}: names: has a list or a mapping in place of a class's name")
+    return str(name)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name of thousands of letters
+        return False
+
+
 def _resolve(root: Path, text: str) -> Path | None:
     """A folder or file as written, or below the root without its first folders, which may be of another machine."""
     written = root / text
-    if written.exists() and not text.startswith(".."):
+    if _is_there(written) and not text.startswith(".."):
         return written
     parts = [part for part in re.split(r"[/\\]", text) if part not in ("", ".", "..")]
     below = (root.joinpath(*parts[start:]) for start in range(len(parts)))
-    return next((path for path in below if path.exists()), written if written.exists() else None)
+    return next((path for path in below if _is_there(path)), written if _is_there(written) else None)
 
 
 def _image_folder(path: Path) -> Path:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
 
 from resim.datasets.records import DetectionData
 from resim.detection.config import DetectRecipe
 from resim.errors import UserError
 from resim.exchange.files.contents import read_contents, tensors_in
 from resim.exchange.load import find_file
+from resim.reading import parse_json
 from resim.runs.checkpoints import load_checkpoint
 from resim.version import __version__
 
@@ -94,13 +93,22 @@ def load_detector(
     file = _file_in(path) if path.is_dir() else path
     state = _exported_safetensors(file) if file.suffix == ".safetensors" else load_checkpoint(file)
     if state.get("kind") == "detect" and "state_dict" in state:  # an export to torchvision
-        state = _described(file, state["metadata"], state["state_dict"])
+        state = _described(file, state.get("metadata"), state["state_dict"])
     if state.get("kind") != "detect":
         raise UserError(f"{file}: holds no detector but a pre-training: fine-tune it by resim detect train --init")
     try:
-        recipe = DetectRecipe.from_json(state["recipe"])
-    except ValueError as error:
-        raise UserError(f"{file}: {error}") from None
+        return _build(file, state, device)
+    except UserError:
+        raise
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{file}: is no detector's checkpoint of this version ({type(error).__name__}: {reason})"
+        ) from None
+
+
+def _build(file: Path, state: Mapping[str, Any], device: torch.device | str) -> TrainedDetector:
+    recipe = DetectRecipe.from_json(state["recipe"])
 
     from resim.detection.detector import build_detector  # slow to import: where there is a detector
     from resim.detection.freeze import freeze_parts
@@ -153,9 +161,9 @@ def _exported_safetensors(file: Path) -> dict[str, Any]:
     return _described(file, contents.metadata, tensors)
 
 
-def _described(file: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _described(file: Path, metadata: Any, tensors: Any) -> dict[str, Any]:
     """The state that a checkpoint would have, of an export's metadata and tensors."""
     try:
-        return {**json.loads(metadata["detector"]), "kind": "detect", "model": dict(tensors)}
+        return {**parse_json(metadata["detector"]), "kind": "detect", "model": dict(tensors)}
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"{file}: says nothing of its detector ({error})") from None

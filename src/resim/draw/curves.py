@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from resim.draw.metric_panels import (
     series_colours,
 )
 from resim.errors import UserError
-from resim.reading import read_json
+from resim.reading import parse_json, read_json
 from resim.runs.checkpoints import write_atomically
 from resim.runs.lines import REMEDY
 
@@ -109,8 +108,8 @@ def read_records(metrics: Path) -> list[dict[str, object]]:
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            record = parse_json(line)
+        except ValueError as error:
             if number == len(lines):
                 break  # the run was interrupted while it wrote this line
             raise UserError(f"{metrics}: line {number} is not JSON; is this a metrics.jsonl? {REMEDY}") from error

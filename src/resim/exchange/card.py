@@ -9,6 +9,7 @@ from typing import Any
 
 from resim.errors import UserError
 from resim.exchange.weights import Weights
+from resim.reading import read_json
 from resim.runs.config import Recipe
 
 CITATION = """@inproceedings{xiao2021region,
@@ -121,7 +122,7 @@ def read_probes(path: Path, weights: Weights, *, others: bool = True) -> Mapping
         UserError: the file has no results; with `others`, it has results of another step of these weights.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
     except OSError as error:
         raise UserError(f"--probes {path}: cannot be read ({error.strerror})") from None
     except ValueError as error:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -17,6 +15,7 @@ from resim.exchange.networks.architecture import list_mismatches
 from resim.exchange.networks.recognise import recognise
 from resim.exchange.weights import read_weights
 from resim.model.encoder import Encoder
+from resim.optional_packages import import_optional
 
 FILES = frozenset({".pt", ".pth", ".pkl", ".safetensors", ".onnx", ".tar"})
 """Endings of files; a name on the hub may have any other dot in it, such as user/name-1.0."""
@@ -74,12 +73,9 @@ def find_file(source: str | Path, revision: str | None = None) -> Path:
 
 
 def _download_from_hub(name: str, revision: str | None) -> Path:
-    try:
-        hub: Any = importlib.import_module("huggingface_hub")
-    except ModuleNotFoundError:
-        raise UserError(
-            f"{name}: no such file here; to fetch it from the hub: pip install '.[hub]' in resim's clone"
-        ) from None
+    hub = import_optional(
+        "huggingface_hub", f"{name}: no such file here; to fetch it from the hub: pip install '.[hub]' in resim's clone"
+    )
     try:
         return Path(hub.hf_hub_download(name, "model.safetensors", revision=revision))
     except Exception as error:  # of many kinds: no network, no such name, no access

@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from resim.runs.plain_tensors import load_tensors
+
 
 def write_state(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a state_dict: `.safetensors`, or by torch.save as `{"state_dict": ..., "metadata": ...}`."""
@@ -24,7 +26,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """Read a file that `write_state` wrote."""
     if path.suffix == ".safetensors":
         return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    return load_tensors(path.read_bytes(), path)["state_dict"]
 
 
 def write_detectron2_file(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

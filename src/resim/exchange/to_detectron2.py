@@ -21,6 +21,7 @@ from resim.exchange.state_files import write_detectron2_file
 from resim.exchange.targets import Check, Written
 from resim.exchange.weights import Weights
 from resim.model.backbone import CAFFE
+from resim.optional_packages import find_optional
 
 # Detectron2's settings for the ResNets of other shapes than ResNet-50
 _SETTINGS: dict[str, dict[str, int]] = {
@@ -161,11 +162,10 @@ def quiet() -> Iterator[None]:
 
 def _detectron2_checks(weights: Weights, path: Path, expected: tuple[str, ...]) -> tuple[tuple[Check, ...], str]:
     with quiet():
-        try:
-            version = importlib.import_module("detectron2").__version__
-            modeling: Any = importlib.import_module("detectron2.modeling")
-        except ImportError:
+        modeling = find_optional("detectron2.modeling")
+        if modeling is None:
             return (), "Detectron2"
+        version = importlib.import_module("detectron2").__version__
         images, checks = probe_images(), []
         bottleneck = weights.config.backbone not in ("resnet18", "resnet34")
         for c4 in (False, True) if bottleneck else (False,):

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from resim.errors import UserError
 from resim.exchange.features import Pyramid, build_encoder, probe_images
 from resim.exchange.targets import Check, Written
 from resim.exchange.weights import Weights
+from resim.optional_packages import find_optional, import_optional
 
 _SIZES = ((96, 128, 2), (75, 109, 1))
 """Height, width and number of the images on which a graph is verified; the second is no multiple of a stride."""
@@ -28,11 +26,10 @@ def write_onnx(weights: Weights, folder: Path, name: str, metadata: Mapping[str,
     Raises:
         UserError: onnx or onnxscript is not installed.
     """
-    try:
-        onnx: Any = importlib.import_module("onnx")
-        importlib.import_module("onnxscript")
-    except ModuleNotFoundError as error:
-        raise UserError(f"--to onnx needs {error.name}: pip install '.[onnx]' in resim's clone") from None
+    onnx, _ = (
+        import_optional(name, f"--to onnx needs {name}: pip install '.[onnx]' in resim's clone")
+        for name in ("onnx", "onnxscript")
+    )
     pyramid = Pyramid(build_encoder(weights)).eval()
     free = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     level = logging.getLogger("torch.onnx").level
@@ -61,9 +58,8 @@ def write_onnx(weights: Weights, folder: Path, name: str, metadata: Mapping[str,
 
 
 def _onnx_checks(path: Path, names: list[str]) -> tuple[Check, ...]:
-    try:
-        runtime: Any = importlib.import_module("onnxruntime")
-    except ModuleNotFoundError:
+    runtime = find_optional("onnxruntime")
+    if runtime is None:
         return ()
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
     checks = []

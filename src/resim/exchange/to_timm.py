@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,6 +13,7 @@ from resim.exchange.state_files import write_state
 from resim.exchange.targets import Check, Written
 from resim.exchange.weights import Weights
 from resim.model.backbone import CAFFE
+from resim.optional_packages import find_optional
 
 _STAGES = {4: "C2", 8: "C3", 16: "C4", 32: "C5"}
 
@@ -44,9 +43,8 @@ def write_timm(weights: Weights, folder: Path, name: str, metadata: Mapping[str,
 @torch.no_grad()
 def _timm_checks(name: str, path: Path, *, features_only: bool) -> tuple[Check, ...]:
     """The maps of timm's feature extractor and, where the file is of a complete model, C5 of that model."""
-    try:
-        timm: Any = importlib.import_module("timm")
-    except ModuleNotFoundError:
+    timm = find_optional("timm")
+    if timm is None:
         return ()
     if not timm.is_model(name):
         raise UserError(f"timm {timm.__version__} has no model {name!r}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from resim.exchange.networks.state_dicts import find_states
 from resim.exchange.networks.strides import refuse_other_strides
 from resim.model.backbone import CAFFE
 from resim.model.encoder import ModelConfig
+from resim.reading import parse_json
 from resim.recipes import moco_v2, resim_fpn
 from resim.runs.config import Recipe
 
@@ -151,7 +151,7 @@ def _read_own_checkpoint(contents: Contents) -> Weights:
     licence, licence_source = licence_of_run(source)
     return Weights(
         path=contents.path,
-        kind=f"resim checkpoint ({recipe.name}, {recipe.model.backbone}, step {step})",
+        kind=f"resim checkpoint ({recipe.name}, {recipe.model.backbone}, step {_count(step)})",
         tensors=query,
         left_over=tuple(left_over),
         licence=licence,
@@ -175,7 +175,7 @@ def _read_own_safetensors(contents: Contents) -> Weights:
     licence, licence_source = licence_of_export(metadata)
     return Weights(
         path=contents.path,
-        kind=f"resim safetensors file ({recipe.name}, {recipe.model.backbone}, step {step})",
+        kind=f"resim safetensors file ({recipe.name}, {recipe.model.backbone}, step {_count(step)})",
         tensors=tensors,
         left_over=tuple(left_over),
         licence=licence,
@@ -284,12 +284,13 @@ def _text(value: object) -> str | None:
 
 
 def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    """A count of steps or epochs; None for any other value, such as an integer of a million digits."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63 else None
 
 
 def _json(text: str | None) -> Any:
     """The value of an entry of a safetensors file's metadata; None if it is no JSON."""
     try:
-        return json.loads(text or "null")
+        return parse_json(text or "null")
     except ValueError:
         return None

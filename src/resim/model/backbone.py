@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from resim.acceleration import kernels
 from resim.errors import UserError
+from resim.optional_packages import import_optional
 
 STAGES = ("C3", "C4", "C5")
 CAFFE = "_caffe"
@@ -76,10 +76,7 @@ class TimmBackbone(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        try:
-            timm = importlib.import_module("timm")
-        except ModuleNotFoundError:
-            raise UserError(f"backbone 'timm/{name}' needs timm: pip install '.[timm]' in resim's clone") from None
+        timm = import_optional("timm", f"backbone 'timm/{name}' needs timm: pip install '.[timm]' in resim's clone")
         if not timm.is_model(name):
             raise UserError(f"backbone 'timm/{name}': timm {timm.__version__} has no model of that name")
         try:

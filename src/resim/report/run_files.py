@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from PIL import Image
 from resim.counts import counted
 from resim.draw.curves import read_records
 from resim.errors import UserError
-from resim.reading import open_file, read_json
+from resim.reading import open_file, parse_json, read_json
 from resim.runs.config import Recipe
 from resim.runs.lines import REMEDY
 
@@ -164,8 +163,8 @@ def _read_lines(path: Path) -> list[Json]:
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            content = json.loads(line)
-        except (ValueError, RecursionError):
+            content = parse_json(line)
+        except ValueError:
             if number == len(lines):
                 break
             raise UserError(f"{path}: line {number} is damaged, not JSON: {REMEDY}") from None

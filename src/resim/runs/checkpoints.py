@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import os
-import pickle
 import re
 import tempfile
 from collections.abc import Callable
@@ -16,7 +14,8 @@ from typing import IO, Any, BinaryIO, cast
 import torch
 
 from resim.errors import UserError
-from resim.runs.archive import ArchiveWriter, DamagedError, check_archive
+from resim.runs.archive import ArchiveWriter, DamagedError
+from resim.runs.plain_tensors import load_tensors
 
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]+\.tmp")
 
@@ -113,7 +112,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         DamagedError: the file is truncated, does not match the checksums in it, or is no file of torch.save.
-        UserError: the file is missing or cannot be read, there is no memory for it, or it is no checkpoint of resim.
+        UserError: the file is missing or cannot be read, there is no memory for it, it has other objects than
+            tensors and plain data, or it is no checkpoint of resim.
     """
     try:
         data = path.read_bytes()
@@ -122,21 +122,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise kind(f"{path}: cannot be read ({error.strerror})") from None
     except MemoryError:
         raise UserError(f"{path}: there is no memory to read its {path.stat().st_size} bytes") from None
-    is_checked = check_archive(io.BytesIO(data), path)
-    try:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise UserError(f"{path}: there is no memory to read its {len(data)} bytes") from None
-    except Exception as error:  # torch raises many kinds for a damaged file
-        kind = UserError if is_checked else DamagedError
-        raise kind(f"{path}: damaged, or no checkpoint ({len(data)} bytes; {_reason(error)})") from None
+    state = load_tensors(data, path)
     if not isinstance(state, dict) or "resim" not in state:
         raise UserError(f"{path}: is no checkpoint of resim: resim import reads those of other programs")
     return state
-
-
-def _reason(error: Exception) -> str:
-    """Why PyTorch does not read a file, in one line, without its advice to run the code in it."""
-    if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error):
-        return "it contains other things than tensors and plain data"
-    return str(error).strip().splitlines()[0].split(". ")[0][:120] if str(error).strip() else type(error).__name__

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib
 import io
 import tempfile
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from pycocotools import mask as rle
 from resim.datasets.cityscapes import annotation_paths
 from resim.datasets.records import DetectionData
 from resim.errors import UserError
+from resim.optional_packages import import_optional
 from resim.scores.results import Scores, check_results
 
 INSTALL = "pip install '.[cityscapes]' in resim's clone"
@@ -39,12 +39,9 @@ def cityscapes_scores(data: DetectionData, results: Sequence[dict[str, Any]], *,
     Raises:
         UserError: cityscapesScripts is not installed, or data or results are not of Cityscapes.
     """
-    try:
-        # imported by text: this is an extra, without types
-        official: Any = importlib.import_module("cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling")
-        draw: Any = importlib.import_module("cityscapesscripts.preparation.json2instanceImg")
-    except ImportError:
-        raise UserError(f"Cityscapes' scores need cityscapesScripts: {INSTALL}") from None
+    missing = f"Cityscapes' scores need cityscapesScripts: {INSTALL}"
+    official = import_optional("cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling", missing)
+    draw = import_optional("cityscapesscripts.preparation.json2instanceImg", missing)
     if data.kind != "cityscapes":
         raise UserError(
             f"{data.source}: not a Cityscapes data set, whose annotation files these scores need: choose other scores"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.util
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +13,7 @@ from pycocotools.cocoeval import COCOeval
 
 from resim.datasets.records import DetectionData, Record
 from resim.errors import UserError
+from resim.optional_packages import find_optional
 from resim.scores.results import FIELDS, Kind, Scores, check_results
 
 # indices in COCOeval.stats; for keypoints there are no small objects
@@ -88,8 +87,8 @@ def _scores(
 
 def _implementation(fast: bool) -> tuple[Any, Any]:
     """pycocotools' classes, or those of faster-coco-eval."""
-    if fast and importlib.util.find_spec("faster_coco_eval"):
-        faster: Any = importlib.import_module("faster_coco_eval")
+    faster = find_optional("faster_coco_eval") if fast else None
+    if faster is not None:
         return faster.COCO, faster.COCOeval_faster
     return COCO, COCOeval
 

@@ -1,11 +1,11 @@
 """The web page of the explorer: select a region of one image and view its heat maps. Needs the extra `explore`.
 
-The server serves no files: pictures are embedded in its responses, and only those of images in the folder.
+The server answers only to its own address (`own_host`) and serves no files: pictures are embedded in its responses, and
+only those of images in the folder.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 from html import escape
 from typing import Any
@@ -14,7 +14,9 @@ from PIL import Image
 
 from resim.draw.html_blocks import BLOCK_CSS, data_url
 from resim.errors import UserError
+from resim.optional_packages import import_optional
 from resim.similarity.explorer import Explorer
+from resim.similarity.own_host import HostGuard, OwnHost
 
 NUM_OTHERS = 3  # images that are compared on load
 NUM_LEVELS = 2  # levels that are shown on load
@@ -144,17 +146,22 @@ def serve(explorer: Explorer, *, host: str = "127.0.0.1", port: int = 7860, bloc
     """
     gr = _gradio()
     page = build_page(explorer)
+    middleware = import_optional("starlette.middleware", "the explorer needs starlette, a part of gradio").Middleware
+    own = OwnHost(host=host, port=port)
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     try:
         page.launch(
-            server_name=host, server_port=port, share=False, inbrowser=False, quiet=True, prevent_thread_lock=True,
+            server_name=f"[{host}]" if ":" in host and "[" not in host else host, server_port=port,
+            share=False, inbrowser=False, quiet=True, prevent_thread_lock=True,
             allowed_paths=[], max_file_size=1, ssr_mode=False, footer_links=[], theme=gr.themes.Default(**fonts),
-            css=PAGE_CSS,
+            css=PAGE_CSS, app_kwargs={"middleware": [middleware(HostGuard, own=own)]},
         )  # fmt: skip
     except OSError:  # gradio's message names settings of gradio
         raise UserError(
             f"--host {host} --port {port}: cannot listen there; if the port is in use, name another --port"
         ) from None
+    # gradio answers preflight requests outside of that middleware: from now on the guard is the outermost
+    page.server.config.loaded_app = HostGuard(page.server.config.loaded_app, own)
     if block:
         print(f"{len(explorer.names)} images of {explorer.folder} at {page.local_url} (Ctrl+C to stop)", flush=True)
         page.block_thread()
@@ -181,7 +188,4 @@ def picker_value(explorer: Explorer, name: str, region: list[float]) -> dict[str
 
 def _gradio() -> Any:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    try:
-        return importlib.import_module("gradio")
-    except ModuleNotFoundError:
-        raise UserError("the explorer needs gradio: pip install '.[explore]' in resim's clone") from None
+    return import_optional("gradio", "the explorer needs gradio: pip install '.[explore]' in resim's clone")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from resim.errors import UserError
+from resim.optional_packages import import_optional
 from resim.runs.config import OptimConfig
 
 
@@ -35,12 +35,9 @@ def build_optimizer(module: nn.Module, config: OptimConfig, *, plain: bool = Fal
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, betas=config.betas, **settings, **kernels)
     if config.optimizer == "lars":
-        try:
-            from timm.optim.lars import Lars
-        except ImportError:
-            raise UserError("--optimizer lars needs timm: run pip install '.[timm]' in the clone") from None
+        lars = import_optional("timm.optim.lars", "--optimizer lars needs timm: run pip install '.[timm]' in the clone")
         settings |= {"momentum": config.momentum}
-        return Lars(groups, **settings)
+        return lars.Lars(groups, **settings)
     return torch.optim.SGD(groups, momentum=config.momentum, **settings, **kernels)
 
 

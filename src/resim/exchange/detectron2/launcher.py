@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from resim.errors import UserError
+from resim.optional_packages import import_optional
 
 CONFIGS = Path(__file__).parent / "configs"
 _USAGE = """usage: python -m resim.exchange.detectron2 configs
@@ -91,17 +92,13 @@ def detectron2(module: str) -> Any:
     Raises:
         UserError: it is not installed.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return importlib.import_module(f"detectron2.{module}")
-    except ModuleNotFoundError as error:
-        if not str(error.name).startswith("detectron2"):
-            raise UserError(f"Detectron2 needs {error.name}, which is not installed") from None
-        raise UserError(
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return import_optional(
+            f"detectron2.{module}",
             "Detectron2 is not installed: pip install --no-build-isolation "
-            "'git+https://github.com/facebookresearch/detectron2.git'"
-        ) from None
+            "'git+https://github.com/facebookresearch/detectron2.git'",
+        )
 
 
 def run(arguments: Any) -> Any:
@@ -160,10 +157,7 @@ def name_cityscapes() -> None:
         return
     except ModuleNotFoundError:
         pass
-    try:
-        module: Any = importlib.import_module("cityscapesscripts")
-    except ModuleNotFoundError:
-        raise UserError("Cityscapes needs its scripts: pip install cityscapesscripts shapely") from None
+    module = import_optional("cityscapesscripts", "Cityscapes needs its scripts: pip install cityscapesscripts shapely")
     sys.modules[".".join([*parents, last])] = module
     for end in range(len(parents), 0, -1):
         name = ".".join(parents[:end])
@@ -174,17 +168,13 @@ def name_cityscapes() -> None:
 
 
 def _densepose() -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return importlib.import_module("densepose")
-    except ModuleNotFoundError as error:
-        if error.name != "densepose":
-            raise UserError(f"DensePose needs {error.name}, which is not installed") from None
-        raise UserError(
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return import_optional(
+            "densepose",
             "this config needs Detectron2's DensePose project: pip install --no-build-isolation "
-            "'git+https://github.com/facebookresearch/detectron2.git#subdirectory=projects/DensePose'"
-        ) from None
+            "'git+https://github.com/facebookresearch/detectron2.git#subdirectory=projects/DensePose'",
+        )
 
 
 def _trainer(config: Any) -> Any:

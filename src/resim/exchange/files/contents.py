@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import zipfile
@@ -20,6 +19,7 @@ from resim.exchange.files.pickle_values import Named, NumberArray, PassedOver, S
 from resim.exchange.files.pickles import Rules, read_pickle
 from resim.exchange.files.torch_files import LEGACY, read_torch, with_tensors
 from resim.exchange.sources import is_untrained, locate
+from resim.reading import read_json
 
 _NOT_WEIGHTS = {
     b"version https://git-lfs": "a Git LFS pointer: fetch the file itself with git lfs pull",
@@ -109,6 +109,8 @@ def _read_file(path: Path) -> Contents:
             head = file.read(264)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError:  # a NUL or half a character
+        raise UserError(f"{path!a}: is no name of a file") from None
     if not head:
         raise UserError(f"{path}: is empty (0 bytes)")
     for start, description in _NOT_WEIGHTS.items():
@@ -154,7 +156,7 @@ def _has_bytes(value: object) -> bool:
 def _read_shards(path: Path) -> Contents:
     """The files that an index names, as the content of one."""
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = read_json(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
@@ -230,7 +232,7 @@ def _describe_error(error: Exception, size: int) -> str:
     text = str(error)
     if isinstance(error, pickle.UnpicklingError):
         when = " when it is loaded" if re.match(r"it imports \S+$", text) else ""
-        return f"refused: {text}{when}; only tensors, arrays and plain data are read"
+        return f"refused: {text}{when}; only tensors, arrays and plain data are read: save a state_dict"
     if isinstance(error, zipfile.BadZipFile):
         text = "a truncated zip archive: download or copy the file again"
     lines = [line.strip() for line in text.splitlines() if line.strip()]

@@ -80,7 +80,7 @@ def _scalar(kind: object, data: object = b"") -> NumberArray:
 def _latin1(text: object, codec: object) -> bytes:
     """`_codecs.encode`: bytes that Python 3 writes in protocol 2."""
     if not isinstance(text, str) or codec not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"it encodes with {codec!r}")
+        raise pickle.UnpicklingError(f"it encodes with {codec if isinstance(codec, str) else type(codec)}"[:80])
     return text.encode("latin1")
 
 

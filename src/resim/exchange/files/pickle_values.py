@@ -52,7 +52,7 @@ class NumberKind:
 
     def __init__(self, code: object, *_: object) -> None:
         text = code.decode("ascii") if isinstance(code, bytes) else code
-        text = text if isinstance(text, str) else repr(code)
+        text = text if isinstance(text, str) else type(code).__name__
         self.code = text.lstrip("<=|>")
         self.order = ">" if text.startswith(">") else "<"
 
@@ -65,7 +65,7 @@ class NumberKind:
         """Set the byte order from the argument of `numpy.dtype.__setstate__`."""
         order = state[1].decode("ascii") if isinstance(state[1], bytes) else state[1]
         if order not in ("<", ">", "|", "="):
-            raise pickle.UnpicklingError(f"it contains an array of byte order {order!r}")
+            raise pickle.UnpicklingError("it contains an array of an unknown byte order")
         if any(part not in (None, ()) for part in state[2:5]):
             self.code = "records"
         self.order = ">" if order == ">" else "<"

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from resim.exchange.files.pickle_makers import MAKERS, Maker, scalar_key
 from resim.exchange.files.pickle_values import Named, NumberArray, NumberKind, PassedOver
+from resim.runs.pickle_limits import check_pickle
 
 __all__ = ["NumberArray", "Rules", "interpret", "read_pickle"]
 
@@ -60,18 +61,21 @@ def read_pickle(data: bytes, rules: Rules | None = None) -> Any:
     return interpret(io.BytesIO(data), rules or Rules())
 
 
-def interpret(stream: BinaryIO, rules: Rules) -> Any:
+def interpret(stream: io.BytesIO, rules: Rules) -> Any:
     """The content of the next pickle in a stream, whose position is then after that pickle.
 
     Raises:
         as `read_pickle`.
     """
+    check_pickle(stream.getvalue(), stream.tell())
     machine = _Machine(rules)
     for name, argument in _operations(stream):
         if name == "STOP":
             return machine.stack.pop()
-        groups = (_run_constant, _run_stack, _run_container, _run_object)
-        if not any(run(machine, name, argument) for run in groups):
+        for run in (_run_constant, _run_stack, _run_container, _run_object):
+            if run(machine, name, argument):
+                break
+        else:
             raise pickle.UnpicklingError(f"it uses {name}")
     raise EOFError("a pickle without an end")
 

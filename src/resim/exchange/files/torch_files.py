@@ -126,6 +126,8 @@ def _persistent(storages: dict[str, Storage]) -> Callable[[Any], Any]:
         kind = key[1].full.rpartition(".")[2]
         if kind not in DTYPES and kind != "UntypedStorage":
             raise pickle.UnpicklingError(f"it has a {kind}, whose dtype is not known")
+        if not isinstance(key[2], (str, bytes, int)):  # str() of nested lists can take for ever
+            raise pickle.UnpicklingError("it has a persistent id other than a storage's")
         name = str(key[2])
         return storages.setdefault(name, Storage(dtype=DTYPES.get(kind), key=name, count=key[4]))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from resim.exchange.files.contents import Contents
 from resim.exchange.files.pickle_values import PassedOver
+from resim.reading import read_json
 
 LIST = r"['\"]?\s*[=:]\s*[\[(]([^\])]*)[\])]"
 """The pattern of a list after a name, in the text of a config."""
@@ -40,7 +40,7 @@ def all_settings(contents: Contents) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def read_json(path: Path) -> Mapping[str, Any]:
     """The object in a JSON file; empty if it cannot be read."""
     with contextlib.suppress(OSError, ValueError):
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         return config if isinstance(config, dict) else {}
     return {}
 
