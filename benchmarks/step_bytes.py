@@ -17,7 +17,7 @@ import dataclasses
 import socket
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import torch
@@ -70,7 +70,7 @@ def count_step(rank: int, processes: int, images: int, port: int, results: Any) 
     torch.set_num_threads(1)
     recipe = recipe_of(images)
     if processes > 1:
-        store = dist.TCPStore("127.0.0.1", port, processes, rank == 0)
+        store = cast(Any, dist).TCPStore("127.0.0.1", port, processes, rank == 0)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=processes)
     received, messages = Counter[str](), Counter[str]()
     stepper = make_stepper(

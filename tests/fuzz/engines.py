@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from random import Random
@@ -47,8 +49,6 @@ def run(target: Target, options: argparse.Namespace, parent: Path) -> int:
 
 def _hypothesis(target: Target, attempt: Any, seed: int, seconds: int) -> None:
     """Trees of plain data where the target reads some, edits of whole inputs, and bytes."""
-    import time
-
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import seed as with_seed
     from hypothesis import strategies as st
@@ -82,8 +82,7 @@ def _keys(tree: Any) -> set[str]:
 
 def _atheris(target: Target, attempt: Any, seed: int, seconds: int, parent: Path) -> None:
     """LibFuzzer, guided by the branches of resim's own code that an input reaches."""
-    import atheris
-
+    atheris: Any = importlib.import_module("atheris")
     corpus = parent / "corpus"
     corpus.mkdir()
     for number, data in enumerate((*target.seeds(), *(target.encode(tree, Random(0)) for tree in target.trees()))):

@@ -10,7 +10,7 @@ from typing import Any
 
 from resim.exchange.files.contents import Contents
 from resim.exchange.files.pickle_values import PassedOver
-from resim.reading import read_json
+from resim.reading import parse_json, read_file
 
 LIST = r"['\"]?\s*[=:]\s*[\[(]([^\])]*)[\])]"
 """The pattern of a list after a name, in the text of a config."""
@@ -40,7 +40,7 @@ def all_settings(contents: Contents) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def read_json(path: Path) -> Mapping[str, Any]:
     """The object in a JSON file; empty if it cannot be read."""
     with contextlib.suppress(OSError, ValueError):
-        config = read_json(path)
+        config = parse_json(read_file(path))
         return config if isinstance(config, dict) else {}
     return {}
 
