@@ -68,7 +68,7 @@ def _hypothesis(target: Target, attempt: Any, seed: int, seconds: int) -> None:
     while time.monotonic() < end:
         quiet = settings(
             max_examples=500, database=None, deadline=None, phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck), print_blob=False,
+            suppress_health_check=tuple(HealthCheck.__members__.values()), print_blob=False,
         )  # fmt: skip
         with_seed(seed + round_)(quiet(given(inputs)(attempt)))()
         round_ += 1
