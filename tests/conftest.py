@@ -38,6 +38,26 @@ def a_run_of_one_test_has_no_curves() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def thin_resnets() -> Iterator[None]:
+    """All of a file's ResNets have a quarter of the channels."""
+    from thin_resnets import ThinResNet, resnets_of  # imports torch
+
+    with resnets_of(ThinResNet):
+        yield
+
+
+@pytest.fixture
+def full_resnets() -> Iterator[None]:
+    """In a file of thin ResNets, those of one test have all channels."""
+    from torchvision.models import ResNet  # torchvision.models.resnet has the thin one
+
+    from thin_resnets import resnets_of
+
+    with resnets_of(ResNet):
+        yield
+
+
 @pytest.fixture(scope="session")
 def golden_data() -> Path:
     """The published program's numbers, which belong to the repository: without them the tests that need them fail."""

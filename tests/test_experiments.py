@@ -138,7 +138,7 @@ def test_choosing_classes_keeps_all_images_and_drops_other_objects(tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_minimal_study_is_run_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    thin_resnets: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two methods, one epoch each, all probes, two regimes of detectors; the second run of the command does nothing."""
     monkeypatch.setitem(methods.SIZES, "cpu", methods.Size("resnet18", 64, 4, 8, (0.1, 1.0)))

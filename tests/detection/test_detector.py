@@ -168,13 +168,13 @@ def test_on_c4_the_fifth_stage_is_the_box_head(masks: bool) -> None:
     assert not any(name.startswith("roi_heads.mask_head") for name in names)  # its layers are the box head's
     with torch.no_grad():
         maps = model.backbone(torch.rand(1, 3, 64, 96))
-    assert {name: tuple(value.shape) for name, value in maps.items()} == {"0": (1, 256, 4, 6)}
-    regions = torch.rand(2, 256, 14, 14)
+    assert {name: tuple(value.shape) for name, value in maps.items()} == {"0": (1, 64, 4, 6)}
+    regions = torch.rand(2, 64, 14, 14)
     head = model.roi_heads.box_head.eval()
     with torch.no_grad():
         by_hand = head.norm(head.layer4(regions)).mean((2, 3))
         assert torch.equal(head(regions), by_hand)
-    assert by_hand.shape == (2, 512)
+    assert by_hand.shape == (2, 128)
     assert model.rpn.anchor_generator.num_anchors_per_location() == [15]
     with torch.no_grad():
         result = model.eval()(photos())

@@ -353,8 +353,15 @@ def test_frozen_trained_and_new_parts_are_printed(files: dict[str, Path]) -> Non
     weights = read_weights(files["both"])
     frozen, trained = lines_of(tiny(freeze="backbone+fpn"), weights)
     fpn = "FPN (lateral3, lateral4, lateral5, output3, output4)"
-    # ResNet-18 less its classifier; laterals on 128, 256 and 512 channels and two outputs, with two numbers a norm
-    count = 11_176_512 + 16 * (128 + 256 + 512) + 2 * 9 * 16 * 16 + 5 * 2 * 16
+    # the thin ResNet-18 less its classifier: 3 x 3 convolutions in the blocks, of which a stage's first is narrower
+    # where it begins, and 1 x 1 shortcuts; two numbers a norm, of which three stages have one more
+    stem, layer1 = 3 * 49 * 16, 4 * 9 * 16**2
+    others = [(3 + 1 / 2) * 9 * width**2 + width**2 / 2 for width in (32, 64, 128)]
+    norms = [2 * (1 + 4) * 16, *(2 * 5 * width for width in (32, 64, 128))]
+    body = int(stem + layer1 + sum(others) + sum(norms))
+    assert body == 702_096
+    # laterals on 32, 64 and 128 channels and two outputs, with two numbers a norm
+    count = body + 16 * (32 + 64 + 128) + 2 * 9 * 16 * 16 + 5 * 2 * 16
     assert frozen == (
         f"frozen by --freeze backbone+fpn, computed without gradient: {STAGES}, {fpn} ({count / 1e6:.2f} M parameters)"
     )
@@ -363,11 +370,11 @@ def test_frozen_trained_and_new_parts_are_printed(files: dict[str, Path]) -> Non
     assert trained.endswith(" M parameters), all of it new")
 
     frozen, trained = lines_of(tiny(freeze="backbone"), weights)
-    assert frozen.endswith(f"{STAGES} (11.18 M parameters)")
+    assert frozen.endswith(f"{STAGES} (0.70 M parameters)")
     assert trained.endswith(f"; new of these: {new}, {HEADS}")
 
     frozen, trained = lines_of(tiny(freeze="backbone", neck="c4"), weights)
-    assert frozen.endswith("gradient: stem, layer1, layer2, layer3 (2.78 M parameters)")
+    assert frozen.endswith("gradient: stem, layer1, layer2, layer3 (0.18 M parameters)")
     assert trained.startswith("trained: RPN, res5, BatchNorm after res5, box predictor (")
     assert trained.endswith("; new of these: RPN, BatchNorm after res5, box predictor")
 

@@ -150,7 +150,7 @@ def test_on_c4_the_fifth_stage_comes_from_the_backbone_and_the_pyramid_is_left_o
     encoder, weights = pretrained()
     model, report = filled(tiny(neck="c4"), weights)
     backbone: Any = encoder.backbone
-    regions = torch.rand(3, 256, 14, 14)
+    regions = torch.rand(3, 64, 14, 14)
     with torch.no_grad():
         expected = backbone.layer4(regions)
         result = model.eval().roi_heads.box_head.layer4(regions)

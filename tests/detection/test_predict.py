@@ -23,6 +23,7 @@ from resim.detection.summary import summary
 from resim.distributed.processes import Processes
 from resim.errors import UserError
 from resim.runs.checkpoints import save_checkpoint
+from thin_resnets import ThinResNet, resnets_of
 from tiny_detectors import noise, things, tiny, tiny_images, tiny_recipe
 
 ONE = Processes(rank=0, count=1, device=torch.device("cpu"), cores=1)
@@ -76,7 +77,9 @@ def work(rank: int, folder: str) -> None:
     try:
         data = things(Path(folder) / f"things-{rank}", num_images=5)
         processes = Processes(rank=rank, count=2, device=torch.device("cpu"), cores=1)
-        detections = detect(model_of(data), data, processes)
+        with resnets_of(ThinResNet):
+            model = model_of(data)
+        detections = detect(model, data, processes)
         (Path(folder) / f"{rank}.json").write_text(json.dumps(detections))
     finally:
         dist.destroy_process_group()

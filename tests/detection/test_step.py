@@ -21,6 +21,7 @@ from resim.detection.step import LOSSES, DetectorStepper, make_detector_stepper
 from resim.detection.torchvision_patches import set_sizes_and_seeds
 from resim.distributed.processes import Processes
 from resim.errors import UserError
+from thin_resnets import ThinResNet, resnets_of
 from tiny_detectors import SIZES, things, tiny, tiny_images
 
 ONE = Processes(rank=0, count=1, device=torch.device("cpu"), cores=1)
@@ -155,6 +156,11 @@ DETECTORS = {"fpn": tiny(masks=True), "fpn-fixed": tiny(frozen_stages=2, fpn_nor
 
 def work(rank: int, folder: str) -> None:
     """One of two processes: a step of its half of the batch."""
+    with resnets_of(ThinResNet):
+        step_of_half(rank, folder)
+
+
+def step_of_half(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     DetectionBatch.to = in_double  # type: ignore[method-assign]
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)

@@ -52,7 +52,7 @@ def scored(out: Path) -> list[int]:
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that nothing stopped."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    ended = Run(Command(detect_words(data, out)), out).end()
+    ended = detect_run(data, out).end()
     assert (ended.code, ended.err) == (0, "")
     assert scored(out) == [3, 6]
     return out
@@ -113,9 +113,10 @@ def test_two_processes_write_one_set_of_files(whole: Path, data: Path, tmp_path:
 
 
 def test_a_batch_that_cannot_be_shared_is_message_once(data: Path, tmp_path: Path) -> None:
-    ended = torchrun(data, tmp_path / "run", "--batch-size", "3")
+    out = tmp_path / "run"
+    ended = Run(Forked(detect_words(data, out, "--batch-size", "3"), processes=2), out).end()
     assert ended.code != 0
     message = "resim detect: a batch of 3 cannot be shared among 2 processes: set --batch-size to a multiple"
     assert ended.err.count(message) == 1
     assert frames_in_package(ended.err) == []
-    assert not (tmp_path / "run").exists()
+    assert not out.exists()

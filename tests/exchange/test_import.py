@@ -34,6 +34,7 @@ from resim.training.step import Stepper, make_stepper
 from resim.views.views import Views
 
 Captured = pytest.CaptureFixture[str]
+pytestmark = pytest.mark.usefixtures("thin_resnets")
 
 
 def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -46,7 +47,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("fpn_norm", [False, True], ids=["plain-fpn", "normalised-fpn"])
 def test_a_published_checkpoint_is_imported_as_the_model_with_the_golden_losses(
-    golden_data: Path, tmp_path: Path, fpn_norm: bool
+    full_resnets: None, golden_data: Path, tmp_path: Path, fpn_norm: bool
 ) -> None:
     suffix = "_fpn_bn" if fpn_norm else ""
     shapes = json.loads((golden_data / f"reference_state_dict_keys{suffix}.json").read_text())
@@ -342,7 +343,7 @@ def test_a_run_that_diverged_starts_nothing(tmp_path: Path) -> None:
     model.state_dict()["query.backbone.bn1.running_var"][2] = float("inf")
     own_checkpoint(tmp_path / "last.pt", SMALL, model)
     for read in (read_weights, import_state):
-        with pytest.raises(UserError, match=r"backbone\.bn1\.running_var has 1 of 64 numbers that are NaN or infinite"):
+        with pytest.raises(UserError, match=r"backbone\.bn1\.running_var has 1 of 16 numbers that are NaN or infinite"):
             read(tmp_path / "last.pt")
     assert read_weights(tmp_path / "last.pt", check_finite=False).kind.startswith("resim checkpoint")
 
@@ -382,7 +383,7 @@ FAULTS: dict[str, Any] = {
     "another network": (lambda path: path.write_bytes(saved({"blocks.0.qkv": torch.zeros(1)})), "contains no ResNet"),
     "shape off": (
         lambda path: path.write_bytes(saved(good() | {"bn1.bias": torch.zeros(7)})),
-        "bn1.bias (7,) for (64,)",
+        "bn1.bias (7,) for (16,)",
     ),
     "zeros": (lambda path: path.write_bytes(bytes(99)), "damaged, or no file of weights (99 bytes"),
 }

@@ -35,6 +35,7 @@ from resim.views.photometric import MEAN, STD
 
 State = dict[str, Tensor]
 BGR_MEAN = torch.tensor([103.53, 116.28, 123.675])
+pytestmark = pytest.mark.usefixtures("thin_resnets")
 
 
 def pixels(size: int = 64) -> Tensor:
@@ -203,7 +204,7 @@ def test_mmdetections_config_within_a_file(tmp_path: Path, config: str, backbone
 def test_caffe2s_blobs(tmp_path: Path, leaves: str) -> None:
     state = detectron2_state("resnet50")
     scale, shift = leaves.split()
-    blobs: dict[str, np.ndarray] = {"conv1_b": np.zeros(64, np.float32), "fc1000_w": np.zeros((1000, 2048), np.float32)}
+    blobs: dict[str, np.ndarray] = {"conv1_b": np.zeros(16, np.float32), "fc1000_w": np.zeros((1000, 2048), np.float32)}
     names = {"weight": scale, "bias": shift, "running_mean": "running_mean", "running_var": "running_var"}
     for name, value in state.items():
         *at, leaf = name.replace(".norm.", ".bn.").split(".")
@@ -365,7 +366,7 @@ def test_dilated_stages_are_warned_of(tmp_path: Path, name: str) -> None:
         ("legacy_seresnet18", False), ("resnetrs50", False), ("resnetv2_18", False), ("resnet50_gn", False),
     ],
 )  # fmt: skip
-def test_timms_networks_of_similar_names(tmp_path: Path, name: str, right: bool) -> None:
+def test_timms_networks_of_similar_names(full_resnets: None, tmp_path: Path, name: str, right: bool) -> None:
     timm: Any = need("timm", "timm's variants of ResNet are read rightly or refused", "timm")
     model = timm.create_model(name).eval()
     torch.save(model.state_dict(), tmp_path / "w.pth")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
+from torch import Tensor
 
 from exchange_files import SMALL, own_checkpoint, published, published_name, small, trained
 from resim.cli.main import main
@@ -21,7 +23,13 @@ from resim.exchange.names import to_detectron2
 from resim.exchange.weights import read_weights
 
 Captured = pytest.CaptureFixture[str]
-RESNET = torchvision.models.resnet18(weights=None)
+pytestmark = pytest.mark.usefixtures("thin_resnets")
+
+
+@functools.cache
+def resnet() -> dict[str, Tensor]:
+    """The state of a ResNet-18."""
+    return torchvision.models.resnet18(weights=None).state_dict()
 
 
 def as_detectron2_converts(name: str) -> str:
@@ -34,11 +42,11 @@ def as_detectron2_converts(name: str) -> str:
 
 def converted(path: Path, author: str, *, two_layers: bool) -> Path:
     """A ResNet-18 as a Detectron2 backbone, with `stem.fc` of one layer or of two."""
-    state = {as_detectron2_converts(name): value.numpy() for name, value in RESNET.state_dict().items()}
+    state = {as_detectron2_converts(name): value.numpy() for name, value in resnet().items()}
     if two_layers:
         state = {name: value for name, value in state.items() if not name.startswith("stem.fc.")}
-        state |= {"stem.fc.0.weight": torch.zeros(512, 512).numpy(), "stem.fc.0.bias": torch.zeros(512).numpy()}
-        state |= {"stem.fc.2.weight": torch.zeros(128, 512).numpy(), "stem.fc.2.bias": torch.zeros(128).numpy()}
+        state |= {"stem.fc.0.weight": torch.zeros(128, 128).numpy(), "stem.fc.0.bias": torch.zeros(128).numpy()}
+        state |= {"stem.fc.2.weight": torch.zeros(128, 128).numpy(), "stem.fc.2.bias": torch.zeros(128).numpy()}
     path.write_bytes(pickle.dumps({"model": state, "__author__": author, "matching_heuristics": True}))
     return path
 
@@ -101,7 +109,7 @@ def test_mocos_names_do_not_prove_a_licence(tmp_path: Path, head: str) -> None:
     content = published(trained(small(levels=())))
     if head == "fc":  # MoCo v1
         state = {name: value for name, value in content["state_dict"].items() if ".fc." not in name}
-        heads = {f"module.encoder_{e}.fc.weight": torch.zeros(128, 512) for e in "qk"}
+        heads = {f"module.encoder_{e}.fc.weight": torch.zeros(128, 128) for e in "qk"}
         content["state_dict"] = state | heads
     torch.save(content, tmp_path / "moco.pth.tar")
     weights = read_weights(tmp_path / "moco.pth.tar")
@@ -126,13 +134,13 @@ def test_resim_c4_is_recognised_by_the_name_of_its_file_only(tmp_path: Path, nam
     assert weights.licence_source.endswith(name)
     path.rename(tmp_path / "other.pth.tar")
     assert read_weights(tmp_path / "other.pth.tar").licence is None
-    torch.save(RESNET.state_dict(), path)  # the name alone does not make a ResNet ReSim's
+    torch.save(resnet(), path)  # the name alone does not make a ResNet ReSim's
     assert read_weights(path).licence is None
 
 
 @pytest.mark.slow
 def test_what_a_file_states_is_kept_and_cannot_be_changed(tmp_path: Path) -> None:
-    save_file(RESNET.state_dict(), tmp_path / "model.safetensors", metadata={"license": "apache-2.0"})
+    save_file(resnet(), tmp_path / "model.safetensors", metadata={"license": "apache-2.0"})
     weights = read_weights(tmp_path / "model.safetensors")
     assert (weights.licence, weights.licence_source) == ("apache-2.0", "the file's metadata")
     with pytest.raises(UserError, match=r"these weights are apache-2\.0"):
@@ -154,7 +162,7 @@ def test_the_commands_print_the_evidence_for_a_licence(capsys: Captured, tmp_pat
     assert line.startswith("licence: CC-BY-NC 4.0 (as published): not for commercial use")
     assert f"; taken from {proof}" in line
 
-    torch.save(RESNET.state_dict(), tmp_path / "resnet.pth")
+    torch.save(resnet(), tmp_path / "resnet.pth")
     words = ("import", str(tmp_path / "resnet.pth"), "--recipe", "quick", "--out", str(tmp_path / "start.pt"))
     (line,) = run(capsys, *words)
     assert line.startswith("licence: unknown, nothing in the file states or proves one; --licence")

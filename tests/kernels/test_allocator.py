@@ -9,10 +9,29 @@ import pytest
 
 from needs import needs_glibc
 
+EACH_IN_A_FORK = """
+import os, sys, torch
+for mode in sys.argv[1:]:
+    if not os.fork():
+        break  # the child goes on with its mode, in memory of its own as it is after the import of torch
+    if os.wait()[1]:
+        sys.exit(f"{mode} failed")
+else:
+    sys.exit()
+"""
+
+
+def run(program: str, *modes: str) -> dict[str, list[str]]:
+    """The words that a program prints in each mode."""
+    command = [sys.executable, "-c", EACH_IN_A_FORK + program, *modes]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return {mode: line.split() for mode, line in zip(modes, done.stdout.splitlines(), strict=True)}
+
+
 PROGRAM = """
-import resource, sys, torch
+import resource
 from resim.kernels.allocator import keep_memory
-if sys.argv[1] == "keep":
+if mode == "keep":
     assert keep_memory() and keep_memory()
 
 def faults():
@@ -30,10 +49,7 @@ print(faults(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 @pytest.mark.slow
 @needs_glibc
 def test_freed_memory_is_not_allocated_again() -> None:
-    results = {}
-    for mode in ("keep", "default"):
-        done = subprocess.run([sys.executable, "-c", PROGRAM, mode], capture_output=True, text=True, check=True)
-        results[mode] = [int(word) for word in done.stdout.split()]
+    results = {mode: [int(word) for word in words] for mode, words in run(PROGRAM, "keep", "default").items()}
     assert results["default"][0] > 10_000  # pages of 4 KB
     # not 0: a system that reclaims idle pages by itself (DAMON) takes some of the kept ones back
     assert results["keep"][0] < results["default"][0] / 100
@@ -50,14 +66,13 @@ def in_heap(tensor):
 PARTED = (
     IN_HEAP
     + """
-import os, sys, torch
 from resim.kernels.allocator import keep_memory, keep_memory_if_parted, part_memory
-if sys.argv[1] == "part":
+if mode.startswith("part"):
     assert part_memory() and part_memory()
 
-if sys.argv[2] == "worker" and os.fork():
+if mode.endswith("worker") and os.fork():
     sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
-if sys.argv[2] == "worker":
+if mode.endswith("worker"):
     keep_memory_if_parted()
 torch.ones(4_000_000)  # freed: with default settings glibc allocates tensors of that size on the heap from now on
 print(in_heap(torch.ones(2_000_000)), end=" ")
@@ -70,13 +85,9 @@ print(in_heap(torch.ones(2_000_000)), flush=True)
 @pytest.mark.slow
 @needs_glibc
 def test_first_allocations_are_not_on_the_heap() -> None:
-    def run(*modes: str) -> list[str]:
-        done = subprocess.run([sys.executable, "-c", PARTED, *modes], capture_output=True, text=True, check=True)
-        return done.stdout.split()
-
-    assert run("part", "here") == ["False", "True"]
-    assert run("default", "here") == ["True", "True"]
-    assert run("part", "worker") == ["True", "True"]
+    assert run(PARTED, "part", "default", "part in a worker") == {
+        "part": ["False", "True"], "default": ["True", "True"], "part in a worker": ["True", "True"],
+    }  # fmt: skip
 
 
 STEP = (

@@ -19,6 +19,8 @@ from resim.regions.windows import map_windows
 from resim.views.views import Views
 from small_model import DISJOINT, OVERLAPPING, P3, P4, build, gradients, pair, same, small, state_of, stir
 
+pytestmark = pytest.mark.usefixtures("thin_resnets")
+
 # -- losses
 
 

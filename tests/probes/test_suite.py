@@ -31,6 +31,7 @@ TINY = [
     "--precision", "float32", "--picture-every", "0",
 ]  # fmt: skip
 Captured = pytest.CaptureFixture[str]
+pytestmark = pytest.mark.usefixtures("thin_resnets")
 
 
 @pytest.fixture(scope="module")

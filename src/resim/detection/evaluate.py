@@ -16,6 +16,7 @@ from resim.datasets.records import DetectionData, Record
 from resim.detection.config import DetectorConfig
 from resim.detection.pictures import detection_sheet
 from resim.detection.samples import read_pixels
+from resim.draw.sheet import write_png
 from resim.errors import UserError
 from resim.runs.checkpoints import write_atomically
 from resim.runs.lines import REMEDY, read_records
@@ -115,8 +116,7 @@ def write_evaluation(
     pictures = sheet_images(data)
     if pictures:
         sheet = detection_sheet(data, pictures, [(name, f"after {step} steps", results)], title=title)
-        path = out / "pictures" / "detections.png"
-        write_atomically(path, lambda file: sheet.save(file, format="png"))
+        write_png(out / "pictures" / "detections.png", sheet)
 
 
 def sheet_images(data: DetectionData) -> list[tuple[Record, np.ndarray]]:

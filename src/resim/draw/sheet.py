@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from resim.draw.colour_map import colour_map
 from resim.draw.primitives import INK, PAPER, RULE, SOFT_INK, font, shorten, wrap
+from resim.runs.checkpoints import write_atomically
 
 PANEL_PX = 336  # width of a picture on a sheet
 MARGIN, GAP, CAPTION_PX, HEADING_PX = 24, 16, 24, 44
 SCALE_PX = 22
+
+
+def write_png(path: Path, picture: Image.Image) -> None:
+    """Write a sheet atomically: in half the time of Pillow's default compression, a tenth larger.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written to.
+    """
+    write_atomically(path, lambda file: picture.save(file, format="png", compress_level=3))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from resim.draw.segmentation_sheet import Column, Comparison, segmentation_sheet
+from resim.draw.sheet import write_png
 from resim.probes.config import ScorePath
 from resim.probes.dense import ALL, whole_view
 from resim.probes.label_maps import LabelMaps
 from resim.probes.segmentation_scores import Segmentation
 from resim.probes.segmentation_suite import example_images
 from resim.probes.suite import Score
-from resim.runs.checkpoints import write_atomically
 from resim.views.decode import BadImageError
 
 
@@ -45,7 +45,7 @@ def write_sheet(
     if not comparisons or not pixels:
         return None
     sheet = segmentation_sheet(pixels, truth, names, comparisons, classes=test.classes, background=test.background)
-    write_atomically(out, lambda file: sheet.save(file, format="png"))
+    write_png(out, sheet)
     return out
 
 

@@ -16,12 +16,12 @@ import torch
 from resim.counts import counted
 from resim.distributed.processes import Processes, catch_termination, start_processes
 from resim.draw.curves import draw_curves
+from resim.draw.sheet import write_png
 from resim.draw.view_pairs import batch_pictures
 from resim.draw.windows import draw_pairs
 from resim.runs import folder as run_folder
 from resim.runs.bad_files import BadFiles
 from resim.runs.bars import Watch
-from resim.runs.checkpoints import write_atomically
 from resim.runs.clock import Clock
 from resim.runs.config import Recipe, RunConfig
 from resim.runs.log import Log
@@ -244,8 +244,7 @@ def _draw_views(
     log: Log, recipe: Recipe, ready: Prepared, batch: PairBatch, views: tuple[Views, Views], epoch: int, step: int
 ) -> None:
     sheet = draw_pairs(batch_pictures(batch, views, recipe.model.levels, ready.paths, _PICTURE_PAIRS))
-    path = ready.out / "pictures" / f"epoch_{epoch + 1:04d}.png"
-    write_atomically(path, lambda file: sheet.save(file, format="png"))
+    write_png(ready.out / "pictures" / f"epoch_{epoch + 1:04d}.png", sheet)
     log.add_picture("views", step, np.asarray(sheet))
 
 
