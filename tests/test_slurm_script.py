@@ -20,7 +20,8 @@ exit "$CODE"
 WAITS = """#!/bin/bash
 trap 'echo USR1 >> "$LOG/signals"; exit "$CODE"' USR1
 touch "$LOG/ready"
-read -r < "$LOG/pipe" # until the signal
+: < "$LOG/pipe" # the trap is set
+while :; do sleep 0.05; done # until the signal
 """
 
 

@@ -35,7 +35,7 @@ def find_optional(module: str) -> Any | None:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name == package:
+        if error.name in (package, module):  # of a folder of that name, only the module is missing
             return None
         missing = error.name or str(error)
         raise UserError(

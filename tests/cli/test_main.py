@@ -244,7 +244,8 @@ def test_a_truncated_checkpoint(capsys: Captured, images: str, run: Path) -> Non
     for length in (0, 1000, len(whole) - 1000):
         last.write_bytes(whole[:length])
         line = refusal(capsys, "pretrain", images, *TINY, "--resume", "--out", str(run))
-        assert f"{last}: damaged, or no checkpoint ({length} bytes; " in line
+        assert f"no checkpoint in {last.parent} is whole: last.pt (" in line
+        assert f"{length} bytes" in line
 
 
 def test_a_truncated_config(capsys: Captured, images: str, run: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from end_to_end.runs import TORCHRUN, Command, Ended, Run, frames_in_package, numbers, same, state
 from forked import Forked
+from resim.exit_codes import STOPPED
 from resim.scenes.scenes import write_scenes
 
 pytestmark = pytest.mark.slow
@@ -64,7 +65,7 @@ def test_asked_to_stop_and_resumed(whole: Path, data: Path, tmp_path: Path) -> N
     run.wait_for_step(0)
     os.killpg(run.pid, signal.SIGTERM)  # to the loader's processes too, as a cluster does
     ended = run.end()
-    assert (ended.code, ended.err) == (0, "")
+    assert (ended.code, ended.err) == (STOPPED, "")
     done = state(out)["step"]
     assert 1 <= done < STEPS
     assert f"stopped after step {done} of {STEPS}, saved; go on with --out {out} --resume" in ended.out
@@ -86,7 +87,7 @@ def test_killed_and_resumed(whole: Path, data: Path, tmp_path: Path) -> None:
     assert same(state(out), state(whole))
     assert numbers(out) == numbers(whole)
     assert (out / "scores.jsonl").read_text() == (whole / "scores.jsonl").read_text()
-    assert [path.name for path in (out / "checkpoints").iterdir()] == ["last.pt"]
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["last.pt", "previous.pt"]
 
 
 def test_two_processes_write_one_set_of_files(whole: Path, data: Path, tmp_path: Path) -> None:
@@ -112,7 +113,7 @@ def test_two_processes_write_one_set_of_files(whole: Path, data: Path, tmp_path:
     assert scored(out) == [3, 6]
 
 
-def test_a_batch_that_cannot_be_shared_is_message_once(data: Path, tmp_path: Path) -> None:
+def test_a_batch_that_cannot_be_shared_is_reported_once(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     ended = Run(Forked(detect_words(data, out, "--batch-size", "3"), processes=2), out).end()
     assert ended.code != 0

@@ -99,7 +99,7 @@ def test_probe_data_that_is_not_there_ends_all_processes(images: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_batch_that_does_not_fit_is_message_once(images: Path, tmp_path: Path) -> None:
+def test_a_batch_that_does_not_fit_is_reported_once(images: Path, tmp_path: Path) -> None:
     ended = torchrun(images, tmp_path / "run", "--group-size", "8").end()
     assert ended.code != 0
     message = "resim pretrain: a batch of 8 over 2 processes is no whole number of groups of 8 in each: use a number of"

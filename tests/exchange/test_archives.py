@@ -128,7 +128,7 @@ def test_a_flipped_bit_in_our_own_checkpoint(tmp_path: Path, member: str) -> Non
     load_checkpoint(path)
     flip(path, member)
     for read in (load_checkpoint, read_weights, import_state):
-        with pytest.raises(UserError, match=rf"last\.pt: damaged: \S+{member} in it does not match its checksum"):
+        with pytest.raises(UserError, match=r"last\.pt: damaged: its \d+ bytes do not match the checksum at its end"):
             read(path)
 
 

@@ -40,7 +40,7 @@ def peak(path: Path, max_pixels: int) -> tuple[int, str]:
     return int(megabytes), what
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="not verified: the peak memory of a large picture")
 def test_the_memory_of_a_large_picture_is_bounded(tmp_path: Path) -> None:
     picture = Image.new("RGB", (SIDE, SIDE), (90, 80, 70))
     picture.save(tmp_path / "a.png")

@@ -15,7 +15,6 @@ from resim.detection.data import DataOptions, read_train_and_val
 from resim.errors import UserError
 from resim.exit_codes import FINISHED, STOPPED
 from resim.reading import read_json
-from resim.runs import folder as run_folder
 from resim.runs.config import read_settings
 
 KEPT_ON_RESUME = (
@@ -90,6 +89,8 @@ def run(options: Options) -> int:
     if options.run.resume and options.run.out is None:
         raise UserError("--resume needs --out: the folder of the run to continue")
     if options.run.out is not None:  # before the data, which may take minutes to read
+        from resim.runs import folder as run_folder  # imports PyTorch, which no --help waits for
+
         run_folder.check_folder(options.run.out, resume=run_folder.should_resume(options.run.out, options.run.resume))
     recipe = recipe_with(options.recipe, options.detector, options.images, options.tune)
     folders = [options.run.out] if options.run.out is not None and options.run.resume else []

@@ -5,6 +5,7 @@ Shapes: N images, C channels, a map of H x W cells, views of S x S px.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -201,7 +202,8 @@ def read_views(
 
     def read_one(index: int) -> np.ndarray | BadFile:
         try:
-            return cut(images.open(index), index)
+            with contextlib.closing(images.open(index)) as photo:
+                return cut(photo, index)
         except BadImageError as error:
             return BadFile(images.name(index), str(error))
 
