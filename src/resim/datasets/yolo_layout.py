@@ -240,9 +240,6 @@ def _from_yaml(file: Path) -> YoloSet:
 
 def _class_names(file: Path, content: dict[str, Any]) -> dict[int, str]:
     names, count = content.get("names"), content.get("nc")
-    parts = names if isinstance(names, list) else names.values() if isinstance(names, dict) else ()
-    if any(isinstance(name, list | dict) for name in parts):  # as text, nested references would fill the memory
-        raise UserError(f"{file}: names: each name must be a text: correct it")
     if isinstance(names, list):
         classes = {number: _class_name(file, name) for number, name in enumerate(names)}
     elif isinstance(names, dict):
@@ -263,8 +260,8 @@ def _class_names(file: Path, content: dict[str, Any]) -> dict[int, str]:
 
 
 def _class_name(file: Path, name: object) -> str:
-    if isinstance(name, (list, dict, tuple, set)):  # the text of nested aliases can be longer than any memory
-        raise UserError(f"{file}: names: has a list or a mapping in place of a class's name")
+    if isinstance(name, (list, dict, tuple, set)):  # as text, nested references would fill the memory
+        raise UserError(f"{file}: names: each name must be a text: correct it")
     return str(name)
 
 

@@ -32,7 +32,7 @@ class Address:
     pid: int
 
 
-class Door:
+class OpenPort:
     """The open port of this process.
 
     Args:

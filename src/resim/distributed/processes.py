@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from resim.distributed.meeting import join_group
-from resim.distributed.peers import Address, Door, describe_lost, is_of_a_collective
+from resim.distributed.peers import Address, OpenPort, describe_lost, is_of_a_collective
 from resim.distributed.rows import mean_over_processes
 from resim.errors import LostProcessError, UserError
 from resim.exit_codes import CRASHED, USER_ERROR
@@ -139,12 +139,12 @@ def start_processes(
         device=place,
         cores=cores,
     )
-    door, addresses = None, []
+    port, addresses = None, []
     try:
         if started_here:
             is_alone = local_count == processes.count
-            door = Door(is_alone=is_alone, meeting=os.environ.get("MASTER_ADDR", "127.0.0.1"))
-            addresses = processes.gather_objects(door.address)
+            port = OpenPort(is_alone=is_alone, meeting=os.environ.get("MASTER_ADDR", "127.0.0.1"))
+            addresses = processes.gather_objects(port.address)
         yield processes
     except UserError:
         if started_here and _count_in_store("resim/user_errors") > 1:
@@ -155,8 +155,8 @@ def start_processes(
             raise
         raise _lost(error, addresses, processes.rank, timeout_minutes) from error
     finally:
-        if door is not None:
-            door.close()
+        if port is not None:
+            port.close()
         if started_here:
             dist.destroy_process_group()
 

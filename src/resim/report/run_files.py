@@ -12,9 +12,9 @@ from PIL import Image
 from resim.counts import counted
 from resim.draw.curves import read_records
 from resim.errors import UserError
-from resim.reading import open_file, parse_json, read_json
+from resim.reading import open_file, read_json
+from resim.runs import lines as run_lines
 from resim.runs.config import Recipe
-from resim.runs.lines import REMEDY
 
 Json = dict[str, Any]
 
@@ -105,10 +105,10 @@ def _read_run(path: Path, name: str) -> RunFiles:
         config=config,
         metrics=read_records(metrics) if metrics.exists() and metrics.stat().st_size else [],
         probe=probe,
-        probes=_read_lines(path / "probes.jsonl"),
-        scores=_read_lines(path / "scores.jsonl"),
+        probes=run_lines.read_records(path / "probes.jsonl"),
+        scores=run_lines.read_records(path / "scores.jsonl"),
         comparison=comparison,
-        num_resumed=len(_read_lines(path / "resumed.jsonl")),
+        num_resumed=len(run_lines.read_records(path / "resumed.jsonl")),
     )
 
 
@@ -153,21 +153,3 @@ def _read_json(path: Path) -> Json:
     if not isinstance(content, dict):
         raise UserError(f"{path}: is not a JSON object")
     return content
-
-
-def _read_lines(path: Path) -> list[Json]:
-    """Read one object per line, without a truncated last line; empty if the file does not exist."""
-    if not path.exists():
-        return []
-    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    records = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            content = parse_json(line)
-        except ValueError:
-            if number == len(lines):
-                break
-            raise UserError(f"{path}: line {number} is damaged, not JSON: {REMEDY}") from None
-        if isinstance(content, dict):
-            records.append(content)
-    return records

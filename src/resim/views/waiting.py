@@ -111,7 +111,7 @@ def has_given_up(processes: Processes, batch: object) -> bool:
 
 
 class _Taker:
-    """A thread that takes one item after the other from an iterator, each when it is asked for."""
+    """A thread that takes one item after the other from an iterator, each on request."""
 
     def __init__(self, items: Iterator[Any], board: Board | None) -> None:
         self._questions: queue.SimpleQueue[bool] = queue.SimpleQueue()
