@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import weakref
 from typing import Any, Literal
 
@@ -16,11 +15,9 @@ from resim.model.encoder import ModelConfig
 from resim.model.resim import ReSim
 from resim.regions.level import Level
 from resim.runs.config import OptimConfig
-from resim.training import step as stepping
 from resim.training.step import Stepper, make_stepper
 from resim.views.views import Views
 
-NEVER = 2**62  # bytes: all gradients remain after the step
 pytestmark = pytest.mark.usefixtures("thin_resnets")
 ALONE = Processes(rank=0, count=1, device=torch.device("cpu"), cores=1)
 BATCH, GROUP, SIZE = 8, 2, 64
@@ -44,12 +41,10 @@ def views(step: int, dtype: torch.dtype) -> tuple[Views, Views]:
     return Views(images[0], crops[0]), Views(images[1], crops[1])
 
 
-def stepper(
-    dtype: torch.dtype, *, precision: Literal["float32", "bf16"] = "float32", groups: int = 0, early: int = NEVER
-) -> Stepper:
+def stepper(dtype: torch.dtype, *, precision: Literal["float32", "bf16"] = "float32", groups: int = 0) -> Stepper:
     made = make_stepper(MODEL, OPTIM, ALONE, precision=precision, groups_at_a_time=groups)
     made.model.to(dtype)
-    return dataclasses.replace(made, early_bytes=early)
+    return made
 
 
 def run(made: Stepper, steps: int, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -116,39 +111,8 @@ def test_what_is_compared_is_not_trivial(plain: dict[str, Tensor]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("early", [1, 437_500])
-def test_early_updates_give_the_same_bits_and_leave_no_gradient(early: int) -> None:
-    updated_last, updated_early = stepper(torch.float32, groups=100), stepper(torch.float32, groups=100, early=early)
-    calls: list[int] = []
-    for step in range(3):
-        updated_last(*views(step, torch.float32), ORDER)
-    updated_early.optimizer.register_step_post_hook(lambda *_: calls.append(1))
-    for step in range(3):
-        updated_early(*views(step, torch.float32), ORDER)
-    assert len(calls) > 6
-    assert all(parameter.grad is None for parameter in updated_early.model.query.parameters()) == (early == 1)
-    assert any(parameter.grad is not None for parameter in updated_last.model.query.parameters())
-    actual, expected = updated_early.model.state_dict(), updated_last.model.state_dict()
-    assert all(torch.equal(actual[name], expected[name]) for name in expected)
-    actual, expected = (made.optimizer.state_dict()["state"] for made in (updated_early, updated_last))
-    assert actual.keys() == expected.keys()
-    assert all(torch.equal(actual[i]["momentum_buffer"], expected[i]["momentum_buffer"]) for i in expected)
-    for made in (updated_early, updated_last):
-        assert not any(parameter._post_accumulate_grad_hooks for parameter in made.model.query.parameters())
-
-
-@pytest.mark.slow
-def test_gradients_that_processes_average_are_not_applied_early(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, calls = stepper(torch.float32, groups=100, early=1), list[int]()
-    made.optimizer.register_step_post_hook(lambda *_: calls.append(1))
-    monkeypatch.setattr(stepping, "DistributedDataParallel", type(made.query))
-    made(*views(0, torch.float32), ORDER)
-    assert calls == [1]
-
-
-@pytest.mark.slow
 def test_the_keys_of_the_levels_are_freed_before_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, levels = stepper(torch.float32, groups=100, early=1), list[Any]()
+    made, levels = stepper(torch.float32, groups=100), list[Any]()
     encode_keys, have_keys = made.model.encode_keys, list[bool]()
 
     def encode(*arguments: Any, **settings: Any) -> Any:
@@ -157,29 +121,23 @@ def test_the_keys_of_the_levels_are_freed_before_the_backward_pass(monkeypatch: 
         return keys
 
     monkeypatch.setattr(made.model, "encode_keys", encode)
-    made.optimizer.register_step_pre_hook(lambda *_: have_keys.append(any(level() is not None for level in levels)))
+    for parameter in made.model.query.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda _: have_keys.append(any(level() for level in levels)))
     made(*views(0, torch.float32), ORDER)
     assert len(levels) == 2
-    assert have_keys[0] is False
+    assert have_keys
+    assert not any(have_keys)
 
 
 @pytest.mark.slow
 def test_a_frozen_parameter_is_not_updated() -> None:
-    made = stepper(torch.float32, groups=100, early=1)
+    made = stepper(torch.float32, groups=100)
     first, *others = made.model.query.parameters()
     first.requires_grad_(False)
     before = [parameter.clone() for parameter in (first, others[0])]
     made(*views(0, torch.float32), ORDER)
     assert torch.equal(first, before[0])
     assert not torch.equal(others[0], before[1])
-
-
-@pytest.mark.slow
-def test_gradients_of_several_passes_are_complete_before_an_update() -> None:
-    made, calls = stepper(torch.float32, groups=2, early=1), list[int]()
-    made.optimizer.register_step_post_hook(lambda *_: calls.append(1))
-    made(*views(0, torch.float32), ORDER)
-    assert calls == [1]
 
 
 def test_without_a_setting_a_cpu_takes_one_group_at_a_time() -> None:
@@ -250,3 +208,25 @@ def test_without_torchrun_there_is_one_process(monkeypatch: pytest.MonkeyPatch) 
         assert (processes.rank, processes.count, processes.device) == (0, 1, torch.device("cpu"))
         assert processes.cores >= 1
     assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("side", ["query", "key"])
+def test_values_that_are_not_finite_reach_the_reported_loss(value: float, side: str) -> None:
+    model = ModelConfig(backbone="resnet18", levels=(), dim=8, queue_size=8, group_size=2)
+    alone = Processes(rank=0, count=1, device=torch.device("cpu"), cores=1)
+    stepper = make_stepper(model, OptimConfig(), alone, precision="bf16")
+    views = {name: torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) for name in ("query", "key")}
+    crops = torch.tensor([[0.0, 0.0, 9.0, 9.0]] * 2, dtype=torch.float64)
+    before = stepper(Views(views["query"], crops), Views(views["key"], crops), None)
+    assert before["total"].isfinite()
+    views[side][0, 0, 30, 30] = value
+    assert stepper(Views(views["query"], crops), Views(views["key"], crops), None)["total"].isnan()
+
+
+def test_evaluation_commits_no_statistics() -> None:
+    model = ReSim(ModelConfig(backbone="resnet18", levels=(), dim=8, queue_size=8, group_size=2)).eval()
+    images, crops = torch.zeros(2, 3, 64, 64), torch.zeros(2, 4)
+    keys = model.encode_keys(Views(images, crops), Views(images, crops))
+    assert model.finish_step(keys) is None

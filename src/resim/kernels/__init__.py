@@ -50,13 +50,6 @@ def convolution(inputs: int, outputs: int, kernel: int, **settings: Any) -> nn.C
     return TiledConv2d(inputs, outputs, kernel, **settings)
 
 
-def quicken_relus(module: nn.Module) -> None:
-    """Replace every nn.ReLU in `module` by one that is faster for bfloat16 on a CPU."""
-    from resim.kernels.cpu.relu import quicken_relus
-
-    quicken_relus(module)
-
-
 def update_softmax(logits: Tensor, largest: Tensor, sums: Tensor) -> Tensor | None:
     """Update a running softmax with a tile of logits, in one pass over the tile.
 

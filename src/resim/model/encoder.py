@@ -77,9 +77,6 @@ class Encoder(nn.Module):
             }
         )
         group_norms(self, config.group_size)
-        fast = kernels()
-        if fast is not None:
-            fast.quicken_relus(self)
 
     def forward(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Encode a batch.

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from resim.acceleration import allocator
 from resim.distributed.processes import Processes, averaging, in_parallel
@@ -35,8 +33,6 @@ class Stepper:
     precision: Literal["float32", "bf16"]
     clip_norm: float = 0.0
     """Largest L2 norm of all gradients together; 0: no clipping."""
-    early_bytes: int = 16 * 2**20
-    """Bytes of gradients after which the optimiser updates their parameters during the backward pass."""
 
     def __call__(self, views_q: Views, views_k: Views, order: Tensor | None) -> dict[str, Tensor]:
         """Take one step: losses, gradients averaged over all processes, one step of the optimiser.
@@ -64,8 +60,6 @@ class Stepper:
             )
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
-        updates_early = device == "cpu" and len(starts) == 1 and not isinstance(self.query, DistributedDataParallel)
-        updates_early = updates_early and not self.clip_norm  # clipping needs all gradients together
         for start in starts:
             part = views_q.images[start : start + per_pass]
             share = len(part) / images
@@ -76,8 +70,7 @@ class Stepper:
                     )
                 if start == starts[-1]:
                     keys = keys.without_levels()  # frees memory for the backward pass
-                with _early_updates(self.optimizer, self.early_bytes) if updates_early else nullcontext():
-                    (losses["total"] * share).backward()
+                (losses["total"] * share).backward()
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0) + value.detach() * share
         if self.clip_norm:
@@ -90,30 +83,6 @@ class Stepper:
         if device == "cpu" and (memory := allocator()) is not None:
             memory.keep_memory()  # all lasting tensors are allocated by now
         return sums
-
-
-@contextmanager
-def _early_updates(optimizer: torch.optim.Optimizer, early_bytes: int) -> Iterator[None]:
-    """While inside, the backward pass updates parameters as soon as their gradients are complete, and frees these.
-
-    An optimiser updates each parameter independently, so that the result is the same bit for bit. The caller updates
-    the parameters that remain. After an exception some parameters are updated and others are not.
-    """
-    pending = 0
-
-    def update(parameter: Tensor) -> None:
-        nonlocal pending
-        pending += parameter.nbytes
-        if pending >= early_bytes:
-            pending = 0
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-    with ExitStack() as hooks:
-        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
-            if parameter.requires_grad:
-                hooks.callback(parameter.register_post_accumulate_grad_hook(update).remove)
-        yield
 
 
 def make_stepper(
