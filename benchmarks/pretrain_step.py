@@ -31,8 +31,6 @@ import torch
 import torch.nn.functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-import resim.kernels
-import resim.kernels.cpu.build
 from resim import recipes
 from resim.bench.measure import PlainStepper, peak_memory_gb, plain_together_rate, together_rate
 from resim.distributed.processes import Processes
@@ -55,13 +53,7 @@ VARIANTS: dict[str, Precision] = {
     "bf16 modules": "bf16",  # on a CPU: PyTorch's modules,
     "bf16 norms": "bf16",  # with fused normalisation but none of our own products,
     "bf16 freeing": "bf16",  # and all fused, but with the C library's own way with memory
-    "bf16 late": "bf16",  # and all fused, but the optimiser updates nothing during the backward pass
-    "bf16 softmax": "bf16",  # and all fused, but for InfoNCE's softmax
-    "bf16 relu": "bf16",  # and all fused, but for the ReLUs that are left
-    "bf16 no C": "bf16",  # without a C compiler: only the ReLUs
-    "bf16 no C, relu": "bf16",  # and PyTorch's ReLUs
 }
-REPLACED = {"bf16 softmax": "update_softmax", "bf16 relu": "quicken_relus", "bf16 no C, relu": "quicken_relus"}
 SETTINGS = {
     "bf16 modules": {"RESIM_KERNELS": "off"},
     "bf16 norms": {"RESIM_KERNELS": "norms"},
@@ -101,10 +93,6 @@ def build(
         return PlainStepper(recipe, device), None
     alone = Processes(rank=0, count=1, device=device, cores=1)
     precision = VARIANTS[variant]
-    if variant in REPLACED:
-        setattr(resim.kernels, REPLACED[variant], lambda *_: None)  # PyTorch computes it instead
-    if "no C" in variant:
-        resim.kernels.cpu.build.compile_kernels = lambda: None
     torch.backends.cudnn.benchmark = variant.endswith("tuned")
     stepper = make_stepper(
         recipe.model, recipe.optim, alone, precision=precision, groups_at_a_time=options.groups_at_a_time,
@@ -113,8 +101,6 @@ def build(
     if variant == "bf16 graphs":
         query, key = (torch.compile(e, mode="reduce-overhead") for e in (stepper.model.query, stepper.model.key))
         stepper = dataclasses.replace(stepper, query=query, key=key)
-    if variant == "bf16 late":
-        stepper = dataclasses.replace(stepper, early_bytes=2**62)
     made = stepper
     return lambda q, k: made(q, k, None), made
 

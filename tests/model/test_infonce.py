@@ -12,8 +12,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import resim.kernels
-from needs import needs_kernels
 from resim.model import infonce
 from resim.model.infonce import Contrast, info_nce
 
@@ -180,37 +178,6 @@ def test_products_in_bfloat16_stay_close_and_sums_stay_in_float32() -> None:
     assert (rough.loss - exact.loss).abs().max() < 5 * 2**-7
     assert not torch.equal(rough.loss, exact.loss)
     assert F.cosine_similarity(rough_grad, exact_grad, dim=1).min() > 0.999
-
-
-@needs_kernels
-@pytest.mark.parametrize("temperature", [0.2, 0.005])
-def test_exponentials_in_one_pass_are_pytorch_s(temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    small_tiles(monkeypatch, 48, 80)  # the largest logit moves from tile to tile
-    inputs = [unit(rows, 33, seed, torch.float32) for rows, seed in ((133, 1), (133, 2), (477, 3))]
-
-    tiles: list[torch.Size] = []
-    update_softmax = resim.kernels.update_softmax
-
-    def counting(logits: Tensor, largest: Tensor, sums: Tensor) -> Tensor | None:
-        tiles.append(logits.shape)
-        return update_softmax(logits, largest, sums)
-
-    def run() -> list[Tensor]:
-        queries = inputs[0].clone().requires_grad_()
-        result = info_nce(queries, *inputs[1:], temperature=temperature, matmul_dtype=torch.bfloat16)
-        result.loss.sum().backward()
-        assert queries.grad is not None
-        return [result.loss.detach(), queries.grad, result.correct]
-
-    monkeypatch.setattr(resim.kernels, "update_softmax", counting)
-    ours = run()
-    assert len(tiles) == 18, "3 x 6 tiles"
-    monkeypatch.setattr(infonce, "kernels", lambda: None)
-    theirs = run()
-    assert len(tiles) == 18
-    assert torch.allclose(ours[0], theirs[0], rtol=1e-5, atol=1e-6)
-    assert (ours[1] - theirs[1]).norm() < 1e-3 * theirs[1].norm()  # shares are rounded to bfloat16
-    assert torch.equal(ours[2], theirs[2])
 
 
 def test_sums_of_double_precision_beside_products_in_bfloat16() -> None:

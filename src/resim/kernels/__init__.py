@@ -50,31 +50,6 @@ def convolution(inputs: int, outputs: int, kernel: int, **settings: Any) -> nn.C
     return TiledConv2d(inputs, outputs, kernel, **settings)
 
 
-def update_softmax(logits: Tensor, largest: Tensor, sums: Tensor) -> Tensor | None:
-    """Update a running softmax with a tile of logits, in one pass over the tile.
-
-    Args:
-        logits: (n, M) bfloat16 on a CPU; overwritten with exp(logits - largest).
-        largest: (n,) float32, the largest logit so far; updated in place.
-        sums: (n,) float32, the sum of the exponentials relative to `largest`; updated in place.
-
-    Returns:
-        (n,), the factor by which the earlier sums were multiplied; None, without any change, if the kernels do not
-        support these tensors.
-    """
-    from resim.kernels.cpu.build import kernels
-
-    if logits.device.type != "cpu" or logits.dtype is not torch.bfloat16 or sums.dtype is not torch.float32:
-        return None
-    library = kernels()
-    if library is None:
-        return None
-    shrink = torch.empty_like(sums)
-    pointers = (tensor.data_ptr() for tensor in (logits, largest, sums, shrink))
-    library.resim_exponentials(*pointers, *logits.shape, torch.get_num_threads())
-    return shrink
-
-
 def gpu_infonce(channels: int, device: torch.device, dtype: torch.dtype) -> ModuleType | None:
     """The module with the Triton kernel of InfoNCE, tested once per process; None if it does not apply."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):

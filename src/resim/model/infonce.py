@@ -84,19 +84,13 @@ def _accumulate(queries: Tensor, negatives: Tensor, total: Tensor, largest: Tens
     wide = total.dtype
     sums = torch.zeros_like(total)
     narrow = queries.dtype is torch.float16  # its largest value, 65,504, is below a sum of many shares
-    fast = kernels()
     for rows, columns in _tiles(len(queries), len(negatives)):
-        logits = queries[rows] @ negatives[columns].T
-        shrink = None if fast is None else fast.update_softmax(logits, largest[rows], sums[rows])
-        if shrink is not None:
-            shares = logits
-        else:
-            logits = logits.to(wide)
-            before = largest[rows].clone()
-            largest[rows] = torch.maximum(before, logits.amax(dim=1))
-            shares = logits.sub_(largest[rows, None]).exp_()
-            shrink = (before - largest[rows]).exp_()
-            sums[rows] = sums[rows] * shrink + shares.sum(dim=1)
+        logits = (queries[rows] @ negatives[columns].T).to(wide)
+        before = largest[rows].clone()
+        largest[rows] = torch.maximum(before, logits.amax(dim=1))
+        shares = logits.sub_(largest[rows, None]).exp_()
+        shrink = (before - largest[rows]).exp_()
+        sums[rows] = sums[rows] * shrink + shares.sum(dim=1)
         if mean is not None:
             weights = shares.sum(dim=1, keepdim=True) if narrow else 1.0
             weighted = ((shares / weights if narrow else shares).to(queries.dtype) @ negatives[columns]).to(wide)

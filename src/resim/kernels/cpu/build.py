@@ -35,7 +35,6 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "resim_norm_slopes": (_P, _P, _P, _P, _I, _I, _I),
     "resim_norm_pool": (_P, _P, _P, _P, _I, _I, _I, _I, _INT),
     "resim_norm_pool_backward": (_P, _P, _P, _P, _P, _P, _I, _I, _I, _I, _INT),
-    "resim_exponentials": (_P, _P, _P, _P, _I, _I, _INT),
     "resim_norm_backward": (_P, _P, _P, _P, _P, _P, _P, _I, _I, _INT),
 }
 _PRODUCTS: dict[str, tuple[Any, ...]] = {

@@ -1,5 +1,4 @@
-/* BatchNorm in training, fused with an addition and a ReLU, for bfloat16 in channels-last memory; and, at the end, the
- * exponentials of InfoNCE's logits.
+/* BatchNorm in training, fused with an addition and a ReLU, for bfloat16 in channels-last memory.
  *
  * x is (rows, channels), one row for each pixel. Sums over BLOCK rows are computed in float32, then added in double in the
  * order of the blocks, so that the result does not depend on the number of threads. Elementwise outputs may overwrite
@@ -265,52 +264,5 @@ void resim_norm_pool_backward(const bf16 *grad, const uint8_t *argmax, const bf1
                 product[c] += wide(rounded) * (wide(x[at + c]) - mean[c]);
             }
         }
-    }
-}
-
-/* e^x for x <= 0, accurate to about one unit in the last place of float32; 0 below -87; a NaN stays NaN. */
-static inline float exponential(float x) {
-    float clamped = x < -87.0f ? -87.0f : x; /* false for a NaN */
-    float n = __builtin_rintf(clamped * 1.44269504f);
-    float r = (clamped - n * 0.693145752f) - n * 1.42860677e-6f;
-    float p = 1.9875691e-4f;
-    p = p * r + 1.3981999e-3f;
-    p = p * r + 8.3334519e-3f;
-    p = p * r + 4.1665795e-2f;
-    p = p * r + 1.6666666e-1f;
-    p = p * r + 5e-1f;
-    p = p * r * r + r + 1;
-    union {
-        int32_t i;
-        float f;
-    } two = {.i = ((int32_t)n + 127) << 23}; /* 2^n */
-    return x < -87.0f ? 0 : p * two.f;
-}
-
-/* Overwrite logits (rows, columns) with their exponentials relative to the largest logit of the row so far. Update that
- * largest logit and the sum of the row's exponentials; write the factor that multiplied the earlier sum to shrink. */
-void resim_exponentials(bf16 *logits, float *largest, float *sums, float *shrink, int64_t rows, int64_t columns,
-                        int threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t row = 0; row < rows; row++) {
-        bf16 *x = logits + row * columns;
-        float before = largest[row], most = before, sum = 0;
-        int nan = 0;
-#pragma omp simd reduction(max : most) reduction(| : nan)
-        for (int64_t c = 0; c < columns; c++) {
-            float value = wide(x[c]);
-            most = value > most ? value : most;
-            nan |= value != value;
-        }
-        if (nan) most = __builtin_nanf("");
-#pragma omp simd reduction(+ : sum)
-        for (int64_t c = 0; c < columns; c++) {
-            float share = exponential(wide(x[c]) - most);
-            sum += share;
-            x[c] = narrow(share);
-        }
-        largest[row] = most;
-        shrink[row] = exponential(before - most);
-        sums[row] = sums[row] * shrink[row] + sum;
     }
 }
