@@ -171,8 +171,8 @@ def test_runs_without_probes_are_reported_with_the_command(tmp_path: Path) -> No
     (run / "probes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in readings))
     (probed / "probe.json").write_text(json.dumps(content("a", "random")))
     texts = [getattr(part, "text", "") for part in verdict_parts(read_runs([run, probed]))]
-    assert texts[:4] == ["Probes of probed", *probe_verdict(content("a", "random"))]
-    assert texts[4] == "Probes of mine"
+    assert texts[:4] == ["Probes: probed", *probe_verdict(content("a", "random"))]
+    assert texts[4] == "Probes: mine"
     assert texts[5] == (
         f"1. Better than untrained? not measured: run resim probe {run} random DATA (without interval: "
         "mine, untrained -> step 10: correspondence on C4 50.0 % -> 60.0 %)."
@@ -188,7 +188,7 @@ def test_what_is_probed_or_compared_elsewhere_is_not_missing(tmp_path: Path) -> 
     (tuned / "config.json").write_text(json.dumps({"kind": "detect", "recipe": {}, "init": "runs/a"}))
     (tuned / "scores.jsonl").write_text(json.dumps({"step": 2, "scores": {"bbox": {"AP": 0.125}}}) + "\n")
     alone = [getattr(part, "text", "") for part in verdict_parts(read_runs([tmp_path / "a", tuned]))]
-    assert alone[4] == "Detectors of a-seed0"
+    assert alone[4] == "Detectors: a-seed0"
     assert "--init runs/a random --out OUT (without interval: a-seed0 bbox AP 12.50)." in alone[5]
     (tmp_path / "probe.json").write_text(json.dumps(content("a", "random")))
     compared = comparison(runs={"a": [str(tuned)]})
@@ -196,7 +196,7 @@ def test_what_is_probed_or_compared_elsewhere_is_not_missing(tmp_path: Path) -> 
     folders = [tmp_path / "a", tuned, tmp_path, tmp_path / "compared"]
     texts = [getattr(part, "text", "") for part in verdict_parts(read_runs(folders))]
     assert texts == [
-        f"Probes of {tmp_path.name}", *probe_verdict(content("a", "random")), "Detectors of compared",
+        f"Probes: {tmp_path.name}", *probe_verdict(content("a", "random")), "Detectors: compared",
         *comparison_verdict(compared),
     ]  # fmt: skip
 

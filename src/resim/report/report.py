@@ -55,6 +55,6 @@ def _windows(runs: Sequence[RunFiles]) -> list[Part]:
         paths = [path for path in run.pictures if path.stem.startswith("epoch_")]
         if run.kind == "pretrain" and paths:
             epoch = paths[-1].stem.replace("_", " ")
-            caption = f"{run.name}, {epoch}: two views of each image, and the windows that the loss compares"
+            caption = f"{run.name}, {epoch}: two views of each image, as the loss compares them"
             parts.append(Picture(picture=read_picture(paths[-1]), caption=caption, min_px=WIDE_PX))
     return parts

@@ -20,21 +20,21 @@ def verdict_parts(runs: Sequence[RunFiles]) -> list[Part]:
     parts: list[Part] = []
     for run in runs:
         if run.probe.get("networks"):
-            parts += [Heading(text=f"Probes of {run.name}"), *map(_line, probe_verdict(run.probe))]
+            parts += [Heading(text=f"Probes: {run.name}"), *map(_line, probe_verdict(run.probe))]
     for run in runs:
         if run.comparison:
-            parts += [Heading(text=f"Detectors of {run.name}"), *map(_line, comparison_verdict(run.comparison))]
+            parts += [Heading(text=f"Detectors: {run.name}"), *map(_line, comparison_verdict(run.comparison))]
     trained = [run for run in runs if run.kind == "pretrain" and not _is_probed(run, runs)]
     tuned = [run for run in runs if run.kind == "detect" and run.scores and not _is_compared(run, runs)]
     if trained:
         names = " ".join(str(run.path) for run in trained)
         lines = _not_measured(f"resim probe {names} random DATA", [_readings(run) for run in trained])
-        parts += [Heading(text=f"Probes of {_names(trained)}"), *map(_line, lines)]
+        parts += [Heading(text=f"Probes: {_names(trained)}"), *map(_line, lines)]
     if tuned:
         scores = [f"{run.name} {_last_ap(run)}" for run in tuned]
         inits = dict.fromkeys(str(run.config.get("init", "random")) for run in tuned)
         command = f"resim compare DATA --val VAL --init {' '.join(dict.fromkeys([*inits, 'random']))} --out OUT"
-        parts += [Heading(text=f"Detectors of {_names(tuned)}"), *map(_line, _not_measured(command, scores))]
+        parts += [Heading(text=f"Detectors: {_names(tuned)}"), *map(_line, _not_measured(command, scores))]
     return parts
 
 
