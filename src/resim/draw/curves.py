@@ -52,7 +52,7 @@ def draw_curves(metrics: Path, out: Path, *, title: str = "") -> Path:
     Raises:
         UserError: the file is missing, contains no metric, or contains a broken line before its last.
     """
-    records = read_records(metrics) + _correspondence_records(metrics.with_name("probes.jsonl"))
+    records = read_curves(metrics) + _correspondence_records(metrics.with_name("probes.jsonl"))
     x, x_label = steps_done(records)
     records, x = [record for record, step in zip(records, x, strict=True) if np.isfinite(step)], x[np.isfinite(x)]
     references = [*reference_lines(_read_config(metrics.with_name("config.json"))), *chance_lines(records)]
@@ -93,7 +93,7 @@ def running_mean(values: np.ndarray, window: int) -> np.ndarray:
     return np.where(finite, means, np.nan)
 
 
-def read_records(metrics: Path) -> list[dict[str, object]]:
+def read_curves(metrics: Path) -> list[dict[str, object]]:
     """Read the file's objects in the order of their steps; objects of the same step are merged.
 
     Raises:
@@ -154,7 +154,7 @@ def _correspondence_records(path: Path) -> list[dict[str, object]]:
     if not path.exists() or not path.stat().st_size:
         return []
     records = []
-    for record in read_records(path):
+    for record in read_curves(path):
         values = {
             key: value
             for key, value in record.items()

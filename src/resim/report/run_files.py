@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from resim.counts import counted
-from resim.draw.curves import read_records
+from resim.draw.curves import read_curves
 from resim.errors import UserError
 from resim.reading import open_file, read_json
 from resim.runs import lines as run_lines
@@ -103,7 +103,7 @@ def _read_run(path: Path, name: str) -> RunFiles:
         name=name,
         kind=str(kind),
         config=config,
-        metrics=read_records(metrics) if metrics.exists() and metrics.stat().st_size else [],
+        metrics=read_curves(metrics) if metrics.exists() and metrics.stat().st_size else [],
         probe=probe,
         probes=run_lines.read_records(path / "probes.jsonl"),
         scores=run_lines.read_records(path / "scores.jsonl"),
