@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -63,7 +64,8 @@ class VocFolder:
         """
         usual = self.images / f"{image_id}.jpg"
         if usual.is_file() and ".." not in usual.parts:
-            is_other_file = filename not in ("", usual.name) and _is_file(self.images / Path(filename).name)
+            # not Path.is_file, which raises for a name of thousands of letters
+            is_other_file = filename not in ("", usual.name) and os.path.isfile(self.images / Path(filename).name)  # noqa: PTH113
             differs = is_other_file and Path(filename).stem != usual.stem
             return usual, f'<filename> is "{filename}", but "{usual.name}" is used' if differs else ""
         paths, _ = self._index.match(f"{image_id}.jpg")
@@ -179,10 +181,3 @@ def _parse_id(line: str, is_known: Callable[[str], bool]) -> str:
 def _without_extension(name: str) -> str:
     is_file = ending_of(name) in EXTENSIONS | UNREAD_FORMATS | {".xml"}
     return name.rpartition(".")[0] if is_file else name
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name of thousands of letters
-        return False

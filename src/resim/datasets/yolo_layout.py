@@ -265,21 +265,15 @@ def _class_name(file: Path, name: object) -> str:
     return str(name)
 
 
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name of thousands of letters
-        return False
-
-
 def _resolve(root: Path, text: str) -> Path | None:
     """A folder or file as written, or below the root without its first folders, which may be of another machine."""
+    exists = os.path.exists  # False for a name of thousands of letters, where Path.exists raises
     written = root / text
-    if _is_there(written) and not text.startswith(".."):
+    if exists(written) and not text.startswith(".."):
         return written
     parts = [part for part in re.split(r"[/\\]", text) if part not in ("", ".", "..")]
     below = (root.joinpath(*parts[start:]) for start in range(len(parts)))
-    return next((path for path in below if _is_there(path)), written if _is_there(written) else None)
+    return next((path for path in below if exists(path)), written if exists(written) else None)
 
 
 def _image_folder(path: Path) -> Path:
