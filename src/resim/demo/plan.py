@@ -21,6 +21,7 @@ DRAW, MEASURE, RESIM, MOCO = "draw the scenes", "measure this machine", "pre-tra
 PROBE, DETECT, REPORT = "probe", "train detectors", "write the report"
 _DRAWING = 0.08  # maximum share of the minutes
 _PRETRAINING, _PROBES = 0.5, 0.2  # maximum shares of the time left, where there are detectors
+_RESERVE = 0.15  # share of the detectors' time that is left free: their speed, measured on a few steps, varies as much
 _MOST_OVER = 0.1  # share of the minutes by which planned detectors may overrun them
 
 
@@ -244,8 +245,8 @@ def _detectors(steps: int, seeds: int, speeds: Speeds, images: int) -> float:
 
 
 def _steps_and_seeds(left: float, speeds: Speeds, images: int, bounds: Bounds) -> tuple[int, int]:
-    """As many seeds as fit with `good_steps` each, then as many steps as fit."""
-    steps = 0
+    """As many seeds as fit with `good_steps` each, then as many steps as fit, with a reserve."""
+    steps, left = 0, (1 - _RESERVE) * left
     for seeds in range(bounds.seeds, 0, -1):
         room = left / (NETWORKS * seeds) - _detectors(0, 1, speeds, images) / NETWORKS
         steps = _within(room / speeds.detector_step, bounds.steps) // EVALUATIONS * EVALUATIONS  # none is left over
