@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -55,6 +56,17 @@ def full_resnets() -> Iterator[None]:
     from thin_resnets import resnets_of
 
     with resnets_of(ResNet):
+        yield
+
+
+@pytest.fixture(scope="module")
+def thin_resnets_without_detectron2() -> Iterator[None]:
+    """All of a file's ResNets are thin, unless Detectron2 is installed, which loads only those with all channels."""
+    from torchvision.models import ResNet
+
+    from thin_resnets import ThinResNet, resnets_of
+
+    with resnets_of(ResNet if importlib.util.find_spec("detectron2") else ThinResNet):
         yield
 
 

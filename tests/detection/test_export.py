@@ -298,6 +298,7 @@ def test_the_command_prints_features_and_detections(capsys: Captured, tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("full_resnets", "full_states")  # Detectron2 loads no thin ones
 @pytest.mark.parametrize(("to", "pyramid"), [("torchvision", False), ("detectron2", True)])
 def test_other_targets_take_the_backbone_and_name_what_is_left_out(
     capsys: Captured, tmp_path: Path, to: str, pyramid: bool

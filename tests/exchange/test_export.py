@@ -24,11 +24,13 @@ from resim.regions.level import Level
 Captured = pytest.CaptureFixture[str]
 IMAGES = torch.randn(1, 3, 128, 160, generator=torch.Generator().manual_seed(5))
 TARGETS: tuple[Target, ...] = ("torchvision", "torchvision-detection", "detectron2", "safetensors", "hub")
-pytestmark = pytest.mark.usefixtures("thin_resnets")
+pytestmark = pytest.mark.usefixtures("thin_resnets_without_detectron2")
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain-fpn", "normalised-fpn"])
-def checkpoint(request: pytest.FixtureRequest, thin_resnets: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(
+    request: pytest.FixtureRequest, thin_resnets_without_detectron2: None, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     path = tmp_path_factory.mktemp("own") / "last.pt"
     own_checkpoint(path, small(norm=request.param))
     return path

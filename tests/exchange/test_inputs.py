@@ -35,7 +35,7 @@ from resim.views.photometric import MEAN, STD
 
 State = dict[str, Tensor]
 BGR_MEAN = torch.tensor([103.53, 116.28, 123.675])
-pytestmark = pytest.mark.usefixtures("thin_resnets")
+pytestmark = pytest.mark.usefixtures("thin_resnets_without_detectron2")
 
 
 def pixels(size: int = 64) -> Tensor:
