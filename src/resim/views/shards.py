@@ -141,7 +141,7 @@ def shard_order(
         pieces = max(1, round(sum(map(len, opened)) / window))
         cut = [np.array_split(shard, pieces) for shard in opened]
         order += [generator.permutation(np.concatenate(piece)) for piece in zip(*cut, strict=True)]
-    return np.concatenate(order).astype(np.int64)
+    return np.concatenate(order).astype(np.int64, copy=False)
 
 
 def list_shard(tar: str, is_wanted: Callable[[str], bool]) -> list[Member]:
