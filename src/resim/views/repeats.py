@@ -57,7 +57,7 @@ def _has_repeats(table: np.ndarray) -> bool:
 
 
 def _groups(table: np.ndarray) -> Iterator[list[int]]:
-    """The indices of each value that stands in a table several times, in ascending order."""
+    """The indices of each value that a table contains several times, in ascending order."""
     order = np.argsort(table, kind="stable")
     ordered = table[order]
     is_same = ordered[1:] == ordered[:-1]

@@ -102,8 +102,8 @@ def walk_files(
 ) -> Iterator[tuple[str, bool]]:
     """Yield the files below `folder`, at any depth, whose name is wanted, and whether each is a link.
 
-    They come in the order of their whole paths, as `sorted` has it. Of the folders only the names are kept in memory
-    that are still to be visited. Links are resolved; a link to a folder that contains it is not entered.
+    The order is that of the sorted paths. In memory are the names of one folder, and of those above it the names that
+    are still to be visited. Links are resolved; a link to a folder that contains it is not entered.
 
     Args:
         folder: the folder to start from.
