@@ -14,7 +14,7 @@ USER_ERROR = 2
 STOPPED = 75
 """A signal stopped a training, and everything is saved: the same command with `--resume` continues. EX_TEMPFAIL."""
 INTERRUPTED = 130
-"""Ctrl+C outside a training, or a second one."""
+"""Ctrl+C outside a training or while its images are listed, or a second one."""
 
 TABLE = {
     FINISHED: "finished (or --stop-after was reached; everything is saved)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -82,3 +83,21 @@ def test_a_file_written_by_via_is_read(tmp_path: Path) -> None:
     assert (record.boxes.tolist(), record.labels.tolist(), record.areas.tolist()) == ([[10, 20, 30, 60]], [1], [800])
     assert decode_masks(record).sum() == 800
     assert data.repairs.counts == {"image-id": 1, "mask-form": 1}
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_reading_leaves_the_garbage_collection_as_it_was(tmp_path: Path, is_frozen: bool) -> None:
+    path = write_coco(tmp_path, [thing(1, 1, 3, BOX)])
+    if is_frozen:
+        gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        assert len(read_coco(path)) == 2
+        assert gc.isenabled()
+        assert (gc.get_freeze_count() > 0) == is_frozen == (frozen > 0)
+        gc.disable()
+        assert len(read_coco(path)) == 2
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+        gc.unfreeze()

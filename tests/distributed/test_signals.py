@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from forked import on_processes
-from resim.distributed.processes import STOP_SIGNALS, Processes, catch_termination
+from resim.distributed.processes import STOP_SIGNALS, Processes, catch_termination, interrupt_at_once
 from resim.runs.clock import Clock
 from resim.runs.config import RunConfig
 
@@ -50,6 +50,16 @@ def test_a_second_ctrl_c_ends_the_process_at_once(monkeypatch: pytest.MonkeyPatc
         signal.raise_signal(signal.SIGINT)  # the first one
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+    assert received == [signal.SIGTERM, signal.SIGINT]
+
+
+def test_the_first_ctrl_c_ends_work_of_which_nothing_is_saved() -> None:
+    with catch_termination() as received:
+        with pytest.raises(KeyboardInterrupt), interrupt_at_once():
+            signal.raise_signal(signal.SIGINT)
+        with interrupt_at_once():
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
     assert received == [signal.SIGTERM, signal.SIGINT]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import random
 import tarfile
 import tracemalloc
@@ -13,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from resim.errors import UserError
+from resim.views.decode import BadImageError, Photo
 from resim.views.folder import find_images
-from resim.views.shards import list_shard
+from resim.views.shards import list_shard, open_image
 
 BLOCK = tarfile.BLOCKSIZE
 
@@ -58,6 +60,46 @@ def test_a_size_beyond_the_file_or_below_zero_is_refused(tmp_path: Path, size: i
 
 def test_a_size_that_is_no_number_is_refused(tmp_path: Path) -> None:
     assert "is not a readable tar file" in refused(tmp_path / "a.tar", with_size(b"99999999999\0") + bytes(2 * BLOCK))
+
+
+@pytest.mark.parametrize("size", [2**63, 2**64, 10**30, -1, -(2**63)])
+@pytest.mark.parametrize("key", ["size", "GNU.sparse.realsize", "GNU.sparse.size"])
+def test_an_extended_header_with_such_a_size_is_refused(tmp_path: Path, key: str, size: int) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        entry = tarfile.TarInfo("a.jpg")
+        entry.pax_headers = {key: str(size)}
+        tar.addfile(entry)
+    text = refused(tmp_path / "a.tar", packed.getvalue())
+    assert "'a.jpg'" in text or "is not a readable tar file" in text
+
+
+@pytest.mark.parametrize(("offset", "size"), [(512, 2**63), (2**63, 3), (512, 10**30), (-1, 3), (512, -1)])
+def test_such_a_size_or_position_in_an_index_is_refused(tmp_path: Path, offset: int, size: int) -> None:
+    path = tmp_path / "a.tar"
+    index = {"shards": {"a.tar": {"bytes": len(archive(path)), "members": [["a.jpg", offset, size]]}}}
+    (tmp_path / "shards.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"a\.tar: is cut off within 'a\.jpg': copy it again"):
+        list_shard(str(path), lambda name: True)
+
+
+@pytest.mark.parametrize(("offset", "size"), [(0, 2**40), (0, 2**62), (512, 2**63), (2**63, 1), (0, 10**19 - 1)])
+def test_the_path_of_a_member_beyond_the_tar_takes_no_memory(tmp_path: Path, offset: int, size: int) -> None:
+    archive(tmp_path / "a.tar")
+    (tmp_path / "list.txt").write_text(f"a.tar!{offset}+{size}!0.jpg\n")
+    (path,) = find_images(tmp_path / "list.txt")
+    with pytest.raises(OSError, match=r"a\.tar ends before '0\.jpg': copy it again"):
+        open_image(path)
+    with pytest.raises(BadImageError, match=r"a\.tar ends before '0\.jpg': copy it again"):
+        Photo(path)
+
+
+def test_the_path_of_a_member_with_absurdly_many_digits_is_no_file(tmp_path: Path) -> None:
+    archive(tmp_path / "a.tar")
+    for name in (f"a.tar!0+{'9' * 5000}!0.jpg", f"a.tar!{'9' * 20}+1!0.jpg"):
+        (tmp_path / "list.txt").write_text(f"{name}\n")
+        with pytest.raises(UserError, match=r"list\.txt, line 1: .*: there is no such file"):
+            find_images(tmp_path / "list.txt")
 
 
 def test_long_names_without_end_are_refused(tmp_path: Path) -> None:

@@ -160,6 +160,13 @@ def test_every_epoch_has_another_order_which_depends_on_the_seed() -> None:
     assert np.array_equal(epoch_order(50, 1, 2), epoch_order(50, 1, 2))
 
 
+@pytest.mark.parametrize("images", [1, 2, 33, 1000, 70_000])
+def test_the_order_of_an_epoch_is_numpys_permutation_in_four_bytes_an_image(images: int) -> None:
+    order = epoch_order(images, 3, 1)
+    assert order.tolist() == np.random.default_rng([2, 3, 1]).permutation(images).tolist()
+    assert order.nbytes == 4 * images
+
+
 @pytest.mark.parametrize("start", [1, 2, 3, 5, 6])
 def test_a_later_start_continues_the_same_list(start: int) -> None:
     continued = BatchOrder(10, 4, seed=3, start_step=start, end_step=6)

@@ -16,6 +16,7 @@ from resim.reading import parse_json
 
 _WHOLE = re.compile(r"[+-]?\d{1,30}(\.0*)?", re.ASCII)
 _TRUE = ("1", "true", "t", "yes", "y")
+_NUMBERS = (float, int)
 _FALSE = ("", "0", "false", "f", "no", "n", "none", "null", "nan")
 
 
@@ -81,7 +82,9 @@ def as_list(value: Any) -> Any:
 
 def as_numbers(value: Any, count: int) -> list[float] | None:
     """`count` finite numbers, from a list of numbers or of texts, a text that contains one, or a list around one."""
-    value = as_list(value) if type(value) is not list else value
+    if type(value) is list and len(value) != 1:
+        return finite_numbers(value, count)
+    value = as_list(value)
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
         value = value[0]
     return finite_numbers(value, count)
@@ -102,11 +105,14 @@ def as_segmentation(value: Any) -> tuple[Any, str]:
     ({"x": 1, "y": 2}), a list around one RLE, and any of these as text.
     """
     is_text = isinstance(value, str)
-    value = as_list(value)
+    value = as_list(value) if is_text else value
     form = "text" if is_text and not isinstance(value, str) else ""
     if not isinstance(value, list) or not value:
         return value, form
-    if all(type(part) is list and len(part) > 2 and type(part[0]) in (float, int) for part in value):
+    for part in value:
+        if type(part) is not list or len(part) <= 2 or type(part[0]) not in _NUMBERS:
+            break
+    else:
         return value, form  # COCO's own form: what follows would change nothing
     if len(value) == 1 and isinstance(value[0], dict) and "counts" in value[0]:
         return value[0], "a list around one RLE"

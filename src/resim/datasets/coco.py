@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from resim.counts import counted
-from resim.datasets.annotation_values import as_id
 from resim.datasets.coco_annotations import CornerCheck, check_pixels, corners_of, read_annotation
 from resim.datasets.coco_categories import Categories, read_categories
 from resim.datasets.coco_file import load_coco
@@ -61,13 +59,19 @@ def read_coco(
 
 @contextlib.contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """While inside, no cycles are searched for: there are none in millions of lists, which each search would visit."""
+    """While inside, no cycles are searched for: there are none in millions of lists, which each search would visit.
+
+    Nor does the first search afterwards visit the lists: freezing and releasing them makes them old objects.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if was_enabled:
+            if not gc.get_freeze_count():  # nobody else's objects are released
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
 
@@ -84,8 +88,7 @@ def _read(
     annotations = content["annotations"]
     categories = read_categories(content["categories"], annotations, path, repairs)
     folders = _image_folders(path, images)
-    counts = Counter(as_id(entry.get("image_id")) for entry in annotations)
-    entries = read_images(content["images"], counts, path, repairs)
+    entries = read_images(content["images"], annotations, path, repairs)
     files = locate_files((entry["file_name"] for entry in entries.values() if entry), folders)
     groups = group_annotations(annotations, entries, path, repairs)
     check_pixels(annotations, path)
@@ -148,8 +151,8 @@ class _ImageReader:
 
     def read(self, entry: dict[str, Any], file: LocatedFile, annotations: list[dict[str, Any]]) -> Record | None:
         """The record of an image entry; None, with a fault in `repairs`, if its file cannot be used."""
-        image_id, num_objects = entry["id"], len(annotations)
-        note = partial(self.repairs.add, file=str(self.path), image_id=image_id)
+        path, image_id, num_objects = str(self.path), entry["id"], len(annotations)
+        note = partial(self.repairs.add, file=path, image_id=image_id)
         if file.path is None:
             note("missing-image", detail=file.fault, num_objects=num_objects)
             return None
@@ -158,7 +161,7 @@ class _ImageReader:
         size = checked_size(
             file.path,
             annotated_size(entry.get("width"), entry.get("height")),
-            file=str(self.path),
+            file=path,
             image_id=image_id,
             check=self.check_images,
             repairs=self.repairs,
@@ -170,17 +173,17 @@ class _ImageReader:
         if size is None:
             return None
         repairs = self.exchanged.repairs_of(image_id, self.repairs)
+        note = partial(repairs.add, file=path, image_id=image_id)
         num_keypoints = len(self.categories.keypoint_names)
         objects = []
         for annotation in annotations:
             label = self.categories.label_of(annotation, repairs, self.path)
             if label is not None:
-                note = partial(repairs.add, file=str(self.path), image_id=image_id, annotation_id=annotation["id"])
                 self.corners.add(annotation, size, note)
                 objects.append(read_annotation(annotation, label, size, num_keypoints, self.crowd_as_objects, note))
         return make_record(
             objects,
-            file=str(self.path),
+            file=path,
             image=file.path,
             image_id=image_id,
             width=size[0],

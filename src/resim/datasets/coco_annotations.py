@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from resim.datasets.records import OVERHANG
 from resim.errors import UserError
 
 Note = Callable[..., None]
+_UNSET = (0, None)
 
 
 def read_annotation(
@@ -39,7 +41,7 @@ def read_annotation(
         size: width and height of its image in pixels.
         num_keypoints: K of the file.
         crowd_as_objects: read crowd regions as objects.
-        note: records a kind and a detail.
+        note: records a kind, the annotation's id and a detail.
     """
     bbox = entry.get("bbox")
     numbers = as_numbers(bbox, 4)
@@ -47,9 +49,9 @@ def read_annotation(
     if numbers is None:
         fault = NO_BOX if bbox in (None, [], "") else f"bbox {numbers_fault(bbox, 4)}"
     elif not isinstance(bbox, list) or len(bbox) != 4:
-        note("box-form", detail=f"bbox {bbox!r}")
+        note("box-form", annotation_id=entry["id"], detail=f"bbox {bbox!r}")
     area = as_positive(entry.get("area"))
-    area_fault = NO_AREA if entry.get("area") in (None, "") else "" if area else f"area {entry['area']!r}"
+    area_fault = "" if area else NO_AREA if entry.get("area") in (None, "") else f"area {entry['area']!r}"
     return Annotated(
         annotation_id=entry["id"],
         label=label,
@@ -64,33 +66,41 @@ def read_annotation(
 
 
 def _segmentation(entry: dict[str, Any], size: tuple[int, int], note: Note) -> Any:
-    segmentation, form = as_segmentation(entry.get("segmentation"))
+    segmentation = entry.get("segmentation")
+    if not segmentation:
+        return segmentation
+    segmentation, form = as_segmentation(segmentation)
     if form and segmentation:
-        note("mask-form", detail=form)
+        note("mask-form", annotation_id=entry["id"], detail=form)
     return as_rle(segmentation, *size) if isinstance(segmentation, dict) and segmentation else segmentation
 
 
 def _keypoints(entry: dict[str, Any], count: int, note: Note) -> list[float] | None:
     keypoints = entry.get("keypoints")
-    if keypoints in (None, "", []):
+    if keypoints is None or keypoints in ("", []):
         return None
     if not count:
-        note("unnamed-keypoints", detail="its category has no list of keypoints")
+        note("unnamed-keypoints", annotation_id=entry["id"], detail="its category has no list of keypoints")
         return None
     points, form = as_keypoints(keypoints, count)
     if form:
-        note("bad-keypoints" if points is None else "keypoint-form", detail=form)
+        kind = "bad-keypoints" if points is None else "keypoint-form"
+        note(kind, annotation_id=entry["id"], detail=form)
     return points
 
 
 def _is_crowd(entry: dict[str, Any], note: Note, as_objects: bool) -> bool:
-    crowd = as_flag(entry.get("iscrowd"))
+    value, ignore = entry.get("iscrowd"), entry.get("ignore")
+    if value in _UNSET and ignore in _UNSET:
+        return False
+    note = partial(note, annotation_id=entry["id"])
+    crowd = as_flag(value)
     if crowd is None:
-        note("odd-flag", detail=f"iscrowd {entry['iscrowd']!r}")
+        note("odd-flag", detail=f"iscrowd {value!r}")
     if crowd and as_objects:
         note("crowd-as-objects", detail="iscrowd 1")
-    if not crowd and as_flag(entry.get("ignore")):
-        note("ignore", detail=f"ignore {entry['ignore']!r}")
+    if not crowd and as_flag(ignore):
+        note("ignore", detail=f"ignore {ignore!r}")
     return bool(crowd) and not as_objects
 
 
@@ -128,24 +138,25 @@ class CornerCheck:
 
     num_boxes: int = 0
     num_fitting: int = 0
-    outside: list[tuple[Note, str]] = field(default_factory=list)
+    outside: list[tuple[Note, int, str]] = field(default_factory=list)
 
     def add(self, entry: dict[str, Any], size: tuple[int, int], note: Note) -> None:
         """Add a box."""
+        if self.num_fitting < self.num_boxes:  # one did not fit as corners: they are none
+            return
         numbers = as_numbers(entry.get("bbox"), 4)
         if numbers is None:
             return
         x, y, a, b = numbers  # width and height, or x1 and y1
         self.num_boxes += 1
-        if self.num_fitting < self.num_boxes - 1:  # one did not fit as corners: they are none
-            return
         width, height = size[0] + OVERHANG, size[1] + OVERHANG
         self.num_fitting += x < a <= width and y < b <= height
         if self.num_fitting == self.num_boxes and (x + a > width or y + b > height):
-            self.outside.append((note, f"bbox {x:g}, {y:g}, {a:g}, {b:g} in an image of {size[0]} x {size[1]}"))
+            detail = f"bbox {x:g}, {y:g}, {a:g}, {b:g} in an image of {size[0]} x {size[1]}"
+            self.outside.append((note, entry["id"], detail))
 
     def report(self) -> None:
         """Record the boxes that extend beyond their image, if all fit as corners and at least half do not as COCO's."""
         if self.num_fitting == self.num_boxes and 2 * len(self.outside) >= self.num_boxes:
-            for note, detail in self.outside:
-                note("corners", detail=detail)
+            for note, number, detail in self.outside:
+                note("corners", annotation_id=number, detail=detail)

@@ -36,11 +36,11 @@ class Categories:
 
     def label_of(self, entry: Entry, repairs: Repairs, path: Path) -> int | None:
         """The label of an annotation; None, with a fault in `repairs`, if it is of none of the classes."""
-        note = partial(repairs.add, file=str(path), image_id=entry["image_id"], annotation_id=entry["id"])
         category_id = entry.get("category_id")
         number = as_id(category_id)
         if number in self.labels:
             return self.labels[number]
+        note = partial(repairs.add, file=str(path), image_id=entry["image_id"], annotation_id=entry["id"])
         if isinstance(number, str) and number in self.names:
             note("category-by-name", detail=f"category_id {category_id!r}")
             return self.names.index(number) + 1
@@ -62,8 +62,7 @@ def read_categories(entries: Sequence[Entry], annotations: Sequence[Entry], path
     if not entries:
         entries = _annotated_categories(annotations, path)
         note("no-categories", detail=", ".join(str(entry["name"]) for entry in entries[:5]))
-    used = {as_id(entry.get("category_id")) for entry in annotations}
-    named = _number_ids(_unique_entries(_without_parent(entries, used, note), path, note), note)
+    named = _number_ids(_unique_entries(_without_parent(entries, annotations, note), path, note), note)
     keypoints = _keypoint_names([entry for _, _, entry in named], note)
     first: dict[str, int] = {}  # the smallest id of each name
     for number, _, entry in named:
@@ -102,17 +101,21 @@ def _annotated_categories(annotations: Sequence[Entry], path: Path) -> list[Entr
     return list(categories.values()) or [{"id": 1, "name": "object"}]
 
 
-def _without_parent(entries: Sequence[Entry], used: set[Any], note: Any) -> list[Entry]:
+def _without_parent(entries: Sequence[Entry], annotations: Sequence[Entry], note: Any) -> list[Entry]:
     """The entries without category 0 of Roboflow: the parent of the others, which no annotation has."""
     parents = [entry.get("supercategory") for entry in entries if as_id(entry.get("id")) != 0]
     kept = []
     for entry in entries:
         is_root = as_id(entry.get("id")) == 0 and entry.get("supercategory") == "none"
-        if is_root and 0 not in used and entry.get("name") in parents:
+        if is_root and entry.get("name") in parents and not _is_used(0, annotations):
             note("parent-category", detail=f"category 0, {entry.get('name')!r}")
         else:
             kept.append(entry)
     return kept
+
+
+def _is_used(category_id: int, annotations: Sequence[Entry]) -> bool:
+    return any(as_id(entry.get("category_id")) == category_id for entry in annotations)
 
 
 def _unique_entries(entries: Sequence[Entry], path: Path, note: Any) -> list[tuple[int | str, Entry]]:

@@ -45,9 +45,11 @@ def load_coco(path: Path, repairs: Repairs) -> dict[str, list[dict[str, Any]]]:
             raise UserError(
                 f"{path}: not a COCO file: `{key}` is of type {type(entries).__name__}, but must be a list of objects"
             )
-        for position, entry in enumerate(entries):
-            if not isinstance(entry, dict):
-                detail = f"entry {position} of {key} is {str(entry)[:40]}"
-                repairs.add("bad-entry", file=str(path), detail=detail)
-        lists[key] = [entry for entry in entries if isinstance(entry, dict)]
+        lists[key] = entries
+        if not set(map(type, entries)) <= {dict}:
+            for position, entry in enumerate(entries):
+                if not isinstance(entry, dict):
+                    detail = f"entry {position} of {key} is {str(entry)[:40]}"
+                    repairs.add("bad-entry", file=str(path), detail=detail)
+            lists[key] = [entry for entry in entries if isinstance(entry, dict)]
     return lists

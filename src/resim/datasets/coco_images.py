@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -15,14 +16,16 @@ Entry = dict[str, Any]
 FILE_NAMES = ("file_name", "filename", "path")
 
 
-def read_images(entries: Sequence[Entry], counts: Counter[Any], path: Path, repairs: Repairs) -> dict[int | str, Entry]:
+def read_images(
+    entries: Sequence[Entry], annotations: Sequence[Entry], path: Path, repairs: Repairs
+) -> dict[int | str, Entry]:
     """Image entries by their id, each with a `file_name`.
 
     Files that share an id are all skipped, since their annotations cannot be assigned.
 
     Args:
         entries: of the file.
-        counts: number of annotations by `image_id`.
+        annotations: of the file, which are counted for the faults of images.
         path: of the file.
         repairs: to which faults are added.
     """
@@ -30,6 +33,7 @@ def read_images(entries: Sequence[Entry], counts: Counter[Any], path: Path, repa
     sharing: dict[int | str, list[str]] = {}
     first_ids: dict[str, int | str] = {}
     unnamed: list[int | str] = []
+    count = _Counts(annotations).of
     for position, entry in enumerate(entries):
         image_id, name = _image_id(entry.get("id")), _file_name(entry)
         note = partial(repairs.add, file=str(path), image_id=image_id)
@@ -37,7 +41,7 @@ def read_images(entries: Sequence[Entry], counts: Counter[Any], path: Path, repa
             key = "id" if image_id is None else "file_name"
             value = entry.get(key)
             fault = f"no {key}" if value in (None, "") else f"{key} is {str(value)[:40]!r}"
-            note("bad-image", detail=f"entry {position}: {fault}", num_objects=_count(counts, image_id))
+            note("bad-image", detail=f"entry {position}: {fault}", num_objects=count(image_id))
             unnamed += [] if image_id is None else [image_id]
             continue
         if entry.get("file_name") != name:
@@ -55,15 +59,26 @@ def read_images(entries: Sequence[Entry], counts: Counter[Any], path: Path, repa
     for image_id, names in sharing.items():
         remaining = f" and {len(names) - 2} more" if len(names) > 2 else ""
         detail = f"{names[0]} and {names[1]}{remaining}"
-        repairs.add("one-id", file=str(path), image_id=image_id, detail=detail, num_objects=_count(counts, image_id))
+        repairs.add("one-id", file=str(path), image_id=image_id, detail=detail, num_objects=count(image_id))
     # listed without content, so that their annotations do not count as those of unknown images
     return images | {
         image_id: {} for image_id in [*sharing, *unnamed] if not images.get(image_id) or image_id in sharing
     }
 
 
-def _count(counts: Counter[Any], image_id: int | str | None) -> int:
-    return 0 if image_id is None else counts[as_id(image_id)]
+class _Counts:
+    """The number of annotations by `image_id`, counted once there is a fault."""
+
+    def __init__(self, annotations: Sequence[Entry]) -> None:
+        self._annotations = annotations
+
+    @functools.cached_property
+    def _counts(self) -> Counter[Any]:
+        return Counter(as_id(entry.get("image_id")) for entry in self._annotations)
+
+    def of(self, image_id: int | str | None) -> int:
+        """The number of annotations of an image; 0 without an id."""
+        return 0 if image_id is None else self._counts[as_id(image_id)]
 
 
 def group_annotations(
@@ -73,20 +88,17 @@ def group_annotations(
 
     An `image_id` is matched exactly, then as a number (`"1"`, `1.0`), then as the name of a file.
     """
-    numbers: dict[int | str, list[int | str]] = {}
-    for image_id in images:
-        numbers.setdefault(as_id(image_id) or image_id, []).append(image_id)
-    files: dict[str, set[int | str]] = {}
-    for image_id, entry in images.items():
-        for name in {entry["file_name"], PurePosixPath(entry["file_name"]).stem} if entry else ():
-            files.setdefault(name, set()).add(image_id)
+    image_ids = _ImageIds(images)
     groups: dict[int | str, list[Entry]] = {}
     for position, entry in enumerate(annotations, start=1):
-        number = as_id(entry.get("id"))
+        value, number = entry.get("image_id"), entry.get("id")
+        if type(number) is int and -(2**63) < number < 2**63 and type(value) in (int, str) and value in images:
+            groups.setdefault(value, []).append(entry)
+            continue
+        number = as_id(number)
         if not isinstance(number, int) or abs(number) >= 2**63:
             number = position  # some exporters omit it; it only identifies the annotation in messages
-        value = entry.get("image_id")
-        image_id, kind = _match_image(value, images, numbers, files)
+        image_id, kind = image_ids.match(value)
         note = partial(repairs.add, file=str(path), annotation_id=number)
         if image_id is None:
             is_missing = value in (None, "")
@@ -100,23 +112,39 @@ def group_annotations(
     return groups
 
 
-def _match_image(
-    value: Any,
-    images: dict[int | str, Entry],
-    numbers: dict[int | str, list[int | str]],
-    files: dict[str, set[int | str]],
-) -> tuple[int | str | None, str]:
-    """The id of the image that an `image_id` means, and the kind of fault if it is not identical to that id."""
-    if isinstance(value, int | str) and not isinstance(value, bool) and value in images:
-        return value, ""
-    number = as_id(value)
-    if number is None:
-        return None, ""
-    same = numbers.get(number, [])
-    if len(same) == 1:
-        return same[0], "image-id"
-    named = files.get(str(value), set())
-    return (next(iter(named)), "image-by-name") if len(named) == 1 and not same else (None, "")
+class _ImageIds:
+    """The ids of images, by number and by file; most files need neither."""
+
+    def __init__(self, images: dict[int | str, Entry]) -> None:
+        self._images = images
+
+    @functools.cached_property
+    def _by_number(self) -> dict[int | str, list[int | str]]:
+        numbers: dict[int | str, list[int | str]] = {}
+        for image_id in self._images:
+            numbers.setdefault(as_id(image_id) or image_id, []).append(image_id)
+        return numbers
+
+    @functools.cached_property
+    def _by_file(self) -> dict[str, set[int | str]]:
+        files: dict[str, set[int | str]] = {}
+        for image_id, entry in self._images.items():
+            for name in {entry["file_name"], PurePosixPath(entry["file_name"]).stem} if entry else ():
+                files.setdefault(name, set()).add(image_id)
+        return files
+
+    def match(self, value: Any) -> tuple[int | str | None, str]:
+        """The id of the image that an `image_id` means, and the kind of fault if it is not identical to that id."""
+        if isinstance(value, int | str) and not isinstance(value, bool) and value in self._images:
+            return value, ""
+        number = as_id(value)
+        if number is None:
+            return None, ""
+        same = self._by_number.get(number, [])
+        if len(same) == 1:
+            return same[0], "image-id"
+        named = self._by_file.get(str(value), set())
+        return (next(iter(named)), "image-by-name") if len(named) == 1 and not same else (None, "")
 
 
 def _image_id(value: Any) -> int | str | None:

@@ -108,7 +108,7 @@ class FileIndex:
         self._by_name: dict[str, list[str]] = defaultdict(list)
         for root in self.roots:
             root_name = os.path.basename(os.path.abspath(root))  # noqa: PTH100, PTH119 - strings: Path objects are slow
-            for path, _ in sorted(walk_files(root, lambda name: True, PassedOver(), skip_unreadable=True)):
+            for path, _ in walk_files(root, lambda name: True, PassedOver(), skip_unreadable=True):
                 *parents, name = Path(path).relative_to(root).parts
                 self._folders[path] = (root_name, *parents)
                 self._by_name[name].append(path)
@@ -225,9 +225,10 @@ def _path_below(name: str, roots: Sequence[str]) -> str | None:
         path = os.path.join(root, name)  # noqa: PTH118
         if not os.path.isfile(path):  # noqa: PTH113
             continue
-        is_below = not os.path.isabs(name) and ".." not in name  # noqa: PTH117
+        if not os.path.isabs(name) and ".." not in name:  # noqa: PTH117
+            return path
         inside = os.path.join(os.path.abspath(root), "")  # noqa: PTH100, PTH118
-        if is_below or os.path.abspath(path).startswith(inside):  # noqa: PTH100
+        if os.path.abspath(path).startswith(inside):  # noqa: PTH100
             return path
     return None
 

@@ -6,9 +6,8 @@ Shapes: n objects, K keypoints.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,8 +20,7 @@ MAX_REACH = 10  # of a polygon, in longer sides of its image: pycocotools' memor
 NO_BOX, NO_AREA = "no bbox", "no area"  # the faults of an annotation that states none
 
 
-@dataclass(frozen=True, kw_only=True)
-class Annotated:
+class Annotated(NamedTuple):
     """An object as annotated; only its category is checked.
 
     Attributes:
@@ -64,25 +62,26 @@ def make_record(
 ) -> Record:
     """The valid objects of an image as a record; repaired and dropped ones are added to `repairs`."""
     kept: list[Annotated] = []
-    boxes: list[list[float]] = []
+    boxes: list[float] = []
     masks: list[Segmentation | None] = []
-    points: list[list[float]] = []
+    points: list[float] = []
     areas: list[float] = []
+    note = partial(repairs.add, file=file, image_id=image_id)
     for annotated in objects:
-        note = partial(repairs.add, file=file, image_id=image_id, annotation_id=annotated.annotation_id)
-        mask = _checked_mask(annotated.segmentation, width, height, note)
+        mask = _checked_mask(annotated, width, height, note) if annotated.segmentation else None
         box = _checked_box(annotated, mask, width, height, note)
         if box is None:
             continue
-        keypoints = finite_numbers(annotated.keypoints, 3 * num_keypoints) if num_keypoints else None
+        if num_keypoints:
+            keypoints = finite_numbers(annotated.keypoints, 3 * num_keypoints)
+            points += keypoints or [0.0] * (3 * num_keypoints)
         kept.append(annotated)
-        boxes.append(box)
+        boxes += box
         masks.append(mask)
-        points.append(keypoints or [0.0] * (3 * num_keypoints))
-        area = as_positive(annotated.area)
-        areas.append(area or _area(mask, box, width, height))
+        areas.append(as_positive(annotated.area) or _area(mask, box, width, height))
         if annotated.area_fault:
-            note("no-area" if annotated.area_fault == NO_AREA else "area", detail=annotated.area_fault)
+            kind = "no-area" if annotated.area_fault == NO_AREA else "area"
+            note(kind, annotation_id=annotated.annotation_id, detail=annotated.area_fault)
     return Record(
         image=image,
         image_id=image_id,
@@ -104,6 +103,9 @@ def _checked_box(
 ) -> list[float] | None:
     """The box as annotated, repaired, or computed from the mask; None, with a fault, if none is usable."""
     box = finite_numbers(annotated.box, 4)
+    if box is not None and _is_inside(box, width, height):
+        return box
+    note = partial(note, annotation_id=annotated.annotation_id)
     is_usable = box is not None and not _is_flat(box)
     around = mask_box(mask, height, width) if mask is not None and not is_usable else None
     if around is not None and not _is_flat(around):
@@ -133,9 +135,14 @@ def _area(mask: Segmentation | None, box: Sequence[float], width: int, height: i
     return pixels or (box[2] - box[0]) * (box[3] - box[1])
 
 
+def _is_inside(box: Sequence[float], width: int, height: int) -> bool:
+    x0, y0, x1, y1 = box
+    return 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
+
+
 def _repaired_box(box: list[float], width: int, height: int, note: Any) -> list[float] | None:
     x0, y0, x1, y1 = box
-    if 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height:
+    if _is_inside(box, width, height):
         return box
     shown = f"box {x0:g}, {y0:g}, {x1:g}, {y1:g}"
     if x1 == x0 or y1 == y0:
@@ -153,41 +160,47 @@ def _repaired_box(box: list[float], width: int, height: int, note: Any) -> list[
     return box
 
 
-def _checked_mask(segmentation: Any, width: int, height: int, note: Any) -> Segmentation | None:
-    if not segmentation:
-        return None
-    if isinstance(segmentation, dict):
-        fault = rle_fault(segmentation, width, height)
-        if fault:
-            note("bad-mask", detail=fault)
-            return None
-        if not has_pixels(segmentation):
-            note("empty-mask", detail="RLE")
-            return None
-        return segmentation
-    if not isinstance(segmentation, list):
+def _checked_mask(annotated: Annotated, width: int, height: int, note: Any) -> Segmentation | None:
+    segmentation = annotated.segmentation
+    if isinstance(segmentation, list):
+        polygons: list[list[float]] = []
+        for polygon in segmentation:
+            numbers = finite_numbers(polygon)
+            fault = _polygon_fault(numbers, width, height)
+            if fault is not None:
+                kind, detail = fault
+                note(kind, annotation_id=annotated.annotation_id, detail=detail)
+            elif numbers is not None:
+                polygons.append(numbers)
+        return polygons or None
+    note = partial(note, annotation_id=annotated.annotation_id)
+    if not isinstance(segmentation, dict):
         note("bad-mask", detail=f"a segmentation of type {type(segmentation).__name__}")
         return None
-    polygons = []
-    for polygon in segmentation:
-        numbers = finite_numbers(polygon)
-        if numbers is None or len(numbers) % 2:
-            note("bad-mask", detail="a polygon that is not a list of finite x, y pairs")
-        elif len(numbers) < 6:  # pycocotools would read two points as a box
-            note("short-polygon", detail=f"{len(numbers) // 2} points")
-        else:
-            xs, ys = numbers[0::2], numbers[1::2]
-            x0, y0, x1, y1 = min(xs), min(ys), max(xs), max(ys)
-            if max(x1, y1, -x0, -y0) > MAX_REACH * max(width, height):
-                note(
-                    "bad-mask",
-                    detail=f"a polygon that extends to {max(numbers, key=abs):g} px in an image of {width} x {height}",
-                )
-            elif x0 == x1 or y0 == y1 or x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
-                note(
-                    "empty-mask",
-                    detail=f"a polygon from {x0:g}, {y0:g} to {x1:g}, {y1:g} in an image of {width} x {height}",
-                )
-            else:
-                polygons.append(numbers)
-    return polygons or None
+    fault = rle_fault(segmentation, width, height)
+    if fault:
+        note("bad-mask", detail=fault)
+        return None
+    if not has_pixels(segmentation):
+        note("empty-mask", detail="RLE")
+        return None
+    return segmentation
+
+
+def _polygon_fault(numbers: list[float] | None, width: int, height: int) -> tuple[str, str] | None:
+    """The kind of fault of a polygon, and its description; None if it is usable."""
+    if numbers is None or len(numbers) % 2:
+        return "bad-mask", "a polygon that is not a list of finite x, y pairs"
+    if len(numbers) < 6:  # pycocotools would read two points as a box
+        return "short-polygon", f"{len(numbers) // 2} points"
+    xs, ys = numbers[0::2], numbers[1::2]
+    x0, y0, x1, y1 = min(xs), min(ys), max(xs), max(ys)
+    if 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height:
+        return None
+    if max(x1, y1, -x0, -y0) > MAX_REACH * max(width, height):
+        reach = max(numbers, key=abs)
+        return "bad-mask", f"a polygon that extends to {reach:g} px in an image of {width} x {height}"
+    if x0 == x1 or y0 == y1 or x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
+        place = f"from {x0:g}, {y0:g} to {x1:g}, {y1:g}"
+        return "empty-mask", f"a polygon {place} in an image of {width} x {height}"
+    return None

@@ -109,6 +109,7 @@ def load_detector(
 
 def _build(file: Path, state: Mapping[str, Any], device: torch.device | str) -> TrainedDetector:
     recipe = DetectRecipe.from_json(state["recipe"])
+    _check_types(state)
 
     from resim.detection.detector import build_detector  # slow to import: where there is a detector
     from resim.detection.freeze import freeze_parts
@@ -129,6 +130,20 @@ def _build(file: Path, state: Mapping[str, Any], device: torch.device | str) -> 
         source=f"{file}, step {state['step']}",
         step=state["step"],
     )
+
+
+def _check_types(state: Mapping[str, Any]) -> None:
+    """Raise a TypeError or a ValueError if an entry of a detector's checkpoint cannot be what it is named after."""
+    for name, kind in (("classes", str), ("category_ids", int), ("keypoint_names", str), ("keypoint_labels", int)):
+        entries = state[name]
+        if not isinstance(entries, list | tuple) or not all(type(entry) is kind for entry in entries):
+            raise TypeError(f"{name} must be a list of {kind.__name__}")
+    if len(state["classes"]) != len(state["category_ids"]):
+        raise ValueError(f"{len(state['classes'])} classes and {len(state['category_ids'])} category_ids")
+    if type(state["step"]) is not int:
+        raise TypeError("step must be of type int")
+    if state["precision"] not in ("float32", "bf16"):
+        raise ValueError("precision must be float32 or bf16")
 
 
 def holds_detector(path: str | Path) -> bool:

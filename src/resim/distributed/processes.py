@@ -226,3 +226,17 @@ def catch_termination() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def interrupt_at_once() -> Iterator[None]:
+    """While inside, the first SIGINT raises KeyboardInterrupt: for long work of which nothing can be saved."""
+    try:
+        previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    except ValueError:  # not in the main thread: handlers cannot be set
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

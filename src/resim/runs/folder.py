@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from resim.errors import UserError
+from resim.reading import read_json
 from resim.runs.checkpoints import remove_temporary, save_checkpoint, write_atomically
 from resim.runs.config import AnyRecipe, differences, read_recipe
 from resim.runs.lines import append
@@ -124,10 +125,14 @@ def starting_point(out: Path, start_from: str | None, start_epoch: int) -> tuple
         start_epoch: epoch that the command names; 0: it names none.
 
     Raises:
-        UserError: the command names others.
+        UserError: the command names others, or config.json cannot be read.
     """
     settings = _stored_settings(out)
     weights, epoch = settings.get("start_from"), settings.get("start_epoch", 0)
+    if not isinstance(weights, str | None) or type(epoch) is not int:
+        raise UserError(
+            f"{out / 'config.json'}: start_from {weights!r} and start_epoch {epoch!r} are no start of a run"
+        )
     if start_from is not None and os.path.normpath(start_from) != os.path.normpath(weights or "random"):
         raise UserError(
             f"--start-from {start_from}: the run in {out} started from {weights or 'random'}: leave it out to "
@@ -141,12 +146,23 @@ def starting_point(out: Path, start_from: str | None, start_epoch: int) -> tuple
 
 
 def stored_setting(out: Path, name: str) -> Any:
-    """A setting with which the run in `out` started; None: its config.json has none of this name."""
+    """A setting with which the run in `out` started; None: its config.json has none of this name.
+
+    Raises:
+        UserError: config.json cannot be read.
+    """
     return _stored_settings(out).get(name)
 
 
 def _stored_settings(out: Path) -> dict[str, Any]:
-    settings = json.loads((out / "config.json").read_text(encoding="utf-8")).get("run", {})
+    path = out / "config.json"
+    try:
+        content = read_json(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): restore it, or name another --out") from None
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged ({error}): restore it, or name another --out") from None
+    settings = content.get("run") if isinstance(content, dict) else None
     return settings if isinstance(settings, dict) else {}
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from resim.errors import UserError
+from resim.reading import parse_json, read_file
 from resim.runs.checkpoints import write_atomically
 
 Record = dict[str, Any]
@@ -32,8 +32,8 @@ def parse_line(line: bytes) -> Record | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        record = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError):  # bad UTF-8 is a ValueError too
+        record = parse_json(line.decode("utf-8"))
+    except ValueError:  # bad UTF-8 too
         return None
     if not isinstance(record, dict):
         return None
@@ -102,6 +102,6 @@ def append(path: Path, content: bytes) -> None:
 
 def _split(path: Path) -> list[bytes]:
     try:
-        return list(io.BytesIO(path.read_bytes())) if path.exists() else []  # a carriage return alone ends no line
+        return list(io.BytesIO(read_file(path))) if path.exists() else []  # a carriage return alone ends no line
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from resim.counts import counted
 from resim.distributed.processes import Processes
 from resim.errors import UserError
+from resim.reading import read_json
 from resim.runs.checkpoints import write_atomically
 from resim.runs.log import Log, NonFiniteLossError
 from resim.runs.progress import Progress
@@ -115,8 +116,8 @@ def _passed_over(out: Path) -> list[int]:
     steps = []
     for path in sorted((out / _FOLDER).glob("step_*.json")):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             steps += [int(content["step"])] if content["passed_over"] else []
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise UserError(f"{path}: cannot be read ({error}): restore it, or remove it") from None
     return steps

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from resim import acceleration
-from resim.distributed.processes import Processes
+from resim.distributed.processes import Processes, interrupt_at_once
 from resim.errors import UserError
 from resim.model.resim import ReSim
 from resim.runs import folder as run_folder
@@ -102,7 +102,8 @@ def prepare(
     if resume:
         start_from, start_epoch = run_folder.starting_point(out, run.start_from, run.start_epoch)
         run = dataclasses.replace(run, start_from=start_from, start_epoch=start_epoch)
-    paths = find_images(sources)
+    with interrupt_at_once():  # millions of files take minutes, of which nothing is saved
+        paths = find_images(sources)
     epoch_steps = _steps_per_epoch(recipe, paths, processes, command)
     end, step = epoch_steps * recipe.optim.epochs, epoch_steps * run.start_epoch
     resumed = None

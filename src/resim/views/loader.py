@@ -173,6 +173,7 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
         for step in range(self.start_step, self.end_step):
             if step // steps != epoch:
                 epoch = step // steps
+                del order  # before the next one takes as much memory
                 order = (
                     shard_order(self.shards, self.seed, epoch)
                     if self.shards
@@ -183,8 +184,10 @@ class BatchOrder(Sampler[list[tuple[int, int]]]):
 
 
 def epoch_order(images: int, seed: int, epoch: int) -> np.ndarray:
-    """(images,) int64: the order of the images in an epoch."""
-    return np.random.default_rng([2, seed, epoch]).permutation(images)
+    """(images,) uint32, or int64 for more than 2^32 images: the order of the images in an epoch."""
+    order = np.arange(images, dtype=np.uint32 if images <= 2**32 else np.int64)
+    np.random.default_rng([2, seed, epoch]).shuffle(order)  # as `permutation` does, which takes int64
+    return order
 
 
 def shuffle_order(batch: int, seed: int, step: int) -> Tensor:

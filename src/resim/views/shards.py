@@ -29,7 +29,7 @@ INDEX = "shards.json"
 WINDOW, STREAMS = 4096, 8  # images that are shuffled together, and the shards that they come from
 _READ_AHEAD = 16 * 2**20  # bytes
 _LONGEST_HEADER = 2**20  # bytes of all headers of one member, such as its long name and its extended attributes
-_MEMBER = re.compile(r"(.*?\.tar)!(\d+)\+(\d+)!(.+)", re.IGNORECASE | re.DOTALL)
+_MEMBER = re.compile(r"(.*?\.tar)!(\d{1,19})\+(\d{1,19})!(.+)", re.IGNORECASE | re.DOTALL)
 
 
 class Member(NamedTuple):
@@ -88,6 +88,9 @@ def read_member(tar: str, member: Member) -> bytes:
         OSError: the tar cannot be read, or ends before the file does.
     """
     descriptor = _Descriptor.of(tar)
+    # before memory of this size is taken: the path may stand in a list that anybody wrote
+    if member.offset + member.size > os.fstat(descriptor).st_size:
+        raise OSError(f"{tar} ends before {member.name!r}: copy it again")
     if hasattr(os, "posix_fadvise"):  # `shard_order` reads its neighbours soon
         os.posix_fadvise(descriptor, member.offset, max(member.size, _READ_AHEAD), os.POSIX_FADV_WILLNEED)
     data = os.pread(descriptor, member.size, member.offset)
@@ -141,7 +144,7 @@ def shard_order(
         pieces = max(1, round(sum(map(len, opened)) / window))
         cut = [np.array_split(shard, pieces) for shard in opened]
         order += [generator.permutation(np.concatenate(piece)) for piece in zip(*cut, strict=True)]
-    return np.concatenate(order).astype(np.int64)
+    return np.concatenate(order).astype(np.int64, copy=False)
 
 
 def list_shard(tar: str, is_wanted: Callable[[str], bool]) -> list[Member]:

@@ -14,6 +14,7 @@ _MARKS = (
 )
 # strict encodings first: each decodes some texts in the others without an error
 NATIONAL = ("gb18030", "shift_jis", "euc_kr", "cp1252", "latin-1")
+HEAD = 512  # bytes
 
 
 def decode_text(data: bytes, is_right: Callable[[str], bool] | None = None) -> str:
@@ -27,7 +28,7 @@ def decode_text(data: bytes, is_right: Callable[[str], bool] | None = None) -> s
         data: the content of the file.
         is_right: whether a decoded text is plausible, for instance because the files that it names exist.
     """
-    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), None) or _utf_16(data) or "utf-8"
+    encoding = encoding_of(data)
     try:
         text = data.decode(encoding)
         if encoding != "utf-8" or text.isascii() or is_right is None or is_right(text):
@@ -48,9 +49,14 @@ def decode_text(data: bytes, is_right: Callable[[str], bool] | None = None) -> s
     return kept
 
 
+def encoding_of(data: bytes) -> str:
+    """The encoding by the byte order mark, or UTF-16 by its zeros, or UTF-8; the first `HEAD` bytes suffice."""
+    return next((name for mark, name in _MARKS if data.startswith(mark)), None) or _utf_16(data) or "utf-8"
+
+
 def _utf_16(data: bytes) -> str | None:
     """The byte order of UTF-16 without a mark, recognised if most characters are Latin; None for other data."""
-    head = data[:512]
+    head = data[:HEAD]
     pairs = len(head) // 2
     if not pairs or b"\0" not in head:
         return None
