@@ -45,9 +45,11 @@ def main() -> int:
     targets = [TARGETS[name] for name in options.targets or TARGETS]
     logging.disable(logging.CRITICAL)
     if options.replay is not None:
-        return _replay(targets[0], options.replay)
+        with targets[0].surroundings():
+            return _replay(targets[0], options.replay)
     if options.child is not None:
-        return _child(targets[0], options)
+        with targets[0].surroundings():
+            return _child(targets[0], options)
     return _parent(targets, options)
 
 
