@@ -1,4 +1,4 @@
-"""A detector's checkpoint is loaded if recipe, classes and tensors belong together; else one line says what does not."""
+"""A detector's checkpoint is loaded if its recipe, classes and tensors belong together, or refused in one line."""
 
 from __future__ import annotations
 

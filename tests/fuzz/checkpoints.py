@@ -181,7 +181,7 @@ def encode(tree: Any, rng: Random) -> bytes:
         if form == "torch":
             return _with_other_pickle(buffer.getvalue(), rng) if rng.random() < 0.2 else buffer.getvalue()
         return _with_fixed_keys(buffer.getvalue())
-    except (RecursionError, UnicodeEncodeError, ValueError, TypeError, RuntimeError, AttributeError):
+    except Exception:  # what PyTorch, or pickle, cannot write
         return pickle.dumps({"a": 1})
 
 

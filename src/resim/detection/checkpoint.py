@@ -122,8 +122,8 @@ def _build(file: Path, state: Mapping[str, Any], device: torch.device | str) -> 
     from resim.detection.freeze import freeze_parts
 
     def build(tensors: Mapping[str, Any]) -> GeneralizedRCNN:
-        numbers = {"num_classes": len(state["classes"]), "num_keypoints": len(state["keypoint_names"])}
-        model = build_detector(recipe.detector, recipe.images, **numbers)
+        classes, keypoints = len(state["classes"]), len(state["keypoint_names"])
+        model = build_detector(recipe.detector, recipe.images, num_classes=classes, num_keypoints=keypoints)
         freeze_parts(model, recipe.detector)
         model.load_state_dict(tensors)
         return model
