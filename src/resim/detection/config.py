@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from resim.detection.fpn_parts import check_fixed
 from resim.fields import AtLeast, AtMost, Below, Decay, Positive, PositiveShare, Seed, Share, check_fields
+from resim.model.config import WIDEST
 from resim.runs.config import Resume, normalize_resume
 
 LONGEST = 2**15
@@ -27,7 +28,7 @@ class DetectorConfig:
     """torchvision ResNet or ResNeXt by name; auto: that of --init."""
     neck: Literal["fpn", "c4"] = "fpn"
     """fpn: boxes are detected on P2 to P5; c4: on C4, by the fifth stage, with an extra BatchNorm after it."""
-    fpn_width: Annotated[int, AtLeast(0)] = 0
+    fpn_width: Annotated[int, AtLeast(0), AtMost(WIDEST)] = 0
     """Channels of every FPN map; 0: that of --init, or 256."""
     norm: Literal["sync", "batch", "frozen"] = "sync"
     """BatchNorm of the backbone: over all processes, of each, or with fixed statistics and weights."""
