@@ -93,9 +93,9 @@ def trees() -> Sequence[Any]:
     export = {"resim": "1.0", "kind": "detect", "state_dict": detecting,
               "metadata": {"kind": "detect", "detector": json.dumps(detector | {"model": None})}}  # fmt: skip
     args = {"state_dict": resnet, "args": {"lr": 0.1, "model": "resnet18"}, "meta": {"config": "mean=[1, 2, 3]"}}
+    old = {"arch": "resnet18", "state_dict": _tensors("", "module.encoder_q."), "optimizer": optimizer}
     torsos = [ours | {"model": _tensors("", "query.backbone.")}, _tensors(""), {"model": _tensors("", "backbone.")},
-              detector | {"model": {"backbone.body.conv1.weight": {_TENSOR: [4, 3, 7, 7]}}},
-              {"arch": "resnet18", "state_dict": _tensors("", "module.encoder_q."), "optimizer": optimizer}]  # fmt: skip
+              detector | {"model": {"backbone.body.conv1.weight": {_TENSOR: [4, 3, 7, 7]}}}, old]  # fmt: skip
     return [ours, detector, moco, args, export, resnet, *torsos * 2]  # a torso takes a tenth of the time
 
 
