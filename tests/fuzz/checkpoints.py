@@ -121,7 +121,7 @@ def detectron2_trees() -> Sequence[Any]:
     return [{"model": body} | author, {"model": whole, "iteration": 9}, body, caffe2]
 
 
-def _fill(tree: Any, *, arrays: bool, odd: float = 0.0, rng: Random | None = None) -> Any:
+def fill(tree: Any, *, arrays: bool, odd: float = 0.0, rng: Random | None = None) -> Any:
     """The tree with tensors, or NumPy's arrays, in their places; a share `odd` of the tensors is of an odd kind."""
     if isinstance(tree, dict):
         sides = tree.get(_TENSOR)
@@ -131,8 +131,8 @@ def _fill(tree: Any, *, arrays: bool, odd: float = 0.0, rng: Random | None = Non
                 return _odd_tensor(shape, rng)
             return np.zeros(shape, np.float32) if arrays else torch.zeros(shape)
         names = {name: int(name) if name.isdecimal() and len(name) < 5 else name for name in tree}
-        return {names[name]: _fill(value, arrays=arrays, odd=odd, rng=rng) for name, value in tree.items()}
-    return [_fill(value, arrays=arrays, odd=odd, rng=rng) for value in tree] if isinstance(tree, list) else tree
+        return {names[name]: fill(value, arrays=arrays, odd=odd, rng=rng) for name, value in tree.items()}
+    return [fill(value, arrays=arrays, odd=odd, rng=rng) for value in tree] if isinstance(tree, list) else tree
 
 
 _DTYPES = tuple(sorted({kind for kind in vars(torch).values() if isinstance(kind, torch.dtype)}, key=str))
@@ -172,7 +172,7 @@ def encode(tree: Any, rng: Random) -> bytes:
     try:
         if form == "safetensors":
             return _safetensors(tree, rng)
-        content = _fill(tree, arrays=form == "pickle", odd=rng.choice((0.0, 0.0, 0.0, 0.02, 0.3)), rng=rng)
+        content = fill(tree, arrays=form == "pickle", odd=rng.choice((0.0, 0.0, 0.0, 0.02, 0.3)), rng=rng)
         if rng.random() < 0.2 and isinstance(content, dict):
             content = OrderedDict(content)
         if form == "pickle":

@@ -45,16 +45,21 @@ def run(target: Target, options: argparse.Namespace, parent: Path) -> int:
         _atheris(target, attempt, options.seed, seconds, parent)
     else:
         limit_memory()
-        _hypothesis(target, attempt, options.seed, seconds)
+        _hypothesis(target, attempt, options.seed, seconds, parent)
     (parent / "state.json").write_text(json.dumps({"index": options.start + count[0], "kinds": kinds}))
     return 0
 
 
-def _hypothesis(target: Target, attempt: Any, seed: int, seconds: int) -> None:
-    """Rounds of 500 examples until the time is over."""
+def _hypothesis(target: Target, attempt: Any, seed: int, seconds: int, parent: Path) -> None:
+    """Rounds of 500 examples until the time is over.
+
+    Hypothesis mixes in the constants of all modules that are loaded: another version of the code has other inputs.
+    """
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import seed as with_seed
+    from hypothesis.configuration import set_hypothesis_home_dir
 
+    set_hypothesis_home_dir(parent / "hypothesis")
     slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
     rules = settings(
         max_examples=500, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=slow
@@ -82,20 +87,20 @@ def input_strategy(target: Target, seed: int) -> Any:
     if not known:
         return inputs
     return inputs | st.builds(
-        lambda tree, number, value: target.encode(_placed(tree, Random(number), value), Random(number)),
+        lambda tree, number, value: target.encode(placed(tree, Random(number), value), Random(number)),
         st.sampled_from(known), numbers, plain,
     )  # fmt: skip
 
 
-def _placed(tree: Any, rng: Random, value: Any) -> Any:
+def placed(tree: Any, rng: Random, value: Any) -> Any:
     """A tree with a value in place of one of its parts."""
     if not isinstance(tree, (dict, list)) or not tree or rng.random() < 0.1:
         return value
     if isinstance(tree, list):
         at = rng.randrange(len(tree))
-        return [*tree[:at], _placed(tree[at], rng, value), *tree[at + 1 :]]
+        return [*tree[:at], placed(tree[at], rng, value), *tree[at + 1 :]]
     key = rng.choice(list(tree))
-    return tree | {key: _placed(tree[key], rng, value)}
+    return tree | {key: placed(tree[key], rng, value)}
 
 
 def _keys(tree: Any) -> set[str]:
