@@ -17,8 +17,8 @@ test-fast: $(VENV)/.installed-test  ## the tests that are not marked slow: the l
 test-long: $(VENV)/.installed-test  ## the study of docs/results.md in its small form: up to half an hour
 	$(BIN)/python -m pytest -m long $(PYTEST)
 
-fuzz: $(VENV)/.installed-dev  ## damaged and hostile inputs for every reader: make fuzz [MINUTES=5] [SEED=0] [TARGETS="coco tar"]
-	$(BIN)/python -m tests.fuzz $(TARGETS) --minutes "$(or $(MINUTES),5)" --seed "$(or $(SEED),0)"
+fuzz: $(VENV)/.installed-dev  ## damaged and hostile inputs for every reader: make fuzz [MINUTES=5] [SEED=0] [TARGETS="coco tar"] [ENGINE=hypothesis]
+	$(BIN)/python -m tests.fuzz $(TARGETS) --minutes "$(or $(MINUTES),5)" --seed "$(or $(SEED),0)" --engine "$(or $(ENGINE),own)"
 
 check: $(VENV)/.installed-dev  ## lint, format and types
 	$(BIN)/ruff check .

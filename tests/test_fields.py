@@ -92,12 +92,19 @@ class Bounded:
         ("pair", (0.0, 2.0, 2.0), "pair (0.0, 2.0, 2.0): must be 2 finite numbers"),
         ("many", (3, 4), "many 3 4: each must be at most 3"),
         ("many", ("a",), "many ('a',): must be a tuple of int"),
+        ("rate", 10**310, f"rate 1{'0' * 199}...: must be a finite number"),
     ],
 )
 def test_a_value_beyond_a_bound_is_reported(field: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError) as refused:
         check_fields(Bounded(**{field: value}))
     assert str(refused.value) == message
+
+
+def test_a_number_that_python_does_not_print_is_reported() -> None:
+    for field, expected in (("rate", "a finite number"), ("count", "at most 8")):
+        with pytest.raises(ValueError, match=f"{field} with a number of thousands of digits: must be {expected}"):
+            check_fields(Bounded(**{field: 10**5000}))
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,12 @@ from torchvision.models.resnet import ResNet
 import exchange_files
 from resim.exchange.networks.architecture import encoder_shapes
 
-SHARE = 4
-
 
 class ThinResNet(ResNet):
     """16 channels after the stem, 16 to 128 in the blocks of the stages, four times as many after a bottleneck."""
+
+    share = 4
+    """Of torchvision's channels, one in so many is left."""
 
     def __init__(self, block: Any, layers: list[int], num_classes: int = 1000, **settings: Any) -> None:
         super().__init__(block, layers, num_classes=1, **settings)
@@ -30,10 +31,16 @@ class ThinResNet(ResNet):
 
     def _make_layer(self, block: Any, planes: int, blocks: int, *places: Any, **more: Any) -> nn.Sequential:
         if planes == 64:  # the first stage, after the stem
-            self.inplanes //= SHARE
+            self.inplanes //= self.share
             self.conv1 = nn.Conv2d(3, self.inplanes, kernel_size=7, stride=2, padding=3, bias=False)
             self.bn1 = self._norm_layer(self.inplanes)
-        return super()._make_layer(block, planes // SHARE, blocks, *places, **more)
+        return super()._make_layer(block, planes // self.share, blocks, *places, **more)
+
+
+class TinyResNet(ThinResNet):
+    """2 channels after the stem, 2 to 16 in the blocks of the stages: a file of some ten thousand bytes."""
+
+    share = 32
 
 
 class ShallowResNet(ThinResNet):

@@ -81,12 +81,12 @@ def check_fields(config: Any) -> None:
         value, hint, name = getattr(config, field.name), hints[field.name], field.name.replace("_", "-")
         expected = _mismatch(value, hint)
         if expected:
-            raise ValueError(f"{name} {value!r}: must be {expected}")
+            raise ValueError(f"{name} {_shown(value)}: must be {expected}")
         exceeded = _exceeded_bound(value, hint)
         if exceeded is not None and isinstance(value, tuple):
-            raise ValueError(f"{name} {' '.join(map(str, value))}: each must be {exceeded}")
+            raise ValueError(f"{name} {' '.join(_shown(item, str) for item in value)}: each must be {exceeded}")
         if exceeded is not None:
-            raise ValueError(f"{name} {value}: must be {exceeded}")
+            raise ValueError(f"{name} {_shown(value, str)}: must be {exceeded}")
 
 
 def _mismatch(value: Any, hint: Any) -> str:
@@ -103,10 +103,26 @@ def _mismatch(value: Any, hint: Any) -> str:
         return _tuple_mismatch(value, inner)
     if hint is float:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        return "" if is_number and math.isfinite(value) else "a finite number"
+        return "" if is_number and _is_finite(value) else "a finite number"
     if hint is int:
         return "" if isinstance(value, int) and not isinstance(value, bool) else "a whole number"
     return "" if isinstance(value, hint) else {bool: "true or false", str: "text"}.get(hint, f"a {hint.__name__}")
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number beyond the largest float
+        return False
+
+
+def _shown(value: Any, write: Callable[[Any], str] = repr) -> str:
+    """A value in a message; Python prints no whole number of more than 4,300 digits."""
+    try:
+        text = write(value)
+    except ValueError:
+        return "with a number of thousands of digits"
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _tuple_mismatch(value: Any, inner: tuple[Any, ...]) -> str:

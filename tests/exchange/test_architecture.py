@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 
-from resim.exchange.networks.architecture import list_mismatches, shorten
+from resim.errors import UserError
+from resim.exchange.networks.architecture import list_mismatches, refuse_infinite, shorten
 
 EXPECTED = {"a.weight": (2, 3), "a.bias": (2,), "b.num_batches_tracked": ()}
 STATE = {"a.weight": torch.zeros(2, 3), "a.bias": torch.zeros(2), "b.num_batches_tracked": torch.tensor(4)}
@@ -29,3 +33,9 @@ def test_only_required_entries_are_missing() -> None:
 def test_a_long_list_of_names_is_shortened() -> None:
     assert shorten(["a", "b", "c"]) == "a, b, c"
     assert shorten(["a", "b", "c", "d"]) == "a, b, c, ... 4 in all"
+
+
+def test_variances_below_0_are_refused_and_none_at_all_are_not() -> None:
+    refuse_infinite(Path("w.pt"), {"bn1.running_var": torch.zeros(0), "bn2.running_var": torch.zeros(2)})
+    with pytest.raises(UserError, match="bn2.running_var has variances below 0"):
+        refuse_infinite(Path("w.pt"), {"bn2.running_var": torch.tensor([1.0, -1.0])})

@@ -414,3 +414,8 @@ def test_sparse_and_quantised_tensors_are_refused(tmp_path: Path) -> None:
         path = tmp_path / f"{number}.pth"
         torch.save({"state_dict": {"w": value}}, path)
         assert "w: is sparse, quantised or without content: save dense weights" in refused(path)
+
+
+def test_a_type_that_pytorch_cannot_convert_is_refused(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"w": torch.zeros(4, dtype=torch.float4_e2m1fn_x2)}}, tmp_path / "w.pth")
+    assert "w: cannot be read as torch.float4_e2m1fn_x2: save it as float32" in refused(tmp_path / "w.pth")

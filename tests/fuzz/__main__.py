@@ -20,7 +20,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # what tests share
 
-from tests.fuzz.run import MEMORY_DISK, SECONDS, WATCH, Finding, limit_memory, save_finding, try_input
+from tests.fuzz.run import (
+    MEMORY_DISK,
+    SECONDS,
+    WAITING,
+    WATCH,
+    Finding,
+    limit_memory,
+    processor_seconds,
+    save_finding,
+    try_input,
+)  # fmt: skip
 from tests.fuzz.targets import TARGETS, Target
 
 _PART = 2000  # inputs before the folder is made again
@@ -45,9 +55,11 @@ def main() -> int:
     targets = [TARGETS[name] for name in options.targets or TARGETS]
     logging.disable(logging.CRITICAL)
     if options.replay is not None:
-        return _replay(targets[0], options.replay)
+        with targets[0].surroundings():
+            return _replay(targets[0], options.replay)
     if options.child is not None:
-        return _child(targets[0], options)
+        with targets[0].surroundings():
+            return _child(targets[0], options)
     return _parent(targets, options)
 
 
@@ -121,11 +133,16 @@ def _run_child(
                "--minutes", str(max(end - time.monotonic(), 1) / 60)]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, env=os.environ | {"OMP_NUM_THREADS": "1"})
     current, died = parent / "current", ""
+    written = begun = 0.0
     while process.poll() is None:
         try:
             process.wait(timeout=5)
         except subprocess.TimeoutExpired:
-            if current.exists() and time.time() - current.stat().st_mtime > 3 * SECONDS:
+            changed = current.stat().st_mtime if current.exists() else time.time()
+            taken = processor_seconds(process.pid)
+            if changed != written:
+                written, begun = changed, taken
+            elif taken - begun > 3 * SECONDS or time.time() - changed > 2 * WAITING * SECONDS:
                 process.kill()
                 died = "hangs where no signal is handled"
     errors = process.stderr.read().decode(errors="replace") if process.stderr else ""

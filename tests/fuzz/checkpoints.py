@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import io
 import json
@@ -9,25 +11,39 @@ import math
 import pickle
 import re
 import struct
+import zipfile
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import numpy as np
 import torch
+from torchvision.models import resnet18
 
 from resim import recipes
 from resim.detection.checkpoint import holds_detector, load_detector
+from resim.detection.detector import build_detector
 from resim.errors import UserError
-from resim.exchange.training_state import start_state
+from resim.exchange.training_state import import_state, start_state
 from resim.exchange.weights import read_weights
+from resim.model.resim import ReSim
+from resim.regions.level import Level
 from resim.runs.checkpoints import load_checkpoint
-from tests.fuzz.mutate import to_json
-from tiny_detectors import tiny_recipe
+from resim.runs.config import Recipe
+from tests.fuzz.mutate import mutate_bytes, to_json
+from thin_resnets import TinyResNet, resnets_of
+from tiny_detectors import tiny, tiny_recipe
 
 _TENSOR = "tensor"  # {"tensor": [sides]} in a tree becomes a tensor of zeros
+
+
+@contextlib.contextmanager
+def tiny_networks() -> Iterator[None]:
+    """Torchvision's ResNets have a thirty-second of their channels: files are whole, and small."""
+    with resnets_of(TinyResNet):
+        yield
 
 
 def _tensors(names: str, prefix: str = "") -> dict[str, Any]:
@@ -37,23 +53,50 @@ def _tensors(names: str, prefix: str = "") -> dict[str, Any]:
     return {f"{prefix}{name}": {_TENSOR: shape} for name, shape in shapes.items() if names in name}
 
 
+def _shapes(module: torch.nn.Module) -> dict[str, Any]:
+    return {name: {_TENSOR: list(value.shape)} for name, value in module.state_dict().items()}
+
+
+@functools.cache
+def tiny_pretraining() -> Recipe:
+    """The recipe of a network whose checkpoint has some ten thousand bytes."""
+    levels = (Level(name="P4", window=24, step=16, negatives="all"), Level(name="C4", window=24, step=16))
+    sizes = {"fpn_width": 4, "conv_width": 4, "dim": 4, "queue_size": 8, "group_size": 2}
+    recipe = recipes.quick()
+    return dataclasses.replace(
+        recipe, model=dataclasses.replace(recipe.model, backbone="resnet18", levels=levels, **sizes)
+    )
+
+
 @functools.cache
 def trees() -> Sequence[Any]:
-    """Checkpoints of ours, of a detector, of MoCo and of others, with small tensors."""
-    recipe = recipes.quick().to_json()
-    detect = tiny_recipe().to_json()
+    """Checkpoints of ours, of a detector, of MoCo and of others: whole ones of tiny networks, and torsos."""
+    recipe, c4 = tiny_pretraining(), tiny_recipe(tiny(neck="c4", norm="batch"))
+    with tiny_networks(), torch.device("meta"):
+        model, resnet = _shapes(ReSim(recipe.model)), _shapes(resnet18())
+        detecting = _shapes(build_detector(c4.detector, c4.images, num_classes=1))
     data = {"images": 3, "sources": ["/a/b"], "hash": "0123"}
-    ours = {"resim": "1.0", "recipe": recipe, "model": _tensors("", "query.backbone."), "step": 3, "epoch": 1,
-            "data": data, "optimizer": {"state": {"0": {"momentum_buffer": {_TENSOR: [4]}}},
-                                        "param_groups": [{"lr": 0.1, "params": [0, 1]}]}}  # fmt: skip
-    detector = {"resim": "1.0", "kind": "detect", "recipe": detect, "classes": ["a"], "category_ids": [1],
+    momenta = [value for name, value in model.items() if name.startswith("query.") and "running" not in name][:9]
+    optimizer = {"state": {str(number): {"momentum_buffer": value} for number, value in enumerate(momenta)},
+                 "param_groups": [{"lr": 0.1, "params": list(range(90))}]}  # fmt: skip
+    ours = {"resim": "1.0", "recipe": recipe.to_json(), "model": model, "step": 3, "epoch": 1, "data": data,
+            "optimizer": optimizer, "imported": {"kind": "a", "licence": "MIT", "origin": "b"}}  # fmt: skip
+    detector = {"resim": "1.0", "kind": "detect", "recipe": c4.to_json(), "classes": ["a"], "category_ids": [1],
                 "keypoint_names": [], "keypoint_labels": [], "init": "random", "precision": "float32", "step": 1,
-                "model": {"backbone.body.conv1.weight": {_TENSOR: [4, 3, 7, 7]}}}  # fmt: skip
-    moco = {"epoch": 200, "arch": "resnet50", "state_dict": _tensors("", "module.encoder_q."),
-            "optimizer": {"state": {}, "param_groups": []}}  # fmt: skip
-    export = {"state_dict": detector["model"], "metadata": {"kind": "detect", "detector": json.dumps(detector)}}
-    args = {"state_dict": _tensors(""), "args": {"lr": 0.1, "model": "resnet50"}, "meta": {"config": "mean=[1, 2, 3]"}}
-    return [ours, detector, moco, args, export | {"kind": "detect"}, _tensors(""), {"model": _tensors("", "backbone.")}]
+                "model": detecting}  # fmt: skip
+    queue = {"module.queue": {_TENSOR: [4, 8]}, "module.queue_ptr": {_TENSOR: [1]}}
+    names = {name.replace("fc.", "fc.2."): value for name, value in resnet.items() if not name.startswith("fc.")}
+    moco = {"epoch": 200, "arch": "resnet18", "optimizer": optimizer,
+            "state_dict": {f"module.encoder_{side}.{name}": value for side in "qk" for name, value in names.items()}
+            | {f"module.encoder_q.fc.{layer}.{kind}": {_TENSOR: shape} for layer, width in ((0, 16), (2, 4))
+               for kind, shape in (("weight", [width, 16]), ("bias", [width]))} | queue}  # fmt: skip
+    export = {"resim": "1.0", "kind": "detect", "state_dict": detecting,
+              "metadata": {"kind": "detect", "detector": json.dumps(detector | {"model": None})}}  # fmt: skip
+    args = {"state_dict": resnet, "args": {"lr": 0.1, "model": "resnet18"}, "meta": {"config": "mean=[1, 2, 3]"}}
+    old = {"arch": "resnet18", "state_dict": _tensors("", "module.encoder_q."), "optimizer": optimizer}
+    torsos = [ours | {"model": _tensors("", "query.backbone.")}, _tensors(""), {"model": _tensors("", "backbone.")},
+              detector | {"model": {"backbone.body.conv1.weight": {_TENSOR: [4, 3, 7, 7]}}}, old]  # fmt: skip
+    return [ours, detector, moco, args, export, resnet, *torsos * 2]  # a torso takes a tenth of the time
 
 
 @functools.cache
@@ -78,16 +121,49 @@ def detectron2_trees() -> Sequence[Any]:
     return [{"model": body} | author, {"model": whole, "iteration": 9}, body, caffe2]
 
 
-def _fill(tree: Any, *, arrays: bool) -> Any:
-    """The tree with tensors, or NumPy's arrays, in their places."""
+def fill(tree: Any, *, arrays: bool, odd: float = 0.0, rng: Random | None = None) -> Any:
+    """The tree with tensors, or NumPy's arrays, in their places; a share `odd` of the tensors is of an odd kind."""
     if isinstance(tree, dict):
         sides = tree.get(_TENSOR)
         if set(tree) == {_TENSOR} and isinstance(sides, list) and all(type(side) is int for side in sides):
             shape = [min(abs(side), 64) for side in sides[:4]]
+            if rng is not None and not arrays and rng.random() < odd:
+                return _odd_tensor(shape, rng)
             return np.zeros(shape, np.float32) if arrays else torch.zeros(shape)
         names = {name: int(name) if name.isdecimal() and len(name) < 5 else name for name in tree}
-        return {names[name]: _fill(value, arrays=arrays) for name, value in tree.items()}
-    return [_fill(value, arrays=arrays) for value in tree] if isinstance(tree, list) else tree
+        return {names[name]: fill(value, arrays=arrays, odd=odd, rng=rng) for name, value in tree.items()}
+    return [fill(value, arrays=arrays, odd=odd, rng=rng) for value in tree] if isinstance(tree, list) else tree
+
+
+_DTYPES = tuple(sorted({kind for kind in vars(torch).values() if isinstance(kind, torch.dtype)}, key=str))
+_VALUES = (float("nan"), float("inf"), -1.0, 1e38, 2.0**40)
+
+
+def _odd_tensor(shape: list[int], rng: Random) -> Any:
+    """A tensor that files of weights seldom have: of another type, without content, with more than its storage has."""
+    kind = rng.randrange(10)
+    if kind <= 2:
+        with contextlib.suppress(RuntimeError):  # a type that has no zeros
+            return torch.zeros(shape, dtype=rng.choice(_DTYPES))
+    if kind <= 4:
+        return torch.full(shape, rng.choice(_VALUES), dtype=rng.choice((torch.float32, torch.float64)))
+    if kind == 5:
+        return torch.zeros(1).expand(rng.choice(([10**12], [10**6] * 3, [2**31, 2], [0, 10**12], shape)))
+    return rng.choice(
+        (
+            lambda: torch.zeros(shape).to_sparse(),
+            lambda: torch.zeros(shape, device="meta"),
+            lambda: torch.zeros(shape, requires_grad=True),
+            lambda: torch.nn.Parameter(torch.zeros(shape)),
+            lambda: torch.zeros([*shape, 2])[..., 0],
+            lambda: torch.zeros([0, *shape]),
+            lambda: torch.zeros([1, *shape]),
+            lambda: torch.quantize_per_tensor(torch.zeros(shape), 0.1, 0, torch.quint8),
+            lambda: torch.zeros(shape).numpy(),
+            lambda: torch.arange(rng.randrange(9)),
+            lambda: torch.zeros(4).untyped_storage(),
+        )
+    )()
 
 
 def encode(tree: Any, rng: Random) -> bytes:
@@ -96,16 +172,29 @@ def encode(tree: Any, rng: Random) -> bytes:
     try:
         if form == "safetensors":
             return _safetensors(tree, rng)
-        content = _fill(tree, arrays=form == "pickle")
+        content = fill(tree, arrays=form == "pickle", odd=rng.choice((0.0, 0.0, 0.0, 0.02, 0.3)), rng=rng)
         if rng.random() < 0.2 and isinstance(content, dict):
             content = OrderedDict(content)
         if form == "pickle":
             return pickle.dumps(content, protocol=rng.randrange(6))
         buffer = io.BytesIO()
         torch.save(content, buffer, _use_new_zipfile_serialization=form == "torch")
-        return buffer.getvalue() if form == "torch" else _with_fixed_keys(buffer.getvalue())
-    except (RecursionError, UnicodeEncodeError, ValueError, TypeError):
+        if form == "torch":
+            return _with_other_pickle(buffer.getvalue(), rng) if rng.random() < 0.2 else buffer.getvalue()
+        return _with_fixed_keys(buffer.getvalue())
+    except Exception:  # what PyTorch, or pickle, cannot write
         return pickle.dumps({"a": 1})
+
+
+def _with_other_pickle(data: bytes, rng: Random) -> bytes:
+    """An archive whose pickle is damaged and whose checksums are right: else they refuse it before it is read."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w") as new:
+        for entry in old.infolist():
+            content = old.read(entry)
+            is_pickle = entry.filename.endswith("data.pkl")
+            new.writestr(entry.filename, mutate_bytes(content, rng, (content,)) if is_pickle else content)
+    return out.getvalue()
 
 
 def _with_fixed_keys(data: bytes) -> bytes:
@@ -193,13 +282,18 @@ def read_start(data: bytes, folder: Path) -> None:
     """Begin a run with these weights."""
     path = folder / f"w{_suffix(data)}"
     path.write_bytes(data)
-    start_state(str(path), recipes.quick())
+    start_state(str(path), tiny_pretraining())
+
+
+def import_file(data: bytes, folder: Path) -> None:
+    """Make a checkpoint of pre-training from the file, by the recipe in it."""
+    path = folder / f"w{_suffix(data)}"
+    path.write_bytes(data)
+    import_state(str(path))
 
 
 def read_opcodes(data: bytes, folder: Path) -> None:
     """Read a pickle alone, and as the content of a file of torch.save."""
-    import zipfile
-
     path = folder / "w.pkl"
     path.write_bytes(data)
     packed = folder / "w.pth"

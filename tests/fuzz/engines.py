@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import json
 import sys
 import time
+import types
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -42,36 +45,62 @@ def run(target: Target, options: argparse.Namespace, parent: Path) -> int:
         _atheris(target, attempt, options.seed, seconds, parent)
     else:
         limit_memory()
-        _hypothesis(target, attempt, options.seed, seconds)
+        _hypothesis(target, attempt, options.seed, seconds, parent)
     (parent / "state.json").write_text(json.dumps({"index": options.start + count[0], "kinds": kinds}))
     return 0
 
 
-def _hypothesis(target: Target, attempt: Any, seed: int, seconds: int) -> None:
-    """Trees of plain data where the target reads some, edits of whole inputs, and bytes."""
+def _hypothesis(target: Target, attempt: Any, seed: int, seconds: int, parent: Path) -> None:
+    """Rounds of 500 examples until the time is over.
+
+    Hypothesis mixes in the constants of all modules that are loaded: another version of the code has other inputs.
+    """
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import seed as with_seed
+    from hypothesis.configuration import set_hypothesis_home_dir
+
+    set_hypothesis_home_dir(parent / "hypothesis")
+    slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
+    rules = settings(
+        max_examples=500, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=slow
+    )
+    inputs, end, round_ = input_strategy(target, seed), time.monotonic() + seconds, 0
+    while time.monotonic() < end:
+        with_seed(seed + round_)(rules(given(inputs)(attempt)))()
+        round_ += 1
+
+
+def input_strategy(target: Target, seed: int) -> Any:
+    """A strategy of hypothesis: bytes, plain data, whole inputs with plain data in one place, and our own inputs."""
     from hypothesis import strategies as st
 
-    leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30)
-    trees = st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=12), inner))
     known = list(target.trees())
     keys = sorted({key for tree in known for key in _keys(tree)}) or ["a"]
-    named = st.recursive(leaves, lambda inner: st.dictionaries(st.sampled_from(keys), inner) | st.lists(inner))
-    edits = st.builds(lambda number: target.make(seed, number), st.integers(0, 1 << 40))
-    written = st.builds(
-        lambda tree: target.encode(tree, Random(seed)) if isinstance(tree, dict) else to_json(tree), named
+    leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+    plain = st.recursive(
+        leaves,
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(keys), inner, max_size=4),
+        max_leaves=8,
     )
-    inputs = st.binary(max_size=2000) | edits | st.builds(to_json, trees) | written
-    end = time.monotonic() + seconds
-    round_ = 0
-    while time.monotonic() < end:
-        quiet = settings(
-            max_examples=500, database=None, deadline=None, phases=[Phase.generate],
-            suppress_health_check=tuple(HealthCheck.__members__.values()), print_blob=False,
-        )  # fmt: skip
-        with_seed(seed + round_)(quiet(given(inputs)(attempt)))()
-        round_ += 1
+    numbers = st.integers(0, 1 << 40)
+    inputs = st.binary(max_size=400) | st.builds(to_json, plain) | numbers.map(lambda n: target.make(seed, n))
+    if not known:
+        return inputs
+    return inputs | st.builds(
+        lambda tree, number, value: target.encode(placed(tree, Random(number), value), Random(number)),
+        st.sampled_from(known), numbers, plain,
+    )  # fmt: skip
+
+
+def placed(tree: Any, rng: Random, value: Any) -> Any:
+    """A tree with a value in place of one of its parts."""
+    if not isinstance(tree, (dict, list)) or not tree or rng.random() < 0.1:
+        return value
+    if isinstance(tree, list):
+        at = rng.randrange(len(tree))
+        return [*tree[:at], placed(tree[at], rng, value), *tree[at + 1 :]]
+    key = rng.choice(list(tree))
+    return tree | {key: placed(tree[key], rng, value)}
 
 
 def _keys(tree: Any) -> set[str]:
@@ -87,11 +116,8 @@ def _atheris(target: Target, attempt: Any, seed: int, seconds: int, parent: Path
     corpus.mkdir()
     for number, data in enumerate((*target.seeds(), *(target.encode(tree, Random(0)) for tree in target.trees()))):
         (corpus / str(number)).write_bytes(data)
-    for name, module in list(sys.modules.items()):
-        if name.startswith("resim.") and name.split(".")[1] in ("datasets", "exchange", "views", "runs", "similarity"):
-            for attribute, value in list(vars(module).items()):
-                if getattr(value, "__module__", None) == name and hasattr(value, "__code__"):
-                    setattr(module, attribute, atheris.instrument_func(value))
+    for function in _functions():
+        atheris.instrument_func(function)  # in place
     arguments = [
         sys.argv[0], f"-seed={seed + 1}", f"-max_total_time={seconds}", f"-timeout={int(3 * SECONDS)}",
         "-rss_limit_mb=6000",
@@ -99,3 +125,17 @@ def _atheris(target: Target, attempt: Any, seed: int, seconds: int, parent: Path
     ]  # fmt: skip
     atheris.Setup(arguments, attempt)
     atheris.Fuzz()
+
+
+def _functions() -> Iterator[Any]:
+    """The functions of resim's modules that are loaded, and the methods of their classes."""
+    for name, module in list(sys.modules.items()):
+        if not name.startswith("resim."):
+            continue
+        for value in list(vars(module).values()):
+            if getattr(value, "__module__", None) != name:
+                continue
+            for part in vars(value).values() if isinstance(value, type) else (value,):
+                function = inspect.unwrap(part) if callable(part) else part
+                if isinstance(function, types.FunctionType) and function.__code__.co_filename == module.__file__:
+                    yield function

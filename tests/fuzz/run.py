@@ -10,6 +10,7 @@ import resource
 import signal
 import sys
 import tempfile
+import time
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -22,7 +23,9 @@ from resim.errors import UserError
 from tests.fuzz.targets import Target
 
 SECONDS = 10.0
-"""Time for one input."""
+"""Processor time for one input."""
+WAITING = 12
+"""An input that waits for something may take so many times `SECONDS`, by the clock."""
 MEMORY = 2 << 30
 """Bytes that an input may take above what the process has after its first inputs."""
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -112,6 +115,29 @@ def _alarm(number: int, frame: FrameType | None) -> None:
     raise Hang(f"more than {SECONDS:g} s")
 
 
+def _start_timers() -> None:
+    """A busy machine makes no hang: time is that of the processor, and that of the clock only for what waits."""
+    for kind, timer, seconds in (
+        (signal.SIGPROF, signal.ITIMER_PROF, SECONDS), (signal.SIGALRM, signal.ITIMER_REAL, WAITING * SECONDS),
+    ):  # fmt: skip
+        signal.signal(kind, _alarm)
+        signal.setitimer(timer, seconds)
+
+
+def _stop_timers() -> None:
+    for timer in (signal.ITIMER_PROF, signal.ITIMER_REAL):
+        signal.setitimer(timer, 0)
+
+
+def processor_seconds(process: int) -> float:
+    """The processor time that a process has taken, or the clock where that is not known."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return time.monotonic()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def limit_memory() -> None:
     """Let this process take `MEMORY` more than it has."""
     pages = int(Path("/proc/self/statm").read_text().split()[0]) if Path("/proc/self/statm").exists() else 0
@@ -138,15 +164,14 @@ def try_input(target: Target, data: bytes, folder: Path) -> Finding | None:
         data: the input.
         folder: the only folder in which files may be written; it holds what `target.prepare` made.
     """
-    signal.signal(signal.SIGALRM, _alarm)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    _start_timers()
     tempfile.tempdir = str(folder)
     WATCH.folder = os.path.realpath(folder)
     try:
         with _quiet():
             target.run(data, folder)
     except target.refusals as error:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        _stop_timers()
         WATCH.folder = None
         text = str(error)
         if isinstance(error, UserError) and ("Traceback" in text or "weights_only" in text):
@@ -154,7 +179,7 @@ def try_input(target: Target, data: bytes, folder: Path) -> Finding | None:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        _stop_timers()
         WATCH.folder = None
         if isinstance(error, SystemExit) and error.code in (0, None):
             return None
@@ -164,7 +189,7 @@ def try_input(target: Target, data: bytes, folder: Path) -> Finding | None:
         lines = traceback.format_exception(type(error), error, error.__traceback__)
         return Finding(f"{type(error).__name__} at {place}", "".join(lines)[-6000:])
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        _stop_timers()
         WATCH.folder = tempfile.tempdir = None
     return None
 

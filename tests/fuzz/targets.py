@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -27,6 +28,7 @@ class Target:
         trees: whole inputs as plain data, which `encode` writes as bytes.
         encode: how a tree is written.
         refusals: the exceptions that are a clear error.
+        surroundings: a context in which inputs are made and read.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Target:
     trees: Callable[[], Sequence[Any]] = lambda: ()
     encode: Callable[[Any, Random], bytes] = lambda tree, rng: to_json(tree)
     refusals: tuple[type[BaseException], ...] = (UserError,)
+    surroundings: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def make(self, seed: int, index: int) -> bytes:
         """Input number `index` of a seed: always the same bytes."""
@@ -77,13 +80,16 @@ TARGETS: Mapping[str, Target] = {
                trees=labels.cityscapes_trees),
         Target(name="results", run=labels.read_results, prepare=labels.with_truth, trees=labels.results_trees),
         Target(name="checkpoint", run=checkpoints.read, seeds=checkpoints.seeds, trees=checkpoints.trees,
-               encode=checkpoints.encode),
-        Target(name="detector", run=checkpoints.read_detector, seeds=checkpoints.seeds, trees=checkpoints.detectors,
-               encode=checkpoints.encode),
-        Target(name="start", run=checkpoints.read_start, seeds=checkpoints.seeds, trees=checkpoints.trees,
-               encode=checkpoints.encode),
+               encode=checkpoints.encode, surroundings=checkpoints.tiny_networks),
+        Target(name="detector", run=checkpoints.read_detector, trees=checkpoints.detectors, encode=checkpoints.encode,
+               surroundings=checkpoints.tiny_networks),
+        Target(name="start", run=checkpoints.read_start, trees=checkpoints.trees, encode=checkpoints.encode,
+               surroundings=checkpoints.tiny_networks),
+        Target(name="import", run=checkpoints.import_file, trees=checkpoints.trees, encode=checkpoints.encode,
+               surroundings=checkpoints.tiny_networks),
         Target(name="pickle", run=checkpoints.read_opcodes, seeds=checkpoints.pickles),
-        Target(name="detectron2", run=checkpoints.read, trees=checkpoints.detectron2_trees, encode=checkpoints.encode),
+        Target(name="detectron2", run=checkpoints.read, trees=checkpoints.detectron2_trees, encode=checkpoints.encode,
+               surroundings=checkpoints.tiny_networks),
         Target(name="hub", run=checkpoints.read_hub, prepare=checkpoints.with_weights, trees=checkpoints.configs),
         Target(name="recipe", run=commands.read_recipe, trees=commands.recipes),
         Target(name="run", run=commands.read_run, prepare=commands.with_run, seeds=commands.metrics),

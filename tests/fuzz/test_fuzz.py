@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import pickle
 import subprocess
 import sys
@@ -12,15 +13,17 @@ from pathlib import Path
 from random import Random
 
 import pytest
+import torch
 
 from resim.errors import UserError
-from tests.fuzz import checkpoints
+from tests.fuzz import checkpoints, engines
 from tests.fuzz.mutate import mutate_bytes, mutate_tree
 from tests.fuzz.run import MEMORY_DISK, Finding, _quiet, try_input
 from tests.fuzz.targets import TARGETS, Target
 
 ROOT = Path(__file__).resolve().parents[2]
-FEW = {"detector": 3, "start": 2, "arguments": 8, "checkpoint": 20, "detectron2": 20, "hub": 40, "recipe": 40}
+FEW = {"detector": 8, "start": 8, "import": 8, "arguments": 8, "checkpoint": 20, "detectron2": 20, "hub": 40,
+       "recipe": 40}  # fmt: skip
 
 
 @pytest.fixture
@@ -43,15 +46,40 @@ def test_inputs_are_a_function_of_seed_and_number() -> None:
     assert any(mutate_bytes(b"abc" * 9, Random(seed)) != b"abc" * 9 for seed in range(5))
 
 
+def test_one_part_of_a_tree_is_replaced() -> None:
+    tree = {"a": [1, {"b": "c"}], "d": 2}
+    placed = [engines.placed(tree, Random(seed), "new") for seed in range(50)]
+    assert tree == {"a": [1, {"b": "c"}], "d": 2}
+    for expected in ("new", tree | {"d": "new"}, tree | {"a": [1, {"b": "new"}]}, tree | {"a": ["new", {"b": "c"}]}):
+        assert expected in placed
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(TARGETS))
 def test_some_inputs(name: str, inside: Path) -> None:
     target = TARGETS[name]
-    folder = target.fresh(inside)
-    for number in range(FEW.get(name, 150)):
-        data = target.make(2026, number)
-        finding = try_input(target, data, folder)
-        assert finding is None, f"input {number}: {finding}"
+    with target.surroundings():
+        folder = target.fresh(inside)
+        for number in range(FEW.get(name, 150)):
+            data = target.make(2026, number)
+            finding = try_input(target, data, folder)
+            assert finding is None, f"input {number}: {finding}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["checkpoint", "detector", "start", "import"])
+def test_whole_files_of_weights_are_read(name: str, inside: Path) -> None:
+    """Those of tiny networks; a torso is refused at its first missing entry."""
+    target, read = TARGETS[name], 0
+    with target.surroundings():
+        folder = target.fresh(inside)
+        whole = [tree for tree in target.trees() if len(str(tree)) > 5000]
+        for tree in whole:
+            buffer = io.BytesIO()
+            torch.save(checkpoints.fill(tree, arrays=False), buffer)
+            target.run(buffer.getvalue(), folder)
+            read += 1
+    assert read >= 2
 
 
 @pytest.mark.parametrize("name", ["coco", "voc", "yolo", "cityscapes", "tar", "tar-index", "explorer", "run"])

@@ -90,6 +90,25 @@ def test_a_cut_or_contradictory_pickle_is_refused(data: bytes) -> None:
         check_pickle(data)
 
 
+def test_a_name_of_more_than_1000_letters_is_refused() -> None:
+    check_pickle(b"\x80\x02c" + b"a" * 997 + b"\nb\n)R.")
+    for opcodes in (b"c" + b"a" * 998 + b"\nb\n)R.", b"(i" + b"a" * 998 + b"\nb\n."):
+        with pytest.raises(pickle.UnpicklingError, match="names a class by more than 1000 letters"):
+            check_pickle(b"\x80\x02" + opcodes)
+
+
+CALLS = {"REDUCE": b"X\x01\x00\x00\x00a)R.", "NEWOBJ": b"})\x81.", "NEWOBJ_EX": b"K\x01)}\x92.", "OBJ": b"(K\x01o."}
+
+
+@pytest.mark.parametrize("call", list(CALLS))
+def test_a_call_of_a_value_is_refused_in_a_plain_pickle(call: str) -> None:
+    check_pickle(b"\x80\x04" + CALLS[call])
+    with pytest.raises(pickle.UnpicklingError, match="it calls a value that is no class or function"):
+        check_pickle(b"\x80\x04" + CALLS[call], plain=True)
+    named = pickle.dumps([OrderedDict(a=np.arange(3)), np.dtype("f4"), Path("a")], protocol=4)
+    check_pickle(named, plain=True)
+
+
 # -- every reader of a file of torch.save
 
 
@@ -112,6 +131,11 @@ ATTACKS = {
     "a class of somebody": (b"\x80\x02}X\x05\x00\x00\x00resimcsome.where\nThing\n)\x81s.", "some.where.Thing"),
     "nested": (b"\x80\x02}X\x05\x00\x00\x00resim)" + b"\x85" * MEGABYTE + b"s.", "100 levels deep"),
     "repeated": (b"\x80\x02}X\x05\x00\x00\x00resim)" + b"2\x86" * 60 + b"s.", "10000000 values"),
+    "a long name": (b"\x80\x02}X\x05\x00\x00\x00resimc" + b"a" * MEGABYTE + b"\nb\n)Rs.", "more than 1000 letters"),
+    "a call of a text": (
+        b"\x80\x02}X\x05\x00\x00\x00resimX\x40\x42\x0f\x00" + b"a" * 1_000_000 + b")Rs.",
+        "calls a value",
+    ),
     "a key that repeats": (b"\x80\x02}X\x05\x00\x00\x00resim)" + b"2\x86" * 60 + b"Ns.", ""),
 }
 ADVICE = ("weights_only", "safe_globals", "torch.load", "PyTorch 2.6", "trust")

@@ -47,6 +47,14 @@ def test_other_addresses(authority: str) -> None:
     assert not LOCAL.includes(authority)
 
 
+@pytest.mark.parametrize("blank", [b"\xa0", b"\x85", b"\x1c", b"\x0b", b"\x0c"])
+def test_no_blank_but_space_and_tab_is_removed(blank: bytes) -> None:
+    assert LOCAL.refusal([(b"host", b" localhost:7860\t")]) is None
+    for value in (blank + b"localhost:7860", b"localhost:7860" + blank):
+        assert LOCAL.refusal([(b"host", value)]) is not None
+        assert LOCAL.refusal([(b"host", b"localhost:7860"), (b"origin", b"http://" + value)]) is not None
+
+
 def test_the_host_that_the_option_names_is_one() -> None:
     for host, authority in (
         ("192.168.1.5", "192.168.1.5:7860"), ("mybox.local", "MYBOX.local:7860"), ("::1", "[::1]:7860"),

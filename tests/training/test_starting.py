@@ -300,6 +300,14 @@ def test_a_queue_of_another_size() -> None:
     assert fit(8) == (None, None, "8 keys, random: the file has only 5")
     assert fit(5, head=False) == (None, None, "5 keys, random: the file's 5 keys belong to another head")
     assert fit_queue(None, None, ModelConfig(queue_size=4), True)[2] == "4 keys, random: the file has none"
+    assert fit_queue(queue[:0], position, ModelConfig(queue_size=4, dim=2), True)[2].endswith("the file has none")
+
+
+@pytest.mark.parametrize("position", [torch.tensor([1, 2]), torch.tensor(float("nan")), torch.tensor(2j)])
+def test_a_position_that_is_no_number_of_a_key_is_not_used(position: torch.Tensor) -> None:
+    queue = torch.arange(5.0)[:, None].expand(5, 2)
+    _, at, what = fit_queue(queue, position, ModelConfig(queue_size=5, dim=2), True)
+    assert (at, what) == (torch.tensor(0), "5 keys")
 
 
 @pytest.mark.slow

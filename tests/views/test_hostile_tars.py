@@ -225,3 +225,12 @@ def test_a_damaged_tar_is_a_users_error_for_a_folder_too(tmp_path: Path) -> None
     (tmp_path / "a.tar").write_bytes(with_size(base_256(2**80)))
     with pytest.raises(UserError, match=r"a.tar: "):
         find_images(tmp_path)
+
+
+def test_an_index_with_half_a_character_is_refused(tmp_path: Path) -> None:
+    data = header("a.jpg", 3) + b"abc".ljust(BLOCK, b"\0") + bytes(2 * BLOCK)
+    for half in (b"\xed\xa0\x80", b"\\ud800"):
+        member = b'[["' + half + b'/c.jpg", %d, 3]]' % BLOCK
+        index = b'{"shards": {"a.tar": {"bytes": %d, "members": %s}}}' % (len(data), member)
+        (tmp_path / "shards.json").write_bytes(index)
+        assert "'\\ud800/c.jpg' has half a character: pack it again" in refused(tmp_path / "a.tar", data)

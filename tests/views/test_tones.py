@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +167,20 @@ def test_an_image_that_is_only_in_its_transparency_is_composited(tmp_path: Path,
     Image.fromarray(np.dstack([flat, alpha])).save(tmp_path / "la.png")
     for name in ("rgba.png", "la.png"):
         assert gray(tmp_path / name) == [[ground, color, ground]]
+
+
+def test_bands_are_scaled_by_the_whole_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tones, "_BAND", 2)  # one row of two, a time
+    values = np.array([[-10, -10], [0, 10], [10, 10]], np.int32)
+    assert gray_8_bits(values, Samples(bits=32, kind="signed"), "a.tif").tolist() == [[0, 0], [128, 255], [255, 255]]
+    lost = np.array([[np.nan, np.inf], [np.nan, np.nan], [0.5, 0.2]], np.float32)
+    assert gray_8_bits(lost, F, "a.tif").tolist() == [[0, 255], [0, 0], [128, 51]]
+
+
+def test_a_large_image_takes_few_bytes_a_pixel() -> None:
+    values = np.arange(2_000_000, dtype=np.uint16).reshape(4000, 500)
+    tracemalloc.start()
+    gray_8_bits(values, U, "a.tif")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 * values.size  # the result takes one byte a pixel, a band of 65,536 pixels up to 60

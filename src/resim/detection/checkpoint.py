@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 
 
+_LISTS = (
+    ("classes", str, "texts"), ("category_ids", int, "whole numbers"), ("keypoint_names", str, "texts"),
+    ("keypoint_labels", int, "whole numbers"),
+)  # fmt: skip
+_PRECISIONS = ("float32", "bf16")
+
+
 def detector_state(recipe: DetectRecipe, trained_on: DetectionData, init: str, **entries: Any) -> dict[str, Any]:
     """A detector's checkpoint: its recipe, classes and initialisation, and further entries such as its weights."""
     return {
@@ -109,16 +116,21 @@ def load_detector(
 
 def _build(file: Path, state: Mapping[str, Any], device: torch.device | str) -> TrainedDetector:
     recipe = DetectRecipe.from_json(state["recipe"])
-    _check_types(state)
+    _check_entries(state)
 
     from resim.detection.detector import build_detector  # slow to import: where there is a detector
     from resim.detection.freeze import freeze_parts
 
-    model = build_detector(
-        recipe.detector, recipe.images, num_classes=len(state["classes"]), num_keypoints=len(state["keypoint_names"])
-    )
-    freeze_parts(model, recipe.detector)
-    model.load_state_dict(state["model"])
+    def build(tensors: Mapping[str, Any]) -> GeneralizedRCNN:
+        classes, keypoints = len(state["classes"]), len(state["keypoint_names"])
+        model = build_detector(recipe.detector, recipe.images, num_classes=classes, num_keypoints=keypoints)
+        freeze_parts(model, recipe.detector)
+        model.load_state_dict(tensors)
+        return model
+
+    with torch.device("meta"):  # where recipe, classes and tensors do not belong together, it raises without memory
+        build({name: v.to("meta") if isinstance(v, torch.Tensor) else v for name, v in state["model"].items()})
+    model = build(state["model"])
     return TrainedDetector(
         model=model.to(device).eval(),
         recipe=recipe,
@@ -132,18 +144,27 @@ def _build(file: Path, state: Mapping[str, Any], device: torch.device | str) -> 
     )
 
 
-def _check_types(state: Mapping[str, Any]) -> None:
-    """Raise a TypeError or a ValueError if an entry of a detector's checkpoint cannot be what it is named after."""
-    for name, kind in (("classes", str), ("category_ids", int), ("keypoint_names", str), ("keypoint_labels", int)):
-        entries = state[name]
-        if not isinstance(entries, list | tuple) or not all(type(entry) is kind for entry in entries):
-            raise TypeError(f"{name} must be a list of {kind.__name__}")
-    if len(state["classes"]) != len(state["category_ids"]):
-        raise ValueError(f"{len(state['classes'])} classes and {len(state['category_ids'])} category_ids")
+def _check_entries(state: Mapping[str, Any]) -> None:
+    """Check the types of a checkpoint's entries, and that no tensor claims more than its storage has.
+
+    Raises:
+        ValueError: which entry, and what was expected.
+    """
+    for name, kind, noun in _LISTS:
+        values = state[name]
+        if not isinstance(values, (list, tuple)) or any(type(value) is not kind for value in values):
+            raise ValueError(f"{name}: must be a list of {noun}")
+    if len(state["category_ids"]) != len(state["classes"]):
+        raise ValueError(f"{len(state['category_ids'])} category_ids for {len(state['classes'])} classes")
+    if state["precision"] not in _PRECISIONS:
+        raise ValueError(f"precision {state['precision']!r:.50}: must be one of {', '.join(_PRECISIONS)}")
     if type(state["step"]) is not int:
-        raise TypeError("step must be of type int")
-    if state["precision"] not in ("float32", "bf16"):
-        raise ValueError("precision must be float32 or bf16")
+        raise ValueError(f"step {state['step']!r:.50}: must be a whole number")
+    for name, value in state["model"].items():
+        if isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu":
+            claimed = value.numel() * value.element_size()
+            if claimed > value.untyped_storage().nbytes():
+                raise ValueError(f"{name!r:.100} claims {claimed} bytes, more than it has in the file")
 
 
 def holds_detector(path: str | Path) -> bool:

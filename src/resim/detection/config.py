@@ -9,7 +9,11 @@ from typing import Annotated, Any, Literal
 
 from resim.detection.fpn_parts import check_fixed
 from resim.fields import AtLeast, AtMost, Below, Decay, Positive, PositiveShare, Seed, Share, check_fields
+from resim.model.config import WIDEST
 from resim.runs.config import Resume, normalize_resume
+
+LONGEST = 2**15
+"""Sides of images and anchors, px, at most: an image is enlarged to what a file of weights names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +28,7 @@ class DetectorConfig:
     """torchvision ResNet or ResNeXt by name; auto: that of --init."""
     neck: Literal["fpn", "c4"] = "fpn"
     """fpn: boxes are detected on P2 to P5; c4: on C4, by the fifth stage, with an extra BatchNorm after it."""
-    fpn_width: Annotated[int, AtLeast(0)] = 0
+    fpn_width: Annotated[int, AtLeast(0), AtMost(WIDEST)] = 0
     """Channels of every FPN map; 0: that of --init, or 256."""
     norm: Literal["sync", "batch", "frozen"] = "sync"
     """BatchNorm of the backbone: over all processes, of each, or with fixed statistics and weights."""
@@ -60,7 +64,7 @@ class DetectorConfig:
     """Where the RPN's smooth L1 turns into L1."""
     box_beta: Positive = 1 / 9
     """Where the box head's smooth L1 turns into L1."""
-    anchor_sizes: tuple[Annotated[int, AtLeast(1, "px")], ...] = (32, 64, 128, 256, 512)
+    anchor_sizes: tuple[Annotated[int, AtLeast(1, "px"), AtMost(LONGEST, "px")], ...] = (32, 64, 128, 256, 512)
     """Side of the anchors, px: one a level of the FPN, all of them on C4."""
     score_threshold: Annotated[float, AtLeast(0), Below(1)] = 0.05
     """Detections below it are not returned."""
@@ -93,7 +97,7 @@ class ImagesConfig:
 
     min_sizes: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
     """Shorter side in training, px: one of them for each image."""
-    max_size: int = 1333
+    max_size: Annotated[int, AtMost(LONGEST, "px")] = 1333
     """Longer side, px, at most."""
     test_size: int = 800
     """Shorter side at test, px."""

@@ -29,11 +29,12 @@ def fit_queue(
         The queue and its position, None and None where it starts new; and the reason, for messages.
     """
     size = model.queue_size
-    if queue is None or queue.dim() != 2:
+    if queue is None or queue.dim() != 2 or not len(queue):
         return None, None, f"{size} keys, random: the file has none"
     if not head_fits or queue.shape[1] != model.dim:
         return None, None, f"{size} keys, random: the file's {len(queue)} keys belong to another head"
-    start = 0 if position is None else int(position) % len(queue)
+    is_number = position is not None and position.numel() == 1 and position.dtype in (torch.int64, torch.int32)
+    start = int(position) % len(queue) if position is not None and is_number else 0
     if len(queue) == size:
         return queue, torch.tensor(start), f"{size} keys"
     if len(queue) < size:

@@ -275,8 +275,9 @@ def _recipe_in(path: Path, data: object) -> Recipe:
         recipe = Recipe.from_json(data)
         encoder_shapes(recipe.model)
         return recipe
-    except (ValueError, AttributeError, RuntimeError, OverflowError) as error:  # numbers that no network can have
-        raise UserError(f"{path}: contains no recipe of this version ({error})") from None
+    except (ValueError, TypeError, AttributeError, RuntimeError, OverflowError) as error:  # no network has such numbers
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path}: contains no recipe of this version ({reason})") from None
 
 
 def _text(value: object) -> str | None:

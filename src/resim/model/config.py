@@ -8,6 +8,9 @@ from typing import Annotated
 from resim.fields import AtLeast, AtMost, Positive, Share, check_fields
 from resim.regions.level import Level
 
+WIDEST = 2**16
+"""Channels at most, so that a network's sizes fit into 64 bits."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -23,13 +26,13 @@ class ModelConfig:
         Level(name="P3", window=32, step=24, negatives="group"),
     )
     """Levels of the region loss, such as P4:window=48,step=32,negatives=all (px); none: MoCo v2."""
-    fpn_width: Annotated[int, AtLeast(1)] = 256
+    fpn_width: Annotated[int, AtLeast(1), AtMost(WIDEST)] = 256
     """Channels of every FPN map."""
     fpn_norm: bool = False
     """BatchNorm after each FPN convolution, which then has no bias."""
-    conv_width: Annotated[int, AtLeast(1)] = 128
+    conv_width: Annotated[int, AtLeast(1), AtMost(WIDEST)] = 128
     """Output channels of the convolution on a C level's map."""
-    dim: Annotated[int, AtLeast(1)] = 128
+    dim: Annotated[int, AtLeast(1), AtMost(WIDEST)] = 128
     """Width of the global vector."""
     queue_size: Annotated[int, AtLeast(1), AtMost(2**26)] = 65536
     """Number of keys in the queue, one for each image."""

@@ -48,7 +48,7 @@ class OwnHost:
         """The status and the reason with which a request is refused; None: it is answered."""
         values: dict[str, list[str]] = {}
         for name, value in headers:
-            values.setdefault(name.decode("latin1").lower(), []).append(value.decode("latin1").strip())
+            values.setdefault(name.decode("latin1").lower(), []).append(value.decode("latin1").strip(" \t"))
         hosts = values.get("host", [])
         if len(hosts) != 1 or not self.includes(hosts[0]):
             shown = _normal(self.host)

@@ -242,6 +242,10 @@ def _check_name(tar: str, name: str) -> None:
         raise UserError(f"{tar}: {_shown(name)} leads out of the archive: pack it again with plain names")
     if any(ord(letter) < 32 for letter in name):
         raise UserError(f"{tar}: {_shown(name)} has control characters: pack it again with plain names")
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:
+        raise UserError(f"{tar}: {_shown(name)} has half a character: pack it again with plain names") from None
 
 
 def _indexed(tar: Path) -> list[Member] | None:

@@ -21,6 +21,7 @@ from resim.reading import open_file
 DARK = 16  # of 255; an image that is darker everywhere looks black
 _BITS, _SAMPLES, _FORMAT, _NODATA = 258, 277, 339, 42113  # tags of a TIFF; the last one is GDAL's
 _FORMATS = {1: "unsigned integers", 2: "signed integers", 3: "floating point", 5: "complex integers", 6: "complex"}
+_BAND = 2**16  # pixels that are converted at a time
 _WARNED = mmap.mmap(-1, 1)  # shared with forked loader processes, so that only one of them warns
 
 
@@ -70,24 +71,42 @@ def gray_8_bits(values: np.ndarray, samples: Samples, name: str) -> np.ndarray:
         values = values.view(np.uint32)
     elif samples.bits == 8 and samples.kind == "signed":
         values = values.view(np.int8)
-    wide = values.astype(np.float64)
+    bands = _bands(values)
+    extremes = [(part.min(), part.max()) for band in bands if (part := _known(band, samples)[0]).size]
+    if not extremes:
+        raise ValueError("has no finite value")
+    least, greatest = float(min(low for low, _ in extremes)), float(max(high for _, high in extremes))
+    top = _range_end(least, greatest, is_float=values.dtype.kind == "f")
+    if top is None and greatest > least:
+        scaling = "are scaled to 0 to 255, and likewise in other such images (shown once)"
+        _warn_once(f"{name}: values from {least:g} to {greatest:g} {scaling}")
+    gray = np.empty(values.shape, np.uint8)
+    for band, out in zip(bands, _bands(gray), strict=True):
+        wide = band.astype(np.float64)
+        if top is not None:
+            scaled = wide * 255 / top
+        elif greatest > least:
+            scaled = (wide - least) * 255 / (greatest - least)
+        else:
+            scaled = np.full_like(wide, 128)
+        scaled = np.where(_known(band, samples)[1] | np.isposinf(wide), scaled, 0)
+        out[:] = np.nan_to_num(scaled, posinf=255).clip(0, 255).round()
+    return gray
+
+
+def _bands(image: np.ndarray) -> list[np.ndarray]:
+    """Views of consecutive rows of an image: as float64, with its copies, a whole one takes 48 bytes a pixel."""
+    rows = max(1, _BAND // max(1, image.shape[1]))
+    return [image[start : start + rows] for start in range(0, len(image), rows)]
+
+
+def _known(band: np.ndarray, samples: Samples) -> tuple[np.ndarray, np.ndarray]:
+    """The values that are finite and not the no-data value, in float64; and where they are."""
+    wide = band.astype(np.float64)
     known = np.isfinite(wide)
     if samples.nodata is not None:
         known &= wide != samples.nodata
-    if not known.any():
-        raise ValueError("has no finite value")
-    least, greatest = float(wide[known].min()), float(wide[known].max())
-    top = _range_end(least, greatest, is_float=values.dtype.kind == "f")
-    if top is not None:
-        scaled = wide * 255 / top
-    elif greatest > least:
-        scaled = (wide - least) * 255 / (greatest - least)
-        scaling = "are scaled to 0 to 255, and likewise in other such images (shown once)"
-        _warn_once(f"{name}: values from {least:g} to {greatest:g} {scaling}")
-    else:
-        scaled = np.full_like(wide, 128)
-    scaled = np.where(known | np.isposinf(wide), scaled, 0)
-    return np.nan_to_num(scaled, posinf=255).clip(0, 255).round().astype(np.uint8)
+    return wide[known], known
 
 
 def _range_end(least: float, greatest: float, *, is_float: bool) -> float | None:

@@ -79,7 +79,8 @@ def tensors_in(contents: Contents, entries: Mapping[str, Any]) -> tuple[dict[str
     Floating-point numbers of less than 32 bits are converted to float32.
 
     Raises:
-        UserError: a tensor that is larger than the file, sparse, quantised or without content.
+        UserError: a tensor that is larger than the file, sparse, quantised, without content or of a type that PyTorch
+            cannot convert.
     """
     tensors: dict[str, Tensor] = {}
     others: list[str] = []
@@ -96,9 +97,12 @@ def tensors_in(contents: Contents, entries: Mapping[str, Any]) -> tuple[dict[str
                 raise UserError(f"{contents.path}: {name}: {error}") from None
         if value.numel() * value.element_size() > contents.size:
             raise UserError(f"{contents.path}: {name}: claims {tuple(value.shape)} in a file of {contents.size} bytes")
-        if value.is_floating_point() and value.element_size() < 4:
-            value = value.float()
-        tensors[name] = value.detach().contiguous()
+        try:
+            if value.is_floating_point() and value.element_size() < 4:
+                value = value.float()
+            tensors[name] = value.detach().contiguous()
+        except RuntimeError:  # PyTorch has types that it cannot convert, such as two numbers in a byte
+            raise UserError(f"{contents.path}: {name}: cannot be read as {value.dtype}: save it as float32") from None
     return tensors, others
 
 

@@ -145,7 +145,7 @@ def refuse_infinite(path: Path, tensors: Mapping[str, Tensor], names: Mapping[st
                 f"{path}: {shown} has {num_wrong} of {value.numel()} numbers that are NaN or infinite: the training "
                 "diverged or the file is damaged; take an earlier checkpoint"
             )
-        if name.endswith("running_var") and value.min() < 0:
+        if name.endswith("running_var") and bool((value < 0).any()):
             raise UserError(f"{path}: {shown} has variances below 0: the file is damaged")
 
 
