@@ -19,7 +19,7 @@ from resim.detection.messages import opening_lines
 from resim.detection.samples import records_of
 from resim.detection.tuning import Tuning, load_batches, prepare_tuning
 from resim.detection.validate import average_statistics, validate
-from resim.distributed.processes import catch_termination, start_processes
+from resim.distributed.processes import start_processes
 from resim.draw.curves import draw_curves
 from resim.errors import UserError
 from resim.runs import folder as run_folder
@@ -29,6 +29,7 @@ from resim.runs.clock import Clock
 from resim.runs.log import Log
 from resim.runs.nonfinite import GoBackError, Nonfinite
 from resim.runs.progress import Progress
+from resim.signals import catch_termination
 from resim.training.optimizer import set_learning_rate
 from resim.views.waiting import has_given_up
 from resim.views.workers import report_killed_workers

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from resim.counts import counted
-from resim.distributed.processes import Processes, catch_termination, start_processes
+from resim.distributed.processes import Processes, start_processes
 from resim.draw.curves import draw_curves
 from resim.draw.sheet import write_png
 from resim.draw.view_pairs import batch_pictures
@@ -27,6 +27,7 @@ from resim.runs.config import Recipe, RunConfig
 from resim.runs.log import Log
 from resim.runs.nonfinite import GoBackError, Nonfinite
 from resim.runs.progress import Progress
+from resim.signals import catch_termination
 from resim.training.advice import advise
 from resim.training.optimizer import set_learning_rate
 from resim.training.pair_records import records_of

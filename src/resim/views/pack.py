@@ -23,6 +23,7 @@ from resim.fields import AtLeast, AtMost, Seed, check_fields
 from resim.views.decode import BadImageError, Photo
 from resim.views.loader import BadFile
 from resim.views.shards import INDEX, open_image
+from resim.views.workers import start_worker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +140,7 @@ def _write(paths: Sequence[str], folder: Path, config: PackConfig, progress: Cal
         num_workers=config.workers,
         prefetch_factor=16 if config.workers else None,
         multiprocessing_context="fork" if config.workers and sys.platform == "linux" else None,
+        worker_init_fn=start_worker if config.workers else None,
     )
     bad: list[BadFile] = []
     index: dict[str, dict[str, Any]] = {}

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from resim.kernels.cpu.build import kernels
-from resim.kernels.cpu.relu import ReLU
 from resim.kernels.cpu.residual import build_residual
 from resim.kernels.cpu.stem import POOLING, stem
 from resim.layers.grouped_norm import GroupedBatchNorm2d, count_groups
@@ -64,7 +63,7 @@ def _is_standard(module: Any, network: nn.Module, group_size: int) -> bool:
 def _standard_types() -> tuple[type[nn.Module], ...]:
     from torchvision.models.resnet import BasicBlock, Bottleneck  # here, as it is slow to import
 
-    return (BasicBlock, Bottleneck, nn.Sequential, nn.ReLU, ReLU)
+    return (BasicBlock, Bottleneck, nn.Sequential, nn.ReLU)
 
 
 def forward(network: Any, images: Tensor) -> dict[str, Tensor]:
