@@ -201,23 +201,24 @@ def test_a_comparison_goes_on_where_it_stopped_and_reuses_what_is_finished(tmp_p
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("calls", "state"), [(1, "0 of 2 runs finished, {}/a-seed0 saved after step 1"), (2, "1 of 2 runs finished")]
+    ("step", "state"), [(1, "0 of 2 runs finished, {}/a-seed0 saved after step 2"), (3, "1 of 2 runs finished")]
 )
-def test_a_signal_stops_a_comparison_which_goes_on(calls: int, state: str, tmp_path: Path) -> None:
+def test_a_signal_stops_a_comparison_which_goes_on(step: int, state: str, tmp_path: Path) -> None:
     data = small(tmp_path / "data")
     starts = [Start(name="a", weights="random"), Start(name="b", weights="random")]
-    run = DetectRun(device="cpu", precision="float32", workers=0, eval_every=2)
+    recipe = dataclasses.replace(RECIPE, tune=dataclasses.replace(RECIPE.tune, steps=3))
+    run = DetectRun(device="cpu", precision="float32", workers=0, eval_every=3, log_every=1)
     out = tmp_path / "out"
 
     def watch(done: int, steps: int) -> None:
-        if done == calls and not (out / "b-seed0").exists():
+        if done == step and not (out / "b-seed0").exists():
             signal.raise_signal(signal.SIGTERM)
 
     with pytest.raises(StoppedError) as stopped:
-        compare(RECIPE, run, data, data, starts, (0,), out, replicates=3, show=False, watch=watch)
+        compare(recipe, run, data, data, starts, (0,), out, replicates=3, show=False, watch=watch)
     assert str(stopped.value) == f"stopped: {state.format(out)}"
     assert not (out / "compare.json").exists()
-    comparison = compare(RECIPE, run, data, data, starts, (0,), out, replicates=3, show=False)
+    comparison = compare(recipe, run, data, data, starts, (0,), out, replicates=3, show=False)
     assert comparison is not None
     assert comparison.scores["a"]["bbox"] == comparison.scores["b"]["bbox"]  # as of runs that nothing stopped
 
