@@ -20,6 +20,7 @@ from resim.runs.lock import WAIT_SECONDS, lock_folder
 from resim.runs.log import Reading
 from resim.runs.resume import read_resumed
 from resim.training.advice import advise, fitted_command
+from resim.training.node_images import check_node_images, count_node_images
 from resim.training.precision import choose_precision
 from resim.training.starting import Start, load_start, read_start
 from resim.training.step import Stepper, make_stepper
@@ -64,6 +65,8 @@ class Prepared:
     """The weights of a new run; None: it is resumed, or starts from random weights."""
     data: dict[str, Any]
     """Description of the images in config.json and in checkpoints."""
+    node_images: dict[str, int]
+    """As `count_node_images` returns them, for every checkpoint."""
     imported: dict[str, Any]
     """Licence and origin of imported weights, which every checkpoint of the run repeats; empty: none."""
 
@@ -116,6 +119,8 @@ def prepare(
     if run.precision not in ("auto", precision):
         raise UserError(f"--precision {run.precision}: the run to resume is in {precision}: leave --precision out")
     _check_agreement(processes, paths, precision, state)
+    node_images = count_node_images(recipe, processes)
+    check_node_images(state, node_images)
     listed = [sources] if isinstance(sources, str | Path) else sources
     measure = probe(recipe, run, precision, paths, epoch_steps) if probe is not None and processes.first else None
     data = {"sources": [str(source) for source in listed], "images": len(paths), "hash": paths.fingerprint()}
@@ -140,13 +145,13 @@ def prepare(
             max_pixels=max_pixels,
         )  # fmt: skip
         extra = {"processes": processes.count, "acceleration": acceleration.describe()}
-        extra |= {"start": start.record} if start else {}
+        extra |= node_images | ({"start": start.record} if start else {})
         run_folder.write_config(out, recipe, resolved, data, **extra)
     return Prepared(
         out=out, paths=paths, stepper=stepper, measure=measure, precision=precision, workers=workers,
         max_pixels=max_pixels, step=step, epoch_steps=epoch_steps, end=end, is_resumed=bool(state),
         notes=resumed.lines if resumed else (), start=start, data=data,
-        imported={"imported": origin} if origin else {},
+        imported={"imported": origin} if origin else {}, node_images=node_images,
     )  # fmt: skip
 
 
@@ -158,16 +163,20 @@ def _default_max_pixels(workers: int, processes: Processes) -> int:
 
 def checkpoint_state(recipe: Recipe, prepared: Prepared, step: int) -> dict[str, Any]:
     """The content of a checkpoint after `step` steps."""
-    return {
-        "resim": __version__,
-        "recipe": recipe.to_json(),
-        "precision": prepared.precision,
-        "data": prepared.data,
-        "step": step,
-        "epoch": step // prepared.epoch_steps,
-        "model": prepared.stepper.model.state_dict(),
-        "optimizer": prepared.stepper.optimizer.state_dict(),
-    } | prepared.imported
+    return (
+        {
+            "resim": __version__,
+            "recipe": recipe.to_json(),
+            "precision": prepared.precision,
+            "data": prepared.data,
+            "step": step,
+            "epoch": step // prepared.epoch_steps,
+            "model": prepared.stepper.model.state_dict(),
+            "optimizer": prepared.stepper.optimizer.state_dict(),
+        }
+        | prepared.node_images
+        | prepared.imported
+    )
 
 
 def _steps_per_epoch(recipe: Recipe, paths: PathList, processes: Processes, command: Sequence[str]) -> int:
