@@ -163,20 +163,18 @@ def _default_max_pixels(workers: int, processes: Processes) -> int:
 
 def checkpoint_state(recipe: Recipe, prepared: Prepared, step: int) -> dict[str, Any]:
     """The content of a checkpoint after `step` steps."""
-    return (
-        {
-            "resim": __version__,
-            "recipe": recipe.to_json(),
-            "precision": prepared.precision,
-            "data": prepared.data,
-            "step": step,
-            "epoch": step // prepared.epoch_steps,
-            "model": prepared.stepper.model.state_dict(),
-            "optimizer": prepared.stepper.optimizer.state_dict(),
-        }
-        | prepared.node_images
-        | prepared.imported
-    )
+    return {
+        "resim": __version__,
+        "recipe": recipe.to_json(),
+        "precision": prepared.precision,
+        "data": prepared.data,
+        "step": step,
+        "epoch": step // prepared.epoch_steps,
+        "model": prepared.stepper.model.state_dict(),
+        "optimizer": prepared.stepper.optimizer.state_dict(),
+        **prepared.node_images,
+        **prepared.imported,
+    }
 
 
 def _steps_per_epoch(recipe: Recipe, paths: PathList, processes: Processes, command: Sequence[str]) -> int:
