@@ -21,7 +21,7 @@ from probing import probe_runs, read_labels
 from records import Row, append_rows, read_rows
 from stopping import until_stopped
 
-from resim.errors import UserError
+from resim.errors import UserError, WriteError
 from resim.probes.label_maps import LabelMaps
 
 
@@ -54,6 +54,8 @@ def _run_all(options: argparse.Namespace) -> None:
         for method, run in list(runs.items()):
             try:
                 pretrain_one(options.images, options.out, method, options.size, options.pairs, seed)
+            except WriteError:
+                raise
             except UserError as error:  # a failed run is a result too
                 _record_failure(options.out, method, seed, str(error))
                 del runs[method]

@@ -10,6 +10,10 @@ class UserError(ValueError):
     """
 
 
+class WriteError(UserError):
+    """A file cannot be written: the disk is full, or the folder is read-only."""
+
+
 class StoppedError(RuntimeError):
     """A signal stopped a command that trains; one line says what is saved, and which command continues.
 

@@ -10,6 +10,7 @@ belong to no process any more, temporary files, threads and child processes.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
 import json
 import os
@@ -85,9 +86,9 @@ def play_round(folder: Path, labels: Path, explorer: Explorer | None) -> Explore
     """Pre-train, pack, pre-train from the shards, train a detector, request heat maps."""
     images, work = labels.parent / "images", folder / "work"
     run = RunConfig(device="cpu", precision="float32", workers=2, log_every=1, keep_every=0)
-    pretrain(PRETRAINING, RunConfig(**vars(run) | {"out": work / "run"}), images, show=False)
+    pretrain(PRETRAINING, dataclasses.replace(run, out=work / "run"), images, show=False)
     pack(find_images([images]), work / "packed", PackConfig(workers=2))
-    pretrain(PRETRAINING, RunConfig(**vars(run) | {"out": work / "packed-run"}), work / "packed", show=False)
+    pretrain(PRETRAINING, dataclasses.replace(run, out=work / "packed-run"), work / "packed", show=False)
     data = read_coco(labels)
     settings = DetectRun(out=work / "detector", device="cpu", precision="float32", workers=2, log_every=1)
     train_detector(DETECTOR, settings, data, data, init=str(work / "run"), show=False)

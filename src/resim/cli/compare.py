@@ -81,9 +81,9 @@ def run(options: Options) -> None:
         return
     frozen = f", {comparison.frozen} frozen" if comparison.frozen else ""
     title = f"{recipe.name}{frozen}: {data.source} to {val.source}"
+    print_comparison(comparison, val)  # first: a picture may not be written
     curves = draw_ap_curves(comparison, out / "curves.png", title=title)
     sheet = draw_comparison_sheet(comparison, val, out / "detections.png", title=title)
-    print_comparison(comparison, val)
     print(", ".join(str(path) for path in (out / "compare.json", curves, sheet) if path is not None))
     for line in comparison_verdict(to_json(comparison, recipe)):
         print(line)

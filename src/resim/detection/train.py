@@ -28,6 +28,7 @@ from resim.runs.bars import Watch
 from resim.runs.clock import Clock
 from resim.runs.log import Log
 from resim.runs.nonfinite import GoBackError, Nonfinite
+from resim.runs.pictures import Pictures
 from resim.runs.progress import Progress
 from resim.signals import catch_termination
 from resim.training.optimizer import set_learning_rate
@@ -221,7 +222,8 @@ def _save(tuning: Tuning, step: int, *, is_evaluated: bool) -> None:
 def _close(tuning: Tuning, step: int, progress: Progress, bad_files: BadFiles, *, is_finished: bool) -> None:
     out, metrics = tuning.out, tuning.out / "metrics.jsonl"
     if metrics.exists() and metrics.stat().st_size:
-        draw_curves(metrics, out / "curves.png", title=f"{tuning.recipe.name}, {tuning.init}")
+        title = f"{tuning.recipe.name}, {tuning.init}"
+        Pictures(progress.say).write(lambda: draw_curves(metrics, out / "curves.png", title=title))
     if bad_files.reasons:
         what = "replaced in training, left out of evaluations"
         count = counted(len(bad_files.reasons), "file")

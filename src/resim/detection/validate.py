@@ -14,6 +14,7 @@ from resim.detection.samples import DetectionBatch
 from resim.detection.step import DetectorStepper
 from resim.detection.tuning import Tuning, load_batches
 from resim.runs.bad_files import BadFiles
+from resim.runs.pictures import Pictures
 from resim.runs.progress import Progress
 from resim.views.waiting import StalledError, has_given_up
 
@@ -61,8 +62,9 @@ def validate(
     for line in [*([note] if note else ()), *lines(scores, val)]:
         progress.say(f"after step {step}: {line}")
     write_evaluation(
-        tuning.out, val, results, scores, step=step, name=tuning.init, title=tuning.recipe.name, go_on=True
-    )
+        tuning.out, val, results, scores, step=step, name=tuning.init, title=tuning.recipe.name, go_on=True,
+        pictures=Pictures(progress.say),
+    )  # fmt: skip
 
 
 def _precise_batches(tuning: Tuning, signals: Sequence[int]) -> Iterator[DetectionBatch]:
