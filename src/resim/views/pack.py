@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -147,21 +148,26 @@ def _write(paths: Sequence[str], folder: Path, config: PackConfig, progress: Cal
     shard: _Shard | None = None
     images = 0
     item: _Content | BadFile
-    for done, item in enumerate(loader, start=1):
-        if isinstance(item, BadFile):
-            bad.append(item)
-        else:
-            if shard is None:
-                shard = _Shard(folder / f"shard-{len(index):06d}.tar")
-            shard.add(images, item)
-            images += 1
-            if shard.size >= config.shard_mb * 1_000_000:
-                index[shard.path.name] = shard.close()
-                shard = None
-        if done % 64 == 0 or done == len(paths):
-            progress(done)
-    if shard is not None:
-        index[shard.path.name] = shard.close()
+    try:
+        for done, item in enumerate(loader, start=1):
+            if isinstance(item, BadFile):
+                bad.append(item)
+            else:
+                if shard is None:
+                    shard = _Shard(folder / f"shard-{len(index):06d}.tar")
+                shard.add(images, item)
+                images += 1
+                if shard.size >= config.shard_mb * 1_000_000:
+                    index[shard.path.name] = shard.close()
+                    shard = None
+            if done % 64 == 0 or done == len(paths):
+                progress(done)
+        if shard is not None:
+            index[shard.path.name] = shard.close()
+    except BaseException:
+        if shard is not None:
+            shard.abandon()
+        raise
     if not images:
         raise UserError(
             f"none of {counted(len(paths), 'image')} can be read, for example {bad[0].path} ({bad[0].reason})"
@@ -200,3 +206,9 @@ class _Shard:
         with self.path.open("rb") as file:
             os.fsync(file.fileno())
         return {"bytes": self.path.stat().st_size, "members": self._members}
+
+    def abandon(self) -> None:
+        """Close the file as it is, which is removed: a full disk may refuse what is still to be written."""
+        if self._tar.fileobj is not None:
+            with contextlib.suppress(OSError):
+                self._tar.fileobj.close()
