@@ -4,7 +4,7 @@ The explorer is that of `resim explore` without its page, which needs gradio.
     cd tests && python -m faults.soak --minutes 30 --folder /tmp/soak
 
 After every round it prints a line of JSON: seconds, rounds, resident memory, open descriptors, entries of /dev/shm that
-belong to no process any more, temporary files, threads and child processes.
+belong to no process any more (of any program), temporary files, threads and child processes.
 """
 
 from __future__ import annotations
