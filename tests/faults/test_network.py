@@ -126,7 +126,10 @@ def test_a_link_that_goes_down_ends_the_run_in_the_time_that_is_set(whole: Path,
         since = time.monotonic()
         while any(processes_of(run) for run in runs) and time.monotonic() < since + LINK_SECONDS:
             time.sleep(0.1)
-        assert not any(processes_of(run) for run in runs)  # the trainings have ended; the launchers look for each other
+        assert [processes_of(run) for run in runs] == [
+            [],
+            [],
+        ]  # the trainings have ended; the launchers look for each other
     finally:
         ip("-n", NAMES[1], "link", "set", "rs-b", "up")
         for run in runs:
@@ -141,9 +144,11 @@ def test_a_link_that_goes_down_ends_the_run_in_the_time_that_is_set(whole: Path,
     assert same(state(out), state(whole))
 
 
-def processes_of(run: Run) -> list[str]:
-    """The processes that train, below a launcher."""
-    try:
-        return Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-    except FileNotFoundError:
-        return []
+def processes_of(run: Run) -> list[int]:
+    """The processes that train, below a launcher; one that has ended and is not waited for is none."""
+    running = []
+    with contextlib.suppress(FileNotFoundError):
+        for pid in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split():
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X"):
+                running.append(int(pid))
+    return running
