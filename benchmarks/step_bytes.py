@@ -1,6 +1,6 @@
 """What a training step sends, counted in real processes of this machine, and a model for 1 to 512.
 
-    python benchmarks/step_bytes.py                 # 1, 2 and 4 processes over gloo, then the model
+    python benchmarks/step_bytes.py                 # 1, 2 and 4 processes over gloo, 4 on two hosts, then the model
     python benchmarks/step_bytes.py --model-only
 
 Each process takes one step of ReSim-FPN, forward, backward and update, with a few images. Every collective is
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import socket
 from collections import Counter
 from collections.abc import Callable
@@ -35,10 +36,13 @@ from resim.training.step import make_stepper
 
 GRADIENTS, IMAGES, WINDOWS = "gradients", "key views", "windows"
 VECTORS, POSITIVES, ALL_CELLS, GROUP_CELLS = "global keys", "positives", "cells of all", "cells of the group"
+NODE_CELLS = "cells of the node"
 NUMBERS, MEASURED = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512), (1, 2, 4)
 
 
-def model_of(recipe: Recipe, processes: int, images: int, parameters: int, *, half: bool = False) -> Counter[str]:
+def model_of(
+    recipe: Recipe, processes: int, images: int, parameters: int, *, half: bool = False, host: int = 0
+) -> Counter[str]:
     """Bytes that a process receives in a step from others, by what they are.
 
     Args:
@@ -47,6 +51,7 @@ def model_of(recipe: Recipe, processes: int, images: int, parameters: int, *, ha
         images: of each process, n.
         parameters: of the query encoder.
         half: key views, cells and pooled vectors are bfloat16 (views and cells only: 2 bytes).
+        host: processes of each host; 0: all are on one.
     """
     others, size = (processes - 1) / processes, recipe.views.image_size
     narrow, received = 2 if half else 4, Counter[str]()
@@ -58,17 +63,30 @@ def model_of(recipe: Recipe, processes: int, images: int, parameters: int, *, ha
         cells = images * (size // level.stride - 2) ** 2 * recipe.model.fpn_width * narrow
         received[WINDOWS] += round(others * images * windows * 4 * 8)
         received[POSITIVES] += round(others * images * windows * recipe.model.fpn_width * 4)
-        if level.negatives == "all":
+        if level.negatives == "all" or (level.negatives == "node" and host in (0, processes)):
             received[ALL_CELLS] += (processes - 1) * cells
-        else:
-            received[GROUP_CELLS] += round(others * cells)
+            continue
+        received[GROUP_CELLS] += round(others * cells)
+        if level.negatives == "node":
+            received[NODE_CELLS] += (host - 1) * cells
     return received
 
 
-def count_step(rank: int, processes: int, images: int, port: int, results: Any) -> None:
-    """Take one step as process `rank`, and put what it received into `results`."""
+def count_step(rank: int, processes: int, images: int, port: int, results: Any, host: int = 0) -> None:
+    """Take one step as process `rank`, and put what it received into `results`.
+
+    Args:
+        rank: of this process.
+        processes: their number.
+        images: of each process.
+        port: of the store.
+        results: receives the rank, bytes and messages.
+        host: processes of each pretended host, with negatives=node on P4; 0: the recipe's negatives.
+    """
     torch.set_num_threads(1)
-    recipe = recipe_of(images)
+    recipe = recipe_of(images, node=host > 0)
+    if host:
+        os.environ.update(LOCAL_RANK=str(rank % host), LOCAL_WORLD_SIZE=str(host))
     if processes > 1:
         store = cast(Any, dist).TCPStore("127.0.0.1", port, processes, rank == 0)
         dist.init_process_group("gloo", store=store, rank=rank, world_size=processes)
@@ -89,8 +107,9 @@ def count_step(rank: int, processes: int, images: int, port: int, results: Any) 
         return POSITIVES if level is None else ALL_CELLS if level.negatives == "all" else GROUP_CELLS
 
     def gather(out: torch.Tensor, rows: torch.Tensor, **more: Any) -> Any:
-        received[name_of(rows)] += (processes - 1) * rows.nbytes
-        messages[name_of(rows)] += 1
+        name = NODE_CELLS if "group" in more else name_of(rows)
+        received[name] += (len(out) // len(rows) - 1) * rows.nbytes
+        messages[name] += 1
         return real["all_gather_into_tensor"](out, rows, **more)
 
     def exchange(out: torch.Tensor, rows: torch.Tensor, incoming: list[int], outgoing: list[int], **more: Any) -> Any:
@@ -123,10 +142,14 @@ def count_step(rank: int, processes: int, images: int, port: int, results: Any) 
         dist.destroy_process_group()
 
 
-def recipe_of(images: int) -> Recipe:
-    """ReSim-FPN with groups of so many images."""
+def recipe_of(images: int, *, node: bool = False) -> Recipe:
+    """ReSim-FPN with groups of so many images, and on request with negatives=node in place of negatives=all."""
     recipe = recipes.resim_fpn()
-    model = dataclasses.replace(recipe.model, group_size=images, queue_size=4096)
+    levels = tuple(
+        dataclasses.replace(level, negatives="node") if node and level.negatives == "all" else level
+        for level in recipe.model.levels
+    )
+    model = dataclasses.replace(recipe.model, levels=levels, group_size=images, queue_size=4096)
     return dataclasses.replace(recipe, model=model, optim=dataclasses.replace(recipe.optim, batch_size=4 * images))
 
 
@@ -136,15 +159,15 @@ def measure(images: int, parameters: int) -> None:
     Raises:
         SystemExit: they differ.
     """
-    recipe = recipe_of(images)
-    for processes in MEASURED:
+    for processes, host in (*((number, 0) for number in MEASURED), (4, 2)):
+        recipe = recipe_of(images, node=host > 0)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         context = mp.get_context("spawn")
         results = context.Queue()
         workers = [
-            context.Process(target=count_step, args=(rank, processes, images, port, results))
+            context.Process(target=count_step, args=(rank, processes, images, port, results, host))
             for rank in range(processes)
         ]
         for worker in workers:
@@ -152,7 +175,8 @@ def measure(images: int, parameters: int) -> None:
         counted = sorted(results.get(timeout=600) for _ in workers)
         for worker in workers:
             worker.join()
-        expected = {name: size for name, size in model_of(recipe, processes, images, parameters).items() if size}
+        model = model_of(recipe, processes, images, parameters, host=host)
+        expected = {name: size for name, size in model.items() if size}
         for rank, received, messages in counted:
             got = {name: size for name, size in received.items() if size}
             differ = {name for name in {*got, *expected} if abs(got.get(name, 0) - expected.get(name, 0)) > 64}
@@ -160,7 +184,9 @@ def measure(images: int, parameters: int) -> None:
                 raise SystemExit(f"process {rank} of {processes}: {differ}: counted {got}, model {expected}")
             if rank == 0:
                 total = sum(messages.values())
-                print(f"{processes} processes, {images} images each: {sum(got.values())} bytes in {total} messages")
+                hosts = f" on {processes // host} hosts, negatives=node" if host else ""
+                print(f"{processes} processes{hosts}, {images} images each: {sum(got.values())} bytes in "
+                      f"{total} messages")  # fmt: skip
                 for name, size in got.items():
                     print(f"    {name:<20}{size:>14} bytes{messages[name]:>4} messages; the model: {expected[name]}")
 

@@ -143,7 +143,7 @@ def detector_recipe(size: Size, regime: Regime, steps: int, seed: int) -> Detect
 
 def detect_one(
     runs: dict[str, Path], out: Path, labels: Labels, size: Size, name: str, *, steps: int, seed: int
-) -> bool:
+) -> None:
     """Train the detectors of a regime from the last checkpoint of every run and from the untrained network.
 
     Args:
@@ -155,8 +155,8 @@ def detect_one(
         steps: of each detector.
         seed: of pre-training and detector.
 
-    Returns:
-        Whether all detectors are finished.
+    Raises:
+        StoppedError: a signal stopped it.
     """
     probe = f"detector/{name}"
     done = {row.method for row in read_rows(out / "results.csv") if (row.probe, row.seed) == (probe, seed)}
@@ -164,7 +164,7 @@ def detect_one(
     if REGIMES[name].freeze == "backbone+fpn":
         starts = {method: weights for method, weights in starts.items() if method in WITH_FPN}
     if set(starts) <= done or len(starts) < 2:
-        return True
+        return
     folder = out / "detectors" / f"{name.replace('%', '')}-seed{seed}"
     comparison = compare(
         detector_recipe(size, REGIMES[name], steps, seed),
@@ -177,12 +177,10 @@ def detect_one(
         replicates=1,
         show=False,
     )
-    if comparison is None:
-        return False
+    assert comparison is not None  # there is one process, and no --stop-after
     new = [method for method in starts if method not in done]
     append_rows(out / "results.csv", _rows(comparison, new, labels.test, out, probe, seed, pairs_of(out, seed)))
     print(f"trained detectors: {name}, seed {seed}", flush=True)
-    return True
 
 
 def pairs_of(out: Path, seed: int) -> dict[str, int]:

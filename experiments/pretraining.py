@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from methods import LEVELS, SIZES, make_recipe
+from stopping import until_stopped
 
+from resim.errors import StoppedError
 from resim.runs.config import RunConfig
 from resim.training.pretrain import pretrain
 from resim.views.folder import find_images
@@ -14,19 +17,24 @@ from resim.views.folder import find_images
 CHECKPOINTS = 5  # checkpoints of each run that are kept, for curves over the number of pairs
 
 
-def pretrain_one(images: list[Path], out: Path, method: str, size: str, pairs: int, seed: int) -> bool:
-    """Begin or resume a pre-training; return whether it is finished."""
+def pretrain_one(images: list[Path], out: Path, method: str, size: str, pairs: int, seed: int) -> None:
+    """Begin or resume a pre-training.
+
+    Raises:
+        StoppedError: a signal stopped it.
+    """
     recipe = make_recipe(method, SIZES[size], images=len(find_images(images)), pairs=pairs, seed=seed)
     folder = out / f"{method}-seed{seed}"
     run = RunConfig(
         out=folder, resume=(folder / "config.json").exists(), keep_every=max(1, recipe.optim.epochs // CHECKPOINTS),
         picture_every=max(1, recipe.optim.epochs // 2),
     )  # fmt: skip
-    return pretrain(recipe, run, images).finished
+    if not pretrain(recipe, run, images).finished:
+        raise StoppedError(f"stopped in {folder}")
 
 
-def main() -> None:
-    """Read the command line and run all pre-trainings."""
+def main() -> int:
+    """Read the command line and run all pre-trainings; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("images", type=Path, nargs="+", help="folders of images without labels")
     parser.add_argument("--out", type=Path, required=True, help="folder of the study")
@@ -35,11 +43,14 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="cpu")
     parser.add_argument("--pairs", type=int, default=50_000, help="view pairs of each run")
     options = parser.parse_args()
+    return until_stopped(options.out, lambda: _pretrain_all(options))
+
+
+def _pretrain_all(options: argparse.Namespace) -> None:
     for seed in options.seeds:
         for method in options.methods:
-            if not pretrain_one(options.images, options.out, method, options.size, options.pairs, seed):
-                return
+            pretrain_one(options.images, options.out, method, options.size, options.pairs, seed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from resim.runs.checkpoints import write_atomically
+from resim.runs.lines import append
 from resim.runs.provenance import git_state
 
 T = TypeVar("T")
@@ -49,16 +51,21 @@ _PROVENANCE = ("commit", "torch", "processor", "date")
 
 
 def append_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Append rows to a results.csv, which is created if it does not exist."""
+    """Append rows to a results.csv, which is created if it does not exist: all of them, or none.
+
+    Raises:
+        WriteError: the disk is full, or the file cannot be written to.
+    """
     provenance = _provenance()
-    is_new = not path.exists()
+    is_new = not path.exists() or path.stat().st_size == 0
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="", encoding="utf-8") as file:
+    with io.StringIO(newline="") as file:
         writer = csv.DictWriter(file, [*(field.name for field in fields(Row)), *_PROVENANCE])
         if is_new:
             writer.writeheader()
         for row in rows:
             writer.writerow({name: "" if value is None else value for name, value in asdict(row).items()} | provenance)
+        append(path, file.getvalue().encode())
 
 
 def read_rows(path: Path) -> Iterator[Row]:

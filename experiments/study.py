@@ -2,12 +2,14 @@
 
     python experiments/study.py IMAGES --labels MASKS --detect BOXES --out FOLDER --pairs 50000 --seeds 0 1 2
 
-Ctrl+C or SIGTERM stops it after a step; the same command resumes it. experiments/tables.py prints the results.
+Ctrl+C or SIGTERM stops it after a step with exit code 75; the same command resumes it.
+experiments/tables.py prints the results.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -17,14 +19,19 @@ from methods import LEVELS, SIZES
 from pretraining import pretrain_one
 from probing import probe_runs, read_labels
 from records import Row, append_rows, read_rows
+from stopping import until_stopped
 
-from resim.errors import UserError
+from resim.errors import UserError, WriteError
 from resim.probes.label_maps import LabelMaps
 
 
-def main() -> None:
-    """Read the command line and run all parts that are not finished."""
+def main() -> int:
+    """Read the command line and run all parts that are not finished; return the exit code."""
     options = _parser().parse_args()
+    return until_stopped(options.out, lambda: _run_all(options))
+
+
+def _run_all(options: argparse.Namespace) -> None:
     size = SIZES[options.size]
 
     @cache
@@ -46,27 +53,23 @@ def main() -> None:
         runs = {method: options.out / f"{method}-seed{seed}" for method in options.methods}
         for method, run in list(runs.items()):
             try:
-                finished = pretrain_one(options.images, options.out, method, options.size, options.pairs, seed)
+                pretrain_one(options.images, options.out, method, options.size, options.pairs, seed)
+            except WriteError:
+                raise
             except UserError as error:  # a failed run is a result too
                 _record_failure(options.out, method, seed, str(error))
                 del runs[method]
                 continue
-            if not finished:
-                return
             with_curves = options.curves and seed == options.seeds[0]  # of one seed: to probe all checkpoints is slow
             probe_runs([run], options.out, label_maps(), only_last=not with_curves)
-        if options.detect and not _detect(runs, options, seed, detector_labels):
-            return
+        if options.detect:
+            _detect(runs, options, seed, detector_labels)
 
 
-def _detect(runs: dict[str, Path], options: argparse.Namespace, seed: int, labels: Callable[[], Labels]) -> bool:
-    """Train the detectors of a seed, one regime after another; return whether all are finished."""
-    return all(
-        detect_one(
-            runs, options.out, labels(), SIZES[options.size], name, steps=options.detect_steps, seed=seed
-        )
-        for name in options.regimes
-    )  # fmt: skip
+def _detect(runs: dict[str, Path], options: argparse.Namespace, seed: int, labels: Callable[[], Labels]) -> None:
+    """Train the detectors of a seed, one regime after another."""
+    for name in options.regimes:
+        detect_one(runs, options.out, labels(), SIZES[options.size], name, steps=options.detect_steps, seed=seed)
 
 
 def _record_failure(out: Path, method: str, seed: int, error: str) -> None:
@@ -112,4 +115,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

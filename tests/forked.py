@@ -34,6 +34,8 @@ class Forked:
 
     def __init__(self, words: Sequence[str], processes: int = 1, *, act: Callable[[list[str]], int] = main) -> None:
         self._folder = tempfile.TemporaryDirectory()
+        for name in ("out", "err"):  # a process can be killed before it opens them
+            Path(self._folder.name, name).touch()
         environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(processes)}
         environment |= {"LOCAL_WORLD_SIZE": str(processes)}
         self._processes = [

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import detecting
 import methods
 import numpy as np
+import pretraining
 import pytest
 import study
 import tables
 from records import Row, append_rows, read_counts, read_rows, write_counts
 
 from resim.datasets.coco import read_coco
-from resim.errors import UserError
+from resim.errors import StoppedError, UserError
+from resim.exit_codes import FINISHED, STOPPED
 from resim.runs.config import differences
 from resim.scenes.scenes import CLASSES, write_scenes
 
@@ -136,6 +140,30 @@ def test_choosing_classes_keeps_all_images_and_drops_other_objects(tmp_path: Pat
         detecting.choose_classes(data, ["dog"])
 
 
+@pytest.mark.parametrize("program", [study, pretraining])
+@pytest.mark.parametrize("number", [0, signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_a_study_with_the_code_of_a_stopped_run(
+    program: ModuleType,
+    number: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Outside a training it ends the study, inside one the training is saved and ends (0)."""
+
+    def stop(*arguments: object) -> None:
+        if number:
+            signal.raise_signal(number)
+        raise StoppedError("stopped in a run")
+
+    monkeypatch.setattr(program, "pretrain_one", stop)
+    words = [str(tmp_path), *(["--labels", "masks"] if program is study else []), "--out", "out"]
+    monkeypatch.setattr(sys, "argv", ["program.py", *words])
+    assert program.main() == STOPPED
+    line = "program.py: out: stopped: finished parts and checkpoints are kept; the same command goes on\n"
+    assert capsys.readouterr().err == line
+
+
 @pytest.mark.slow
 def test_a_minimal_study_is_run_once(
     thin_resnets: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -153,7 +181,7 @@ def test_a_minimal_study_is_run_once(
     monkeypatch.setattr(methods, "GROUP", 2)
     for _ in range(2):
         monkeypatch.setattr(sys, "argv", command)
-        study.main()
+        assert study.main() == FINISHED
     rows = list(read_rows(tmp_path / "out" / "results.csv"))
     assert {one.status for one in rows} == {"ok"}
     assert {(one.method, one.pairs) for one in rows} == {("untrained", 0), ("moco-v2", 8), ("resim-fpn", 8)}

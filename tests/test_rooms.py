@@ -12,10 +12,10 @@ import resim
 
 ROOT = Path(resim.__file__).resolve().parent
 ORDER = (
-    "version", "errors", "exit_codes", "counts", "reading", "optional_packages", "fields", "transfers", "acceleration",
-    "regions", "distributed", "layers", "kernels", "views", "model", "runs", "recipes", "draw", "exchange", "scenes",
-    "datasets", "scores", "probes", "training", "detection", "similarity", "report", "bench", "demo", "cli", "__main__",
-    "__init__",
+    "version", "errors", "exit_codes", "signals", "counts", "reading", "optional_packages", "fields", "transfers",
+    "acceleration", "regions", "distributed", "layers", "kernels", "views", "model", "runs", "recipes", "draw",
+    "exchange", "scenes", "datasets", "scores", "probes", "training", "detection", "similarity", "report", "bench",
+    "demo", "cli", "__main__", "__init__",
 )  # fmt: skip
 """Each imports only from those before it. `docs/architecture.md` describes them."""
 

@@ -10,6 +10,17 @@ class UserError(ValueError):
     """
 
 
+class WriteError(UserError):
+    """A file cannot be written: the disk is full, or the folder is read-only."""
+
+
+class StoppedError(RuntimeError):
+    """A signal stopped a command that trains; one line says what is saved, and which command continues.
+
+    The `resim` command prints it and exits with code 75.
+    """
+
+
 class LostProcessError(RuntimeError):
     """Another process of a run has ended, or cannot be reached; one line names it.
 

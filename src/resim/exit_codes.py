@@ -12,16 +12,20 @@ CRASHED = 1
 USER_ERROR = 2
 """Something that the user can mend, in one line."""
 STOPPED = 75
-"""A signal stopped a training, and everything is saved: the same command with `--resume` continues. EX_TEMPFAIL."""
+"""A signal stopped the command, and a line says what is saved and which command continues. EX_TEMPFAIL.
+
+Of a training, everything is saved: the same command with `--resume` continues. A command that keeps nothing, such as a
+probe, has this code too, and 130 after Ctrl+C.
+"""
 INTERRUPTED = 130
-"""Ctrl+C outside a training or while its images are listed, or a second one."""
+"""Ctrl+C outside a training, a comparison or a demo, or while images are listed, or a second one."""
 
 TABLE = {
     FINISHED: "finished (or --stop-after was reached; everything is saved)",
     CRASHED: "an error of the program, or another process of the run was lost",
     USER_ERROR: "something that you can fix, in one line",
-    STOPPED: "a training was stopped by SIGTERM, SIGINT, SIGHUP, SIGUSR1 or SIGUSR2, and saved: resume it",
-    INTERRUPTED: "a second Ctrl+C, or one outside a training",
+    STOPPED: "stopped by SIGTERM, SIGINT, SIGHUP, SIGUSR1 or SIGUSR2: a line says what is saved and how to go on",
+    INTERRUPTED: "a second Ctrl+C, or one in a command that saves nothing until its end",
 }
 """What each code means, for the help text."""
 

@@ -108,7 +108,7 @@ def test_an_unknown_recipe(capsys: Captured, images: str, tmp_path: Path, verb: 
         (["--levels", "P4:window=x"], "--levels: level P4: window='x' is not a whole number"),
         (["--levels", "P4:width=32"], "--levels: level P4: no field 'width'"),
         (["--levels", "P6"], "--levels: level 'P6': a level is one of P3, P4, P5"),
-        (["--levels", "P4:negatives=some"], "--levels: level P4: negatives 'some': must be one of all, group"),
+        (["--levels", "P4:negatives=some"], "--levels: level P4: negatives 'some': must be one of all, node, group"),
         (["--levels", LEVEL, LEVEL], "levels P4, P4: name each level once"),
         (["--batch-size", "2"], "batch-size 2 is no whole number of groups of 4 images"),
         (["--batch-size", "6"], "set --batch-size to a multiple of 4, or --group-size to a divisor of 6"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from resim.datasets.voc import read_voc
 from resim.detection.compare import Start, compare
 from resim.detection.config import DetectorConfig, DetectRecipe, DetectRun, ImagesConfig, TuneConfig
 from resim.detection.evaluate import read_scores
-from resim.errors import UserError
+from resim.errors import StoppedError, UserError
 from resim.report.comparison_pictures import draw_ap_curves, draw_comparison_sheet
 from resim.scores.bootstrap import average_precision, match_detections, paired_interval, resample_precision
 from resim.scores.coco import coco_scores
@@ -196,6 +197,30 @@ def test_a_comparison_goes_on_where_it_stopped_and_reuses_what_is_finished(tmp_p
         assert path is not None
         with Image.open(path) as picture:
             assert min(picture.size) > 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("step", "state"), [(1, "0 of 2 runs finished, {}/a-seed0 saved after step 2"), (3, "1 of 2 runs finished")]
+)
+def test_a_signal_stops_a_comparison_which_goes_on(step: int, state: str, tmp_path: Path) -> None:
+    data = small(tmp_path / "data")
+    starts = [Start(name="a", weights="random"), Start(name="b", weights="random")]
+    recipe = dataclasses.replace(RECIPE, tune=dataclasses.replace(RECIPE.tune, steps=3))
+    run = DetectRun(device="cpu", precision="float32", workers=0, eval_every=3, log_every=1)
+    out = tmp_path / "out"
+
+    def watch(done: int, steps: int) -> None:
+        if done == step and not (out / "b-seed0").exists():
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(StoppedError) as stopped:
+        compare(recipe, run, data, data, starts, (0,), out, replicates=3, show=False, watch=watch)
+    assert str(stopped.value) == f"stopped: {state.format(out)}"
+    assert not (out / "compare.json").exists()
+    comparison = compare(recipe, run, data, data, starts, (0,), out, replicates=3, show=False)
+    assert comparison is not None
+    assert comparison.scores["a"]["bbox"] == comparison.scores["b"]["bbox"]  # as of runs that nothing stopped
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 
 from resim import exit_codes
+from resim.distributed import launch
 from resim.distributed.launch import joint_code
 
 
@@ -39,3 +41,19 @@ def test_processes_leave_their_codes_for_the_launcher(tmp_path: Path, monkeypatc
 def test_without_the_launcher_the_code_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(exit_codes.FOLDER, raising=False)
     assert [exit_codes.report(code) for code in (0, 1, 2, 75)] == [0, 1, 2, 75]
+
+
+def test_launchers_that_lose_each_other_end_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lose(words: list[str]) -> None:
+        raise RendezvousConnectionError("The connection to the C10d store has failed.\nmore")
+
+    monkeypatch.setattr(launch.torchrun, "main", lose)
+    monkeypatch.setenv(exit_codes.FOLDER, "")  # which `main` sets
+    assert launch.main(["-m", "resim"]) == exit_codes.CRASHED
+    assert capsys.readouterr().err == (
+        "resim: the launchers of the hosts did not meet, or do not reach each other any more "
+        "(The connection to the C10d store has failed.): "
+        "start all of them again with the same command and --resume auto\n"
+    )

@@ -10,9 +10,10 @@ import torch
 import torch.distributed as dist
 
 from forked import on_processes
-from resim.distributed.processes import STOP_SIGNALS, Processes, catch_termination, interrupt_at_once
+from resim.distributed.processes import Processes
 from resim.runs.clock import Clock
 from resim.runs.config import RunConfig
+from resim.signals import STOP_SIGNALS, Terminated, catch_termination, end_on_signals, interrupt_at_once
 
 ALONE = Processes(rank=0, count=1, device=torch.device("cpu"), cores=1)
 
@@ -107,3 +108,30 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path: Path) -
     on_processes(work, (str(tmp_path),), 2)
     for rank in range(2):
         assert (tmp_path / str(rank)).read_text().splitlines() == ["3 True"] * 5
+
+
+def test_inside_another_context_the_list_is_the_outer_ones() -> None:
+    with catch_termination() as received:
+        with catch_termination() as inner:
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGUSR1)
+        assert inner is received
+    assert received == [signal.SIGTERM, signal.SIGUSR1]
+    with catch_termination() as received:
+        assert received == []
+
+
+@pytest.mark.parametrize("number", [n for n in STOP_SIGNALS if n != signal.SIGINT], ids=lambda number: number.name)
+def test_outside_a_training_a_signal_ends_what_runs(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(Terminated) as ended, end_on_signals():
+        signal.raise_signal(number)
+    assert ended.value.signal_name == number.name
+    assert signal.getsignal(number) is before
+
+
+def test_outside_a_training_a_second_signal_is_the_systems() -> None:
+    with end_on_signals():
+        with pytest.raises(Terminated):
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

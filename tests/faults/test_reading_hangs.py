@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 IMAGES, BATCH, EPOCHS = 16, 4, 3
 DRIVER = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from resim.model.config import ModelConfig
 from resim.runs.config import OptimConfig, Recipe, RunConfig
@@ -32,6 +33,8 @@ open_photo, waiting.STOP_SECONDS = loader.Photo, 0.5
 
 def hanging(path, **settings):
     while hang == "hang" and (images / "hang").exists() and int(Path(path).stem) % 2:
+        if os.environ.get("RANK", "1") != "1":
+            break  # of two processes, the second one's file system hangs
         time.sleep(0.05)
     return open_photo(path, **settings)
 
@@ -69,6 +72,25 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(images: Path, out: Path, workers: int, resume: str, hang: str = "hang") -> subprocess.Popen[str]:
     command = [sys.executable, "-c", DRIVER, str(images), str(out), str(workers), resume, hang]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def start_two(images: Path, out: Path, resume: str, hang: str = "hang") -> list[subprocess.Popen[str]]:
+    """The same on two processes, with groups of two images."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    script = DRIVER.replace("group_size=4", "group_size=2")
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(images), str(out), "1", resume, hang],
+            env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
 
 
 def state_of(out: Path) -> dict[str, torch.Tensor]:
@@ -123,6 +145,40 @@ def test_a_signal_saves_and_ends_a_run_whose_loader_hangs_and_it_resumes_bit_equ
     ]
     assert losses[0] == losses[1]
     assert len(losses[0]) == 12
+
+
+def test_a_signal_to_two_processes_of_which_one_hangs_saves_and_ends_both(images: Path, tmp_path: Path) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    for process in start_two(images, whole, "no", "never"):
+        output, errors = process.communicate(timeout=120)
+        assert output == "finished 12\n", errors
+    (images / "hang").unlink(missing_ok=True)
+    processes = start_two(images, out, "no")
+    try:
+        line = ""
+        while "has been read for" not in line:
+            assert processes[1].stderr is not None
+            line = processes[1].stderr.readline()
+            assert line, "the run ended without a word about the file that hangs"
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        ends = [process.communicate(timeout=30) for process in processes]  # torchrun kills what needs longer
+    finally:
+        for process in processes:
+            process.kill()
+        (images / "hang").unlink(missing_ok=True)
+    assert [process.returncode for process in processes] == [0, 0], ends
+    steps = {output for output, _ in ends}
+    assert len(steps) == 1
+    word, step = steps.pop().split()
+    assert word == "stopped"
+    assert 2 <= int(step) < 12
+    for process in start_two(images, out, "yes", "never"):
+        output, errors = process.communicate(timeout=120)
+        assert output == "finished 12\n", errors
+    (images / "hang").unlink(missing_ok=True)
+    states = state_of(whole), state_of(out)
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 def test_images_that_become_pipes_during_a_run_are_counted_and_the_run_stops(images: Path, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from end_to_end.runs import STEPS, numbers, pretrain_run, same, state
-from resim.distributed.processes import STOP_SIGNALS
 from resim.exit_codes import STOPPED
+from resim.signals import STOP_SIGNALS
 
 pytestmark = pytest.mark.slow
 

@@ -391,7 +391,7 @@ def test_a_level_is_the_same_after_writing_and_reading(level: Level) -> None:
         ("P4:window=4.5", "level P4: window='4.5' is not a whole number"),
         ("P4:weight=heavy", "level P4: weight='heavy' is not a number"),
         ("P4:closed=maybe", "level P4: closed='maybe' is not true or false"),
-        ("P4:negatives=none", "level P4: negatives 'none': must be one of all, group"),
+        ("P4:negatives=none", "level P4: negatives 'none': must be one of all, node, group"),
         ("P4:window=0", "level P4: window 0: must be at least 1 px"),
         ("P4:step=-1", "level P4: step -1: must be at least 1 px"),
     ],

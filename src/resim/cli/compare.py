@@ -13,7 +13,9 @@ import tyro
 from resim.cli.detect_train import recipe_and_run, recipe_with
 from resim.detection.config import DetectorConfig, DetectRun, ImagesConfig, TuneConfig
 from resim.detection.data import DataOptions, read_compared_data
-from resim.errors import UserError
+from resim.errors import StoppedError, UserError
+
+WHEN_STOPPED = "finished runs and checkpoints in --out are kept: the same command goes on"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,7 @@ def run(options: Options) -> None:
     """Run what is missing of the comparison, write it and print it.
 
     Raises:
+        StoppedError: as `compare`.
         UserError: as `read_compared_data` and `compare`; options that cannot work.
     """
     out = options.run.out
@@ -68,14 +71,19 @@ def run(options: Options) -> None:
     from resim.report.comparison_pictures import draw_ap_curves, draw_comparison_sheet
 
     settings = dataclasses.replace(options.run, resume=False)
-    comparison = compare(recipe, settings, data, val, options.init, options.seeds, out, replicates=options.replicates)
-    if comparison is None:  # stopped, or not the first process
+    try:
+        comparison = compare(
+            recipe, settings, data, val, options.init, options.seeds, out, replicates=options.replicates
+        )
+    except StoppedError as stop:
+        raise StoppedError(f"{stop}; the same command goes on") from None
+    if comparison is None:  # --stop-after ended it, or not the first process
         return
     frozen = f", {comparison.frozen} frozen" if comparison.frozen else ""
     title = f"{recipe.name}{frozen}: {data.source} to {val.source}"
+    print_comparison(comparison, val)  # first: a picture may not be written
     curves = draw_ap_curves(comparison, out / "curves.png", title=title)
     sheet = draw_comparison_sheet(comparison, val, out / "detections.png", title=title)
-    print_comparison(comparison, val)
     print(", ".join(str(path) for path in (out / "compare.json", curves, sheet) if path is not None))
     for line in comparison_verdict(to_json(comparison, recipe)):
         print(line)

@@ -10,6 +10,8 @@ import tyro
 
 from resim.errors import UserError
 
+WHEN_STOPPED = "no scores are written: the same command starts from the beginning"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:

@@ -10,6 +10,10 @@ import tyro
 
 from resim.errors import UserError
 
+WHEN_STOPPED = (
+    "pictures that are drawn are kept, results.json is not written: the same command starts from the beginning"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:

@@ -22,6 +22,8 @@ KEPT_ON_RESUME = (
     "timeout_minutes",
 )  # fmt: skip
 
+WHEN_STOPPED = "what --out has is kept: the same command with --out and --resume auto continues, or starts"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:

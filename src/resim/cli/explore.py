@@ -10,6 +10,8 @@ import tyro
 
 from resim.errors import UserError
 
+WHEN_STOPPED = "the page is no longer served"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:

@@ -1,7 +1,8 @@
 """The `resim` command: a table of verbs.
 
 Each verb is a module with a dataclass `Options` and a function `run(options)`, which returns an exit code or None for
-0; where the defaults depend on a recipe or on a run to resume, it also has a function `defaults(argv)`.
+0; where the defaults depend on a recipe or on a run to resume, it also has a function `defaults(argv)`. `WHEN_STOPPED`
+says what remains of it after a signal, and how to go on.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from resim.cli import (
 )
 from resim.cli.options import read_options
 from resim.cli.rules import nearest
-from resim.errors import LostProcessError, UserError
-from resim.exit_codes import CRASHED, FINISHED, INTERRUPTED, TABLE, USER_ERROR
+from resim.errors import LostProcessError, StoppedError, UserError
+from resim.exit_codes import CRASHED, FINISHED, INTERRUPTED, STOPPED, TABLE, USER_ERROR
+from resim.signals import Terminated, end_on_signals
 
 VERBS: dict[str, ModuleType] = {
     "pretrain": pretrain,
@@ -72,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"resim: no verb {verb!r}: one of {', '.join(VERBS)}{nearest(verb, VERBS)}", file=sys.stderr)
         return USER_ERROR
     try:
-        return _run(VERBS[verb], verb, rest)
+        with end_on_signals():
+            return _run(VERBS[verb], verb, rest)
     except UserError as error:
         print(f"resim {verb}: {_one_line(str(error))}", file=sys.stderr)
         return USER_ERROR
@@ -82,9 +85,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return CRASHED
     except BrokenPipeError:
         return FINISHED
-    except KeyboardInterrupt:
-        print(f"resim {verb}: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    except StoppedError as error:
+        print(f"resim {verb}: {_one_line(str(error))}", file=sys.stderr)
+        return STOPPED
+    except KeyboardInterrupt as end:
+        event = f"stopped by {end.signal_name}" if isinstance(end, Terminated) else "interrupted"
+        print(f"resim {verb}: {event}: {_what_remains(VERBS[verb], rest)}", file=sys.stderr)
+        return STOPPED if isinstance(end, Terminated) else INTERRUPTED
     except OSError as error:  # a full disk, a folder that went away
         where = f"{error.filename}: " if error.filename else ""
         print(f"resim {verb}: {where}{error.strerror or error}", file=sys.stderr)
@@ -96,6 +103,13 @@ def _one_line(message: str) -> str:
     line = " ".join(message.splitlines())
     line = line if len(line) <= 2000 else f"{line[:1500]} ... {line[-450:]}"
     return line.encode("utf-8", "backslashreplace").decode()
+
+
+def _what_remains(module: ModuleType, argv: Sequence[str]) -> str:
+    """What a verb says of itself after a signal."""
+    verbs = getattr(module, "VERBS", {})
+    verb = verbs.get(argv[0], module) if argv else module
+    return getattr(verb, "WHEN_STOPPED", "the same command starts from the beginning")
 
 
 def _run(module: ModuleType, verb: str, argv: Sequence[str]) -> int:

@@ -17,6 +17,8 @@ from resim.views.folder import find_images
 if TYPE_CHECKING:
     from resim.views.pack import Packed
 
+WHEN_STOPPED = "the unfinished shards are removed, OUT is as before: the same command starts from the beginning"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:

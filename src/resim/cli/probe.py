@@ -11,6 +11,8 @@ import tyro
 from resim.errors import UserError
 from resim.probes.config import LabelOptions, ProbeConfig
 
+WHEN_STOPPED = "no scores are written: the same command starts from the beginning"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:

@@ -21,6 +21,7 @@ from resim.detection.compare import Comparison, Start, compare
 from resim.detection.config import DetectRecipe, DetectRun
 from resim.detection.recipes import probe_frozen
 from resim.detection.train import train_detector
+from resim.errors import StoppedError
 from resim.report.comparison_pictures import draw_ap_curves, draw_comparison_sheet
 from resim.runs.bars import Watch
 from resim.runs.config import Recipe
@@ -52,10 +53,13 @@ def read_scenes(images: DemoImages) -> tuple[DetectionData, DetectionData]:
 
 def train_detectors(
     out: Path, images: DemoImages, pretrained: Recipe, plan: Plan, seed: int, story: Stages, watch: Watch, sizes: Sizes
-) -> Comparison | None:
-    """Train the small detector from each network, with as many seeds as fit the time left; None if it was stopped.
+) -> Comparison:
+    """Train the small detector from each network, with as many seeds as fit the time left.
 
     The duration of the first run determines the number of seeds; every network has the same seeds.
+
+    Raises:
+        StoppedError: a signal stopped it.
     """
     data, val = read_scenes(images)
     recipe = demo_detector(pretrained, plan.steps)
@@ -70,12 +74,12 @@ def train_detectors(
         first, settings, data, val, init=starts[0].weights, show=False, watch=lambda done, of: watch(done, runs * of)
     )
     if not first_result.finished:
-        return None
+        raise StoppedError(f"stopped: {first_result.out} is saved after step {first_result.step}")
     num_seeds = seeds_that_fit(plan, time.perf_counter() - began, story.left, sizes.bounds)
     comparison = compare(
         recipe, run, data, val, starts, [seed + number for number in range(num_seeds)], folder, show=False, watch=watch
     )
-    if comparison is not None:
-        draw_ap_curves(comparison, folder / "curves.png", title=f"{TITLE}, {images.num_labelled} labelled scenes")
-        draw_comparison_sheet(comparison, val, folder / "detections.png")
+    assert comparison is not None  # there is one process, and no --stop-after
+    draw_ap_curves(comparison, folder / "curves.png", title=f"{TITLE}, {images.num_labelled} labelled scenes")
+    draw_comparison_sheet(comparison, val, folder / "detections.png")
     return comparison

@@ -14,6 +14,7 @@ import numpy as np
 from resim.counts import counted
 from resim.demo.sizes import Sizes
 from resim.reading import read_json
+from resim.runs.checkpoints import write_atomically
 from resim.scenes.scenes import write_scenes
 from resim.views.folder import find_images
 
@@ -74,7 +75,8 @@ def _write_shapes(folder: Path, count: int) -> Path:
     objects = [one | {"category_id": 1} for one in scenes["annotations"] if one["image_id"] in ids]
     content = scenes | {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "shape"}]}
     path = folder / "shapes.json"
-    path.write_text(json.dumps(content), encoding="utf-8")
+    text = json.dumps(content)
+    write_atomically(path, lambda file: file.write(text.encode()))
     return path
 
 
@@ -82,7 +84,7 @@ def _write_list(source: Path, out: Path, most: int, seed: int = 0) -> tuple[Path
     """Write a list of at most `most` random images of a folder; returns its path, length and what is passed over."""
     paths = find_images([source])
     chosen = np.sort(np.random.default_rng([5, seed]).permutation(len(paths))[:most])
-    out.parent.mkdir(parents=True, exist_ok=True)
     lines = [str(Path(paths[int(i)]).resolve()) for i in chosen]
-    out.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogateescape")
+    text = "\n".join(lines) + "\n"
+    write_atomically(out, lambda file: file.write(text.encode("utf-8", "surrogateescape")))
     return out, len(lines), str(paths.passed) if paths.passed else ""

@@ -37,9 +37,10 @@ from resim.demo.probes import probe
 from resim.demo.sizes import Sizes
 from resim.demo.speeds import measure_speeds, scene_seconds
 from resim.demo.stages import Stages
+from resim.demo.stopped import ends_with_what_remains
 from resim.demo.verdict import verdict
 from resim.detection.compare import Comparison
-from resim.errors import UserError
+from resim.errors import StoppedError, UserError
 from resim.report.report import report
 from resim.runs import folder as run_folder
 from resim.runs.config import Recipe, RunConfig
@@ -72,6 +73,7 @@ def demo(
         sizes: sizes of data, networks and parts; None: the demo's.
 
     Raises:
+        StoppedError: a signal stopped it: what remains of it.
         UserError: fewer images than one batch, or a folder that cannot be used.
     """
     began, sizes = began or time.perf_counter(), sizes or Sizes()
@@ -87,7 +89,7 @@ def demo(
         raise UserError(f"--out {out}: is not empty, name another folder")
     names = [DRAW, MEASURE, RESIM, MOCO, PROBE, DETECT, REPORT]
     names = [name for name in names if data is None or name not in (DRAW, DETECT)]
-    with Stages(names, 60 * minutes, began, console) as story:
+    with ends_with_what_remains(out), Stages(names, 60 * minutes, began, console) as story:
         if data is None:
             with story.stage(DRAW):
                 most = sizes.scenes, sizes.held_out
@@ -104,23 +106,23 @@ def demo(
             bounds=sizes.bounds,
         )  # fmt: skip
         print_plan(plan, images, console)
-        results = _run_plan(plan, speeds, out, images, seed, story, sizes)
-    if results is None:
-        console.print("The demo was stopped.")
-        return
+        scores, comparison = _run_plan(plan, speeds, out, images, seed, story, sizes)
     taken = (time.perf_counter() - began) / 60
     console.print(
         f"\n{images.description}; it took {taken:.1f} minutes, {plan.total / 60:.1f} were planned of {minutes:g}"
     )
-    scores, comparison = results
     for line in verdict(scores, comparison, out, images):
         console.print(line)
 
 
 def _run_plan(
     plan: Plan, speeds: Speeds, out: Path, images: DemoImages, seed: int, story: Stages, sizes: Sizes
-) -> tuple[dict, Comparison | None] | None:
-    """Pre-train, probe, train detectors, report; the first two update the plan. None: it was stopped."""
+) -> tuple[dict, Comparison | None]:
+    """Pre-train, probe, train detectors, report; the first two update the plan.
+
+    Raises:
+        StoppedError: a signal stopped it.
+    """
     console, bounds, labels = story.console, sizes.bounds, images.num_evaluated
     story.expect(plan.seconds)
     recipe_pair = demo_recipes(images.count, plan.pairs, seed, sizes.recipe)
@@ -128,8 +130,10 @@ def _run_plan(
     for name, recipe in zip((RESIM, MOCO), recipe_pair, strict=True):
         with story.stage(name) as watch:
             run = RunConfig(out=out / recipe.name, keep_every=0, picture_every=math.ceil(plan.epochs / 4))
-            if not pretrain(recipe, run, [images.train], show=False, watch=watch).finished:
-                return None
+            result = pretrain(recipe, run, [images.train], show=False, watch=watch)
+            if not result.finished:
+                command = f"resim pretrain {images.train} --out {result.out} --resume"
+                raise StoppedError(f"stopped: {result.out} is saved after step {result.step}, {command} continues it")
     # the load of this machine may have changed: the rest is planned at the speed of what is done
     pace = (story.used - before) / (plan.seconds[RESIM] + plan.seconds[MOCO])
     speeds = speeds.scaled(pace)
@@ -146,8 +150,6 @@ def _run_plan(
         if plan.steps:
             with story.stage(DETECT) as watch:
                 comparison = train_detectors(out, images, recipe_pair[0], plan, seed, story, watch, sizes)
-            if comparison is None:
-                return None
     with story.stage(REPORT):
         folders = [out / recipe.name for recipe in recipe_pair] + [out / "probe"]
         report([*folders, *([out / "detectors"] if comparison else [])], out / "report.html", images=[images.held_out])

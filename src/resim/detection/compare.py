@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from resim.counts import counted
 from resim.datasets.records import DetectionData
 from resim.detection.bad_images import without_remembered
 from resim.detection.comparison_verdict import comparison_verdict
@@ -20,9 +21,9 @@ from resim.detection.config import DetectorConfig, DetectRecipe, DetectRun
 from resim.detection.evaluate import read_scores
 from resim.detection.freeze import freeze_words
 from resim.detection.init import has_fpn, resolve
-from resim.detection.train import train_detector
+from resim.detection.train import DetectResult, train_detector
 from resim.distributed.processes import start_processes
-from resim.errors import UserError
+from resim.errors import StoppedError, UserError
 from resim.exchange.sources import TORCHVISION, is_untrained, untrained_model
 from resim.exchange.weights import read_weights
 from resim.runs.bars import Watch
@@ -30,6 +31,7 @@ from resim.runs.checkpoints import write_atomically
 from resim.runs.provenance import describe_run
 from resim.scores.bootstrap import average_precision, match_detections, paired_interval, resample_precision
 from resim.scores.results import read_results
+from resim.signals import catch_termination
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,17 +124,18 @@ def compare(
         watch: called with the steps done and all steps, of all runs together.
 
     Returns:
-        Scores from 0 to 1 and differences of box AP; None where a signal stopped it before the end (the same call goes
-        on), and on processes but the first.
+        Scores from 0 to 1 and differences of box AP; None where `run.stop_after` ended a run before its end (the same
+        call goes on), and on processes but the first.
 
     Raises:
+        StoppedError: a signal stopped it; the same call goes on.
         UserError: names that are there twice, weights of different architectures, or what `train_detector` raises.
     """
     starts = [Start.parse(start) if isinstance(start, str) else start for start in starts]
     _check(starts, seeds)
     recipe = dataclasses.replace(recipe, detector=_architecture(recipe.detector, starts))
     folders: dict[str, list[Path]] = {start.name: [] for start in starts}
-    with start_processes(run.device, timeout_minutes=run.timeout_minutes) as processes:
+    with start_processes(run.device, timeout_minutes=run.timeout_minutes) as processes, catch_termination() as signals:
         for number, (seed, start) in enumerate(itertools.product(seeds, starts)):
             folder = out / f"{start.name}-seed{seed}"
             folders[start.name].append(folder)
@@ -141,8 +144,15 @@ def compare(
             if show and processes.first:
                 print(f"\n{start.name}, seed {seed}: {folder}", flush=True)
             watch_run = None if watch is None else _shifted(watch, number, len(seeds) * len(starts))
-            if not train_detector(seeded, settings, data, val, init=start.weights, show=show, watch=watch_run).finished:
-                return None
+            result = train_detector(seeded, settings, data, val, init=start.weights, show=show, watch=watch_run)
+            if result.finished and not processes.agree(bool(signals))[0]:  # a signal in an evaluation, or between runs
+                continue
+            state = _state(number, len(seeds) * len(starts), result)
+            if result.finished or result.stopped:
+                raise StoppedError(f"stopped: {state}")
+            if show and processes.first:
+                print(f"{state}; the same command goes on")
+            return None
         if not processes.first:
             return None
     comparison = Comparison(
@@ -157,6 +167,12 @@ def compare(
     content = json.dumps(to_json(comparison, recipe) | describe_run(), indent=2) + "\n"
     write_atomically(out / "compare.json", lambda file: file.write(content.encode()))
     return comparison
+
+
+def _state(number: int, runs: int, result: DetectResult) -> str:
+    """Which runs are finished, and what is saved of the one that is not; `number` counts from 0."""
+    finished = f"{number + result.finished} of {counted(runs, 'run')} finished"
+    return finished if result.finished else f"{finished}, {result.out} saved after step {result.step}"
 
 
 def _shifted(watch: Watch, number: int, runs: int) -> Watch:

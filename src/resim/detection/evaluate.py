@@ -20,6 +20,7 @@ from resim.draw.sheet import write_png
 from resim.errors import UserError
 from resim.runs.checkpoints import write_atomically
 from resim.runs.lines import REMEDY, read_records
+from resim.runs.pictures import Pictures
 from resim.scores.cityscapes import INSTALL, cityscapes_scores
 from resim.scores.coco import NUM_SIGMAS, coco_scores
 from resim.scores.results import Kind, Scores
@@ -87,7 +88,7 @@ def kinds_of(detector: DetectorConfig) -> tuple[Kind, ...]:
 
 def write_evaluation(
     out: Path, data: DetectionData, results: Sequence[dict[str, Any]], scores: dict[str, Scores], *, step: int,
-    name: str, title: str, go_on: bool = False,
+    name: str, title: str, go_on: bool = False, pictures: Pictures | None = None,
 ) -> None:  # fmt: skip
     """Write the results of an evaluation into a folder.
 
@@ -103,6 +104,10 @@ def write_evaluation(
         name: of the detector, on the picture.
         title: of the picture.
         go_on: keep the lines of `scores.jsonl` that are of earlier steps, as a run does; else it has this line alone.
+        pictures: of a training, which goes on without a picture that cannot be written; None: it is an error.
+
+    Raises:
+        WriteError: the disk is full, or the folder cannot be written to.
     """
     per_class = {
         kind: {c: None if math.isnan(v) else v for c, v in score.per_class.items()} for kind, score in scores.items()
@@ -113,10 +118,15 @@ def write_evaluation(
     write_atomically(out / "scores.jsonl", lambda file: file.write(text.encode()))
     content = json.dumps(list(results))
     write_atomically(out / "results.json", lambda file: file.write(content.encode()))
-    pictures = sheet_images(data)
-    if pictures:
-        sheet = detection_sheet(data, pictures, [(name, f"after {step} steps", results)], title=title)
-        write_png(out / "pictures" / "detections.png", sheet)
+    images = sheet_images(data)
+    if not images:
+        return
+    sheet = detection_sheet(data, images, [(name, f"after {step} steps", results)], title=title)
+    path = out / "pictures" / "detections.png"
+    if pictures is None:
+        write_png(path, sheet)
+    else:
+        pictures.write(lambda: write_png(path, sheet))
 
 
 def sheet_images(data: DetectionData) -> list[tuple[Record, np.ndarray]]:

@@ -30,6 +30,7 @@ from resim.runs.checkpoints import write_atomically
 from resim.views.decode import BadImageError, Photo
 from resim.views.folder import find_images
 from resim.views.loader import make_loader
+from resim.views.waiting import StalledError
 
 Result = dict[str, Any]
 
@@ -45,6 +46,7 @@ def detect(
     workers: int = 0,
     report: Callable[[int], None] | None = None,
     bad: dict[str, str] | None = None,
+    signals: Sequence[int] = (),
 ) -> list[Result]:
     """Run a detector over all images, shared among the processes.
 
@@ -57,11 +59,13 @@ def detect(
         workers: processes that decode.
         report: called with the number of images done by this process.
         bad: takes the paths of the images that cannot be decoded, of all processes, and why; None: these raise.
+        signals: the list of `catch_termination`, if one is to end this where the loader hangs.
 
     Returns:
         The detections of all images, on every process, in the order of the data.
 
     Raises:
+        StalledError: one of `signals` has ended it, on any process; all raise it.
         UserError: an image that cannot be decoded, where `bad` is None.
     """
     positions = list(range(processes.rank, len(data), processes.count))
@@ -71,8 +75,10 @@ def detect(
     model.eval()
     detections: dict[int, list[Result]] = {}
     faults: dict[str, str] = {}
+    num_read = 0
     try:
-        for batch_read in loader.read() if bad is not None else read_samples(loader):
+        for batch_read in loader.read(signals) if bad is not None else read_samples(loader, signals):
+            num_read += 1
             for sample in batch_read.samples:
                 if sample.fault:
                     detections[sample.index] = []
@@ -86,6 +92,8 @@ def detect(
                 report(len(detections))
     finally:
         model.train(was_training)
+    if processes.agree(num_read < len(order))[0]:
+        raise StalledError("a signal has ended the detection, since an image is not read")
     if bad is not None:
         for part in processes.gather_objects(faults):
             bad |= part

@@ -19,7 +19,7 @@ from resim.detection.messages import opening_lines
 from resim.detection.samples import records_of
 from resim.detection.tuning import Tuning, load_batches, prepare_tuning
 from resim.detection.validate import average_statistics, validate
-from resim.distributed.processes import catch_termination, start_processes
+from resim.distributed.processes import start_processes
 from resim.draw.curves import draw_curves
 from resim.errors import UserError
 from resim.runs import folder as run_folder
@@ -28,9 +28,11 @@ from resim.runs.bars import Watch
 from resim.runs.clock import Clock
 from resim.runs.log import Log
 from resim.runs.nonfinite import GoBackError, Nonfinite
+from resim.runs.pictures import Pictures
 from resim.runs.progress import Progress
+from resim.signals import catch_termination
 from resim.training.optimizer import set_learning_rate
-from resim.views.waiting import has_given_up
+from resim.views.waiting import StalledError, has_given_up
 from resim.views.workers import report_killed_workers
 
 
@@ -111,11 +113,10 @@ def _train(
         log.start(step)
         for line in [*_opening(tuning), *nonfinite.lines()]:
             progress.say(line)
-        if not tuning.is_evaluated and tuning.is_evaluation_due(step):  # stopped between checkpoint and evaluation
-            validate(tuning, step, progress, bad_files)
-            _save(tuning, step, is_evaluated=True)
-
         clock = Clock(run, processes, signals, step=step, end=stop_at, boundary=tuning.eval_every)
+        is_evaluated = tuning.is_evaluated or not tuning.is_evaluation_due(step)
+        if not is_evaluated:  # stopped between checkpoint and evaluation
+            is_evaluated = _evaluate(tuning, step, progress, bad_files, signals, clock)
         while not clock.is_over:
             batch = log.next_batch(batches)
             if has_given_up(processes, batch) or batch is None:  # a signal ends the run while a loader hangs
@@ -142,17 +143,32 @@ def _train(
                 _list_bad(tuning, bad_files)
                 _save(tuning, step, is_evaluated=False)
                 if tuning.is_evaluation_due(step):
-                    validate(tuning, step, progress, bad_files)
-                    _save(tuning, step, is_evaluated=True)
+                    is_evaluated = _evaluate(tuning, step, progress, bad_files, signals, clock)
                 clock.restart_minutes()
 
         log.close()
         _list_bad(tuning, bad_files)
         if processes.first:
-            _close(tuning, step, progress, bad_files)
+            _close(tuning, step, progress, bad_files, is_finished=step >= end and is_evaluated)
     scores = read_scores(tuning.out)
     last = scores[-1]["scores"] if scores else {}
-    return DetectResult(tuning.out, step, step >= end, last, stopped=clock.is_stopped)
+    return DetectResult(tuning.out, step, step >= end and is_evaluated, last, stopped=clock.is_stopped)
+
+
+def _evaluate(
+    tuning: Tuning, step: int, progress: Progress, bad_files: BadFiles, signals: Sequence[int], clock: Clock
+) -> bool:  # fmt: skip
+    """Evaluate, and save that it is done; False: a signal has ended it while a loader hangs, and the training with it.
+
+    The checkpoint that was written before then has no evaluation, which the resumed run makes.
+    """
+    try:
+        validate(tuning, step, progress, bad_files, signals)
+    except StalledError:
+        clock.stop()
+        return False
+    _save(tuning, step, is_evaluated=True)
+    return True
 
 
 def _opening(tuning: Tuning) -> list[str]:
@@ -203,15 +219,16 @@ def _save(tuning: Tuning, step: int, *, is_evaluated: bool) -> None:
     run_folder.save_state(tuning.out, state)
 
 
-def _close(tuning: Tuning, step: int, progress: Progress, bad_files: BadFiles) -> None:
+def _close(tuning: Tuning, step: int, progress: Progress, bad_files: BadFiles, *, is_finished: bool) -> None:
     out, metrics = tuning.out, tuning.out / "metrics.jsonl"
     if metrics.exists() and metrics.stat().st_size:
-        draw_curves(metrics, out / "curves.png", title=f"{tuning.recipe.name}, {tuning.init}")
+        title = f"{tuning.recipe.name}, {tuning.init}"
+        Pictures(progress.say).write(lambda: draw_curves(metrics, out / "curves.png", title=title))
     if bad_files.reasons:
         what = "replaced in training, left out of evaluations"
         count = counted(len(bad_files.reasons), "file")
         progress.say(f"{count} could not be decoded ({what}): see {out / 'bad_files.txt'}")
-    if step < tuning.end:
+    if not is_finished:
         progress.say(f"stopped after step {step} of {tuning.end}, saved; go on with --out {out} --resume")
         return
     names = ("checkpoints/last.pt", "scores.jsonl", "results.json", "pictures/detections.png", "curves.png")

@@ -19,6 +19,7 @@ from pathlib import Path
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.rendezvous import RendezvousError
 
 from resim.exit_codes import CRASHED, FINISHED, FOLDER, STOPPED, USER_ERROR, reported
 
@@ -49,6 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             failures = error.failures
         except SignalException:
             pass  # the processes have received it, and have ended
+        except RendezvousError as error:
+            reason = str(error).partition("\n")[0]
+            print(
+                f"resim: the launchers of the hosts did not meet, or do not reach each other any more ({reason}): "
+                "start all of them again with the same command and --resume auto",
+                file=sys.stderr,
+            )
+            return CRASHED
         codes = reported(Path(folder))
     killed = {
         rank: failure

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import inspect
 import os
-import signal
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -22,15 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 from resim.distributed.meeting import join_group
 from resim.distributed.peers import Address, OpenPort, describe_lost, is_of_a_collective
 from resim.distributed.rows import mean_over_processes
-from resim.errors import LostProcessError, UserError
-from resim.exit_codes import CRASHED, USER_ERROR
+from resim.errors import LostProcessError, StoppedError, UserError
+from resim.exit_codes import CRASHED, STOPPED, USER_ERROR
+from resim.signals import end_at_once
 
-STOP_SIGNALS = tuple(
-    getattr(signal, name)
-    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
-    if hasattr(signal, name)  # not all systems have all of them
-)
-"""Signals that end a training after its current step, with a checkpoint. Slurm sends what `--signal` names."""
 _STORE_SECONDS = 5.0  # for an answer of the store, whose host may be the one that is lost
 
 
@@ -98,9 +91,9 @@ def start_processes(
     """Join the processes that torchrun started (NCCL on GPUs, gloo on CPUs), or run as the only process.
 
     A process group that the caller has started is used and not destroyed. If a UserError is raised inside, it ends this
-    process. If several processes raise one, the first raises it, and the others exit with code 2
-    without a message. Likewise the first one to miss another process raises a LostProcessError, and the others exit
-    with code 1.
+    process. If several processes raise one, the first raises it, and the others exit with code 2 without a message.
+    Likewise the first one to miss another process raises a LostProcessError, and the others exit with code 1. If all
+    raise a StoppedError, rank 0 raises it, and the others exit with code 75.
 
     Args:
         device: where to compute.
@@ -128,7 +121,8 @@ def start_processes(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         # PyTorch's warnings about its own collectives, of which a user can change nothing
         warnings.filterwarnings("ignore", module=r"torch\.distributed\.|torch\.nn\.parallel\.")
-        join_group("nccl" if kind == "cuda" else "gloo", timedelta(minutes=timeout_minutes))
+        with end_at_once():  # the meeting waits in PyTorch's C++
+            join_group("nccl" if kind == "cuda" else "gloo", timedelta(minutes=timeout_minutes))
         started_here = True
         if kind == "cpu" and os.environ.get("OMP_NUM_THREADS", "1") == "1":  # torchrun sets 1 if it is unset
             torch.set_num_threads(cores)
@@ -149,6 +143,10 @@ def start_processes(
     except UserError:
         if started_here and _count_in_store("resim/user_errors") > 1:
             raise SystemExit(USER_ERROR) from None
+        raise
+    except StoppedError:
+        if started_here and not processes.first:
+            raise SystemExit(STOPPED) from None
         raise
     except RuntimeError as error:
         if not started_here or not is_of_a_collective(error):
@@ -195,48 +193,3 @@ def _count_in_store(key: str, more: int = 1) -> int:
     asking.start()
     asking.join(_STORE_SECONDS)
     return counts[0] if counts else 0
-
-
-@contextmanager
-def catch_termination() -> Iterator[list[int]]:
-    """Record `STOP_SIGNALS` in the returned list instead of ending the process; a second SIGINT interrupts it.
-
-    Under torchrun a third one does: the terminal's Ctrl+C reaches every process, and torchrun sends it once more.
-    SIGHUP, SIGUSR1 and SIGUSR2 stay ignored where they are ignored, as `nohup` sets SIGHUP.
-    """
-    received: list[int] = []
-    most = 2 if "TORCHELASTIC_RUN_ID" in os.environ else 1
-
-    def record(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and received.count(signal.SIGINT) >= most:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    caught = [
-        number
-        for number in STOP_SIGNALS
-        if number in (signal.SIGTERM, signal.SIGINT) or signal.getsignal(number) != signal.SIG_IGN
-    ]
-    try:
-        previous = {number: signal.signal(number, record) for number in caught}
-    except ValueError:  # not in the main thread: handlers cannot be set
-        previous = {}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def interrupt_at_once() -> Iterator[None]:
-    """While inside, the first SIGINT raises KeyboardInterrupt: for long work of which nothing can be saved."""
-    try:
-        previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    except ValueError:  # not in the main thread: handlers cannot be set
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)

@@ -104,8 +104,8 @@ def reference_lines(config: Mapping[str, Any]) -> list[ReferenceLine]:
     """Chance of each accuracy of a pre-training, and the norm at which its gradients are clipped.
 
     A positive is ranked among M negatives, so chance is 1 / (1 + M). For images, M is the size of the queue; for a
-    level, the number of cells of the key maps, 3 x 3 means without a border, of the batch ("all") or of a group
-    ("group").
+    level, the number of cells of the key maps, 3 x 3 means without a border, of the batch ("all"), of a host ("node")
+    or of a group ("group").
 
     Args:
         config: content of the run's config.json.
@@ -121,8 +121,9 @@ def reference_lines(config: Mapping[str, Any]) -> list[ReferenceLine]:
     lines = [ReferenceLine(label="chance", value=1 / (1 + model.queue_size), key="accuracy/instance")]
     for level in model.levels:
         cells = (math.ceil(recipe.views.image_size / level.stride) - 2) ** 2
-        negatives = cells * (optim.batch_size if level.negatives == "all" else model.group_size)
-        lines.append(ReferenceLine(label="chance", value=1 / (1 + negatives), key=f"accuracy/{level.name}"))
+        node = config.get("node_images", optim.batch_size)
+        images = {"all": optim.batch_size, "node": node, "group": model.group_size}[level.negatives]
+        lines.append(ReferenceLine(label="chance", value=1 / (1 + cells * images), key=f"accuracy/{level.name}"))
     if optim.clip_norm:
         lines.append(ReferenceLine(label="clipping threshold", value=optim.clip_norm, key="gradient/norm"))
     return lines

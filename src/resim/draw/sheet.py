@@ -22,7 +22,7 @@ def write_png(path: Path, picture: Image.Image) -> None:
     """Write a sheet atomically: in half the time of Pillow's default compression, a tenth larger.
 
     Raises:
-        UserError: the disk is full, or the folder cannot be written to.
+        WriteError: the disk is full, or the folder cannot be written to.
     """
     write_atomically(path, lambda file: picture.save(file, format="png", compress_level=3))
 

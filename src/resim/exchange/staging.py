@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from resim.errors import UserError
 from resim.exchange.targets import ENDINGS, Target
+
+_TORCH_WRITES = re.compile(r"PytorchStreamWriter failed|file write failed|inline_container")
 
 
 def check_out(out: Path, to: Target, source: Path, companions: Mapping[str, str] | None = None) -> None:
@@ -58,6 +63,19 @@ def staging(out: Path) -> Iterator[Path]:
             yield Path(name)
         except OSError as error:
             raise UserError(f"{out}: cannot be written ({error.strerror or error})") from None
+        except (RuntimeError, SafetensorError) as error:
+            reason = _failed_write(error)
+            if not reason:
+                raise
+            raise UserError(f"{out}: cannot be written ({reason})") from None
+
+
+def _failed_write(error: Exception) -> str:
+    """Why the C++ of PyTorch or the Rust of safetensors cannot write a file; empty: the error is another."""
+    if isinstance(error, SafetensorError):
+        found = re.search(r"I/?O error: (.*?) \(os error \d+\)", str(error), re.I)
+        return found[1] if found else ""
+    return "the disk is full, or the file is too large" if _TORCH_WRITES.search(str(error)) else ""
 
 
 def move_into_place(source: Path, place: Path) -> Path:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from resim.distributed.hosts import gather_rows_of_host, is_one_host
 from resim.distributed.rows import PendingRows, exchange_rows, gather_rows, world
 from resim.regions.level import Level
 from resim.regions.windows import inside_view, map_windows
@@ -51,15 +52,16 @@ class LevelKeys:
     positives: PendingRows
     """(N, R, C), L2-normalised."""
     cells: PendingRows
-    """Negatives, L2-normalised, as `share_cells` returns them: (N, P, C), or (W * N * P, C) in no order."""
+    """Negatives, L2-normalised, as `share_cells` returns them: (N, P, C), or (M, C) in no order."""
 
 
 def share_cells(cells: Tensor, level: Level, back: Tensor | None) -> PendingRows:
     """Transfer key cells to the processes whose windows are compared with them (section 3.2).
 
-    A window's negatives are the cells of all images of its group, its own image included (`negatives="group"`, P3), or
-    of all images of all processes (`"all"`, P4). For a group the cells of each image return to the process that has its
-    query; for all, every process receives every cell.
+    A window's negatives are the cells of all images of its group, its own image included (`negatives="group"`, P3), of
+    all images whose queries are on its host (`"node"`), or of all images of all processes (`"all"`, P4). For a group
+    and a node the cells of each image return to the process that has its query; those of a node are then gathered on
+    its processes, when they are waited for. For all, every process receives every cell. On one host, a node is all.
 
     Args:
         cells: (N, P, C), of the images that this process encoded, which are those of the shuffled batch.
@@ -68,11 +70,17 @@ def share_cells(cells: Tensor, level: Level, back: Tensor | None) -> PendingRows
 
     Returns:
         (N, P, C) in the order of the queries; for "all" (W * N * P, C) in the order of the shuffle, on which the loss
-        does not depend.
+        does not depend; for "node" (L * N * P, C), of the L processes of the host.
+
+    Raises:
+        UserError: "node", and which processes are on one host is not known.
     """
-    if level.negatives == "all":
+    if level.negatives == "all" or (level.negatives == "node" and is_one_host()):
         return gather_rows(cells).then(lambda rows: rows.flatten(0, 1))
-    return exchange_rows(cells, back)
+    returned = exchange_rows(cells, back)
+    if level.negatives == "node":
+        return returned.then(lambda rows: gather_rows_of_host(rows).flatten(0, 1))
+    return returned
 
 
 @dataclass(frozen=True)

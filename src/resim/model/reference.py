@@ -68,7 +68,8 @@ class ReferenceReSim(nn.Module):
                 cells = key_cells(maps_k[level.name])  # (N, M / N, C)
             group_losses = []
             for g in groups:
-                negatives = (cells if level.negatives == "all" else cells[g]).flatten(0, 1)
+                # on one host, "node" is "all"
+                negatives = (cells[g] if level.negatives == "group" else cells).flatten(0, 1)
                 group_losses.append(self._contrast(regions[g][shared[g]], positives[g][shared[g]], negatives))
             losses[level.name] = torch.stack(group_losses).mean()
 

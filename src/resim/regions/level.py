@@ -29,8 +29,9 @@ class Level:
     """Side of a window, px of the view."""
     step: Annotated[int, AtLeast(1, "px")] = 32
     """Distance between neighbouring windows, px of the view."""
-    negatives: Literal["all", "group"] = "all"
-    """Negatives: the key cells of all images of all processes, or only those of the query's group."""
+    negatives: Literal["all", "node", "group"] = "all"
+    """Negatives: the key cells of all images of all processes, of the processes of one host, or of the query's group
+    only."""
     closed: bool = False
     """Also keep the windows that end exactly at the right or bottom edge of the view."""
     weight: Annotated[float, AtLeast(0)] = 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
 import tempfile
@@ -13,7 +14,7 @@ from typing import IO, Any, BinaryIO, cast
 
 import torch
 
-from resim.errors import UserError
+from resim.errors import UserError, WriteError
 from resim.runs.archive import ArchiveWriter, DamagedError
 from resim.runs.plain_tensors import load_tensors
 
@@ -31,18 +32,18 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, keep_ol
         keep_old_as: name in the same folder under which the old file stays, in place of a file of that name.
 
     Raises:
-        UserError: the disk is full, or the folder cannot be written to.
+        WriteError: the disk is full, or the folder cannot be written to.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     except OSError as error:
-        raise UserError(f"{path.parent}: cannot be written to ({error.strerror})") from None
+        raise WriteError(f"{path.parent}: cannot be written to ({error.strerror})") from None
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with _File(io.FileIO(descriptor, "wb")) as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(descriptor)
         umask = os.umask(0)
         os.umask(umask)
         Path(name).chmod(0o666 & ~umask)
@@ -50,7 +51,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, keep_ol
             _keep_old(path, path.with_name(keep_old_as))
         Path(name).replace(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+        raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from None
     finally:
         Path(name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # some file systems cannot flush a folder; the file itself is safe
@@ -59,6 +60,13 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, keep_ol
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+class _File(io.BufferedWriter):
+    """A file without a descriptor for others: Pillow writes to that, and ignores that a disk takes only a part."""
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation("fileno")
 
 
 def _keep_old(path: Path, kept: Path) -> None:
@@ -104,7 +112,7 @@ def save_checkpoint(path: Path, state: dict[str, Any], *, keep_old_as: str | Non
     except RuntimeError as error:  # torch raises its own error while it handles that of a failed write
         if not isinstance(error.__context__, OSError):
             raise
-        raise UserError(f"{path}: cannot be written ({error.__context__.strerror})") from None
+        raise WriteError(f"{path}: cannot be written ({error.__context__.strerror})") from None
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

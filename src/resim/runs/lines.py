@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resim.errors import UserError
+from resim.errors import UserError, WriteError
 from resim.reading import parse_json, read_file
 from resim.runs.checkpoints import write_atomically
 
@@ -88,16 +90,19 @@ def cut_lines(path: Path, end: int) -> Cut | None:
 
 
 def append(path: Path, content: bytes) -> None:
-    """Add bytes to the end of a file.
+    """Add bytes to the end of a file: all of them, or none.
 
     Raises:
-        UserError: the disk is full, or the file cannot be written to.
+        WriteError: the disk is full, or the file cannot be written to.
     """
+    size = path.stat().st_size if path.exists() else 0
     try:
         with path.open("ab") as file:
             file.write(content)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+        with contextlib.suppress(OSError):
+            os.truncate(path, size)  # no half of a line stays
+        raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def _split(path: Path) -> list[bytes]:

@@ -8,6 +8,7 @@ Shapes: n visible objects, H, W the height and width of a scene.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from dataclasses import dataclass
@@ -187,14 +188,24 @@ def write_scenes(
     for index in range(count):
         scene = draw_scene(seed, index, width=width, height=height)
         name = f"{index:06d}.jpg"
-        Image.fromarray(scene.image).save(images / name, quality=quality)
+        content = io.BytesIO()  # Pillow ignores that a full disk takes only a part of what it writes to a file
+        Image.fromarray(scene.image).save(content, "jpeg", quality=quality)
+        _write(images / name, content.getvalue())
         records.append({"id": index, "file_name": name, "width": width, "height": height})
         annotations += _annotations(scene, image_id=index, first_id=len(annotations) + 1)
     categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, start=1)]
-    content = {"info": info, "licenses": [], "images": records, "annotations": annotations}
-    unfinished.write_text(json.dumps({**content, "categories": categories}))
+    labels = {"info": info, "licenses": [], "images": records, "annotations": annotations}
+    _write(unfinished, json.dumps({**labels, "categories": categories}).encode())
     unfinished.replace(path)
     return path
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file; the error of a full disk does not name it by itself."""
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def _annotations(scene: Scene, *, image_id: int, first_id: int) -> list[dict[str, Any]]:

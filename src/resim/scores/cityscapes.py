@@ -6,7 +6,7 @@ import contextlib
 import copy
 import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def cityscapes_scores(data: DetectionData, results: Sequence[dict[str, Any]], *,
     for entry in results:
         by_image[entry["image_id"]].append(entry)
 
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    with _scratch() as folder, contextlib.redirect_stdout(io.StringIO()):
         temporary = Path(folder).resolve()
         args = copy.copy(official.args)
         args.quiet, args.JSONOutput, args.colorized = True, False, False
@@ -66,7 +66,7 @@ def cityscapes_scores(data: DetectionData, results: Sequence[dict[str, Any]], *,
                 annotation = draw.Annotation()
                 annotation.fromJsonFile(str(polygons))
                 drawn = np.asarray(draw.createInstanceImage(annotation, "ids"))
-                Image.fromarray(drawn.astype(np.uint16)).save(instances)  # Pillow 13 writes no 32-bit PNG
+                _write_png(instances, drawn.astype(np.uint16))  # Pillow 13 writes no 32-bit PNG
             truths.append(str(instances))
             predictions.append(str(_write_predictions(temporary, str(record.image_id), by_image[record.image_id])))
         # the parts of evaluateImgLists, which itself would write a matches.json into the current folder
@@ -78,6 +78,17 @@ def cityscapes_scores(data: DetectionData, results: Sequence[dict[str, Any]], *,
     return Scores(kind="segm", values=values, per_class=per_class)
 
 
+@contextlib.contextmanager
+def _scratch() -> Iterator[str]:
+    """A temporary folder for the files that the official evaluation reads."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield folder
+    except OSError as error:
+        where, reason = error.filename or tempfile.gettempdir(), error.strerror or error
+        raise UserError(f"{where}: Cityscapes' evaluation has no room there ({reason}): set TMPDIR") from None
+
+
 class _Numpy:
     """numpy with the `in1d` that cityscapesScripts 2.3 calls, which numpy 2.4 removed."""
 
@@ -85,12 +96,19 @@ class _Numpy:
         return np.isin if name == "in1d" else getattr(np, name)
 
 
+def _write_png(path: Path, pixels: np.ndarray) -> None:
+    """Write by Python's file, since Pillow ignores that a full disk takes only a part."""
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "png", compress_level=1)
+    path.write_bytes(content.getvalue())
+
+
 def _write_predictions(folder: Path, name: str, results: list[dict[str, Any]]) -> Path:
     """Write the detections of an image as in a submission to Cityscapes: a list, and an image for each mask."""
     lines = []
     for index, entry in enumerate(results):
         mask = np.asarray(rle.decode(entry["segmentation"]))
-        Image.fromarray(255 * mask).save(folder / f"{name}_{index}.png", compress_level=1)
+        _write_png(folder / f"{name}_{index}.png", 255 * mask)
         lines.append(f"{name}_{index}.png {int(entry['category_id'])} {float(entry['score'])!r}\n")
     path = folder / f"{name}_pred.txt"
     path.write_text("".join(lines))

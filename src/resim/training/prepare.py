@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from resim import acceleration
-from resim.distributed.processes import Processes, interrupt_at_once
+from resim.distributed.processes import Processes
 from resim.errors import UserError
 from resim.model.resim import ReSim
 from resim.runs import folder as run_folder
@@ -19,7 +19,9 @@ from resim.runs.config import Recipe, RunConfig
 from resim.runs.lock import WAIT_SECONDS, lock_folder
 from resim.runs.log import Reading
 from resim.runs.resume import read_resumed
+from resim.signals import interrupt_at_once
 from resim.training.advice import advise, fitted_command
+from resim.training.node_images import check_node_images, count_node_images
 from resim.training.precision import choose_precision
 from resim.training.starting import Start, load_start, read_start
 from resim.training.step import Stepper, make_stepper
@@ -64,6 +66,8 @@ class Prepared:
     """The weights of a new run; None: it is resumed, or starts from random weights."""
     data: dict[str, Any]
     """Description of the images in config.json and in checkpoints."""
+    node_images: dict[str, int]
+    """As `count_node_images` returns them, for every checkpoint."""
     imported: dict[str, Any]
     """Licence and origin of imported weights, which every checkpoint of the run repeats; empty: none."""
 
@@ -117,6 +121,8 @@ def prepare(
     if run.precision not in ("auto", precision):
         raise UserError(f"--precision {run.precision}: the run to resume is in {precision}: leave --precision out")
     _check_agreement(processes, paths, precision, state)
+    node_images = count_node_images(recipe, processes)
+    check_node_images(state, node_images)
     listed = [sources] if isinstance(sources, str | Path) else sources
     measure = probe(recipe, run, precision, paths, epoch_steps) if probe is not None and processes.first else None
     data = {"sources": [str(source) for source in listed], "images": len(paths), "hash": paths.fingerprint()}
@@ -141,13 +147,13 @@ def prepare(
             max_pixels=max_pixels,
         )  # fmt: skip
         extra = {"processes": processes.count, "acceleration": acceleration.describe()}
-        extra |= {"start": start.record} if start else {}
+        extra |= node_images | ({"start": start.record} if start else {})
         run_folder.write_config(out, recipe, resolved, data, **extra)
     return Prepared(
         out=out, paths=paths, stepper=stepper, measure=measure, precision=precision, workers=workers,
         max_pixels=max_pixels, step=step, epoch_steps=epoch_steps, end=end, is_resumed=bool(state),
         notes=resumed.lines if resumed else (), start=start, data=data,
-        imported={"imported": origin} if origin else {},
+        imported={"imported": origin} if origin else {}, node_images=node_images,
     )  # fmt: skip
 
 
@@ -168,7 +174,9 @@ def checkpoint_state(recipe: Recipe, prepared: Prepared, step: int) -> dict[str,
         "epoch": step // prepared.epoch_steps,
         "model": prepared.stepper.model.state_dict(),
         "optimizer": prepared.stepper.optimizer.state_dict(),
-    } | prepared.imported
+        **prepared.node_images,
+        **prepared.imported,
+    }
 
 
 def _steps_per_epoch(recipe: Recipe, paths: PathList, processes: Processes, command: Sequence[str]) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import itertools
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 
 from resim.counts import counted
-from resim.distributed.processes import Processes, catch_termination, start_processes
+from resim.distributed.processes import Processes, start_processes
 from resim.draw.curves import draw_curves
 from resim.draw.sheet import write_png
 from resim.draw.view_pairs import batch_pictures
@@ -26,7 +25,9 @@ from resim.runs.clock import Clock
 from resim.runs.config import Recipe, RunConfig
 from resim.runs.log import Log
 from resim.runs.nonfinite import GoBackError, Nonfinite
+from resim.runs.pictures import Pictures
 from resim.runs.progress import Progress
+from resim.signals import catch_termination
 from resim.training.advice import advise
 from resim.training.optimizer import set_learning_rate
 from resim.training.pair_records import records_of
@@ -137,6 +138,7 @@ def _train(
         for line in nonfinite.lines():
             progress.say(line)
 
+        pictures = Pictures(progress.say)
         clock = Clock(run, processes, signals, step=step, end=stop_at, boundary=epoch_steps)
         while not clock.is_over:
             batch = log.next_batch(batches)
@@ -159,7 +161,7 @@ def _train(
 
                 epoch, in_epoch = divmod(step, epoch_steps)
                 if in_epoch == 0 and is_first and run.picture_every and epoch % run.picture_every == 0:
-                    _draw_views(log, recipe, ready, batch, (views_q, views_k), epoch, step)
+                    _draw_views(log, pictures, recipe, ready, batch, (views_q, views_k), epoch, step)
                 log.add(step, lr, losses)
                 nonfinite.keep(step, records_of(batch, ready.paths), shuffle=order.tolist())
             step += 1
@@ -178,7 +180,7 @@ def _train(
         log.close()
         num_bad = bad_files.write()
         if is_first:
-            _close(progress, ready, recipe, step, num_bad)
+            _close(progress, pictures, ready, recipe, step, num_bad)
     return RunResult(ready.out, step, finished=step >= ready.end, stopped=clock.is_stopped)
 
 
@@ -241,21 +243,25 @@ def _print_opening(
 
 
 def _draw_views(
-    log: Log, recipe: Recipe, ready: Prepared, batch: PairBatch, views: tuple[Views, Views], epoch: int, step: int
-) -> None:
+    log: Log, pictures: Pictures, recipe: Recipe, ready: Prepared, batch: PairBatch, views: tuple[Views, Views],
+    epoch: int, step: int,
+) -> None:  # fmt: skip
     sheet = draw_pairs(batch_pictures(batch, views, recipe.model.levels, ready.paths, _PICTURE_PAIRS))
-    write_png(ready.out / "pictures" / f"epoch_{epoch + 1:04d}.png", sheet)
+    pictures.write(lambda: write_png(ready.out / "pictures" / f"epoch_{epoch + 1:04d}.png", sheet))
     log.add_picture("views", step, np.asarray(sheet))
 
 
-def _close(progress: Progress, ready: Prepared, recipe: Recipe, step: int, num_bad: int) -> None:
+def _close(
+    progress: Progress, pictures: Pictures, ready: Prepared, recipe: Recipe, step: int, num_bad: int
+) -> None:  # fmt: skip
     out, metrics = ready.out, ready.out / "metrics.jsonl"
     if metrics.exists() and metrics.stat().st_size:
-        draw_curves(metrics, out / "curves.png", title=f"{recipe.name}, {recipe.model.backbone}")
+        title = f"{recipe.name}, {recipe.model.backbone}"
+        pictures.write(lambda: draw_curves(metrics, out / "curves.png", title=title))
     if num_bad:
         progress.say(f"{num_bad} files could not be decoded and were replaced: see {out / 'bad_files.txt'}")
     if step < ready.end:
         progress.say(f"stopped after step {step} of {ready.end}, saved; go on with --out {out} --resume")
         return
-    items = itertools.chain(["checkpoints/last.pt", "curves.png"], ["pictures"] if (out / "pictures").exists() else [])
-    progress.say("done: " + ", ".join(str(out / item) for item in items))
+    items = ("checkpoints/last.pt", "curves.png", "pictures")
+    progress.say("done: " + ", ".join(str(out / item) for item in items if (out / item).exists()))

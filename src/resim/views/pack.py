@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -23,6 +24,7 @@ from resim.fields import AtLeast, AtMost, Seed, check_fields
 from resim.views.decode import BadImageError, Photo
 from resim.views.loader import BadFile
 from resim.views.shards import INDEX, open_image
+from resim.views.workers import start_worker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,27 +141,33 @@ def _write(paths: Sequence[str], folder: Path, config: PackConfig, progress: Cal
         num_workers=config.workers,
         prefetch_factor=16 if config.workers else None,
         multiprocessing_context="fork" if config.workers and sys.platform == "linux" else None,
+        worker_init_fn=start_worker if config.workers else None,
     )
     bad: list[BadFile] = []
     index: dict[str, dict[str, Any]] = {}
     shard: _Shard | None = None
     images = 0
     item: _Content | BadFile
-    for done, item in enumerate(loader, start=1):
-        if isinstance(item, BadFile):
-            bad.append(item)
-        else:
-            if shard is None:
-                shard = _Shard(folder / f"shard-{len(index):06d}.tar")
-            shard.add(images, item)
-            images += 1
-            if shard.size >= config.shard_mb * 1_000_000:
-                index[shard.path.name] = shard.close()
-                shard = None
-        if done % 64 == 0 or done == len(paths):
-            progress(done)
-    if shard is not None:
-        index[shard.path.name] = shard.close()
+    try:
+        for done, item in enumerate(loader, start=1):
+            if isinstance(item, BadFile):
+                bad.append(item)
+            else:
+                if shard is None:
+                    shard = _Shard(folder / f"shard-{len(index):06d}.tar")
+                shard.add(images, item)
+                images += 1
+                if shard.size >= config.shard_mb * 1_000_000:
+                    index[shard.path.name] = shard.close()
+                    shard = None
+            if done % 64 == 0 or done == len(paths):
+                progress(done)
+        if shard is not None:
+            index[shard.path.name] = shard.close()
+    except BaseException:
+        if shard is not None:
+            shard.abandon()
+        raise
     if not images:
         raise UserError(
             f"none of {counted(len(paths), 'image')} can be read, for example {bad[0].path} ({bad[0].reason})"
@@ -198,3 +206,9 @@ class _Shard:
         with self.path.open("rb") as file:
             os.fsync(file.fileno())
         return {"bytes": self.path.stat().st_size, "members": self._members}
+
+    def abandon(self) -> None:
+        """Close the file as it is, which is removed: a full disk may refuse what is still to be written."""
+        if self._tar.fileobj is not None:
+            with contextlib.suppress(OSError):
+                self._tar.fileobj.close()

@@ -31,6 +31,10 @@ _POLL_SECONDS = 0.2
 _LEFT: list[object] = []  # loaders whose processes did not end: PyTorch would wait for them if they were deleted
 
 
+class StalledError(RuntimeError):
+    """A process has received a signal, and its loader hangs: what reads images in a training is left unfinished."""
+
+
 class _End:
     """Ends the items of a thread: the loader has no more, or has raised an error."""
 
