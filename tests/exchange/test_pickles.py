@@ -26,7 +26,8 @@ import torch
 
 from resim.errors import UserError
 from resim.exchange.files.contents import read_contents, tensors_in
-from resim.exchange.files.pickles import NumberArray, read_pickle
+from resim.exchange.files.pickle_values import NumberArray, NumberKind, SavedTensor, Storage
+from resim.exchange.files.pickles import read_pickle
 from resim.exchange.weights import read_weights
 
 
@@ -419,3 +420,23 @@ def test_sparse_and_quantised_tensors_are_refused(tmp_path: Path) -> None:
 def test_a_type_that_pytorch_cannot_convert_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {"w": torch.zeros(4, dtype=torch.float4_e2m1fn_x2)}}, tmp_path / "w.pth")
     assert "w: cannot be read as torch.float4_e2m1fn_x2: save it as float32" in refused(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("shape", "stride", "num_bytes"),
+    [((2,), (1, 1), 8), ((2, 1), (1,), 8), ((0, 2**70), (1, 1), 8), ((2**40, 2**40), (0, 0), 8), ((1,), (1,), 7),
+     ((-2,), (1,), 8)],
+)  # fmt: skip
+def test_a_shape_that_contradicts_its_strides_or_storage(
+    shape: tuple[int, ...], stride: tuple[int, ...], num_bytes: int
+) -> None:
+    storage = Storage(torch.float32, "0", 2, bytearray(num_bytes))
+    with pytest.raises(pickle.UnpicklingError, match="shape, strides and storage contradict each other"):
+        SavedTensor(storage, 0, shape, stride, torch.float32).tensor()
+
+
+def test_an_array_of_more_axes_than_numpy_has_is_refused() -> None:
+    array, kind = NumberArray(), NumberKind("f4")
+    array.fill((1,) * 100, kind, False, bytes(4))
+    with pytest.raises(pickle.UnpicklingError, match="an array of a shape that no tensor has"):
+        array.tensor()

@@ -113,9 +113,12 @@ class NumberArray:
             raise pickle.UnpicklingError("it contains an array without content")
         if not self.kind.is_number:
             raise pickle.UnpicklingError(f"it contains an array of {self.kind.code!r}, not of numbers")
-        flat = np.frombuffer(self.data, dtype=np.dtype(self.kind.order + self.kind.code))
-        array = flat.reshape(self.shape, order="F" if self.column_major else "C")
-        return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+        try:
+            flat = np.frombuffer(self.data, dtype=np.dtype(self.kind.order + self.kind.code))
+            array = flat.reshape(self.shape, order="F" if self.column_major else "C")
+            return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+        except (ValueError, TypeError, RuntimeError, OverflowError):  # more axes than NumPy has, for example
+            raise pickle.UnpicklingError("it contains an array of a shape that no tensor has") from None
 
 
 @dataclass(eq=False)
@@ -144,8 +147,15 @@ class SavedTensor:
         """The numbers, in the memory of the storage.
 
         Raises:
-            pickle.UnpicklingError: they are outside the storage.
+            pickle.UnpicklingError: they are outside the storage, or shape, strides and storage contradict each other.
         """
+        try:
+            return self._strided()
+        except (ValueError, TypeError, RuntimeError, OverflowError):
+            message = "it contains a tensor whose shape, strides and storage contradict each other"
+            raise pickle.UnpicklingError(message) from None
+
+    def _strided(self) -> Tensor:
         data = self.storage.data
         if data is None:
             raise pickle.UnpicklingError("it contains a tensor without content")
