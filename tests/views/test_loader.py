@@ -298,3 +298,19 @@ def test_every_shuffled_group_has_images_of_most_groups() -> None:
     for step in range(50):
         groups = shuffle_order(256, 0, step).view(8, 32) // 32
         assert min(len(set(group.tolist())) for group in groups) >= 6
+
+
+@pytest.mark.parametrize("excess", [1, 30])
+def test_a_temporary_folder_in_which_no_socket_can_be_opened_is_refused(
+    excess: int, images: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch would drop the batches of such workers, and the training would wait for them for ever."""
+    longest = "/" + "a" * (107 - len("/listener-12345678") - 1)
+    dataset = PairDataset(images, CONFIG, 0)
+    order = BatchOrder(len(images), 4, seed=0, end_step=1)
+    monkeypatch.setattr("multiprocessing.util.get_temp_dir", lambda: longest)
+    make_loader(dataset, order, workers=1)
+    monkeypatch.setattr("multiprocessing.util.get_temp_dir", lambda: longest + "b" * excess)
+    make_loader(dataset, order, workers=0)
+    with pytest.raises(UserError, match=rf"TMPDIR .*: is {excess} bytes? too long: .* set TMPDIR to a folder with a"):
+        make_loader(dataset, order, workers=1)

@@ -22,7 +22,7 @@ from resim.views.photometric import augment, blur_reach
 from resim.views.shards import shard_order
 from resim.views.views import Views
 from resim.views.waiting import SLOW_SECONDS, read_in_time
-from resim.views.workers import Board, reading, start_worker
+from resim.views.workers import Board, check_temporary_folder, reading, start_worker
 
 S = TypeVar("S")
 K = TypeVar("K")
@@ -227,6 +227,8 @@ class Loader(DataLoader[B]):
     """A DataLoader whose processes publish on `board` which file they read."""
 
     def __init__(self, dataset: Dataset[Any], *, workers: int, **settings: Any) -> None:
+        if workers:
+            check_temporary_folder()
         self.board = Board(max(1, workers))
         super().__init__(
             dataset,

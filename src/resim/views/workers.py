@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import struct
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -17,10 +19,12 @@ from typing import Any, NamedTuple, cast
 import torch
 
 from resim.acceleration import allocator
+from resim.counts import counted
 from resim.errors import UserError
 
 _PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 _LONGEST_PATH = 4096
+_LONGEST_FOLDER = 107 - len("/listener-12345678")  # bytes: the path of a socket has 107 at most
 _HEAD = struct.Struct("=qdi")  # process, start of the read (0: none) and length of the path, which follows
 
 
@@ -92,6 +96,23 @@ def reading(path: str) -> Iterator[None]:
         yield
     finally:
         _HEAD.pack_into(row, 0, process, 0.0, 0)
+
+
+def check_temporary_folder() -> None:
+    """Check that worker processes can open their sockets, over which PyTorch passes the memory of a batch.
+
+    Where they cannot, PyTorch drops the batch, and whoever waits for it waits for ever.
+
+    Raises:
+        UserError: the path of the folder for temporary files is too long for a socket in it.
+    """
+    folder = os.fsencode(multiprocessing.util.get_temp_dir())  # below TMPDIR; workers have the same
+    excess = len(folder) - _LONGEST_FOLDER
+    if sys.platform == "linux" and excess > 0:
+        raise UserError(
+            f"TMPDIR {tempfile.gettempdir()}: is {counted(excess, 'byte')} too long: loader processes cannot open "
+            "their sockets in it: set TMPDIR to a folder with a shorter path, or use --workers 0"
+        )
 
 
 def start_worker(worker: int, board: Board | None = None) -> None:
