@@ -75,6 +75,14 @@ def test_a_missing_weight_and_one_of_another_shape_are_named(tmp_path: Path, sta
         assert name in refusal(tmp_path / "a.pt", changed(state, name, value))
 
 
+def test_weights_that_are_not_finite_are_named_with_their_number(tmp_path: Path, state: dict[str, Any]) -> None:
+    name = "backbone.body.conv1.weight"
+    weights = state["model"][name].clone()
+    weights[0, 0, 0, :2] = torch.tensor([float("nan"), float("inf")])
+    message = refusal(tmp_path / "a.pt", changed(state, name, weights))
+    assert message.startswith(f"{name} has 2 of {weights.numel()} numbers that are NaN or infinite")
+
+
 def test_more_classes_than_the_weights_have_are_refused(tmp_path: Path, state: dict[str, Any]) -> None:
     message = refusal(tmp_path / "a.pt", state | {"classes": ["cat", "dog", "cow"], "category_ids": [3, 7, 9]})
     assert "size mismatch for roi_heads.box_predictor" in message

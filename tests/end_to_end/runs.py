@@ -59,10 +59,12 @@ class Started(Protocol):
 class Command:
     """`python -m resim`, started directly or by a launcher such as torchrun, in a separate process group."""
 
-    def __init__(self, words: Sequence[str], launcher: Sequence[str] = ()) -> None:
+    def __init__(
+        self, words: Sequence[str], launcher: Sequence[str] = (), inside: Sequence[str] = (), **variables: str
+    ) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, *launcher, "-m", "resim", *words],
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            [*inside, sys.executable, *launcher, "-m", "resim", *words],
+            env=os.environ | {"OMP_NUM_THREADS": "1"} | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

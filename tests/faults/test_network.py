@@ -10,14 +10,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from end_to_end.runs import STEPS, Run, numbers, pretrain_words, same, state
+from end_to_end.runs import STEPS, Command, Run, numbers, pretrain_words, same, state
 from resim.exit_codes import CRASHED
 
 pytestmark = pytest.mark.slow
@@ -50,7 +49,7 @@ def link() -> Iterator[None]:
         subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
 
-class Host:
+class Host(Command):
     """A launcher with one process in a namespace."""
 
     def __init__(self, side: int, images: Path, out: Path, *options: str) -> None:
@@ -60,22 +59,8 @@ class Host:
             "--local-addr", ADDRESSES[side], "--rdzv-conf", f"is_host={int(side == 0)}",
         ]  # fmt: skip
         words = pretrain_words(images, out, "--resume", "auto", *options)
-        self._process = subprocess.Popen(
-            ["ip", "netns", "exec", NAMES[side], sys.executable, *launcher, "-m", "resim", *words],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": f"rs-{'ab'[side]}"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        self.pid = self._process.pid
-
-    def is_running(self) -> bool:
-        return self._process.poll() is None
-
-    def end(self, deadline: float) -> tuple[int, str, str]:
-        out, err = self._process.communicate(timeout=deadline)
-        return self._process.returncode, out, err
+        inside = ["ip", "netns", "exec", NAMES[side]]
+        super().__init__(words, launcher, inside, GLOO_SOCKET_IFNAME=f"rs-{'ab'[side]}")
 
     def kill(self) -> None:
         """Kill the launcher and its process, as a power cut does."""

@@ -14,6 +14,7 @@ from resim.detection.config import DetectRecipe
 from resim.errors import UserError
 from resim.exchange.files.contents import read_contents, tensors_in
 from resim.exchange.load import find_file
+from resim.exchange.networks.architecture import refuse_infinite
 from resim.reading import parse_json
 from resim.runs.checkpoints import load_checkpoint
 from resim.version import __version__
@@ -94,7 +95,7 @@ def load_detector(
         revision: branch, tag or commit on the hub.
 
     Raises:
-        UserError: no such file, or not a detector's checkpoint of this version.
+        UserError: no such file, not a detector's checkpoint of this version, or weights that are NaN or infinite.
     """
     path = find_file(source, revision)
     file = _file_in(path) if path.is_dir() else path
@@ -117,6 +118,7 @@ def load_detector(
 def _build(file: Path, state: Mapping[str, Any], device: torch.device | str) -> TrainedDetector:
     recipe = DetectRecipe.from_json(state["recipe"])
     _check_entries(state)
+    refuse_infinite(file, {name: value for name, value in state["model"].items() if isinstance(value, torch.Tensor)})
 
     from resim.detection.detector import build_detector  # slow to import: where there is a detector
     from resim.detection.freeze import freeze_parts

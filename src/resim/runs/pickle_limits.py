@@ -2,7 +2,8 @@
 
 Hashing, comparing and printing a tuple walk over all of it, in C and without a limit: a tuple nested a million deep
 overflows the stack of the process, and one that contains the one before twice, sixty times over, has 2^60 paths.
-PyTorch searches its message on a pickle that it refuses with an expression that takes hours for a long name in it.
+PyTorch searches its message on a pickle that it refuses with an expression whose time grows with the square of the
+length of a name in it: more than 25 s for 250,000 letters.
 """
 
 from __future__ import annotations

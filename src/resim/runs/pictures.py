@@ -1,4 +1,4 @@
-"""Pictures that a training writes beside its results: one that cannot be written does not end the training."""
+"""Pictures that a training writes in addition to its results: one that cannot be written does not end the training."""
 
 from __future__ import annotations
 
