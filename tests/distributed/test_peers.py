@@ -73,6 +73,7 @@ def test_a_loader_process_does_not_keep_the_port_of_its_parent(ports: list[OpenP
         (RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer"), True),
         (RuntimeError("NCCL communicator was aborted on rank 0"), True),
         (RuntimeError("Timed out waiting 6000ms for recv operation to complete"), True),
+        (RuntimeError("Application timeout caused pair closure"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("gloo"), False),
     ],

@@ -17,7 +17,9 @@ from resim.counts import counted
 
 _SECONDS = 3.0  # for an answer; a network answers in milliseconds
 _OF_A_COLLECTIVE = re.compile(
-    r"gloo|nccl|processgroup|c10d|tcpstore|connection (closed|reset|refused)|broken pipe|timed out|wait timeout", re.I
+    r"gloo|nccl|processgroup|c10d|tcpstore|connection (closed|reset|refused)|broken pipe|timed out|wait timeout"
+    r"|pair closure",  # gloo, of an operation that waits for the process for which another one has timed out
+    re.I,
 )
 
 

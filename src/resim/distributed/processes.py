@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -169,7 +170,7 @@ def _lost(
     if _count_in_store("resim/lost") > 1:  # another process reports it
         return SystemExit(CRASHED)
     if not lost:
-        if "imed out" not in str(error):
+        if not re.search(r"timed out|timeout", str(error), re.I):
             lost = f"a collective operation failed though all processes run ({str(error).splitlines()[0][:200]})"
         else:
             lost = (
