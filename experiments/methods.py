@@ -53,7 +53,8 @@ def make_recipe(method: str, size: Size, *, images: int, pairs: int, seed: int) 
     Args:
         method: a key of `LEVELS`; with the suffix `-sgd` it is optimised as published. `+SETTING=VALUE` behind it, once
             or more often, changes one setting by its option's name: `resim-fpn+queue-size=256`,
-            `resim-fpn+crop-area=0.4,1`, and `resim-fpn+levels=P4` keeps only that level.
+            `resim-fpn+crop-area=0.4,1`, and `resim-fpn+levels=P4` keeps only that level. `+variant=NAME` changes the
+            program (variants.py), not the recipe.
         size: backbone, view and batch.
         images: size of the data set; the queue is the largest power of two that does not exceed it.
         pairs: view pairs to train on, rounded to whole epochs.
@@ -85,7 +86,8 @@ def make_recipe(method: str, size: Size, *, images: int, pairs: int, seed: int) 
         optim=optim,
     )
     for setting in settings:
-        recipe = _with_setting(recipe, *setting.split("=", 1))
+        if not setting.startswith("variant="):
+            recipe = _with_setting(recipe, *setting.split("=", 1))
     return recipe
 
 

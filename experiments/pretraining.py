@@ -8,6 +8,7 @@ from pathlib import Path
 
 from methods import LEVELS, SIZES, make_recipe
 from stopping import until_stopped
+from variants import apply_variant
 
 from resim.errors import StoppedError
 from resim.runs.config import RunConfig
@@ -29,7 +30,9 @@ def pretrain_one(images: list[Path], out: Path, method: str, size: str, pairs: i
         out=folder, resume=(folder / "config.json").exists(), keep_every=max(1, recipe.optim.epochs // CHECKPOINTS),
         picture_every=max(1, recipe.optim.epochs // 2),
     )  # fmt: skip
-    if not pretrain(recipe, run, images).finished:
+    with apply_variant(method):
+        result = pretrain(recipe, run, images)
+    if not result.finished:
         raise StoppedError(f"stopped in {folder}")
 
 

@@ -44,7 +44,7 @@ def image_similarity(queries: Tensor, keys: Tensor, queue: Tensor, *, groups: in
     """
     queries = F.normalize(widen(queries), dim=1)
     contrast = info_nce(queries, keys, queue.to(queries.dtype), temperature=temperature)
-    return _mean_over_groups(contrast, torch.ones(len(queries), dtype=torch.bool, device=queries.device), groups)
+    return mean_over_groups(contrast, torch.ones(len(queries), dtype=torch.bool, device=queries.device), groups)
 
 
 def region_similarity(
@@ -75,7 +75,7 @@ def region_similarity(
         regions, positives = (x.unflatten(0, (groups, -1)) for x in (regions, positives))
         negatives = negatives[part].flatten(0, 1).unflatten(0, (groups, -1))
     contrast = info_nce(regions, positives, negatives, temperature=temperature, matmul_dtype=matmul_dtype)
-    return _mean_over_groups(contrast, keys.valid[part], groups)
+    return mean_over_groups(contrast, keys.valid[part], groups)
 
 
 def total_loss(losses: Mapping[str, Tensor], config: ModelConfig) -> Tensor:
@@ -99,7 +99,7 @@ def matmul_dtype(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
 
 
-def _mean_over_groups(contrast: Contrast, valid: Tensor, groups: int) -> Similarity:
+def mean_over_groups(contrast: Contrast, valid: Tensor, groups: int) -> Similarity:
     """Mean over the valid queries of each group (0 if it has none), then over groups."""
     loss, correct, valid = (x.reshape(groups, -1) for x in (*contrast, valid))
     num_valid = valid.sum(1).clamp(min=1)
