@@ -14,7 +14,7 @@ test: $(VENV)/.installed-test  ## run the test suite
 test-fast: $(VENV)/.installed-test  ## the tests that are not marked slow: the loop to work with
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow" $(PYTEST)
 
-test-long: $(VENV)/.installed-test  ## the study of docs/results.md in its small form: up to half an hour
+test-long: $(VENV)/.installed-test  ## the study of docs/results.md in its small form, and more faults of the network and of disks: up to an hour
 	$(BIN)/python -m pytest -m long $(PYTEST)
 
 fuzz: $(VENV)/.installed-dev  ## damaged and hostile inputs for every reader: make fuzz [MINUTES=5] [SEED=0] [TARGETS="coco tar"] [ENGINE=hypothesis]

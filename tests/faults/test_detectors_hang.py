@@ -127,11 +127,11 @@ def is_end_of(out: Path, whole: Path) -> bool:
 @pytest.mark.parametrize(
     ("part", "processes", "workers", "number"),
     [
-        ("train", 1, 2, signal.SIGTERM),
-        ("train", 1, 0, signal.SIGINT),
         ("train", 2, 1, signal.SIGTERM),
-        ("val", 1, 1, signal.SIGTERM),
-        ("val", 2, 0, signal.SIGTERM),
+        ("val", 1, 1, signal.SIGINT),
+        pytest.param("train", 1, 2, signal.SIGTERM, marks=pytest.mark.long),
+        pytest.param("train", 1, 0, signal.SIGINT, marks=pytest.mark.long),
+        pytest.param("val", 2, 0, signal.SIGTERM, marks=pytest.mark.long),
     ],
 )
 def test_a_signal_saves_and_ends_a_fine_tuning_whose_loader_hangs(

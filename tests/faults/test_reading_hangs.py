@@ -107,7 +107,10 @@ def uninterrupted(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return out
 
 
-@pytest.mark.parametrize(("workers", "number"), [(2, signal.SIGTERM), (2, signal.SIGINT), (0, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("workers", "number"),
+    [pytest.param(2, signal.SIGTERM, marks=pytest.mark.long), (2, signal.SIGINT), (0, signal.SIGTERM)],
+)
 def test_a_signal_saves_and_ends_a_run_whose_loader_hangs_and_it_resumes_bit_equal(
     images: Path, uninterrupted: Path, tmp_path: Path, workers: int, number: int
 ) -> None:
