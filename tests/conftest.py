@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from PIL import Image
 
 # small tensors gain nothing from threads, and on a busy machine these wait for each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+FREE_GB = 4  # that the suite may need for temporary files at a time
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -24,6 +27,20 @@ def signals_are_not_ignored() -> None:
     for name in ("SIGHUP", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) == signal.SIG_IGN:
             signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_a_file_shared_is_removed(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """After a file without failures its folders are removed: those of the whole suite together are gigabytes."""
+    base, failed = tmp_path_factory.getbasetemp(), request.session.testsfailed
+    before = set(base.iterdir())
+    yield
+    if request.session.testsfailed == failed:
+        for folder in set(base.iterdir()) - before:
+            if not folder.name.startswith("session"):  # of several files
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -104,3 +121,19 @@ def shared(request: pytest.FixtureRequest) -> Path:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the longest tests first, so that parallel processes end at about the same time."""
     items.sort(key=lambda item: "end_to_end" not in item.path.parts)
+
+
+def pytest_report_header() -> str:
+    """The place of the temporary files: where it is full, whatever a test writes fails."""
+    return f"temporary files: {tempfile.gettempdir()}, {_free_gb():.1f} GB free"
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Name the likely cause of failures on a disk that is almost full, also after an internal error of pytest."""
+    free = _free_gb()
+    if free < FREE_GB and not hasattr(session.config, "workerinput"):
+        print(f"\nOnly {free:.1f} GB are free in {tempfile.gettempdir()}: the suite needs up to {FREE_GB} GB there.")
+
+
+def _free_gb() -> float:
+    return shutil.disk_usage(tempfile.gettempdir()).free / 1e9

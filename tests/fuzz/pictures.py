@@ -6,7 +6,6 @@ import functools
 import io
 import json
 import tarfile
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,9 @@ SMALL = ViewsConfig(image_size=32)
 
 
 @functools.cache
-def canary() -> Path:
+def canary() -> bytes:
     """A whole picture that no input may lead to."""
-    path = Path(tempfile.mkdtemp(prefix="fuzz-canary-")) / "outside.png"
-    Image.new("RGB", (8, 8)).save(path)
-    return path
+    return _encode(Image.new("RGB", (8, 8)), "PNG")
 
 
 def _encode(image: Image.Image, form: str, **options: Any) -> bytes:

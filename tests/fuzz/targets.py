@@ -56,7 +56,7 @@ class Target:
         inside = folder / "inside" / "deep"
         inside.mkdir(parents=True)
         for place in (folder, folder / "inside") if self.name != "yolo" else ():  # its data.yaml names any folder
-            shutil.copyfile(pictures.canary(), place / "outside.png")
+            (place / "outside.png").write_bytes(pictures.canary())
         self.prepare(inside)
         return inside
 
