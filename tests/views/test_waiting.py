@@ -121,8 +121,9 @@ def test_a_file_that_is_read_for_long_is_named_with_the_seconds(images: list[str
     signals: list[int] = []
 
     def say(text: str) -> None:
-        said.append(text)
-        signals.append(15)
+        if "the loader has been waited for" not in text:  # a process that starts slowly
+            said.append(text)
+            signals.append(15)
 
     loaded = make(images, workers)
     batches = read_in_time(loaded, loaded.board, workers=workers, signals=signals, slow_seconds=0.1, say=say)
