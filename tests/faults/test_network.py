@@ -19,7 +19,7 @@ import pytest
 from end_to_end.runs import STEPS, Command, Run, numbers, pretrain_words, same, state
 from resim.exit_codes import CRASHED
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 LINK_SECONDS = 60  # --timeout-minutes 0.2, and what the launchers take to end
 NAMES = tuple(f"resim-{os.getpid()}-{side}" for side in "ab")
 ADDRESSES = ("10.213.7.1", "10.213.7.2")
@@ -83,7 +83,7 @@ def whole(link: None, images: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return out
 
 
-@pytest.mark.parametrize("side", [0, pytest.param(1, marks=pytest.mark.long)])  # 0: where the launchers meet
+@pytest.mark.parametrize("side", [0, 1])  # 0: where the launchers meet
 def test_a_host_that_is_killed_is_noticed_and_the_run_started_again(
     whole: Path, images: Path, tmp_path: Path, side: int
 ) -> None:
@@ -102,7 +102,6 @@ def test_a_host_that_is_killed_is_noticed_and_the_run_started_again(
     assert numbers(out) == numbers(whole)
 
 
-@pytest.mark.long
 def test_a_link_that_goes_down_ends_the_run_in_the_time_that_is_set(whole: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     runs = hosts(images, out, "--checkpoint-minutes", "0", "--timeout-minutes", "0.2")

@@ -50,7 +50,7 @@ def is_end_of(out: Path, whole: Path) -> bool:
     return same(state(out), state(whole)) and numbers(out) == numbers(whole)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_torchrun_starts_again_after_the_loss_of_any_process(
     two: Path, images: Path, tmp_path: Path, rank: int
 ) -> None:

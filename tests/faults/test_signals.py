@@ -13,9 +13,14 @@ from resim.exit_codes import STOPPED
 from resim.signals import STOP_SIGNALS
 
 pytestmark = pytest.mark.slow
+COMMON = (signal.SIGTERM, signal.SIGINT)
 
 
-@pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(number, marks=() if number in COMMON else pytest.mark.long) for number in STOP_SIGNALS],
+    ids=lambda number: number.name,
+)
 def test_a_signal_to_the_whole_group_saves_and_stops(
     uninterrupted: Path, images: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
