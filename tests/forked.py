@@ -11,7 +11,9 @@ import os
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from torch.multiprocessing.spawn import start_processes
@@ -51,22 +53,48 @@ class Forked:
     @property
     def pid(self) -> int:
         """The id of the first process and of its process group."""
-        pid = self._processes[0].pid
-        assert pid is not None
-        return pid
+        return self.pids[0]
+
+    @property
+    def pids(self) -> list[int]:
+        """The ids of all processes."""
+        return [process.pid for process in self._processes if process.pid is not None]
+
+    def wait_for_line(self, words: str, deadline: float = 300) -> str:
+        """Wait for the first line of standard error that contains the words, and return it."""
+        end = time.monotonic() + deadline
+        while True:
+            was_running, err = self.is_running(), Path(self._folder.name, "err").read_text()
+            for line in err.splitlines(keepends=True):
+                if words in line and line.endswith("\n"):
+                    return line
+            assert was_running, f"it ended without {words!r}: {err}"
+            assert time.monotonic() < end, f"no {words!r} in {deadline} s: {err}"
+            time.sleep(0.02)
 
     def is_running(self) -> bool:
         """Whether a process is still running."""
         return any(process.is_alive() for process in self._processes)
 
+    def kill(self) -> list[BaseProcess]:
+        """Kill and return the processes that have not ended."""
+        running = [process for process in self._processes if process.is_alive()]
+        for process in running:
+            process.kill()
+            process.join()
+        return running
+
+    def codes(self) -> list[int | None]:
+        """The exit codes of all processes; None: it is still running."""
+        return [process.exitcode for process in self._processes]
+
     def end(self, deadline: float) -> tuple[int, str, str]:
         """Wait for all processes; return the first exit code that is not 0, and the output and errors of all."""
+        end = time.monotonic() + deadline
         for process in self._processes:
-            process.join(deadline)
-        stuck = [process for process in self._processes if process.is_alive()]
-        for process in stuck:
-            process.kill()
-        codes = [process.exitcode or 0 for process in self._processes]
+            process.join(max(0.0, end - time.monotonic()))
+        stuck = self.kill()
+        codes = [code or 0 for code in self.codes()]
         out, err = (Path(self._folder.name, name).read_text() for name in ("out", "err"))
         self._folder.cleanup()
         assert not stuck, f"no end after {deadline} s: {out}{err}"

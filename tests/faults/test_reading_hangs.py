@@ -5,59 +5,78 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-pytestmark = pytest.mark.slow
-
-IMAGES, BATCH, EPOCHS = 16, 4, 3
-DRIVER = """
-import os, sys, time
-from pathlib import Path
+from forked import Forked
 from resim.model.config import ModelConfig
 from resim.runs.config import OptimConfig, Recipe, RunConfig
 from resim.training.pretrain import pretrain
 from resim.views import loader, waiting
 from resim.views.config import ViewsConfig
+from thin_resnets import ThinResNet, resnets_of
 
-images, out, workers, resume, hang = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
-open_photo, waiting.STOP_SECONDS = loader.Photo, 0.5
+pytestmark = pytest.mark.slow
 
-
-def hanging(path, **settings):
-    while hang == "hang" and (images / "hang").exists() and int(Path(path).stem) % 2:
-        if os.environ.get("RANK", "1") != "1":
-            break  # of two processes, the second one's file system hangs
-        time.sleep(0.05)
-    return open_photo(path, **settings)
+IMAGES, BATCH, EPOCHS = 16, 4, 3
+END_SECONDS = 30  # torchrun kills what needs longer
 
 
-def watch(done, steps):
-    if done == 2:
-        (images / "hang").touch()  # from now on, half of the images cannot be read
+def pretrain_tiny(
+    images: Path, out: Path, *, workers: int, resume: Literal["no", "yes"], epochs: int = EPOCHS,
+    watch: Callable[[int, int], None],
+) -> int:  # fmt: skip
+    """A pre-training in this process; its end is printed."""
+    recipe = Recipe(
+        name="tiny",
+        model=ModelConfig(
+            backbone="resnet18", levels=(), queue_size=16, group_size=BATCH // int(os.environ["WORLD_SIZE"]), dim=8
+        ),
+        views=ViewsConfig(image_size=32),
+        optim=OptimConfig(epochs=epochs, batch_size=BATCH, seed=5),
+    )
+    run = RunConfig(
+        out=out, resume=resume, device="cpu", precision="float32", workers=workers, slow_read_seconds=0.2,
+        picture_every=0, log_every=1, kernels="off", keep_memory=False,
+    )  # fmt: skip
+    with resnets_of(ThinResNet):
+        result = pretrain(recipe, run, images, watch=watch, show=False)
+    print("finished" if result.finished else "stopped", result.step, flush=True)
+    return 0
 
 
-loader.Photo = hanging
-recipe = Recipe(
-    name="tiny",
-    model=ModelConfig(backbone="resnet18", levels=(), queue_size=16, group_size=4, dim=8),
-    views=ViewsConfig(image_size=32),
-    optim=OptimConfig(epochs=3, batch_size=4, seed=5),
-)
-run = RunConfig(
-    out=out, resume=resume, device="cpu", precision="float32", workers=workers, slow_read_seconds=0.2,
-    picture_every=0, log_every=1, kernels="off", keep_memory=False,
-)
-result = pretrain(recipe, run, images, watch=watch, show=False)
-print("finished" if result.finished else "stopped", result.step, flush=True)
-"""
+def pretrain_or_hang(words: list[str]) -> int:
+    """From the second step on, half of the images hang, if the last word is "hang"."""
+    images, out, workers, resume, hang = words
+    open_photo, waiting.STOP_SECONDS = loader.Photo, 0.5
+
+    def open_or_hang(path: Any, **settings: Any) -> Any:
+        while hang == "hang" and Path(images, "hang").exists() and int(Path(path).stem) % 2:
+            if os.environ["RANK"] != str(int(os.environ["WORLD_SIZE"]) - 1):
+                break  # of two processes, the second one's file system hangs
+            time.sleep(0.05)
+        return open_photo(path, **settings)
+
+    def watch(done: int, steps: int) -> None:
+        if done == 2:
+            Path(images, "hang").touch()
+
+    loader.Photo = open_or_hang  # type: ignore[misc, assignment]
+    return pretrain_tiny(
+        Path(images), Path(out), workers=int(workers), resume="yes" if resume == "yes" else "no", watch=watch
+    )
+
+
+def start(images: Path, out: Path, workers: int, resume: str, hang: str = "hang", processes: int = 1) -> Forked:
+    (images / "hang").unlink(missing_ok=True)
+    return Forked([str(images), str(out), str(workers), resume, hang], processes, act=pretrain_or_hang)
 
 
 @pytest.fixture(scope="module")
@@ -69,77 +88,53 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(images: Path, out: Path, workers: int, resume: str, hang: str = "hang") -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", DRIVER, str(images), str(out), str(workers), resume, hang]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def start_two(images: Path, out: Path, resume: str, hang: str = "hang") -> list[subprocess.Popen[str]]:
-    """The same on two processes, with groups of two images."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    script = DRIVER.replace("group_size=4", "group_size=2")
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(images), str(out), "1", resume, hang],
-            env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-
-
 def state_of(out: Path) -> dict[str, torch.Tensor]:
     state = torch.load(out / "checkpoints" / "last.pt", weights_only=True)
     return state["model"]
 
 
+@pytest.fixture(scope="module", params=[1, 2], ids=["one process", "two processes"])
+def processes(request: pytest.FixtureRequest) -> int:
+    """The number of processes of a run."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def uninterrupted(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(images: Path, processes: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing stopped."""
     out = tmp_path_factory.mktemp("runs") / "whole"
-    output, errors = start(images, out, 0, "no", "never").communicate(timeout=120)
-    (images / "hang").unlink(missing_ok=True)
-    assert output == "finished 12\n", errors
+    assert start(images, out, 0, "no", "never", processes).end(120) == (0, "finished 12\n" * processes, "")
     return out
 
 
 @pytest.mark.parametrize(
     ("workers", "number"),
-    [pytest.param(2, signal.SIGTERM, marks=pytest.mark.long), (2, signal.SIGINT), (0, signal.SIGTERM)],
+    [(1, signal.SIGTERM), pytest.param(2, signal.SIGINT, marks=pytest.mark.long), (0, signal.SIGINT)],
 )
 def test_a_signal_saves_and_ends_a_run_whose_loader_hangs_and_it_resumes_bit_equal(
-    images: Path, uninterrupted: Path, tmp_path: Path, workers: int, number: int
+    images: Path, uninterrupted: Path, tmp_path: Path, processes: int, workers: int, number: int
 ) -> None:
     out = tmp_path / "run"
-    process = start(images, out, workers, "no")
-    assert process.stderr is not None
+    run = start(images, out, workers, "no", processes=processes)
     try:
-        line = ""
-        while "has been read for" not in line:  # the file that hangs is named while it is waited for
-            line = process.stderr.readline()
-            assert line, "the run ended without a word about the file that hangs"
-        named = Path(line.partition(": ")[0])
+        named = Path(run.wait_for_line("has been read for").partition(": ")[0])  # while it is waited for
         assert named.parent == images
         assert int(named.stem) % 2 == 1
-        process.send_signal(number)
-        output, errors = process.communicate(timeout=60)
+        for pid in run.pids:
+            os.kill(pid, number)
+        code, output, err = run.end(END_SECONDS)
     finally:
-        process.kill()
-        (images / "hang").unlink(missing_ok=True)
-    word, step = output.split()
-    assert word == "stopped", errors
-    assert process.returncode == 0
+        run.kill()
+    assert code == 0, err
+    ends = set(output.splitlines())
+    assert len(ends) == 1
+    word, step = ends.pop().split()
+    assert word == "stopped", err
     assert 2 <= int(step) < 12
     assert len((out / "metrics.jsonl").read_text().splitlines()) == int(step)
     assert not (out / "bad_files.txt").exists()  # nothing was replaced
 
-    output, errors = start(images, out, workers, "yes", "never").communicate(timeout=120)
-    (images / "hang").unlink(missing_ok=True)
-    assert output == "finished 12\n", errors
+    assert start(images, out, workers, "yes", "never", processes).end(120)[1] == "finished 12\n" * processes
     whole, resumed = state_of(uninterrupted), state_of(out)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     losses = [
@@ -150,38 +145,17 @@ def test_a_signal_saves_and_ends_a_run_whose_loader_hangs_and_it_resumes_bit_equ
     assert len(losses[0]) == 12
 
 
-def test_a_signal_to_two_processes_of_which_one_hangs_saves_and_ends_both(images: Path, tmp_path: Path) -> None:
-    whole, out = tmp_path / "whole", tmp_path / "run"
-    for process in start_two(images, whole, "no", "never"):
-        output, errors = process.communicate(timeout=120)
-        assert output == "finished 12\n", errors
-    (images / "hang").unlink(missing_ok=True)
-    processes = start_two(images, out, "no")
-    try:
-        line = ""
-        while "has been read for" not in line:
-            assert processes[1].stderr is not None
-            line = processes[1].stderr.readline()
-            assert line, "the run ended without a word about the file that hangs"
-        for process in processes:
-            process.send_signal(signal.SIGTERM)
-        ends = [process.communicate(timeout=30) for process in processes]  # torchrun kills what needs longer
-    finally:
-        for process in processes:
-            process.kill()
-        (images / "hang").unlink(missing_ok=True)
-    assert [process.returncode for process in processes] == [0, 0], ends
-    steps = {output for output, _ in ends}
-    assert len(steps) == 1
-    word, step = steps.pop().split()
-    assert word == "stopped"
-    assert 2 <= int(step) < 12
-    for process in start_two(images, out, "yes", "never"):
-        output, errors = process.communicate(timeout=120)
-        assert output == "finished 12\n", errors
-    (images / "hang").unlink(missing_ok=True)
-    states = state_of(whole), state_of(out)
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+def pretrain_with_pipes(words: list[str]) -> int:
+    """From the second step on, half of the images are pipes."""
+    images, out = map(Path, words)
+
+    def watch(done: int, steps: int) -> None:
+        if done == 2:
+            for path in sorted(images.glob("*[13579].png")):
+                path.unlink()
+                os.mkfifo(path)
+
+    return pretrain_tiny(images, out, workers=2, resume="no", epochs=40, watch=watch)
 
 
 def test_images_that_become_pipes_during_a_run_are_counted_and_the_run_stops(images: Path, tmp_path: Path) -> None:
@@ -189,15 +163,10 @@ def test_images_that_become_pipes_during_a_run_are_counted_and_the_run_stops(ima
     folder.mkdir()
     for path in sorted(images.glob("*.png")):
         (folder / path.name).write_bytes(path.read_bytes())
-    script = DRIVER.replace('(images / "hang").touch()', "replace()").replace(
-        "def watch(", "def replace():\n    import os\n    for path in sorted(images.glob('*[13579].png')):\n"
-        "        path.unlink()\n        os.mkfifo(path)\n\n\ndef watch("
-    ).replace("epochs=3", "epochs=40")  # fmt: skip
-    command = [sys.executable, "-c", script, str(folder), str(out), "2", "no", "never"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 1  # the UserError of the function `pretrain`
-    assert "files read cannot be decoded, more than --max-bad-share 0.1" in done.stderr
+    code, _, err = Forked([str(folder), str(out)], act=pretrain_with_pipes).end(120)
+    assert code == 1  # the UserError of the function `pretrain`
+    assert "files read cannot be decoded, more than --max-bad-share 0.1" in err
     listed = (out / "bad_files.txt").read_text().splitlines()
     assert listed
     assert all(line.endswith("\ta named pipe, not a file") for line in listed)
-    assert all(os.path.basename(line.partition("\t")[0])[1] in "13579" for line in listed)  # noqa: PTH119
+    assert all(Path(line.partition("\t")[0]).name[1] in "13579" for line in listed)
