@@ -76,7 +76,7 @@ class Forked:
         """Whether a process is still running."""
         return any(process.is_alive() for process in self._processes)
 
-    def kill(self) -> list[BaseProcess]:
+    def kill(self) -> Sequence[BaseProcess]:
         """Kill and return the processes that have not ended."""
         running = [process for process in self._processes if process.is_alive()]
         for process in running:
