@@ -258,6 +258,8 @@ def _close(
     if metrics.exists() and metrics.stat().st_size:
         title = f"{recipe.name}, {recipe.model.backbone}"
         pictures.write(lambda: draw_curves(metrics, out / "curves.png", title=title))
+    if pictures.num_lost:
+        progress.say(f"{counted(pictures.num_lost, 'picture')} could not be written")
     if num_bad:
         progress.say(f"{num_bad} files could not be decoded and were replaced: see {out / 'bad_files.txt'}")
     if step < ready.end:
