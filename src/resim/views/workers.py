@@ -106,9 +106,11 @@ def check_temporary_folder() -> None:
     Raises:
         UserError: the path of the folder for temporary files is too long for a socket in it.
     """
+    if sys.platform != "linux":
+        return
     folder = os.fsencode(multiprocessing.util.get_temp_dir())  # below TMPDIR; workers have the same
     excess = len(folder) - _LONGEST_FOLDER
-    if sys.platform == "linux" and excess > 0:
+    if excess > 0:
         raise UserError(
             f"TMPDIR {tempfile.gettempdir()}: is {counted(excess, 'byte')} too long: loader processes cannot open "
             "their sockets in it: set TMPDIR to a folder with a shorter path, or use --workers 0"
