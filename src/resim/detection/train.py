@@ -102,7 +102,7 @@ def _train(
     nonfinite = Nonfinite(tuning.out, processes, run.on_nonfinite)
     with (
         _listing_bad_on_error(tuning, bad_files),
-        report_killed_workers(),
+        report_killed_workers(can_resume=True),
         Progress(steps=end, first_step=step, show=show and processes.first, watch=watch) as progress,
         contextlib.closing(load_batches(tuning, step, end, signals=signals)) as batches,
     ):

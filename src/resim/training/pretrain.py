@@ -123,7 +123,7 @@ def _train(
     finish_views = Finisher(recipe.views, processes.device)
     with (
         bad_files.listed_on_error(),
-        report_killed_workers(),
+        report_killed_workers(can_resume=True),
         contextlib.closing(_load_batches(recipe, run, ready, processes, signals)) as batches,
         Progress(
             steps=ready.end, epoch_steps=epoch_steps, first_step=step, show=show and is_first, watch=watch

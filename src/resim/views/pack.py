@@ -24,7 +24,7 @@ from resim.fields import AtLeast, AtMost, Seed, check_fields
 from resim.views.decode import BadImageError, Photo
 from resim.views.loader import BadFile
 from resim.views.shards import INDEX, open_image
-from resim.views.workers import start_worker
+from resim.views.workers import report_killed_workers, start_worker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,8 @@ def pack(
         progress: called with the number of images done, every 64 images and at the end.
 
     Raises:
-        UserError: `out` is not empty or cannot be written, the disk is full, or no image can be read.
+        UserError: `out` is not empty or cannot be written, the disk is full, no image can be read, or a worker process
+            was killed.
     """
     out = Path(os.path.abspath(out))  # noqa: PTH100 - does not resolve links
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -124,7 +125,7 @@ def pack(
         unfinished = tempfile.TemporaryDirectory(
             prefix=f".{out.name}.unfinished-", dir=out.parent, ignore_cleanup_errors=True
         )
-        with unfinished as folder:
+        with unfinished as folder, report_killed_workers():
             shards = Path(folder, "shards")  # with the permissions of new folders, unlike the one around it
             shards.mkdir()
             packed = _write(paths, shards, config, progress)

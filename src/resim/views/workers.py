@@ -158,8 +158,11 @@ def _exit_on_parents_signal() -> None:
 
 
 @contextlib.contextmanager
-def report_killed_workers() -> Iterator[None]:
+def report_killed_workers(*, can_resume: bool = False) -> Iterator[None]:
     """Convert PyTorch's errors for a killed worker process, which a signal raises at any moment, into a UserError.
+
+    Args:
+        can_resume: whether --resume continues what is inside.
 
     Raises:
         UserError: a worker process of the loader was killed.
@@ -174,6 +177,6 @@ def report_killed_workers() -> Iterator[None]:
         with contextlib.suppress(RuntimeError):
             time.sleep(2)  # wait for PyTorch's signal, which would interrupt the handling of the error
     raise UserError(
-        "a worker process of the loader was killed, perhaps because memory is full: use fewer --workers; "
-        "--resume continues from the last checkpoint"
+        "a worker process of the loader was killed, perhaps because memory is full: use fewer --workers"
+        + ("; --resume continues from the last checkpoint" if can_resume else "")
     )
