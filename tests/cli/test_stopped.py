@@ -86,6 +86,6 @@ def test_a_demo_says_what_remains(
     monkeypatch.setattr("resim.demo.story.scene_seconds", lambda seed: 0.001)
     assert main(["demo", "--out", str(out), "--minutes", "1"]) == STOPPED
     assert capsys.readouterr().err == (
-        f"resim demo: stopped; what {out} has is kept; the demo cannot be continued: resim demo with another --out "
-        "starts from the beginning\n"
+        f"resim demo: stopped; the files in {out} are kept; the demo cannot be continued: resim demo with another "
+        "--out starts from the beginning\n"
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from exchange_files import ENDING, SMALL, own_checkpoint, trained
 from resim.cli.main import main
@@ -16,6 +17,7 @@ from resim.errors import UserError
 from resim.exchange import export as export_room
 from resim.exchange import to_torchvision
 from resim.exchange.export import export
+from resim.exchange.staging import staging
 from resim.exchange.targets import Target
 from resim.exchange.to_torchvision import write_torchvision
 from resim.exchange.weights import read_weights
@@ -113,3 +115,35 @@ def test_an_export_has_the_permissions_of_new_files(tmp_path: Path, to: Target) 
     exported = export(tmp_path / "last.pt", to, tmp_path / f"a{ENDING[to]}")
     files = [file for path in exported.paths for file in (path.iterdir() if path.is_dir() else [path])]
     assert {file.stat().st_mode for file in files} == {(tmp_path / "new").stat().st_mode}
+
+
+WRITER = "[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0"
+READER = "[enforce fail at inline_container.cc:145] . PytorchStreamReader failed reading zip archive"
+FULL = "Error while serializing: I/O error: No space left on device (os error 28)"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(28, "No space left on device"), "No space left on device"),
+        (RuntimeError(WRITER), "PyTorch did not write all of it: the disk may be full"),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), "the disk may be full"),
+        (SafetensorError(FULL), "No space left on device"),
+    ],
+)
+def test_a_write_that_fails_is_one_line(error: Exception, reason: str, tmp_path: Path) -> None:
+    out = tmp_path / "a.pth"
+    with pytest.raises(UserError) as refused, staging(out):
+        raise error
+    text = str(refused.value)
+    assert text.startswith(f"{out}: cannot be written (")
+    assert reason in text
+    assert "\n" not in text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [RuntimeError(READER), RuntimeError("shapes differ"), SafetensorError("header")])
+def test_other_errors_are_not_called_a_full_disk(error: Exception, tmp_path: Path) -> None:
+    with pytest.raises(type(error)) as raised, staging(tmp_path / "a.pth"):
+        raise error
+    assert raised.value is error

@@ -58,7 +58,8 @@ def test_a_config_that_is_a_pipe_or_missing_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("run", [{"start_from": [1]}, {"start_from": 3}, {"start_epoch": "a"}, {"start_epoch": None}])
 def test_a_config_with_no_start_of_a_run_is_one_line(tmp_path: Path, run: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"config\.json: start_from .* and start_epoch .* are no start of a run"):
+    message = r"config\.json: start_from must be a path or null and start_epoch a whole number, not .*: restore"
+    with pytest.raises(UserError, match=message):
         starting_point(config(tmp_path, {"run": run}), "b.pt", 0)
 
 

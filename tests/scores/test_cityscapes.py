@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from needs import need
 from resim.datasets.cityscapes import read_cityscapes
 from resim.datasets.records import DetectionData
 from resim.errors import UserError
-from resim.scores.cityscapes import cityscapes_scores
+from resim.scores.cityscapes import _scratch, cityscapes_scores
 from resim.scores.coco import coco_scores
 
 STREET = polygons(
@@ -68,3 +69,16 @@ def test_missing_scripts_are_reported_with_the_command_that_installs_them(
 def test_masks_and_boxes_can_be_scored_by_coco(street: DetectionData) -> None:
     scores = coco_scores(street, truth_as_results(street, with_ignored=False), ("bbox", "segm"))
     assert scores["bbox"].values["AP"] == scores["segm"].values["AP"] == pytest.approx(1)
+
+
+def test_a_full_disk_and_an_annotation_that_cannot_be_read_are_distinct(tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    message = r"its temporary files there \(No space left on device\): set TMPDIR"
+    with pytest.raises(UserError, match=message), _scratch():
+        raise full
+    with pytest.raises(UserError, match=r"/gtInstances\.json: .* its temporary files"), _scratch() as folder:
+        raise OSError(errno.ENOSPC, "No space left on device", f"{folder}/gtInstances.json")
+    unreadable = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "a.json"))
+    with pytest.raises(PermissionError) as raised, _scratch():
+        raise unreadable
+    assert raised.value is unreadable

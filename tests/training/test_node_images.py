@@ -67,6 +67,9 @@ def test_chance_is_that_of_a_hosts_cells() -> None:
         lines = reference_lines({"recipe": recipe(negatives).to_json(), "node_images": node})
         chance = next(line.value for line in lines if line.key == "accuracy/P4")
         assert chance == 1 / (1 + 4 * images)  # 64 px have 4 x 4 positions, and 2 x 2 cells
+    for damaged in ("2", None, 0, [2]):
+        lines = reference_lines({"recipe": recipe("node").to_json(), "node_images": damaged})
+        assert next(line.value for line in lines if line.key == "accuracy/P4") == 1 / (1 + 4 * 4)  # of the whole batch
 
 
 def test_a_run_records_it_and_resumes_and_is_that_of_all_on_one_host(tmp_path: Path) -> None:

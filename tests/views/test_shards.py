@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
+import os
 import subprocess
 import sys
 import tarfile
@@ -133,6 +135,30 @@ def test_files_that_are_not_images_are_omitted_and_listed(tmp_path: Path) -> Non
     done = pack(find_images(tmp_path / "in"), tmp_path / "out", PackConfig())
     assert (done.images, done.shards, len(done.bad)) == (1, 1, 1)
     assert "text.jpg\tUnidentified" in (tmp_path / "out" / "bad_files.txt").read_text()
+
+
+def test_what_a_killed_process_left_is_in_nobodys_way(images: Path, tmp_path: Path) -> None:
+    """In a container the next process has the same number."""
+    left_over = tmp_path / f".out.unfinished-{os.getpid()}"
+    left_over.mkdir()
+    (tmp_path / "other").mkdir()
+    pack(find_images(images), tmp_path / "out", PackConfig(resize=16))
+    assert {path.name for path in tmp_path.iterdir()} == {left_over.name, "other", "out"}
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "other").stat().st_mode  # as of every new folder
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_one_line(images: Path, tmp_path: Path) -> None:
+    others = set(multiprocessing.active_children())
+
+    def kill_workers(done: int) -> None:
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.kill()
+
+    paths = [find_images(images)[0]] * 500
+    with pytest.raises(UserError, match=r"^a worker process of the loader was killed.*: use fewer --workers$"):
+        pack(paths, tmp_path / "out", PackConfig(workers=1), kill_workers)  # after 64 images
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_workers_write_the_same_shards(images: Path, packed: Path, tmp_path: Path) -> None:

@@ -22,7 +22,10 @@ KEPT_ON_RESUME = (
     "timeout_minutes",
 )  # fmt: skip
 
-WHEN_STOPPED = "what --out has is kept: the same command with --out and --resume auto continues, or starts"
+WHEN_STOPPED = (
+    "checkpoints in --out are kept: the same command with --out and --resume auto continues, or starts from the "
+    "beginning"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,10 @@ from resim.model.config import ModelConfig
 from resim.runs.config import OptimConfig, Recipe, RunConfig, read_run_settings
 from resim.views.config import ViewsConfig
 
-WHEN_STOPPED = "what --out has is kept: the same command with --out and --resume auto continues, or starts"
+WHEN_STOPPED = (
+    "checkpoints in --out are kept: the same command with --out and --resume auto continues, or starts from the "
+    "beginning"
+)
 
 
 @dataclass(frozen=True, kw_only=True)

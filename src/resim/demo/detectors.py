@@ -17,6 +17,7 @@ from resim.demo.plan import EVALUATIONS, NETWORKS, Plan, seeds_that_fit
 from resim.demo.probes import NAMES
 from resim.demo.sizes import Sizes
 from resim.demo.stages import Stages
+from resim.demo.stopped import stops_after_training
 from resim.detection.compare import Comparison, Start, compare
 from resim.detection.config import DetectRecipe, DetectRun
 from resim.detection.recipes import probe_frozen
@@ -70,11 +71,13 @@ def train_detectors(
     began = time.perf_counter()
     first = dataclasses.replace(recipe, tune=dataclasses.replace(recipe.tune, seed=seed))
     settings = dataclasses.replace(run, out=folder / f"{starts[0].name}-seed{seed}")
-    first_result = train_detector(
-        first, settings, data, val, init=starts[0].weights, show=False, watch=lambda done, of: watch(done, runs * of)
-    )
-    if not first_result.finished:
-        raise StoppedError(f"stopped: {first_result.out} is saved after step {first_result.step}")
+    with stops_after_training():
+        first_result = train_detector(
+            first, settings, data, val, init=starts[0].weights, show=False,
+            watch=lambda done, of: watch(done, runs * of),
+        )  # fmt: skip
+        if not first_result.finished:
+            raise StoppedError(f"stopped: {first_result.out} is saved after step {first_result.step}")
     num_seeds = seeds_that_fit(plan, time.perf_counter() - began, story.left, sizes.bounds)
     comparison = compare(
         recipe, run, data, val, starts, [seed + number for number in range(num_seeds)], folder, show=False, watch=watch

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from resim.errors import StoppedError
+from resim.signals import catch_termination
 
 AGAIN = "the demo cannot be continued: resim demo with another --out starts from the beginning"
 
@@ -22,5 +23,18 @@ def ends_with_what_remains(out: Path) -> Iterator[None]:
         yield
     except (StoppedError, KeyboardInterrupt) as end:
         where = str(end) if isinstance(end, StoppedError) else "stopped"
-        kept = f"what {out} has is kept" if out.is_dir() else "nothing is written"
+        kept = f"the files in {out} are kept" if out.is_dir() else "nothing is written"
         raise StoppedError(f"{where}; {kept}; {AGAIN}") from None
+
+
+@contextmanager
+def stops_after_training() -> Iterator[None]:
+    """A training inside catches signals; one in its last step or its last evaluation lets it finish, and counts here.
+
+    Raises:
+        StoppedError: a signal has arrived, and nothing inside has raised an error.
+    """
+    with catch_termination() as signals:
+        yield
+    if signals:
+        raise StoppedError("stopped")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 import time
 from pathlib import Path
 
@@ -37,7 +38,7 @@ from resim.demo.probes import probe
 from resim.demo.sizes import Sizes
 from resim.demo.speeds import measure_speeds, scene_seconds
 from resim.demo.stages import Stages
-from resim.demo.stopped import ends_with_what_remains
+from resim.demo.stopped import ends_with_what_remains, stops_after_training
 from resim.demo.verdict import verdict
 from resim.detection.compare import Comparison
 from resim.errors import StoppedError, UserError
@@ -128,11 +129,11 @@ def _run_plan(
     recipe_pair = demo_recipes(images.count, plan.pairs, seed, sizes.recipe)
     before = story.used
     for name, recipe in zip((RESIM, MOCO), recipe_pair, strict=True):
-        with story.stage(name) as watch:
+        with story.stage(name) as watch, stops_after_training():
             run = RunConfig(out=out / recipe.name, keep_every=0, picture_every=math.ceil(plan.epochs / 4))
             result = pretrain(recipe, run, [images.train], show=False, watch=watch)
             if not result.finished:
-                command = f"resim pretrain {images.train} --out {result.out} --resume"
+                command = shlex.join(["resim", "pretrain", str(images.train), "--out", str(result.out), "--resume"])
                 raise StoppedError(f"stopped: {result.out} is saved after step {result.step}, {command} continues it")
     # the load of this machine may have changed: the rest is planned at the speed of what is done
     pace = (story.used - before) / (plan.seconds[RESIM] + plan.seconds[MOCO])

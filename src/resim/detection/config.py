@@ -13,7 +13,7 @@ from resim.model.config import WIDEST
 from resim.runs.config import Resume, normalize_resume
 
 LONGEST = 2**15
-"""Sides of images and anchors, px, at most: an image is enlarged to what a file of weights names."""
+"""The longest side of images and anchors, px: images are enlarged to the size that a file of weights states."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from resim.detection.prepare import with_classes_of
 from resim.distributed.processes import start_processes
 from resim.runs.bad_files import BadFiles
 from resim.scores.results import Kind, Scores, check_masks, match_ids, read_results, result_kinds
+from resim.views.workers import report_killed_workers
 
 
 def score_results(results: Path, data: DetectionData, out: Path | None = None) -> dict[str, Scores]:
@@ -74,7 +75,8 @@ def score_detector(
         The scores by kind; on processes but the first nothing.
 
     Raises:
-        UserError: no detector, data of other classes, or too many images that cannot be decoded.
+        UserError: no detector, data of other classes, or too many images that cannot be decoded, or a worker process
+            that was killed.
     """
     with start_processes(device) as processes:
         detector = load_detector(model, processes.device)
@@ -87,9 +89,10 @@ def score_detector(
         for line in repairs.lines() if processes.first else ():
             print(line)
         bad: dict[str, str] = {}
-        results = detect(
-            detector.model, data, processes, precision=detector.precision, batch=batch, workers=workers, bad=bad
-        )
+        with report_killed_workers():
+            results = detect(
+                detector.model, data, processes, precision=detector.precision, batch=batch, workers=workers, bad=bad
+            )
         if processes.first and out is not None and bad:
             BadFiles(out, processes, max_bad_share).add(bad)
         data, note = scored_part(dataclasses.replace(data, repairs=repairs), bad, max_bad_share)

@@ -102,7 +102,7 @@ def _train(
     nonfinite = Nonfinite(tuning.out, processes, run.on_nonfinite)
     with (
         _listing_bad_on_error(tuning, bad_files),
-        report_killed_workers(),
+        report_killed_workers(can_resume=True),
         Progress(steps=end, first_step=step, show=show and processes.first, watch=watch) as progress,
         contextlib.closing(load_batches(tuning, step, end, signals=signals)) as batches,
     ):
@@ -113,10 +113,11 @@ def _train(
         log.start(step)
         for line in [*_opening(tuning), *nonfinite.lines()]:
             progress.say(line)
+        pictures = Pictures(progress.say)
         clock = Clock(run, processes, signals, step=step, end=stop_at, boundary=tuning.eval_every)
         is_evaluated = tuning.is_evaluated or not tuning.is_evaluation_due(step)
         if not is_evaluated:  # stopped between checkpoint and evaluation
-            is_evaluated = _evaluate(tuning, step, progress, bad_files, signals, clock)
+            is_evaluated = _evaluate(tuning, step, progress, bad_files, pictures, signals, clock)
         while not clock.is_over:
             batch = log.next_batch(batches)
             if has_given_up(processes, batch) or batch is None:  # a signal ends the run while a loader hangs
@@ -143,27 +144,28 @@ def _train(
                 _list_bad(tuning, bad_files)
                 _save(tuning, step, is_evaluated=False)
                 if tuning.is_evaluation_due(step):
-                    is_evaluated = _evaluate(tuning, step, progress, bad_files, signals, clock)
+                    is_evaluated = _evaluate(tuning, step, progress, bad_files, pictures, signals, clock)
                 clock.restart_minutes()
 
         log.close()
         _list_bad(tuning, bad_files)
         if processes.first:
-            _close(tuning, step, progress, bad_files, is_finished=step >= end and is_evaluated)
+            _close(tuning, step, progress, bad_files, pictures, is_finished=step >= end and is_evaluated)
     scores = read_scores(tuning.out)
     last = scores[-1]["scores"] if scores else {}
     return DetectResult(tuning.out, step, step >= end and is_evaluated, last, stopped=clock.is_stopped)
 
 
 def _evaluate(
-    tuning: Tuning, step: int, progress: Progress, bad_files: BadFiles, signals: Sequence[int], clock: Clock
+    tuning: Tuning, step: int, progress: Progress, bad_files: BadFiles, pictures: Pictures, signals: Sequence[int],
+    clock: Clock,
 ) -> bool:  # fmt: skip
     """Evaluate, and save that it is done; False: a signal has ended it while a loader hangs, and the training with it.
 
     The checkpoint that was written before then has no evaluation, which the resumed run makes.
     """
     try:
-        validate(tuning, step, progress, bad_files, signals)
+        validate(tuning, step, progress, bad_files, pictures, signals)
     except StalledError:
         clock.stop()
         return False
@@ -219,11 +221,15 @@ def _save(tuning: Tuning, step: int, *, is_evaluated: bool) -> None:
     run_folder.save_state(tuning.out, state)
 
 
-def _close(tuning: Tuning, step: int, progress: Progress, bad_files: BadFiles, *, is_finished: bool) -> None:
+def _close(
+    tuning: Tuning, step: int, progress: Progress, bad_files: BadFiles, pictures: Pictures, *, is_finished: bool
+) -> None:  # fmt: skip
     out, metrics = tuning.out, tuning.out / "metrics.jsonl"
     if metrics.exists() and metrics.stat().st_size:
         title = f"{tuning.recipe.name}, {tuning.init}"
-        Pictures(progress.say).write(lambda: draw_curves(metrics, out / "curves.png", title=title))
+        pictures.write(lambda: draw_curves(metrics, out / "curves.png", title=title))
+    if pictures.num_lost:
+        progress.say(f"{counted(pictures.num_lost, 'picture')} could not be written")
     if bad_files.reasons:
         what = "replaced in training, left out of evaluations"
         count = counted(len(bad_files.reasons), "file")

@@ -22,7 +22,7 @@ _PRECISE_STREAM = 1  # added to the seed: the batches for statistics are others 
 
 
 def validate(
-    tuning: Tuning, step: int, progress: Progress, bad_files: BadFiles, signals: Sequence[int] = ()
+    tuning: Tuning, step: int, progress: Progress, bad_files: BadFiles, pictures: Pictures, signals: Sequence[int]
 ) -> None:  # fmt: skip
     """Detect in all validation images, score the detections and write the scores. All processes must call it.
 
@@ -31,6 +31,7 @@ def validate(
         step: steps done.
         progress: shows a bar, and then the scores.
         bad_files: takes the images that cannot be decoded.
+        pictures: of this training.
         signals: the list of `catch_termination`.
 
     Raises:
@@ -63,7 +64,7 @@ def validate(
         progress.say(f"after step {step}: {line}")
     write_evaluation(
         tuning.out, val, results, scores, step=step, name=tuning.init, title=tuning.recipe.name, go_on=True,
-        pictures=Pictures(progress.say),
+        pictures=pictures,
     )  # fmt: skip
 
 

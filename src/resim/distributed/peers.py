@@ -18,7 +18,7 @@ from resim.counts import counted
 _SECONDS = 3.0  # for an answer; a network answers in milliseconds
 _OF_A_COLLECTIVE = re.compile(
     r"gloo|nccl|processgroup|c10d|tcpstore|connection (closed|reset|refused)|broken pipe|timed out|wait timeout"
-    r"|pair closure",  # gloo, of an operation that waits for the process for which another one has timed out
+    r"|pair closure",  # gloo, where another operation with the same process has timed out
     re.I,
 )
 

@@ -121,7 +121,8 @@ def reference_lines(config: Mapping[str, Any]) -> list[ReferenceLine]:
     lines = [ReferenceLine(label="chance", value=1 / (1 + model.queue_size), key="accuracy/instance")]
     for level in model.levels:
         cells = (math.ceil(recipe.views.image_size / level.stride) - 2) ** 2
-        node = config.get("node_images", optim.batch_size)
+        node = config.get("node_images")
+        node = node if type(node) is int and node > 0 else optim.batch_size  # missing or damaged
         images = {"all": optim.batch_size, "node": node, "group": model.group_size}[level.negatives]
         lines.append(ReferenceLine(label="chance", value=1 / (1 + cells * images), key=f"accuracy/{level.name}"))
     if optim.clip_norm:

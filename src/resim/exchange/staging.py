@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from resim.errors import UserError
 from resim.exchange.targets import ENDINGS, Target
 
-_TORCH_WRITES = re.compile(r"PytorchStreamWriter failed|file write failed|inline_container")
+_TORCH_WRITES = re.compile(r"PytorchStreamWriter failed|file write failed|inline_container(?!.*StreamReader)")
 
 
 def check_out(out: Path, to: Target, source: Path, companions: Mapping[str, str] | None = None) -> None:
@@ -75,7 +75,7 @@ def _failed_write(error: Exception) -> str:
     if isinstance(error, SafetensorError):
         found = re.search(r"I/?O error: (.*?) \(os error \d+\)", str(error), re.I)
         return found[1] if found else ""
-    return "the disk is full, or the file is too large" if _TORCH_WRITES.search(str(error)) else ""
+    return "PyTorch did not write all of it: the disk may be full" if _TORCH_WRITES.search(str(error)) else ""
 
 
 def move_into_place(source: Path, place: Path) -> Path:

@@ -9,7 +9,7 @@ from resim.fields import AtLeast, AtMost, Positive, Share, check_fields
 from resim.regions.level import Level
 
 WIDEST = 2**16
-"""Channels at most, so that a network's sizes fit into 64 bits."""
+"""The largest number of channels, so that the sizes of a network fit into 64 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -131,7 +131,8 @@ def starting_point(out: Path, start_from: str | None, start_epoch: int) -> tuple
     weights, epoch = settings.get("start_from"), settings.get("start_epoch", 0)
     if not isinstance(weights, str | None) or type(epoch) is not int:
         raise UserError(
-            f"{out / 'config.json'}: start_from {weights!r} and start_epoch {epoch!r} are no start of a run"
+            f"{out / 'config.json'}: start_from must be a path or null and start_epoch a whole number, not {weights!r} "
+            f"and {epoch!r}: restore the file, or name another --out"
         )
     if start_from is not None and os.path.normpath(start_from) != os.path.normpath(weights or "random"):
         raise UserError(

@@ -8,7 +8,7 @@ from resim.errors import WriteError
 
 
 class Pictures:
-    """Draws and writes pictures of a run; the first that cannot be written is reported.
+    """Draws and writes pictures of a run; the first that cannot be written is reported, and all are counted.
 
     Args:
         say: prints a line.
@@ -16,15 +16,16 @@ class Pictures:
 
     def __init__(self, say: Callable[[str], object]) -> None:
         self._say = say
-        self._is_reported = False
+        self.num_lost = 0
+        """Pictures that could not be written."""
 
     def write(self, draw: Callable[[], object]) -> bool:
         """Call `draw`, which writes a picture; False if the disk is full or the folder cannot be written to."""
         try:
             draw()
         except WriteError as error:
-            if not self._is_reported:
-                self._say(f"{error}: the run goes on without its pictures, and tries each of them once")
-            self._is_reported = True
+            self.num_lost += 1
+            if self.num_lost == 1:
+                self._say(f"{error}: the run goes on without this picture; others are counted at its end")
             return False
         return True

@@ -80,13 +80,23 @@ def cityscapes_scores(data: DetectionData, results: Sequence[dict[str, Any]], *,
 
 @contextlib.contextmanager
 def _scratch() -> Iterator[str]:
-    """A temporary folder for the files that the official evaluation reads."""
+    """A temporary folder for the files that the official evaluation reads.
+
+    Raises:
+        UserError: a file in it cannot be written.
+    """
+    folder = ""
     try:
         with tempfile.TemporaryDirectory() as folder:
             yield folder
     except OSError as error:
-        where, reason = error.filename or tempfile.gettempdir(), error.strerror or error
-        raise UserError(f"{where}: Cityscapes' evaluation has no room there ({reason}): set TMPDIR") from None
+        place = Path(error.filename or folder or tempfile.gettempdir()).resolve()
+        if folder and not place.is_relative_to(Path(folder).resolve()):  # an annotation file, which cannot be read
+            raise
+        reason = error.strerror or error
+        raise UserError(
+            f"{place}: Cityscapes' evaluation cannot write its temporary files there ({reason}): set TMPDIR"
+        ) from None
 
 
 class _Numpy:

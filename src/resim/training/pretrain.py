@@ -123,7 +123,7 @@ def _train(
     finish_views = Finisher(recipe.views, processes.device)
     with (
         bad_files.listed_on_error(),
-        report_killed_workers(),
+        report_killed_workers(can_resume=True),
         contextlib.closing(_load_batches(recipe, run, ready, processes, signals)) as batches,
         Progress(
             steps=ready.end, epoch_steps=epoch_steps, first_step=step, show=show and is_first, watch=watch
@@ -258,6 +258,8 @@ def _close(
     if metrics.exists() and metrics.stat().st_size:
         title = f"{recipe.name}, {recipe.model.backbone}"
         pictures.write(lambda: draw_curves(metrics, out / "curves.png", title=title))
+    if pictures.num_lost:
+        progress.say(f"{counted(pictures.num_lost, 'picture')} could not be written")
     if num_bad:
         progress.say(f"{num_bad} files could not be decoded and were replaced: see {out / 'bad_files.txt'}")
     if step < ready.end:

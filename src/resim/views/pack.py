@@ -6,9 +6,9 @@ import contextlib
 import io
 import json
 import os
-import shutil
 import sys
 import tarfile
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from resim.fields import AtLeast, AtMost, Seed, check_fields
 from resim.views.decode import BadImageError, Photo
 from resim.views.loader import BadFile
 from resim.views.shards import INDEX, open_image
-from resim.views.workers import start_worker
+from resim.views.workers import report_killed_workers, start_worker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +103,8 @@ def pack(
 ) -> Packed:
     """Write images to OUT/shard-000000.tar and so on, with an index of their positions.
 
-    The name of a file is its number and its former stem: 000000012-IMG_3.jpg. Everything is written to a temporary
-    folder next to `out`, which is renamed to `out` at the end.
+    The name of a file is its number and its former stem: 000000012-IMG_3.jpg. Everything is written into a temporary
+    folder next to `out`, and moved to `out` at the end.
 
     Args:
         paths: paths of the images.
@@ -113,21 +113,25 @@ def pack(
         progress: called with the number of images done, every 64 images and at the end.
 
     Raises:
-        UserError: `out` is not empty or cannot be written, the disk is full, or no image can be read.
+        UserError: `out` is not empty or cannot be written, the disk is full, no image can be read, or a worker process
+            was killed.
     """
     out = Path(os.path.abspath(out))  # noqa: PTH100 - does not resolve links
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out}: is not empty: name a folder that does not exist")
-    unfinished = out.parent / f".{out.name}.unfinished-{os.getpid()}"
     try:
-        unfinished.mkdir(parents=True)
-        try:
-            packed = _write(paths, unfinished, config, progress)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        # not a name with the number of this process: a container gives it to the next one too
+        unfinished = tempfile.TemporaryDirectory(
+            prefix=f".{out.name}.unfinished-", dir=out.parent, ignore_cleanup_errors=True
+        )
+        with unfinished as folder, report_killed_workers():
+            shards = Path(folder, "shards")  # with the permissions of new folders, unlike the one around it
+            shards.mkdir()
+            packed = _write(paths, shards, config, progress)
             if out.exists():
                 out.rmdir()
-            unfinished.rename(out)
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+            shards.rename(out)
     except OSError as error:
         raise UserError(f"{error.filename or out}: cannot be written ({error.strerror or error})") from None
     return packed

@@ -18,7 +18,7 @@ _BLOCK = 32  # paths that share what all of them begin with
 
 
 class PathList(Sequence[str]):
-    """Paths as bytes: in blocks, of which each has once what its paths begin with.
+    """Paths as bytes, in blocks that store once what all of their paths begin with.
 
     The list keeps no Python object for a path, so that loader processes share its memory.
     """

@@ -1,4 +1,4 @@
-"""Files that a list of paths leads to several times, in 20 bytes a path.
+"""Find the files to which several paths of a list lead, with 20 bytes a path.
 
 A data set has few or none, so that paths are compared only where the hashes of their files are equal.
 """

@@ -32,7 +32,7 @@ _LEFT: list[object] = []  # loaders whose processes did not end: PyTorch would w
 
 
 class StalledError(RuntimeError):
-    """A process has received a signal, and its loader hangs: what reads images in a training is left unfinished."""
+    """A process has received a signal while its loader hangs: an evaluation or statistics are left unfinished."""
 
 
 class _End:

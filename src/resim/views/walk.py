@@ -23,8 +23,8 @@ UNREAD_FORMATS = frozenset(
 )
 _MOST_ENDINGS = 6  # that a message lists
 
-# Suffixes of names, which have neither of these letters. A folder's is what follows it in the paths of its files, and a
-# link's sorts before every other letter, so that the names of a folder are sorted as the paths are.
+# Suffixes that mark folders and links among sorted names; no name contains them. "/" is what follows a folder in the
+# paths of its files, and "\0" sorts before every letter, so that the order is that of the paths.
 _FOLDER, _LINK = "/", "\0"
 _MANY = 100_000  # names that are sorted as strings; more are sorted in runs
 _KEYS = re.compile(rb"([^/]+/?)//")

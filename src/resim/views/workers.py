@@ -106,9 +106,11 @@ def check_temporary_folder() -> None:
     Raises:
         UserError: the path of the folder for temporary files is too long for a socket in it.
     """
+    if sys.platform != "linux":
+        return
     folder = os.fsencode(multiprocessing.util.get_temp_dir())  # below TMPDIR; workers have the same
     excess = len(folder) - _LONGEST_FOLDER
-    if sys.platform == "linux" and excess > 0:
+    if excess > 0:
         raise UserError(
             f"TMPDIR {tempfile.gettempdir()}: is {counted(excess, 'byte')} too long: loader processes cannot open "
             "their sockets in it: set TMPDIR to a folder with a shorter path, or use --workers 0"
@@ -156,8 +158,11 @@ def _exit_on_parents_signal() -> None:
 
 
 @contextlib.contextmanager
-def report_killed_workers() -> Iterator[None]:
+def report_killed_workers(*, can_resume: bool = False) -> Iterator[None]:
     """Convert PyTorch's errors for a killed worker process, which a signal raises at any moment, into a UserError.
+
+    Args:
+        can_resume: whether --resume continues what is inside.
 
     Raises:
         UserError: a worker process of the loader was killed.
@@ -172,6 +177,6 @@ def report_killed_workers() -> Iterator[None]:
         with contextlib.suppress(RuntimeError):
             time.sleep(2)  # wait for PyTorch's signal, which would interrupt the handling of the error
     raise UserError(
-        "a worker process of the loader was killed, perhaps because memory is full: use fewer --workers; "
-        "--resume continues from the last checkpoint"
+        "a worker process of the loader was killed, perhaps because memory is full: use fewer --workers"
+        + ("; --resume continues from the last checkpoint" if can_resume else "")
     )
