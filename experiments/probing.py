@@ -1,11 +1,16 @@
-"""The frozen probes of a study: all kept checkpoints of all runs, and the untrained network of each seed."""
+"""The frozen probes of a study: all kept checkpoints of all runs, and the untrained network of each seed.
+
+The label maps give classes to whole images too: an image that shows objects of one class alone has that class.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from records import UNTRAINED, Row, append_rows, read_rows, write_counts
@@ -14,15 +19,25 @@ from resim.errors import UserError
 from resim.exchange.encoders import load_encoder
 from resim.model.encoder import Encoder
 from resim.model.resim import ReSim
+from resim.probes.accuracy import Accuracy
 from resim.probes.config import ProbeConfig, ScorePath
 from resim.probes.correspondence import Correspondence
 from resim.probes.features import Network
-from resim.probes.label_maps import LabelMaps, load_label_maps
+from resim.probes.label_maps import VOID, LabelMaps, load_label_maps
+from resim.probes.labels import ProbeImages
 from resim.probes.segmentation_labels import read_labelled_sets
 from resim.probes.segmentation_scores import MEASURES, Segmentation
 from resim.probes.suite import Score, probe_network
 from resim.runs.checkpoints import load_checkpoint
 from resim.runs.config import Recipe
+
+NEIGHBOURS = 20  # of some hundred training images
+Part = Literal["maps", "classes"]
+PARTS: dict[Part, ProbeConfig] = {
+    "maps": ProbeConfig(probes=("correspondence", "health", "segmentation", "retrieval"), pairs=0),
+    "classes": ProbeConfig(probes=("knn", "linear"), k=NEIGHBOURS),
+}
+"""Probes that are measured together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +63,35 @@ def read_labels(
     return load_label_maps(train_images, test_images, size, only=classes)
 
 
+def classify_images(maps: LabelMaps) -> ProbeImages:
+    """The images that show objects of one class alone, with that class; the background is no class."""
+    names = tuple(name for index, name in enumerate(maps.classes) if index != maps.background)
+    shown = [{int(value) for value in one.unique()} - {VOID, maps.background} for one in maps.labels]
+    single = [index for index, values in enumerate(shown) if len(values) == 1]
+    classes = [names.index(maps.classes[values.pop()]) for values in shown if len(values) == 1]
+    images = dataclasses.replace(maps.images, labels=None, classes=names).take(single)
+    return dataclasses.replace(images, labels=np.array(classes, dtype=np.int64))
+
+
+def _class_sets(labels: tuple[LabelMaps, LabelMaps]) -> tuple[ProbeImages, ProbeImages]:
+    """Training and test images with classes.
+
+    Raises:
+        UserError: they are too few for a probe.
+    """
+    train, test = map(classify_images, labels)
+    if not len(test) or train.labels is None or len(set(train.labels.tolist())) < 2:
+        raise UserError(
+            f"no probes of image classes: {len(train)} of {len(labels[0])} training images and {len(test)} of "
+            f"{len(labels[1])} test images show objects of one class alone"
+        )
+    return train, test
+
+
 def probe_runs(
     runs: Sequence[Path], out: Path, labels: tuple[LabelMaps, LabelMaps], *, seed: int = 0, only_last: bool = False
 ) -> None:
-    """Probe the networks without a row in results.csv; counts for bootstraps are written into counts/*.npz.
+    """Measure what results.csv has no row of; counts for bootstraps are written into counts/*.npz.
 
     Args:
         runs: folders of pre-trainings on one data set.
@@ -61,7 +101,7 @@ def probe_runs(
         only_last: whether to skip the checkpoints before the last.
     """
     table = out / "results.csv"
-    done = {(row.method, row.seed, row.pairs) for row in read_rows(table) if not row.probe.startswith("detector/")}
+    done = {(row.method, row.seed, row.pairs, _part(row)) for row in read_rows(table)}
     for run in runs:
         for path in checkpoints_of(run)[-1 if only_last else 0 :]:
             try:
@@ -69,12 +109,12 @@ def probe_runs(
             except UserError as error:
                 append_rows(table, [Row(method=run.name, seed=-1, pairs=-1, probe="read", status=str(error))])
                 continue
-            for subject in subjects:
-                key = subject.method, subject.seed, subject.pairs
+            for subject, part in itertools.product(subjects, PARTS):
+                key = subject.method, subject.seed, subject.pairs, part
                 if key not in done:
                     done.add(key)
-                    append_rows(table, _probe(subject, out, labels, seed))
-                    print(f"probed {subject.method}, seed {subject.seed}, {subject.pairs} pairs", flush=True)
+                    append_rows(table, _probe(subject, part, out, labels, seed))
+                    print(f"probed {part}: {subject.method}, seed {subject.seed}, {subject.pairs} pairs", flush=True)
 
 
 def checkpoints_of(run: Path) -> list[Path]:
@@ -97,22 +137,25 @@ def _subjects(path: Path) -> list[Subject]:
     return [Subject(method=UNTRAINED, seed=recipe.optim.seed, pairs=0, encoder=encoder, has_head=True), trained]
 
 
-def _probe(subject: Subject, out: Path, labels: tuple[LabelMaps, LabelMaps], seed: int) -> list[Row]:
-    """Measure all probes of a network and return their rows."""
+def _part(row: Row) -> str:
+    """Which of `PARTS` a row belongs to, or its probe if none."""
+    probe = row.probe.partition("/")[0]
+    return next((part for part, config in PARTS.items() if probe in (part, *config.probes)), probe)
+
+
+def _probe(subject: Subject, part: Part, out: Path, labels: tuple[LabelMaps, LabelMaps], seed: int) -> list[Row]:
+    """Measure the probes of a part and return their rows."""
     name = f"{subject.method}-seed{subject.seed}-{subject.pairs}"
     network = Network(name=name, encoder=subject.encoder, has_head=subject.has_head, precision="float32")
-    config = ProbeConfig(
-        probes=("correspondence", "health", "segmentation", "retrieval"),
-        image_size=labels[0].labels.shape[-1],
-        pairs=0,
-        seed=seed,
-    )
-    images = labels[0].images, labels[1].images
+    config = dataclasses.replace(PARTS[part], image_size=labels[0].labels.shape[-1], seed=seed)
     base: dict[str, Any] = {"method": subject.method, "seed": subject.seed, "pairs": subject.pairs}
     try:
-        scores = probe_network(network, *images, config, labels=labels)
-    except UserError as error:
-        return [Row(**base, probe="all", status=str(error))]
+        if part == "classes":
+            scores = probe_network(network, *_class_sets(labels), config)
+        else:
+            scores = probe_network(network, labels[0].images, labels[1].images, config, labels=labels)
+    except (UserError, ValueError) as error:
+        return [Row(**base, probe=part, status=str(error))]
     write_counts(out, name, _counts(scores))
     return [row for path, score in scores.items() for row in _rows(base, path, score)]
 
@@ -134,6 +177,9 @@ def _rows(base: Mapping[str, Any], path: ScorePath, score: Score) -> list[Row]:
         return [
             Row(**about, measure="accuracy", value=value.accuracy, low=low, high=high, num_images=len(value.windows))
         ]
+    if isinstance(value, Accuracy):
+        low, high = value.interval()
+        return [Row(**about, measure="accuracy", value=value.share, low=low, high=high, num_images=len(value.top1))]
     return [Row(**about, measure=name, value=one) for name, one in value.to_json().items() if isinstance(one, float)]
 
 
@@ -146,4 +192,6 @@ def _counts(scores: Mapping[ScorePath, Score]) -> dict[str, np.ndarray]:
             arrays["/".join(path)] = value.counts.astype(np.int32)
         elif isinstance(value, Correspondence):
             arrays["/".join(path)] = np.stack([value.correct, value.windows], axis=1).astype(np.int32)
+        elif isinstance(value, Accuracy):
+            arrays["/".join(path)] = np.stack([value.top1, value.counts], axis=1).astype(np.int32)
     return arrays

@@ -32,8 +32,10 @@ PROBES: tuple[tuple[str, Kind], ...] = (
     ("segmentation", "miou"),
     ("segmentation", "foreground_iou"),
     ("retrieval/100%", "miou"),
+    ("knn", "accuracy"),
+    ("linear", "accuracy"),
 )
-CURVES = PROBES
+CURVES = PROBES[:4]
 _MAIN_LEVELS = ("P4", "C4")  # a curve shows the first of them that the method has
 
 

@@ -12,14 +12,19 @@ import detecting
 import methods
 import numpy as np
 import pretraining
+import probing
 import pytest
 import study
 import tables
+import torch
 from records import Row, append_rows, read_counts, read_rows, write_counts
 
 from resim.datasets.coco import read_coco
 from resim.errors import StoppedError, UserError
 from resim.exit_codes import FINISHED, STOPPED
+from resim.probes import label_maps
+from resim.probes.label_maps import LabelMaps
+from resim.probes.labels import ProbeImages
 from resim.runs.config import differences
 from resim.scenes.scenes import CLASSES, write_scenes
 
@@ -140,6 +145,20 @@ def test_choosing_classes_keeps_all_images_and_drops_other_objects(tmp_path: Pat
         detecting.choose_classes(data, ["dog"])
 
 
+def test_an_image_of_one_class_alone_has_that_class() -> None:
+    """Void pixels and the background are no classes; images of two classes and of none are left out."""
+    void = label_maps.VOID
+    labels = torch.tensor([[[0, 2], [2, void]], [[1, 2], [0, 0]], [[0, 0], [void, 0]], [[3, 3], [3, 3]]])
+    images = ProbeImages(source="masks", kind="unlabelled", refs=["a", "b", "c", "d"], labels=None, classes=())
+    maps = LabelMaps(
+        images=images, labels=labels.to(torch.int16), classes=("background", "cat", "cow", "dog"), background=0
+    )
+    single = probing.classify_images(maps)
+    assert (list(single.refs), single.classes) == (["a", "d"], ("cat", "cow", "dog"))
+    assert single.labels is not None
+    assert single.labels.tolist() == [1, 2]
+
+
 @pytest.mark.parametrize("program", [study, pretraining])
 @pytest.mark.parametrize("number", [0, signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_a_study_with_the_code_of_a_stopped_run(
@@ -183,7 +202,8 @@ def test_a_minimal_study_is_run_once(
         monkeypatch.setattr(sys, "argv", command)
         assert study.main() == FINISHED
     rows = list(read_rows(tmp_path / "out" / "results.csv"))
-    assert {one.status for one in rows} == {"ok"}
+    assert {one.status for one in rows if one.probe != "classes"} == {"ok"}
+    assert all(one.status.startswith("no probes of image classes: ") for one in rows if one.probe == "classes")
     assert {(one.method, one.pairs) for one in rows} == {("untrained", 0), ("moco-v2", 8), ("resim-fpn", 8)}
     keys = [(one.method, one.seed, one.pairs, one.probe, one.level, one.measure) for one in rows]
     assert len(keys) == len(set(keys))
