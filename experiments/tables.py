@@ -97,8 +97,16 @@ def _bootstrap(counts: np.ndarray, measure: Kind) -> np.ndarray:
     return measure_sums(sums, counts.sum(axis=0), measure, background=0)
 
 
-def table(rows: Sequence[Row], counts: Mapping[Key, np.ndarray], probe: str, measure: Kind) -> str:
-    """A Markdown table of one probe: a line per method and per paired difference, a column per level."""
+def table(rows: Sequence[Row], counts: Mapping[Key, np.ndarray], probe: str, measure: Kind, *, minus: str = "") -> str:
+    """A Markdown table of one probe: a line per method and per paired difference, a column per level.
+
+    Args:
+        rows: of any probes.
+        counts: of the final networks.
+        probe: the probe.
+        measure: of the probe.
+        minus: the method from which all others differ; none: every pair of methods has a line.
+    """
     chosen = [row for row in final_rows(rows) if row.probe == probe and row.measure == measure]
     levels = sorted({row.level for row in chosen})
     methods = sorted({row.method for row in chosen}, key=_rank)
@@ -110,7 +118,8 @@ def table(rows: Sequence[Row], counts: Mapping[Key, np.ndarray], probe: str, mea
             cells.append(_mean([100 * value for value in values if value is not None]))
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     changes = []
-    for b, a in itertools.combinations(methods, 2):
+    pairs = [(minus, name) for name in methods if name != minus] if minus else itertools.combinations(methods, 2)
+    for b, a in pairs:
         cells = []
         for level in levels:
             first, second = (_by_seed(counts, method, probe, level) for method in (a, b))
@@ -190,6 +199,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Tables and curves of a study.")
     parser.add_argument("folder", type=Path, help="folder with results.csv and counts/")
     parser.add_argument("--levels", nargs="*", default=[], help="columns, such as C4 P4 all box; default: all")
+    parser.add_argument(
+        "--minus", default="", metavar="METHOD", help="only differences from this method; default: all pairs"
+    )
     options = parser.parse_args()
     folder: Path = options.folder
     rows = list(read_rows(folder / "results.csv"))
@@ -200,7 +212,8 @@ def main() -> None:
     ]
     print(origin(rows) + "\n")
     for probe, measure in [*PROBES, *detectors]:
-        print(f"### {probe}, {measure.replace('_', ' ')}, percent\n\n{table(shown, counts, probe, measure)}\n")
+        lines = table(shown, counts, probe, measure, minus=options.minus)
+        print(f"### {probe}, {measure.replace('_', ' ')}, percent\n\n{lines}\n")
     draw_learning_curves(rows, folder / "curves.png")
 
 

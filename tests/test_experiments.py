@@ -131,6 +131,10 @@ def test_a_table_begins_with_untrained_and_ends_with_the_differences() -> None:
         "| resim-fpn minus untrained | +60.0 (+60.0 to +60.0) |",
         "| resim-fpn minus moco-v2 | +30.0 (+30.0 to +30.0) |",
     ]
+    assert tables.table(rows, counts, "p", "accuracy", minus="moco-v2").splitlines()[5:] == [
+        "| untrained minus moco-v2 | -30.0 (-30.0 to -30.0) |",
+        "| resim-fpn minus moco-v2 | +30.0 (+30.0 to +30.0) |",
+    ]
 
 
 def test_choosing_classes_keeps_all_images_and_drops_other_objects(tmp_path: Path) -> None:
