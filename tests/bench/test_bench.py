@@ -18,6 +18,7 @@ from resim.bench.plain import plain_loader
 from resim.bench.report import advice, fewest_workers, groups_to_try, verdict, worker_counts
 from resim.cli.main import main
 from resim.distributed.processes import Processes
+from resim.exit_codes import USER_ERROR
 from resim.model.encoder import ModelConfig
 from resim.regions.level import Level
 from resim.runs.config import Recipe
@@ -171,4 +172,18 @@ def test_what_cannot_be_measured_is_reported_in_one_line(
     assert main(["bench", *(word.replace("IMAGES", str(images)) for word in words)]) == 2
     err = capsys.readouterr().err
     assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_loader_process_that_is_killed_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed.")
+
+    monkeypatch.setattr("resim.bench.report.bench", fail)
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    assert main(["bench", str(tmp_path), "--recipe", "quick"]) == USER_ERROR
+    err = capsys.readouterr().err
+    assert err.startswith("resim bench: a worker process of the loader was killed")
     assert err.count("\n") == 1

@@ -45,7 +45,7 @@ def run(options: Options) -> None:
     """Measure and print.
 
     Raises:
-        UserError: as `find_images` and `bench`; settings that do not go together.
+        UserError: as `find_images` and `bench`; settings that do not go together; a loader process was killed.
     """
     try:
         recipe = Recipe(name=options.recipe, model=options.model, views=options.views, optim=options.optim)
@@ -56,5 +56,7 @@ def run(options: Options) -> None:
         print(note)
 
     from resim.bench.report import bench
+    from resim.views.workers import report_killed_workers
 
-    bench(paths, recipe, options.bench)
+    with report_killed_workers():
+        bench(paths, recipe, options.bench)
