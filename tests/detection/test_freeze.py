@@ -1,9 +1,8 @@
-"""Frozen detectors: what is fixed never changes and has no gradient graph; all else is trained; both are listed."""
+"""Frozen detectors: what is fixed never changes and has no gradient graph; all else is trained."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,89 +11,34 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from detection.frozen import (
+    ADAMW,
+    BACKBONE,
+    C4,
+    ONE,
+    SGD,
+    batch,
+    built,
+    data,
+    files,
+    is_frozen,
+    modes,
+)
 from resim.datasets.records import DetectionData
-from resim.detection.checkpoint import load_detector
-from resim.detection.compare import Start, compare
-from resim.detection.comparison_table import print_comparison
-from resim.detection.config import DetectorConfig, DetectRecipe, TuneConfig
+from resim.detection.config import DetectorConfig
 from resim.detection.detector import build_detector
 from resim.detection.fpn_parts import FPN_PARTS, RESIM_FPN, fixed_among, fpn_place
-from resim.detection.freeze import freeze_lines, freeze_parts, freeze_words
-from resim.detection.init import load_init, resolve
+from resim.detection.freeze import freeze_parts
+from resim.detection.init import resolve
 from resim.detection.norms import recompute_statistics
-from resim.detection.recipes import DETECT_RECIPES
-from resim.detection.samples import DetectionBatch, TrainingSet
+from resim.detection.samples import DetectionBatch
 from resim.detection.step import make_detector_stepper
 from resim.detection.train import train_detector
-from resim.distributed.processes import Processes
-from resim.errors import UserError
-from resim.exchange.weights import Weights, read_weights
-from resim.model.encoder import Encoder, ModelConfig
-from resim.regions.level import Level
-from resim.report.detection_section import detection
-from resim.report.page import Table
-from resim.report.run_files import read_runs
-from resim.runs.checkpoints import load_checkpoint, save_checkpoint
-from resim.runs.config import Recipe
-from tiny_detectors import SIZES, randomise_norms, things, tiny, tiny_images, tiny_recipe, tiny_run
+from resim.exchange.weights import read_weights
+from resim.model.encoder import Encoder
+from tiny_detectors import tiny, tiny_images, tiny_recipe, tiny_run
 
-ONE = Processes(rank=0, count=1, device=torch.device("cpu"), cores=1)
-P4 = Level(name="P4", window=24, step=16)
-P3 = Level(name="P3", window=16, step=12)
-WIDTH = 16
-
-BACKBONE = tiny(freeze="backbone")
-WITH_FPN = tiny(freeze="backbone+fpn", frozen_fpn=RESIM_FPN)
-C4 = tiny(freeze="backbone", neck="c4", box_regions=4)
-C4_AND_RES5 = dataclasses.replace(C4, frozen_stages=5)
-NO_NORM = tiny(freeze="backbone+fpn", frozen_fpn=RESIM_FPN, fpn_norm=False, norm="batch")
-MODES = {"backbone": BACKBONE, "backbone+fpn": WITH_FPN, "c4": C4, "c4, res5": C4_AND_RES5, "no FPN norm": NO_NORM}
-SGD = TuneConfig(lr=0.01, weight_decay=0.1, norm_weight_decay=0.1)
-ADAMW = TuneConfig(lr=0.001, weight_decay=0.1, norm_weight_decay=0.1, optimizer="adamw")
-modes = pytest.mark.parametrize("config", list(MODES.values()), ids=list(MODES))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> DetectionData:
-    return things(tmp_path_factory.mktemp("things"))
-
-
-@pytest.fixture(scope="module")
-def batch(data: DetectionData) -> DetectionBatch:
-    dataset = TrainingSet(data, tiny_images(), 0)
-    samples = [dataset[(0, index)] for index in range(2)]
-    return DetectionBatch([dataclasses.replace(s, size=SIZES[0]) for s in samples])
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Pre-trainings of a ResNet-18, their statistics and norms random numbers."""
-    folder = tmp_path_factory.mktemp("pretrained")
-    kinds: dict[str, tuple[tuple[Level, ...], bool]] = {
-        "both": ((P4, P3), False), "normed": ((P4, P3), True), "p4": ((P4,), False), "none": ((), False),
-    }  # fmt: skip
-    for name, (levels, fpn_norm) in kinds.items():
-        model = ModelConfig(
-            backbone="resnet18", levels=levels, fpn_width=WIDTH, dim=8, queue_size=16, group_size=4, fpn_norm=fpn_norm
-        )
-        network = Encoder(model)
-        randomise_norms(network)
-        state = {f"query.{key}": value for key, value in network.state_dict().items()}
-        recipe = dataclasses.replace(Recipe(), model=model)
-        content = {"resim": "test", "recipe": recipe.to_json(), "step": 7, "model": state}
-        save_checkpoint(folder / f"{name}.pt", content)
-    return {name: folder / f"{name}.pt" for name in kinds}
-
-
-def built(config: DetectorConfig, weights: Weights | None = None) -> Any:
-    """A detector with random norms, or with the weights, and what is frozen."""
-    model = build_detector(config, tiny_images(), num_classes=2, seed=1)
-    if weights is None:
-        randomise_norms(model)
-    else:
-        load_init(model, config, weights)
-    freeze_parts(model, config)
-    return model
+__all__ = ["batch", "data", "files"]
 
 
 def frozen_modules(model: Any, config: DetectorConfig) -> dict[str, nn.Module]:
@@ -104,12 +48,6 @@ def frozen_modules(model: Any, config: DetectorConfig) -> dict[str, nn.Module]:
     if config.neck == "c4" and config.frozen_stages == 5:
         modules["roi_heads.box_head.layer4"] = model.roi_heads.box_head.layer4
     return modules
-
-
-def is_frozen(name: str, config: DetectorConfig) -> bool:
-    parts = ["backbone.body", *map(fpn_place, config.frozen_fpn)]
-    parts += ["roi_heads.box_head.layer4"] * (config.frozen_stages == 5)
-    return name.startswith(tuple(f"{part}." for part in parts))
 
 
 # -- nothing that is frozen changes, and all else is trained
@@ -331,174 +269,3 @@ def test_a_detector_is_not_frozen_by_parts_that_are_open() -> None:
 def test_settings_that_cannot_work(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny(**fields)
-
-
-# -- what is printed
-
-
-def lines_of(config: DetectorConfig, weights: Weights | None) -> list[str]:
-    config = resolve(config, weights)
-    model = build_detector(config, tiny_images(), num_classes=2, seed=1)
-    report = load_init(model, config, weights)
-    freeze_parts(model, config)
-    return freeze_lines(model, config, report)
-
-
-STAGES = "stem, layer1, layer2, layer3, layer4"
-HEADS = "RPN, box head, box predictor"
-
-
-@pytest.mark.slow
-def test_frozen_trained_and_new_parts_are_printed(files: dict[str, Path]) -> None:
-    weights = read_weights(files["both"])
-    frozen, trained = lines_of(tiny(freeze="backbone+fpn"), weights)
-    fpn = "FPN (lateral3, lateral4, lateral5, output3, output4)"
-    # the thin ResNet-18 less its classifier: 3 x 3 convolutions in the blocks, of which a stage's first is narrower
-    # where it begins, and 1 x 1 shortcuts; two numbers a norm, of which three stages have one more
-    stem, layer1 = 3 * 49 * 16, 4 * 9 * 16**2
-    others = [(3 + 1 / 2) * 9 * width**2 + width**2 / 2 for width in (32, 64, 128)]
-    norms = [2 * (1 + 4) * 16, *(2 * 5 * width for width in (32, 64, 128))]
-    body = int(stem + layer1 + sum(others) + sum(norms))
-    assert body == 702_096
-    # laterals on 32, 64 and 128 channels and two outputs, with two numbers a norm
-    count = body + 16 * (32 + 64 + 128) + 2 * 9 * 16 * 16 + 5 * 2 * 16
-    assert frozen == (
-        f"frozen by --freeze backbone+fpn, computed without gradient: {STAGES}, {fpn} ({count / 1e6:.2f} M parameters)"
-    )
-    new = "FPN (lateral2, output2, output5)"
-    assert trained.startswith(f"trained: {new}, {HEADS} (")
-    assert trained.endswith(" M parameters), all of it new")
-
-    frozen, trained = lines_of(tiny(freeze="backbone"), weights)
-    assert frozen.endswith(f"{STAGES} (0.70 M parameters)")
-    assert trained.endswith(f"; new of these: {new}, {HEADS}")
-
-    frozen, trained = lines_of(tiny(freeze="backbone", neck="c4"), weights)
-    assert frozen.endswith("gradient: stem, layer1, layer2, layer3 (0.18 M parameters)")
-    assert trained.startswith("trained: RPN, res5, BatchNorm after res5, box predictor (")
-    assert trained.endswith("; new of these: RPN, BatchNorm after res5, box predictor")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("freeze", ["backbone", "backbone+fpn"])
-def test_an_untrained_start_is_a_baseline_without_warning(
-    data: DetectionData, tmp_path: Path, freeze: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe = tiny_recipe(tiny(freeze=freeze, frozen_stages=2), steps=1)
-    assert train_detector(recipe, tiny_run(tmp_path / "run"), data, data).finished
-    message = capsys.readouterr().out
-    assert "warning" not in message
-    assert "what is frozen was never trained: this is the baseline of an untrained network" in " ".join(message.split())
-    stored = json.loads((tmp_path / "run" / "config.json").read_text())["recipe"]["detector"]
-    assert stored["freeze"] == freeze
-    assert stored["frozen_fpn"] == (list(RESIM_FPN) if freeze == "backbone+fpn" else [])
-
-
-@pytest.mark.slow
-def test_weights_without_an_fpn_are_frozen_with_a_warning(files: dict[str, Path]) -> None:
-    *_, warning = lines_of(tiny(freeze="backbone+fpn"), read_weights(files["none"]))
-    assert warning.startswith(f"warning: {files['none']}, ")
-    assert "has no FPN (lateral3, lateral4, lateral5, output3, output4), frozen as initialised: " in warning
-    assert len(lines_of(tiny(freeze="backbone"), read_weights(files["none"]))) == 2
-
-
-@pytest.mark.slow
-def test_without_freeze_nothing_is_printed(files: dict[str, Path]) -> None:
-    assert lines_of(tiny(), read_weights(files["both"])) == []
-    assert freeze_words(tiny()) == ""
-    assert freeze_words(BACKBONE) == "backbone"
-    assert freeze_words(resolve(tiny(freeze="backbone+fpn"), read_weights(files["p4"]))) == (
-        "backbone and FPN (lateral4, lateral5, output4)"
-    )
-
-
-# -- runs and comparisons
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equal bit for bit, tensors and plain data alike."""
-    if isinstance(a, Tensor):
-        return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return bool(a == b)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("freeze", ["none", "backbone+fpn"])
-def test_stopped_and_resumed_is_never_stopped(
-    files: dict[str, Path], data: DetectionData, tmp_path: Path, freeze: Any
-) -> None:
-    copy = tmp_path / "weights.pt"
-    copy.write_bytes(files["both"].read_bytes())
-    detector = tiny(freeze=freeze, backbone="resnet18", fpn_width=WIDTH)
-    recipe = tiny_recipe(detector, steps=2, drops=(1,), optimizer="adamw", lr=0.001, weight_decay=0.05)
-    whole, out = tmp_path / "whole", tmp_path / "run"
-    train_detector(recipe, tiny_run(whole), data, None, init=copy, show=False)
-    train_detector(recipe, tiny_run(out, stop_after=1), data, None, init=copy, show=False)
-    resolved = DetectRecipe.from_json(json.loads((out / "config.json").read_text())["recipe"])
-    copy.unlink()  # what the weights decided stands in the run's recipe
-    assert train_detector(resolved, tiny_run(out, resume=True), data, None, init=copy, show=False).finished
-    states = [load_checkpoint(folder / "checkpoints" / "last.pt") for folder in (out, whole)]
-    assert same(*states)
-    assert {"exp_avg", "exp_avg_sq", "step"} == set(states[0]["optimizer"]["state"][0])
-
-
-def test_a_run_does_not_go_on_as_another(data: DetectionData, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    train_detector(tiny_recipe(BACKBONE, steps=2), tiny_run(out, stop_after=1), data, None, show=False)
-    for recipe, message in (
-        (tiny_recipe(tiny(), steps=2), "another recipe than the run's: --freeze backbone -> none"),
-        (tiny_recipe(BACKBONE, steps=2, optimizer="adamw"), "--optimizer sgd -> adamw"),
-    ):
-        with pytest.raises(UserError, match=message):
-            train_detector(recipe, tiny_run(out, resume=True), data, None, show=False)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("config", [BACKBONE, WITH_FPN, C4_AND_RES5], ids=["backbone", "backbone+fpn", "c4, res5"])
-def test_a_frozen_detector_is_read_as_it_was_saved(data: DetectionData, tmp_path: Path, config: DetectorConfig) -> None:
-    train_detector(tiny_recipe(config, steps=1), tiny_run(tmp_path / "run"), data, None, show=False)
-    loaded = load_detector(tmp_path / "run")
-    assert loaded.recipe.detector == config
-    assert same(dict(loaded.model.state_dict()), dict(load_checkpoint(tmp_path / "run/checkpoints/last.pt")["model"]))
-    trained = {name for name, parameter in loaded.model.named_parameters() if parameter.requires_grad}
-    assert trained == {name for name, _ in loaded.model.named_parameters() if not is_frozen(name, config)}
-
-
-@pytest.mark.slow
-def test_a_comparison_freezes_the_same_parts_in_all_runs(
-    files: dict[str, Path], data: DetectionData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    starts = [Start(name="random", weights="random"), Start(name="p4", weights=str(files["p4"]))]
-    recipe = tiny_recipe(tiny(freeze="backbone+fpn"), steps=1)
-    run = tiny_run(tmp_path, eval_every=1)
-    comparison = compare(recipe, run, data, data, starts, (0,), tmp_path / "out", replicates=2, show=False)
-    assert comparison is not None
-    assert comparison.frozen == "backbone and FPN (lateral4, lateral5, output4)"
-    assert json.loads((tmp_path / "out" / "compare.json").read_text())["frozen"] == comparison.frozen
-    for name in ("random", "p4"):
-        config = json.loads((tmp_path / "out" / f"{name}-seed0" / "config.json").read_text())
-        assert config["recipe"]["detector"]["frozen_fpn"] == ["lateral4", "lateral5", "output4"]
-
-    capsys.readouterr()
-    print_comparison(comparison, data)
-    assert f"frozen in all runs: {comparison.frozen}; everything else was trained" in capsys.readouterr().out
-    parts = detection(read_runs([tmp_path / "out", tmp_path / "out" / "random-seed0"]))
-    tables = [part for part in parts if isinstance(part, Table)]
-    assert [table.rows[0][1] for table in tables if table.columns[0] == "run"] == ["random (backbone+fpn frozen)"]
-    assert any(f"; frozen: {comparison.frozen}" in table.caption for table in tables)
-
-    starts.append(Start(name="both", weights=str(files["both"])))
-    message = r"different parts of an FPN cannot be compared \(lateral3 .*; lateral4 .*\): name them by --frozen-fpn"
-    with pytest.raises(UserError, match=message):
-        compare(recipe, run, data, data, starts, (0,), tmp_path / "other", show=False)
-
-
-def test_recipes_of_before_have_nothing_frozen() -> None:
-    stored = DETECT_RECIPES["quick"]().to_json()
-    for part, field in (("detector", "freeze"), ("detector", "frozen_fpn"), ("tune", "optimizer"), ("tune", "betas")):
-        del stored[part][field]
-    assert DetectRecipe.from_json(stored) == DETECT_RECIPES["quick"]()
