@@ -70,6 +70,11 @@ def read_categories(entries: Sequence[Entry], annotations: Sequence[Entry], path
         if name in first:
             note("same-name", detail=f"categories {first[name]} and {number} are both {name!r}")
         first.setdefault(name, number)
+    spelled: dict[str, str] = {}
+    for name in first:
+        other = spelled.setdefault(name.casefold(), name)
+        if other != name:
+            note("similar-names", detail=f"{name!r} and {other!r}")
     label_of = {name: label for label, name in enumerate(first, start=1)}
     labels: dict[int | str, int] = {}
     for number, key, entry in named:

@@ -18,6 +18,8 @@ from resim.datasets.repairs import Repairs
 
 MAX_REACH = 10  # of a polygon, in longer sides of its image: pycocotools' memory grows with the outline
 NO_BOX, NO_AREA = "no bbox", "no area"  # the faults of an annotation that states none
+FRACTIONS = "numbers like fractions"  # how the fault of such a box begins
+_FRACTION_REACH = 1.5  # a centre of 1 and half a width of 1, with some overhang
 
 
 class Annotated(NamedTuple):
@@ -115,9 +117,21 @@ def _checked_box(
         box = list(around)
     if box is None:
         fault = annotated.box_fault or f"box {annotated.box}"
-        note("no-box" if annotated.box_fault else "not-finite", detail=fault)
+        kind = "fractions" if fault.startswith(FRACTIONS) else "no-box" if annotated.box_fault else "not-finite"
+        note(kind, detail=fault)
         return None
     return _repaired_box(box, width, height, note)
+
+
+def fractions_fault(box: Sequence[float]) -> str:
+    """Why a box of pixels is rather one of fractions of its image; empty if it is not.
+
+    Args:
+        box: (x0, y0, x1, y1), finite.
+    """
+    if max(box[2:]) > _FRACTION_REACH or min(box) < -_FRACTION_REACH or all(value == int(value) for value in box):
+        return ""
+    return f"{FRACTIONS}: box {_format_box(box)}"
 
 
 def _is_flat(box: Sequence[float]) -> bool:
@@ -145,6 +159,9 @@ def _repaired_box(box: list[float], width: int, height: int, note: Any) -> list[
     if _is_inside(box, width, height):
         return box
     shown = f"box {x0:g}, {y0:g}, {x1:g}, {y1:g}"
+    if max(x0, x1) < 0 or max(y0, y1) < 0 or min(x0, x1) > width or min(y0, y1) > height:
+        note("outside", detail=f"{shown} in an image of {width} x {height}")
+        return None
     if x1 == x0 or y1 == y0:
         note("zero-area", detail=shown)
         return None

@@ -18,6 +18,7 @@ from resim.errors import UserError
 from resim.reading import read_file
 from resim.views.folder import find_images
 from resim.views.text import decode_text
+from resim.views.walk import UNREAD_FORMATS, PassedOver, ending_of, walk_files
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
 _CLASS_FILES = (
@@ -87,8 +88,23 @@ def open_yolo(path: Path, classes: tuple[str, ...] | None = None) -> YoloSet:
     return dataclasses.replace(data, names=names)
 
 
-def split_images(data: YoloSet, split: str) -> tuple[list[str], list[LocatedFile]]:
-    """The images of a split, and the names in its lists that differ from the name of a file or match none.
+@dataclass(frozen=True)
+class SplitImages:
+    """The images of a split.
+
+    Attributes:
+        images: their paths.
+        renamed: the names in its lists that differ from the name of a file or match none.
+        unread: the images in its folders of a format that is not read.
+    """
+
+    images: list[str]
+    renamed: list[LocatedFile]
+    unread: list[str]
+
+
+def split_images(data: YoloSet, split: str) -> SplitImages:
+    """The images of a split.
 
     Raises:
         UserError: no such split, or its folder or list does not exist.
@@ -101,6 +117,7 @@ def split_images(data: YoloSet, split: str) -> tuple[list[str], list[LocatedFile
         raise UserError(f"{data.file}: no split {split!r}: {remedy}")
     images: dict[str, None] = {}
     renamed: list[LocatedFile] = []
+    unread: dict[str, None] = {}
     for entry in entries:
         path = _resolve(data.root, entry)
         if path is None:
@@ -115,8 +132,12 @@ def split_images(data: YoloSet, split: str) -> tuple[list[str], list[LocatedFile
             images |= {os.path.normpath(file.path): None for file in located.values() if file.path is not None}
             renamed += [file for file in located.values() if file.path is None or file.note]
         else:
-            images |= dict.fromkeys(os.path.normpath(image) for image in find_images(_image_folder(path)))
-    return list(images), renamed
+            folder = _image_folder(path)
+            images |= dict.fromkeys(os.path.normpath(image) for image in find_images(folder))
+            if folder.is_dir():
+                walked = walk_files(str(folder), lambda name: ending_of(name) in UNREAD_FORMATS, PassedOver())
+                unread |= dict.fromkeys(os.path.normpath(file) for file, _ in walked)
+    return SplitImages(list(images), renamed, list(unread))
 
 
 def has_class_names(folder: Path) -> bool:

@@ -18,7 +18,7 @@ from resim.views.shards import open_image
 from resim.views.tones import Samples, dark_fault, gray_8_bits, samples_of, tiff_fault
 
 _ORIENTATION = 0x0112
-_SIDEWAYS = (5, 6, 7, 8)
+SIDEWAYS = (5, 6, 7, 8)
 
 
 class BadImageError(Exception):
@@ -26,7 +26,7 @@ class BadImageError(Exception):
 
 
 class Photo:
-    """An opened image: its upright size is known, and its pixels are decoded later.
+    """An opened image: its upright size and its EXIF orientation are known, and its pixels are decoded later.
 
     Args:
         path: path of the image, also of one in a tar (`views.shards`), or an open binary file.
@@ -70,9 +70,9 @@ class Photo:
             raise BadImageError(fault or f"{type(error).__name__}: {reason}") from None
         self._image, self._samples = image, samples
         self._name = path if isinstance(path, str) else "an image in an archive"
-        self._upright = orientation == 1
+        self.orientation = orientation if orientation in range(2, 9) else 1  # others are ignored
         width, height = image.size
-        self.width, self.height = (height, width) if orientation in _SIDEWAYS else (width, height)
+        self.width, self.height = (height, width) if orientation in SIDEWAYS else (width, height)
 
     def close(self) -> None:
         """Close a file that is not decoded."""
@@ -120,7 +120,7 @@ class Photo:
         """
         image = self._image
         library = _simplejpeg() if reduction < 2 and self._least_scale == 1 else None
-        if library is not None and self._upright and (image.format, image.mode) == ("JPEG", "RGB"):
+        if library is not None and self.orientation == 1 and (image.format, image.mode) == ("JPEG", "RGB"):
             assert image.fp is not None
             try:
                 image.fp.seek(0)
