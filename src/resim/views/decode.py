@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 import warnings
 from types import ModuleType
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from resim.reading import NotRegularError
 from resim.views.foreign import foreign_format
 from resim.views.limits import MAX_PIXELS, parts_fault, scans_fault, size_fault
 from resim.views.shards import open_image
 from resim.views.tones import Samples, dark_fault, gray_8_bits, samples_of, tiff_fault
+from resim.views.unread_parts import unread_parts, warn_of_unread_parts
 
 _ORIENTATION = 0x0112
 SIDEWAYS = (5, 6, 7, 8)
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs of an image is in the exception too
 
 
 class BadImageError(Exception):
@@ -50,8 +53,10 @@ class Photo:
                     file = path
                 _refuse(parts_fault(file))
                 image = Image.open(file)
+                if isinstance(image, ImageFile.StubImageFile):  # a format that Pillow knows and cannot decode
+                    _refuse(foreign_format(path) or f"{image.format}, which is not read: save it as JPEG or PNG")
                 self._least_scale = _least_scale(image, file, max_pixels)
-                samples = samples_of(image)
+                samples, self._unread = samples_of(image), unread_parts(image)
                 if image.format == "TIFF":  # loading a TIFF turns it upright and changes its size
                     image.load()
                 orientation = image.getexif().get(_ORIENTATION, 1)
@@ -65,7 +70,9 @@ class Photo:
                 image.close()
             self._close_file()
             is_unknown = isinstance(error, UnidentifiedImageError)
-            fault = (tiff_fault(path) or foreign_format(path)) if is_unknown else ""
+            fault = (tiff_fault(path) if is_unknown else "") or foreign_format(path)
+            if isinstance(error, Image.DecompressionBombError):
+                fault = f"{type(error).__name__}: {error} Cut it into tiles"
             reason = f"cannot identify image file {path!r}" if is_unknown and isinstance(path, str) else error
             raise BadImageError(fault or f"{type(error).__name__}: {reason}") from None
         self._image, self._samples = image, samples
@@ -104,6 +111,8 @@ class Photo:
                 if scale > 1:
                     width, height = image.size
                     image.draft("RGB", (max(1, width // scale), max(1, height // scale)))
+                if self._unread:
+                    warn_of_unread_parts(self._name, *self._unread)
                 return _to_rgb(ImageOps.exif_transpose(image), self._samples, self._name)
         except Exception as error:
             raise BadImageError(f"{type(error).__name__}: {error}") from None
