@@ -160,6 +160,55 @@ def test_classes_that_differ_in_letter_case_are_reported(tmp_path: Path) -> None
     assert data.repairs.counts == {"similar-names": 1}
 
 
+def test_a_category_by_its_name_alone_is_matched(tmp_path: Path) -> None:
+    named = {**thing(1, 1, 3, BOX), "category_name": "dog"}
+    del named["category_id"]
+    data = coco(tmp_path, named, thing(2, 1, 3, BOX))
+    assert [data.classes[label - 1] for label in data.records[0].labels] == ["dog", "cat"]
+    assert data.repairs.counts == {"category-by-name": 1}
+
+
+def test_a_rotation_in_the_attributes_is_reported(tmp_path: Path) -> None:
+    turned_boxes = [thing(n, 1, 3, BOX, segmentation=[], attributes={"rotation": angle}) for n, angle in
+                    enumerate((30.0, 0.0, 360, "n/a", None))]  # fmt: skip
+    data = coco(tmp_path, *turned_boxes, thing(7, 1, 3, BOX, attributes={"rotation": 30}))
+    assert data.repairs.counts == {"rotated": 1}  # the mask of the last one has its rotation
+
+
+@pytest.mark.parametrize(
+    ("polygon", "counts", "has_mask"),
+    [
+        ([0.1, 0.1, 0.5, 0.1, 0.5, 0.5], {"bad-mask": 1}, False),
+        ([0, 0, 1, 0, 1, 1], {"mask-apart": 1}, True),  # one whole pixel
+        ([40, 30, 60, 30, 60, 45], {"mask-apart": 1}, True),
+        ([30, 30, 60, 30, 60, 45], {}, True),  # it touches the box
+        ([60, 30, 15, 30, 60, 45], {}, True),
+    ],
+)
+def test_masks_apart_from_their_boxes_are_reported(
+    tmp_path: Path, polygon: list[float], counts: dict[str, int], has_mask: bool
+) -> None:
+    data = coco(tmp_path, thing(1, 1, 3, BOX, segmentation=[polygon]), thing(2, 1, 3, BOX))
+    assert data.repairs.counts == counts
+    assert data.records[0].has_mask.tolist() == [has_mask, True]
+    assert data.records[0].boxes.tolist() == [list(BOX), list(BOX)]
+
+
+@pytest.mark.parametrize(
+    ("points", "count"),
+    [
+        ([11, 21, 2, 500, 21, 2], 0),
+        ([0.1, 0.2, 2, 0.3, 0.4, 2], 1),
+        ([0.1, 0.2, 0, 0.3, 0.4, 0], 0),  # none is labelled
+        ([35, 70, 2, 0, 0, 0], 0),  # a quarter of the box (10, 20, 30, 60) away from it
+        ([36, 70, 2, 0, 0, 0], 1),
+    ],
+)
+def test_keypoints_apart_from_their_box_are_reported(tmp_path: Path, points: list[float], count: int) -> None:
+    data = coco(tmp_path, thing(1, 1, 3, BOX, keypoints=points), categories=[PERSON])
+    assert data.repairs.counts.get("keypoints-apart", 0) == count
+
+
 # -- orientation
 
 
@@ -260,6 +309,33 @@ def test_yolo_images_of_formats_that_are_not_read_are_counted_with_their_labels(
     repairs = read_yolo(tmp_path).repairs
     assert (repairs.counts, repairs.lost) == ({"unread-format": 2}, {"unread-format": 2})
     assert "2 image files of formats that are not read, skipped with 2 annotations" in repairs.lines()[0]
+
+
+def test_a_data_yaml_without_splits_names_the_classes_of_its_folder(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "a.jpg")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("1 0.5 0.5 0.5 0.25\n")
+    (tmp_path / "data.yaml").write_text("names:\n- cat\n- dog\nnc: 2\n")  # supervision's
+    data = read_yolo(tmp_path)
+    assert (data.classes, data.records[0].labels.tolist()) == (("cat", "dog"), [2])
+    with pytest.raises(UserError, match=f"needs names:, and train: or val:; or name {tmp_path}, to read its images"):
+        read_yolo(tmp_path / "data.yaml")
+
+
+def test_yolo_classes_of_one_name_are_one_class(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "a.jpg")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("2 0.5 0.5 0.5 0.25\n1 0.5 0.5 0.5 0.25\n0 0.5 0.5 0.5 0.25\n")
+    (tmp_path / "data.yaml").write_text("names: [cat, dog, cat]\ntrain: images\n")
+    data = read_yolo(tmp_path)
+    assert (data.classes, data.category_ids, data.records[0].labels.tolist()) == (("cat", "dog"), (0, 1), [1, 2, 1])
+    assert data.repairs.counts == {"same-name": 1}
+
+
+def test_comments_in_yolo_labels_are_ignored(tmp_path: Path) -> None:
+    data = yolo(tmp_path, "# class x y width height\n0 5e-1 +0.5  .5 0.25  # a cat\n")
+    assert data.records[0].boxes.tolist() == [[25, 30, 75, 50]]
+    assert data.repairs.counts == {}
 
 
 # -- VOC

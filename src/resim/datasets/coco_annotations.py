@@ -55,6 +55,10 @@ def read_annotation(
             note("box-form", annotation_id=entry["id"], detail=f"bbox {bbox!r}")
         box = [numbers[0], numbers[1], numbers[0] + numbers[2], numbers[1] + numbers[3]]
         fault = fractions_fault(box)
+    attributes = entry.get("attributes")
+    rotation = as_numbers([attributes.get("rotation")], 1) if isinstance(attributes, dict) else None
+    if rotation and rotation[0] % 360 and not entry.get("segmentation"):
+        note("rotated", annotation_id=entry["id"], detail=f"rotation {rotation[0]:g}")
     area = as_positive(entry.get("area"))
     area_fault = "" if area else NO_AREA if entry.get("area") in (None, "") else f"area {entry['area']!r}"
     return Annotated(

@@ -48,6 +48,10 @@ class Categories:
             note("only-category", detail="no category_id")
             return 1
         is_missing = category_id in (None, "")
+        stated = next((entry[key] for key in CLASS_NAMES if is_missing and entry.get(key) in self.names), None)
+        if stated is not None:
+            note("category-by-name", detail=f"no category_id, but {stated!r}")
+            return self.names.index(stated) + 1
         note("unknown-category", detail="no category_id" if is_missing else f"category_id {category_id!r}")
         return None
 

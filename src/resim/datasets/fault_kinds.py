@@ -196,6 +196,19 @@ NOTES: dict[str, FaultKind] = {
         "images that their EXIF orientations turn or mirror, while no size shows how they were labelled",
         "read as labelled upright",
     ),
+    "rotated": FaultKind(
+        "box with a rotation in its attributes, and without a mask",
+        "boxes with a rotation in their attributes, and without a mask",
+        "read without the rotation",
+    ),
+    "mask-apart": FaultKind(
+        "mask that lies apart from its box", "masks that lie apart from their boxes", "both read as they are"
+    ),
+    "keypoints-apart": FaultKind(
+        "object whose labelled keypoints all lie apart from its box",
+        "objects whose labelled keypoints all lie apart from their boxes",
+        "both read as they are",
+    ),
     "zero-based": FaultKind(
         "box that begins at 0, while VOC counts pixels from 1",
         "boxes that begin at 0, while VOC counts pixels from 1",

@@ -48,6 +48,10 @@ def read_yolo(
     images = listed.images
     source = f"{data.file} ({split})"
     repairs = Repairs()
+    for number, name in data.names.items():
+        others = [other for other, same in data.names.items() if same == name and other < number]
+        if others:
+            repairs.add("same-name", file=str(data.file), detail=f"classes {others[0]} and {number} are both {name!r}")
     for file in listed.renamed:
         kind = "missing-image" if file.path is None else "other-name"
         image_id = split if file.path is None else _image_id(data, file.path)
@@ -85,10 +89,13 @@ def read_yolo(
         raise empty_split_error(source, repairs, "no usable image")
     if not any(len(record) for record in usable):
         raise empty_split_error(source, repairs, f"no object in its {counted(len(usable), 'image')}")
+    first: dict[str, int] = {}  # number of each name
+    for number, name in data.names.items():
+        first.setdefault(name, number)
     return DetectionData(
         records=usable,
-        classes=tuple(data.names.values()),
-        category_ids=tuple(data.names),
+        classes=tuple(first),
+        category_ids=tuple(first.values()),
         kind="yolo",
         source=source,
         repairs=repairs,

@@ -48,14 +48,13 @@ class Line(NamedTuple):
 
 def read_lines(file: str) -> list[str]:
     """The lines of a label file, without blank ones and comments, which become empty."""
-    lines = (line.strip("\0\ufeff \t") for line in decode_text(read_file(file)).splitlines())
-    return ["" if line.startswith("#") else line for line in lines]
+    return [line.partition("#")[0].strip("\0\ufeff \t") for line in decode_text(read_file(file)).splitlines()]
 
 
 def numbered_lines(data: YoloSet, file: str, image_id: str, repairs: Repairs) -> list[Line]:
     """The lines of a label file with a class and numbers; the others are added to `repairs`."""
-    labels = {number: label for label, number in enumerate(data.names, start=1)}
-    by_name = {name: labels[number] for number, name in data.names.items()}
+    by_name = {name: label for label, name in enumerate(dict.fromkeys(data.names.values()), start=1)}
+    labels = {number: by_name[name] for number, name in data.names.items()}
     try:
         texts = read_lines(file)
     except OSError as error:
