@@ -15,6 +15,7 @@ from resim.detection.init import InitReport
 from resim.detection.left_out import copies, not_scored
 from resim.detection.recipes import DETECT_RECIPES
 from resim.detection.samples import objects_to_learn
+from resim.detection.shared_images import shared_images
 from resim.distributed.processes import Processes
 
 _ADAMW_LR = 0.005  # above it a step changes weights of the usual size, 0.01 to 0.1, by more than a twentieth
@@ -76,6 +77,8 @@ def opening_lines(
         if of_val:
             lines.append(f"  in {val.source}, the validation data:")
             lines += [f"    {line}" for line in of_val]
+    if val is not None and val.held_out is None:
+        lines += shared_images(data, val)
     if val is None:
         lines.append("no --val: it is not evaluated (--val-fraction 0.2 holds a fifth of the images out for it)")
     return lines + _optimizer_lines(tune)
