@@ -22,7 +22,7 @@ def test_images_of_both_sets_are_counted_by_path_and_by_bytes(tmp_path: Path) ->
     (folder / "images" / "2.png").symlink_to(tmp_path / "train" / "images" / "1.png")
     val = read_coco(path)  # 1: another image; 2: a link to the training image; 3: a copy of it
     (line,) = shared_images(train, val)
-    assert line.startswith("warning: 2 of 3 validation images are training images too, such as")
+    assert line.startswith("2 of 3 validation images are training images too, such as")
     only = dataclasses.replace(val, records=val.records[:1])
     assert shared_images(train, only) == []
     assert "1 of 1 validation image is a training image too" in shared_images(only, only)[0]

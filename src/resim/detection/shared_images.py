@@ -15,7 +15,7 @@ _MOST_COMPARED = 20_000  # images of both sets, up to which bytes are compared
 
 
 def shared_images(data: DetectionData, val: DetectionData) -> list[str]:
-    """A warning that names how many validation images are trained on; empty if none is.
+    """A line that names how many validation images are trained on; empty if none is.
 
     Files are compared by their paths without links and, in data sets of up to 20,000 images, by their bytes.
 
@@ -35,7 +35,7 @@ def shared_images(data: DetectionData, val: DetectionData) -> list[str]:
         return []
     verb = "is a training image" if len(shared) == 1 else "are training images"
     return [
-        f"warning: {len(shared)} of {counted(len(val), 'validation image')} {verb} too, such as {shared[0]}: scores "
+        f"{len(shared)} of {counted(len(val), 'validation image')} {verb} too, such as {shared[0]}: scores "
         "are too high: evaluate on others, or leave --val out and set --val-fraction 0.2"
     ]
 
