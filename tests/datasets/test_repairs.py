@@ -183,7 +183,7 @@ def test_an_image_turned_by_its_exif_orientation_is_reported(tmp_path: Path) -> 
     exif[0x0112] = 6
     Image.new("RGB", (W, H)).save(tmp_path / "images" / "2.jpg", exif=exif)
     edit(path, file_name="2.jpg")
-    expected = "is 80 x 100, its annotation states 100 x 80: the file is turned by its EXIF orientation)"
+    expected = "is 80 x 100, its annotation states 100 x 80: the file is turned by its EXIF orientation"
     assert expected in read_coco(path).repairs.lines()[0]
 
 

@@ -135,3 +135,11 @@ def test_a_sheet_leaves_out_what_is_below_the_threshold(data: DetectionData) -> 
     column = slice(MARGIN + PANEL_PX + GAP, MARGIN + 2 * PANEL_PX + GAP)
     assert (shown[:, column] == PALETTE[0]).all(axis=2).any()
     assert not (none[:, column] == PALETTE[0]).all(axis=2).any()
+
+
+@pytest.mark.parametrize(
+    ("size", "drawn"),
+    [((1, 3000), (1, 4096)), ((70_000, 1), (65_500, 1)), ((2, 5000), (2, 5000)), ((100, 80), (480, 384))],
+)
+def test_a_narrow_image_is_drawn_in_a_size_that_can_be_saved(size: tuple[int, int], drawn: tuple[int, int]) -> None:
+    assert draw_results(np.zeros((size[1], size[0], 3), np.uint8), [], {}).size == drawn

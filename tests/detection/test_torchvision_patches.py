@@ -161,3 +161,16 @@ def test_detectron2_has_the_beta_of_keypoints_in_the_box_head_too() -> None:
     recipe = DETECT_RECIPES["coco-keypoints-fpn-1x"]().detector
     assert (recipe.box_beta, recipe.rpn_beta, recipe.proposals_train) == (0.5, 1 / 9, 1500)
     assert "    POST_NMS_TOPK_TRAIN: 1500\n" in text
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_image_too_narrow_for_its_longer_side_is_resized_to_one_pixel(training: bool) -> None:
+    transform = ChosenSizes(32, 48, [0.0] * 3, [1.0] * 3).train(training)
+    # 3000 px become 48, so that 1 px would become 0.016
+    image, target = transform.resize(torch.ones(3, 3000, 1), {"boxes": torch.tensor([[0.0, 1000.0, 1.0, 2000.0]])})
+    assert image.shape == (3, 48, 1)
+    assert target is not None
+    assert target["boxes"].tolist() == [[0, 16, 1, 32]]
+    assert transform.resize(torch.ones(3, 2, 3000))[0].shape == (3, 1, 48)
+    usual, _ = transform.resize(torch.ones(3, 64, 96))  # as before: 64 to 32
+    assert usual.shape == (3, 32, 48)

@@ -355,6 +355,11 @@ def test_a_large_image_below_twice_the_limit_is_opened_without_a_warning(
         (b"\n <!DOCTYPE html>", "a web page, not the image itself: download it again"),
         (b"version https://git-lfs.github.com", "a Git LFS pointer: fetch the image itself with git lfs pull"),
         (b"II+\0" + bytes(20), "a BigTIFF: save it as a TIFF of less than 4 GB, or as PNG"),
+        (b"\x93NUMPY\x01\0", "a NumPy array: save it as PNG or TIFF"),
+        (bytes(128) + b"DICM", "DICOM: save it as PNG or TIFF of 16 bits"),
+        (bytes(344) + b"n+1\0", "NIfTI: save its slices as PNG or TIFF of 16 bits"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(90), "HDF5: save its images as PNG or TIFF"),
+        (b"SIMPLE  =" + bytes(90), "FITS: save it as TIFF"),
     ],
 )
 def test_the_format_of_a_file_that_is_not_an_image_is_reported(tmp_path: Path, content: bytes, what: str) -> None:

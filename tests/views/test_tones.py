@@ -184,3 +184,24 @@ def test_a_large_image_takes_few_bytes_a_pixel() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 5 * values.size  # the result takes one byte a pixel, a band of 65,536 pixels up to 60
+
+
+# -- negatives
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "expected"),
+    [
+        (np.array([[0, 4095, 2048]], np.uint16), 1, [255, 0, 127]),  # 255 - 127.53, rounded
+        (np.array([[0, 65535, 257]], np.uint16), 1, [255, 0, 254]),
+        (np.array([[0.0, 1.0, np.nan]], np.float32), 3, [255, 0, 0]),  # what is not known stays black
+        (np.array([[0, 255, 1]], np.uint8), 1, [255, 0, 254]),  # Pillow inverts these
+    ],
+)
+def test_a_negative_is_inverted(tmp_path: Path, values: np.ndarray, kind: int, expected: list[int]) -> None:
+    assert gray(write_tiff(tmp_path / "a.tif", values, kind, photometric=0)) == [expected]
+
+
+def test_a_tiff_that_is_cut_off_is_not_called_one_of_another_sample_format(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(b"II*\0" + struct.pack("<I", 5000) + bytes(3000))  # its directory is at 5000
+    assert "cannot identify image file" in fault(tmp_path / "a.tif")

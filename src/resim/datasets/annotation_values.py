@@ -17,6 +17,8 @@ from resim.reading import parse_json
 _WHOLE = re.compile(r"[+-]?\d{1,30}(\.0*)?", re.ASCII)
 _TRUE = ("1", "true", "t", "yes", "y")
 _NUMBERS = (float, int)
+_VISIBILITIES = ("v", "visibility", "visible")
+_DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+", re.ASCII)
 _FALSE = ("", "0", "false", "f", "no", "n", "none", "null", "nan")
 
 
@@ -90,6 +92,11 @@ def as_numbers(value: Any, count: int) -> list[float] | None:
     return finite_numbers(value, count)
 
 
+def with_decimal_point(text: str) -> str:
+    """A number such as 24,5 with a point instead of its comma; any other text unchanged."""
+    return text.replace(",", ".") if _DECIMAL_COMMA.fullmatch(text.strip()) else text
+
+
 def as_positive(value: Any) -> float | None:
     """A finite number above 0, such as an area."""
     if type(value) is float and 0 < value < math.inf:
@@ -143,18 +150,26 @@ def as_rle(value: dict[str, Any], width: int, height: int) -> dict[str, Any]:
         numbers = finite_numbers(counts)
         if numbers is not None and all(number.is_integer() for number in numbers):
             counts = [int(number) for number in numbers]
+            if sum(counts) != width * height and all(48 <= count < 112 for count in counts):
+                counts = bytes(counts).decode("ascii")  # the letters of compressed RLE, from list(bytes)
     return {"size": [height, width] if size in (None, [], "") else size, "counts": counts}
 
 
 def as_keypoints(value: Any, count: int) -> tuple[list[float] | None, str]:
     """3 * `count` numbers (x, y, visibility), or None; and the name of their form if it is another.
 
-    Other forms are lists of (x, y, v) or (x, y), and x, y pairs without a visibility (a pair other than 0, 0 is
-    visible). A keypoint with a missing, NaN or infinite number becomes one that is not labelled.
+    Other forms are lists of (x, y, v) or (x, y), objects such as {"x": 1, "y": 2, "v": 2}, and x, y pairs without a
+    visibility (a pair other than 0, 0 is visible). A keypoint with a missing, NaN or infinite number becomes one that
+    is not labelled.
     """
     value = as_list(value)
     if not isinstance(value, list):
         return None, f"keypoints of type {type(value).__name__}"
+    if value and all(isinstance(part, dict) and "x" in part and "y" in part for part in value):
+        value = [[part["x"], part["y"], *(part[key] for key in _VISIBILITIES if key in part)] for part in value]
+        form = "objects with x and y"
+    else:
+        form = ""
     if value and all(isinstance(part, list) and len(part) in (2, 3) for part in value):
         value = [number for part in value for number in part]
     if len(value) == 2 * count and count:
@@ -162,10 +177,8 @@ def as_keypoints(value: Any, count: int) -> tuple[list[float] | None, str]:
         value = [
             number for x, y in pairs for number in (x, y, 0 if finite_numbers([x, y]) in (None, [0.0, 0.0]) else 2)
         ]
-        form = "x, y pairs without a visibility"
-    elif len(value) == 3 * count:
-        form = ""
-    else:
+        form = form or "x, y pairs without a visibility"
+    elif len(value) != 3 * count:
         return None, f"{len(value)} numbers for {count} keypoints"
     points: list[float] = []
     for start in range(0, 3 * count, 3):

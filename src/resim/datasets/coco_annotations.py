@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from resim.counts import counted
 from resim.datasets.annotation_values import (
     as_flag,
     as_keypoints,
@@ -17,12 +18,13 @@ from resim.datasets.annotation_values import (
     as_segmentation,
     numbers_fault,
 )
-from resim.datasets.record_checks import NO_AREA, NO_BOX, Annotated
+from resim.datasets.record_checks import NO_AREA, NO_BOX, Annotated, fractions_fault
 from resim.datasets.records import OVERHANG
 from resim.errors import UserError
 
 Note = Callable[..., None]
 _UNSET = (0, None)
+_OVERHANG = 0.5  # of boxes in fractions of their image
 
 
 def read_annotation(
@@ -45,17 +47,24 @@ def read_annotation(
     """
     bbox = entry.get("bbox")
     numbers = as_numbers(bbox, 4)
-    fault = ""
+    box = None
     if numbers is None:
         fault = NO_BOX if bbox in (None, [], "") else f"bbox {numbers_fault(bbox, 4)}"
-    elif not isinstance(bbox, list) or len(bbox) != 4:
-        note("box-form", annotation_id=entry["id"], detail=f"bbox {bbox!r}")
+    else:
+        if not isinstance(bbox, list) or len(bbox) != 4:
+            note("box-form", annotation_id=entry["id"], detail=f"bbox {bbox!r}")
+        box = [numbers[0], numbers[1], numbers[0] + numbers[2], numbers[1] + numbers[3]]
+        fault = fractions_fault(box)
+    attributes = entry.get("attributes")
+    rotation = as_numbers([attributes.get("rotation")], 1) if isinstance(attributes, dict) else None
+    if rotation and rotation[0] % 360 and not entry.get("segmentation"):
+        note("rotated", annotation_id=entry["id"], detail=f"rotation {rotation[0]:g}")
     area = as_positive(entry.get("area"))
     area_fault = "" if area else NO_AREA if entry.get("area") in (None, "") else f"area {entry['area']!r}"
     return Annotated(
         annotation_id=entry["id"],
         label=label,
-        box=None if numbers is None else [numbers[0], numbers[1], numbers[0] + numbers[2], numbers[1] + numbers[3]],
+        box=None if fault else box,
         box_fault=fault,
         segmentation=_segmentation(entry, size, note),
         keypoints=_keypoints(entry, num_keypoints, note),
@@ -108,21 +117,24 @@ def check_pixels(annotations: Sequence[dict[str, Any]], path: Path) -> None:
     """Check that the boxes are in pixels, not in fractions of their image.
 
     Raises:
-        UserError: all numbers lie in [0, 1], and not all of them are integers.
+        UserError: all numbers lie in [0, 1] or a little beyond, and not all of them are integers.
     """
     fractions = count = 0
+    least, greatest = 0.0, 1.0
     for entry in annotations:
         numbers = as_numbers(entry.get("bbox"), 4)
         if numbers is None:
             continue
-        if min(numbers) < 0 or max(numbers) > 1:
+        if min(numbers) < -_OVERHANG or max(numbers) > 1 + _OVERHANG:
             return
         count += 1
-        fractions += any(0 < number < 1 for number in numbers)
+        fractions += any(number != int(number) for number in numbers)
+        least, greatest = min(least, *numbers), max(greatest, *numbers)
     if fractions:
         raise UserError(
-            f"{path}: all numbers of its {count} bboxes lie between 0 and 1, like fractions of the image, but COCO's "
-            "are x, y, width, height in pixels: multiply them by the width and height of their image"
+            f"{path}: all numbers of its {counted(count, 'bbox', 'bboxes')} lie between {least:g} and "
+            f"{greatest:g}, like fractions of the image, but COCO's are x, y, width, height in pixels: multiply them "
+            "by the width and height of their image"
         )
 
 

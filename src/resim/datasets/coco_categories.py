@@ -48,6 +48,10 @@ class Categories:
             note("only-category", detail="no category_id")
             return 1
         is_missing = category_id in (None, "")
+        stated = next((entry[key] for key in CLASS_NAMES if is_missing and entry.get(key) in self.names), None)
+        if stated is not None:
+            note("category-by-name", detail=f"no category_id, but {stated!r}")
+            return self.names.index(stated) + 1
         note("unknown-category", detail="no category_id" if is_missing else f"category_id {category_id!r}")
         return None
 
@@ -70,6 +74,11 @@ def read_categories(entries: Sequence[Entry], annotations: Sequence[Entry], path
         if name in first:
             note("same-name", detail=f"categories {first[name]} and {number} are both {name!r}")
         first.setdefault(name, number)
+    spelled: dict[str, str] = {}
+    for name in first:
+        other = spelled.setdefault(name.casefold(), name)
+        if other != name:
+            note("similar-names", detail=f"{name!r} and {other!r}")
     label_of = {name: label for label, name in enumerate(first, start=1)}
     labels: dict[int | str, int] = {}
     for number, key, entry in named:

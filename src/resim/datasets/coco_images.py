@@ -14,6 +14,7 @@ from resim.datasets.repairs import Repairs
 
 Entry = dict[str, Any]
 FILE_NAMES = ("file_name", "filename", "path")
+_LARGE_ID = 2**53  # from which on a float may stand for several integers
 
 
 def read_images(
@@ -122,8 +123,17 @@ class _ImageIds:
     def _by_number(self) -> dict[int | str, list[int | str]]:
         numbers: dict[int | str, list[int | str]] = {}
         for image_id in self._images:
-            numbers.setdefault(as_id(image_id) or image_id, []).append(image_id)
+            number = as_id(image_id)
+            numbers.setdefault(image_id if number is None else number, []).append(image_id)
         return numbers
+
+    @functools.cached_property
+    def _by_float(self) -> dict[float, list[int | str]]:
+        floats: dict[float, list[int | str]] = {}
+        for number, image_ids in self._by_number.items():
+            if isinstance(number, int) and _LARGE_ID <= abs(number) < 2**63:
+                floats.setdefault(float(number), []).extend(image_ids)
+        return floats
 
     @functools.cached_property
     def _by_file(self) -> dict[str, set[int | str]]:
@@ -140,7 +150,10 @@ class _ImageIds:
         number = as_id(value)
         if number is None:
             return None, ""
-        same = self._by_number.get(number, [])
+        if isinstance(value, float) and abs(value) >= _LARGE_ID:  # one float stands for several integers
+            same = self._by_float.get(value, [])
+        else:
+            same = self._by_number.get(number, [])
         if len(same) == 1:
             return same[0], "image-id"
         named = self._by_file.get(str(value), set())

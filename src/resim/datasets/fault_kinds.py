@@ -34,6 +34,9 @@ FAULTS: dict[str, FaultKind] = {
         "file names that differ from the names of the files",
         "matched to the only file that fits",
     ),
+    "unread-format": FaultKind(
+        "image file of a format that is not read", "image files of formats that are not read", "skipped"
+    ),
     "unreadable-image": FaultKind("image file that cannot be decoded", "image files that cannot be decoded", "skipped"),
     "size-exchanged": FaultKind(
         "image with width and height exchanged in its annotation",
@@ -105,7 +108,18 @@ FAULTS: dict[str, FaultKind] = {
         "`keypoints` of categories that are not lists or differ between categories",
         "no keypoints are read",
     ),
+    "category-case": FaultKind(
+        "annotation whose class differs in letter case from the name of the class",
+        "annotations whose classes differ in letter case from the names of the classes",
+        "matched regardless of case",
+    ),
     # boxes
+    "decimal-comma": FaultKind("box with decimal commas", "boxes with decimal commas", "read with decimal points"),
+    "fractions": FaultKind(
+        "box within 1.5 px of the corner of its image, like fractions of the image",
+        "boxes within 1.5 px of the corner of their images, like fractions of the image",
+        "dropped: boxes are in pixels",
+    ),
     "box-form": FaultKind("bbox that is not a list of numbers", "bboxes that are not lists of numbers", "converted"),
     "box-from-mask": FaultKind(
         "annotation without a usable bbox", "annotations without a usable bbox", "computed from the mask"
@@ -126,6 +140,11 @@ FAULTS: dict[str, FaultKind] = {
     "keypoints-left-out": FaultKind(
         "object with keypoints, which are not supported in YOLO files",
         "objects with keypoints, which are not supported in YOLO files",
+        "read as boxes without keypoints",
+    ),
+    "keypoints-unstated": FaultKind(
+        "line with numbers like a box and keypoints, while no kpt_shape is stated",
+        "lines with numbers like a box and keypoints, while no kpt_shape is stated",
         "read as boxes without keypoints",
     ),
     "corners-reversed": FaultKind(
@@ -171,6 +190,34 @@ FAULTS: dict[str, FaultKind] = {
 NOTES: dict[str, FaultKind] = {
     "crowd-as-objects": FaultKind(
         "crowd region (iscrowd 1)", "crowd regions (iscrowd 1)", "read as single objects by --crowd-as-objects"
+    ),
+    "orientation": FaultKind(
+        "image that its EXIF orientation turns or mirrors, while no size shows how it was labelled",
+        "images that their EXIF orientations turn or mirror, while no size shows how they were labelled",
+        "read as labelled upright",
+    ),
+    "rotated": FaultKind(
+        "box with a rotation in its attributes, and without a mask",
+        "boxes with a rotation in their attributes, and without a mask",
+        "read without the rotation",
+    ),
+    "mask-apart": FaultKind(
+        "mask that lies apart from its box", "masks that lie apart from their boxes", "both read as they are"
+    ),
+    "keypoints-apart": FaultKind(
+        "object whose labelled keypoints all lie apart from its box",
+        "objects whose labelled keypoints all lie apart from their boxes",
+        "both read as they are",
+    ),
+    "zero-based": FaultKind(
+        "box that begins at 0, while VOC counts pixels from 1",
+        "boxes that begin at 0, while VOC counts pixels from 1",
+        "read as VOC's, so that left and top edges may lie one pixel too far out",
+    ),
+    "similar-names": FaultKind(
+        "class whose name differs from that of another class only in letter case",
+        "classes whose names differ from those of other classes only in letter case",
+        "read as classes of their own",
     ),
     "no-bbox": FaultKind("annotation without a bbox", "annotations without a bbox", "computed from the mask"),
     "no-area": FaultKind("annotation without an area", "annotations without an area", _AREA),

@@ -11,13 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from PIL import Image
-
 from resim.datasets.annotation_values import finite_numbers
 from resim.datasets.records import OVERHANG, Record
 from resim.datasets.repairs import Repairs
-from resim.reading import open_file
-from resim.views.decode import BadImageError, Photo
+from resim.views.decode import SIDEWAYS, BadImageError, Photo
 
 Size = tuple[int, int]
 
@@ -63,10 +60,15 @@ def checked_size(
     photo.close()
     size = photo.width, photo.height
     if annotated is None or annotated == size:
+        is_shown = annotated is not None and photo.orientation in SIDEWAYS and size[0] != size[1]
+        if photo.orientation != 1 and not is_shown:
+            note("orientation", detail=f"{path} has orientation {photo.orientation}")
         return size
     detail = f"{path} is {size[0]} x {size[1]}, its annotation states {annotated[0]} x {annotated[1]}"
-    if annotated == size[::-1] and _is_turned(path):
-        detail += ": the file is turned by its EXIF orientation"
+    if annotated == size[::-1] and photo.orientation in SIDEWAYS:
+        detail += (
+            ": the file is turned by its EXIF orientation; if it was labelled unturned: exiftool -Orientation= FILE"
+        )
     elif annotated == size[::-1]:
         detail += ": width and height are exchanged, and no EXIF orientation turns the file"
         if on_exchanged is not None:
@@ -74,12 +76,6 @@ def checked_size(
             return size
     note("image-size", detail=detail, num_objects=num_objects)
     return None
-
-
-def _is_turned(path: str) -> bool:
-    """Whether the EXIF orientation of an image that can be opened exchanges its width and height."""
-    with open_file(path) as file, Image.open(file) as image:
-        return image.getexif().get(0x0112) in (5, 6, 7, 8)
 
 
 @dataclass

@@ -18,6 +18,8 @@ from resim.datasets.repairs import Repairs
 
 MAX_REACH = 10  # of a polygon, in longer sides of its image: pycocotools' memory grows with the outline
 NO_BOX, NO_AREA = "no bbox", "no area"  # the faults of an annotation that states none
+FRACTIONS = "numbers like fractions"  # how the fault of such a box begins
+_FRACTION_REACH = 1.5  # a centre of 1 and half a width of 1, with some overhang
 
 
 class Annotated(NamedTuple):
@@ -75,6 +77,14 @@ def make_record(
         if num_keypoints:
             keypoints = finite_numbers(annotated.keypoints, 3 * num_keypoints)
             points += keypoints or [0.0] * (3 * num_keypoints)
+            if keypoints and _are_apart(keypoints, box):
+                detail = f"box {_format_box(box)}"
+                note("keypoints-apart", annotation_id=annotated.annotation_id, detail=detail)
+        if isinstance(mask, list) and box == annotated.box and not _has_point(mask[0][:2], box):
+            around = mask_box(mask, height, width)
+            if not _overlap(around, box):
+                detail = f"mask {_format_box(around)}, box {_format_box(box)}"
+                note("mask-apart", annotation_id=annotated.annotation_id, detail=detail)
         kept.append(annotated)
         boxes += box
         masks.append(mask)
@@ -115,9 +125,37 @@ def _checked_box(
         box = list(around)
     if box is None:
         fault = annotated.box_fault or f"box {annotated.box}"
-        note("no-box" if annotated.box_fault else "not-finite", detail=fault)
+        kind = "fractions" if fault.startswith(FRACTIONS) else "no-box" if annotated.box_fault else "not-finite"
+        note(kind, detail=fault)
         return None
     return _repaired_box(box, width, height, note)
+
+
+def fractions_fault(box: Sequence[float]) -> str:
+    """Why a box of pixels is rather one of fractions of its image; empty if it is not.
+
+    Args:
+        box: (x0, y0, x1, y1), finite.
+    """
+    if max(box[2:]) > _FRACTION_REACH or min(box) < -_FRACTION_REACH or all(value == int(value) for value in box):
+        return ""
+    return f"{FRACTIONS}: box {_format_box(box)}"
+
+
+def _has_point(point: Sequence[float], box: Sequence[float]) -> bool:
+    return box[0] <= point[0] <= box[2] and box[1] <= point[1] <= box[3]
+
+
+def _overlap(first: Sequence[float], second: Sequence[float]) -> bool:
+    return all(first[axis] <= second[axis + 2] and second[axis] <= first[axis + 2] for axis in (0, 1))
+
+
+def _are_apart(keypoints: Sequence[float], box: Sequence[float]) -> bool:
+    """Whether there are labelled keypoints, and none lies in the box or within a quarter of its size of it."""
+    margin_x, margin_y = (box[2] - box[0]) / 4, (box[3] - box[1]) / 4
+    wide = (box[0] - margin_x, box[1] - margin_y, box[2] + margin_x, box[3] + margin_y)
+    labelled = [keypoints[start : start + 2] for start in range(0, len(keypoints), 3) if keypoints[start + 2] > 0]
+    return bool(labelled) and not any(_has_point(point, wide) for point in labelled)
 
 
 def _is_flat(box: Sequence[float]) -> bool:
@@ -145,6 +183,9 @@ def _repaired_box(box: list[float], width: int, height: int, note: Any) -> list[
     if _is_inside(box, width, height):
         return box
     shown = f"box {x0:g}, {y0:g}, {x1:g}, {y1:g}"
+    if max(x0, x1) < 0 or max(y0, y1) < 0 or min(x0, x1) > width or min(y0, y1) > height:
+        note("outside", detail=f"{shown} in an image of {width} x {height}")
+        return None
     if x1 == x0 or y1 == y0:
         note("zero-area", detail=shown)
         return None
@@ -195,6 +236,8 @@ def _polygon_fault(numbers: list[float] | None, width: int, height: int) -> tupl
         return "short-polygon", f"{len(numbers) // 2} points"
     xs, ys = numbers[0::2], numbers[1::2]
     x0, y0, x1, y1 = min(xs), min(ys), max(xs), max(ys)
+    if max(x1, y1) <= 1 and any(value != int(value) for value in numbers):
+        return "bad-mask", f"a polygon within {x0:g}, {y0:g}, {x1:g}, {y1:g}, like fractions of the image"
     if 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height:
         return None
     if max(x1, y1, -x0, -y0) > MAX_REACH * max(width, height):

@@ -5,7 +5,7 @@ Labelling tools write the same XML without lists, next to the images or in a fol
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,11 +14,11 @@ from xml.etree import ElementTree
 from resim.counts import counted
 from resim.datasets.annotation_values import finite_numbers
 from resim.datasets.image_sizes import ExchangedSizes, annotated_size, checked_size
-from resim.datasets.record_checks import Annotated, make_record
+from resim.datasets.record_checks import Annotated, fractions_fault, make_record
 from resim.datasets.records import DetectionData, Record
 from resim.datasets.repairs import Repairs, empty_split_error
 from resim.datasets.voc_layout import VocFolder, list_images
-from resim.datasets.voc_xml import corner_texts, numeric_corners, parse_xml, read_flag
+from resim.datasets.voc_xml import CORNERS, corner_texts, numeric_corners, parse_xml, read_flag
 from resim.reading import read_file
 
 CLASSES = (
@@ -59,7 +59,10 @@ def read_voc(
     root = Path(root)
     repairs = Repairs()
     reader = _ImageReader(
-        classes=tuple(classes) if classes is not None else CLASSES, check_images=check_images, repairs=repairs
+        classes=tuple(classes) if classes is not None else CLASSES,
+        are_named=classes is not None,
+        check_images=check_images,
+        repairs=repairs,
     )
     records: dict[str, Record] = {}
     for part in split.split("+"):
@@ -98,6 +101,7 @@ class _ImageReader:
     """Reads one image after the other; `exchanged` and `unknown_classes` collect what concerns all of them."""
 
     classes: tuple[str, ...]
+    are_named: bool
     check_images: bool
     repairs: Repairs
     unknown_classes: set[str] = field(default_factory=set)
@@ -116,6 +120,9 @@ class _ImageReader:
         except (OSError, ElementTree.ParseError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             note("missing-annotation", detail=str(reason))
+            return None
+        if tree.tag.lower() != "annotation" and tree.find("object") is None:
+            note("missing-annotation", detail=f"not VOC's XML: its root is <{tree.tag}>, not <annotation>")
             return None
         image, remark = folder.image_file(image_id, (tree.findtext("filename") or "").strip())
         if image is None:
@@ -156,25 +163,44 @@ class _ImageReader:
         for number, element in enumerate(tree.findall("object"), start=1):
             note = partial(repairs.add, file=file, image_id=image_id, annotation_id=number)
             name = (element.findtext("name") or "").strip()
-            if name not in self.classes:
-                self.unknown_classes.add(name)
-                note("unknown-category", detail=repr(name))
+            label = self._label(name, note)
+            if label is None:
                 continue
             corners = corner_texts(element)
             box = finite_numbers(corners, 4)
+            if "," in "".join(element.findtext(f"bndbox/{corner}") or "" for corner in CORNERS) and box is not None:
+                note("decimal-comma", detail=", ".join(f"{value:g}" for value in box))
+            if box is not None and 0 in box[:2]:
+                note("zero-based", detail=f"{box[0]:g}, {box[1]:g}, {box[2]:g}, {box[3]:g}")
             if box is not None and (box[0] > box[2] or box[1] > box[3]):
                 note("corners-reversed", detail=f"{box[0]:g}, {box[1]:g}, {box[2]:g}, {box[3]:g}")
                 box = [min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3])]
+            shifted = None if box is None else [box[0] - 1, box[1] - 1, box[2], box[3]]
+            fault = (
+                "no bndbox" if element.find("bndbox") is None else "" if shifted is None else fractions_fault(shifted)
+            )
             difficult = read_flag(element.findtext("difficult"))
             if difficult is None:
                 note("odd-flag", detail=f"difficult {element.findtext('difficult')!r}")
             objects.append(
                 Annotated(
                     annotation_id=number,
-                    label=self.classes.index(name) + 1,
-                    box=corners if box is None else [box[0] - 1, box[1] - 1, box[2], box[3]],
-                    box_fault="no bndbox" if element.find("bndbox") is None else "",
+                    label=label,
+                    box=None if fault else shifted or corners,
+                    box_fault=fault,
                     difficult=bool(difficult),
                 )
             )
         return objects
+
+    def _label(self, name: str, note: Callable[..., None]) -> int | None:
+        """The label of a class by its name, in any letter case; None, with a fault, if it is none of the classes."""
+        if name in self.classes:
+            return self.classes.index(name) + 1
+        similar = [label for label, known in enumerate(self.classes, start=1) if known.casefold() == name.casefold()]
+        if len(similar) == 1:
+            note("category-case", detail=f"{name!r} is {self.classes[similar[0] - 1]!r}")
+            return similar[0]
+        self.unknown_classes.add(name)
+        note("unknown-category", detail=repr(name) if self.are_named else f"{name!r}: name it with --classes")
+        return None

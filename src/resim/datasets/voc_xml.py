@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree
 
-from resim.datasets.annotation_values import finite_numbers
+from resim.datasets.annotation_values import as_flag, finite_numbers, with_decimal_point
 from resim.views.text import NATIONAL, decode_text
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _DECLARED = re.compile(rb"""^\s*<\?xml[^>]*?encoding\s*=\s*["']([A-Za-z0-9._-]+)["']""")
 _DECLARATION = re.compile(r"^\s*<\?xml[^>]*\?>")
-_TRUE, _FALSE = {"1", "true", "yes", "y", "t", "difficult"}, {"0", "false", "no", "n", "f", "", "unspecified", "none"}
+_TRUE, _FALSE = {"difficult"}, {"unspecified"}  # in addition to those of any layout
 _SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc-kr": "cp949", "ks_c_5601-1987": "cp949"}
 
 
@@ -51,15 +51,13 @@ def read_flag(text: str | None) -> bool | None:
     word = (text or "").strip().lower()
     if word in _TRUE or word in _FALSE:
         return word in _TRUE
-    try:
-        return float(word) != 0
-    except ValueError:
-        return None
+    return as_flag(word)
 
 
 def corner_texts(element: ElementTree.Element) -> list[str | None]:
-    """The texts of xmin, ymin, xmax and ymax of an object."""
-    return [element.findtext(f"bndbox/{corner}") for corner in CORNERS]
+    """The texts of xmin, ymin, xmax and ymax of an object, with decimal points."""
+    texts = (element.findtext(f"bndbox/{corner}") for corner in CORNERS)
+    return [None if text is None else with_decimal_point(text) for text in texts]
 
 
 def numeric_corners(tree: ElementTree.Element) -> list[list[float]]:

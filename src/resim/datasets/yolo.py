@@ -4,35 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from resim.counts import counted
-from resim.datasets.annotation_values import finite_numbers
 from resim.datasets.image_sizes import checked_size
 from resim.datasets.record_checks import Annotated, make_record
 from resim.datasets.records import DetectionData, Record
 from resim.datasets.repairs import Repairs, empty_split_error
 from resim.datasets.yolo_label_files import find_label_files, has_label_content, list_files
 from resim.datasets.yolo_layout import YoloSet, open_yolo, split_images
+from resim.datasets.yolo_lines import Shape, numbered_lines, read_lines, read_shapes
 from resim.errors import UserError
-from resim.reading import read_file
-from resim.views.text import decode_text
+from resim.views.folder import EXTENSIONS
 from resim.views.walk import ending_of
-
-MAX_OVERHANG = 0.5  # by which a coordinate may lie outside [0, 1]; beyond, it is not a fraction of the image
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """The object of a line, in fractions of the image: a box (x0, y0, x1, y1), or a polygon (x, y, x, y, ...)."""
-
-    number: int
-    label: int
-    box: list[float] | None
-    polygon: list[float] | None
 
 
 def read_yolo(
@@ -60,10 +44,15 @@ def read_yolo(
         UserError: no such split, no names of classes, no usable image or object; or strict.
     """
     data = open_yolo(Path(path), tuple(classes) if classes is not None else None)
-    images, renamed = split_images(data, split)
+    listed = split_images(data, split)
+    images = listed.images
     source = f"{data.file} ({split})"
     repairs = Repairs()
-    for file in renamed:
+    for number, name in data.names.items():
+        others = [other for other, same in data.names.items() if same == name and other < number]
+        if others:
+            repairs.add("same-name", file=str(data.file), detail=f"classes {others[0]} and {number} are both {name!r}")
+    for file in listed.renamed:
         kind = "missing-image" if file.path is None else "other-name"
         image_id = split if file.path is None else _image_id(data, file.path)
         repairs.add(kind, file=str(data.file), image_id=image_id, detail=file.fault or file.note)
@@ -73,17 +62,25 @@ def read_yolo(
             repairs.add("other-name", file=str(data.file), image_id=_image_id(data, image), detail=file.note)
     label_files = {image: file.path for image, file in located.items()}
     used = {path for path in label_files.values() if path is not None}
+    unread = find_label_files(listed.unread)
+    for image, file in unread.items():
+        num_objects = 0 if file.path is None else sum(map(bool, read_lines(file.path)))
+        detail = "save it as JPEG or PNG"
+        repairs.add(
+            "unread-format", file=image, image_id=_image_id(data, image), detail=detail, num_objects=num_objects
+        )
     if images and not used:
         raise UserError(
             f"{source}: no label file for its {counted(len(images), 'image')}: images/NAME.jpg needs its labels in "
             "labels/NAME.txt"
         )
-    for path in _labels_without_image(images, used):
+    for path in _labels_without_image(images, used | {file.path for file in unread.values() if file.path}):
         repairs.add("unknown-image", file=path, image_id=Path(path).stem, detail="no image of this name")
-    shapes = {
-        image: [] if path is None else _read_shapes(data, path, _image_id(data, image), repairs)
+    lines = {
+        image: [] if path is None else numbered_lines(data, path, _image_id(data, image), repairs)
         for image, path in label_files.items()
     }
+    shapes = read_shapes(data, lines)
     with_masks = any(shape.polygon is not None for of_image in shapes.values() for shape in of_image)
     records = [_record(data, image, label_files[image], shapes[image], with_masks, repairs) for image in images]
     usable = tuple(record for record in records if record is not None)
@@ -92,10 +89,13 @@ def read_yolo(
         raise empty_split_error(source, repairs, "no usable image")
     if not any(len(record) for record in usable):
         raise empty_split_error(source, repairs, f"no object in its {counted(len(usable), 'image')}")
+    first: dict[str, int] = {}  # number of each name
+    for number, name in data.names.items():
+        first.setdefault(name, number)
     return DetectionData(
         records=usable,
-        classes=tuple(data.names.values()),
-        category_ids=tuple(data.names),
+        classes=tuple(first),
+        category_ids=tuple(first.values()),
         kind="yolo",
         source=source,
         repairs=repairs,
@@ -110,7 +110,7 @@ def _labels_without_image(images: Sequence[str], used: set[str]) -> list[str]:
     """Label files, in the folders of those in use, for which no folder of the images has an image."""
     folders = [sorted({os.path.dirname(file) for file in files}) for files in (images, used)]  # noqa: PTH120
     beside_images, beside_labels = ([file for folder in part for file in list_files(folder)] for part in folders)
-    stems = {os.path.splitext(name)[0] for _, name in beside_images if ending_of(name) != ".txt"}  # noqa: PTH122
+    stems = {os.path.splitext(name)[0] for _, name in beside_images if ending_of(name) in EXTENSIONS}  # noqa: PTH122
     return [
         path
         for path, name in beside_labels
@@ -118,59 +118,8 @@ def _labels_without_image(images: Sequence[str], used: set[str]) -> list[str]:
     ]
 
 
-def _read_shapes(data: YoloSet, file: str, image_id: str, repairs: Repairs) -> list[_Shape]:
-    """The valid lines of a label file; the others are added to `repairs`."""
-    labels = {number: label for label, number in enumerate(data.names, start=1)}
-    by_name = {name: labels[number] for number, name in data.names.items()}
-    try:
-        lines = decode_text(read_file(file)).splitlines()
-    except OSError as error:
-        repairs.add("missing-annotation", file=file, image_id=image_id, detail=str(error.strerror))
-        return []
-    shapes = []
-    for number, line in enumerate(lines, start=1):
-        text = line.strip("\0\ufeff \t")
-        if not text or text.startswith("#"):
-            continue
-        note = partial(repairs.add, file=file, image_id=image_id, annotation_id=number)
-        first, *words = text.replace(",", " ").split()
-        values, class_number = finite_numbers(words), finite_numbers([first])
-        if values is None or len(values) < 4:
-            note("not-finite", detail=repr(text[:80]))
-            continue
-        is_number = class_number is not None and class_number[0] == int(class_number[0])
-        label = labels.get(int(class_number[0])) if class_number and is_number else by_name.get(first)
-        if label is None:
-            note("unknown-category", detail=f"class {first}, but there are {len(labels)} classes")
-            continue
-        shape = _parse_shape(number, label, values, words[-1], data.keypoints, note)
-        if shape is not None:
-            shapes.append(shape)
-    return shapes
-
-
-def _parse_shape(
-    number: int, label: int, values: list[float], last: str, keypoints: tuple[int, int] | None, note: Any
-) -> _Shape | None:
-    """The box or polygon of the numbers of a line; None, with a fault, if they are not fractions of the image."""
-    count = len(values)
-    is_pose = keypoints is not None and count in (4 + keypoints[0] * keypoints[1], 5 + keypoints[0] * keypoints[1])
-    if is_pose:
-        note("keypoints-left-out", detail=f"{keypoints[0]} keypoints")  # type: ignore[index]
-    has_track = count == 6 and last.lstrip("+-").isdigit()  # box, confidence and track, not three points
-    is_box = is_pose or count <= 5 or has_track
-    used = values[:4] if is_box else values[: count - count % 2]  # an unpaired number at the end is a confidence
-    if not all(-MAX_OVERHANG <= value <= 1 + MAX_OVERHANG for value in used):
-        note("no-shares", detail=" ".join(f"{value:g}" for value in used[:4]))
-        return None
-    if not is_box:
-        return _Shape(number, label, None, used)
-    x, y, width, height = used
-    return _Shape(number, label, [x - width / 2, y - height / 2, x + width / 2, y + height / 2], None)
-
-
 def _record(
-    data: YoloSet, image: str, file: str | None, shapes: Sequence[_Shape], with_masks: bool, repairs: Repairs
+    data: YoloSet, image: str, file: str | None, shapes: Sequence[Shape], with_masks: bool, repairs: Repairs
 ) -> Record | None:
     image_id = _image_id(data, image)
     size = checked_size(image, None, file=file or image, image_id=image_id, check=True, repairs=repairs)

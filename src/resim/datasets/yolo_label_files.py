@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from resim.datasets.annotation_values import finite_numbers
+from resim.datasets.annotation_values import finite_numbers, with_decimal_point
 from resim.datasets.named_files import LocatedFile, spelling
 from resim.reading import open_file
 from resim.views.folder import EXTENSIONS
@@ -38,8 +38,22 @@ def find_label_files(images: Sequence[str]) -> dict[str, LocatedFile]:
 def has_label_content(path: str | Path) -> bool:
     """Whether the first line of a text file is that of a label file: a class and numbers."""
     with open_file(path) as file:
-        words = decode_text(file.read(4096)).split("\n", 1)[0].replace(",", " ").split()
+        words, _ = split_line(decode_text(file.read(4096)).split("\n", 1)[0])
     return len(words) >= 5 and finite_numbers(words[1:]) is not None
+
+
+def split_line(line: str) -> tuple[list[str], bool]:
+    """The words of a line of a label file, and whether its numbers have decimal commas, which become points.
+
+    Words are separated by spaces, tabs, commas or semicolons. In `0 0,5 0,25 0,5 0,5` the commas are decimal.
+    """
+    words = line.strip("\0\ufeff \t").replace(";", " ").split()
+    if not any("," in word for word in words):
+        return words, False
+    points = [with_decimal_point(word) for word in words]
+    if len(words) >= 5 and not any("," in word for word in points):
+        return points, True
+    return line.strip("\0\ufeff \t").replace(";", " ").replace(",", " ").split(), False
 
 
 def has_labels_next_to_images(folder: Path) -> bool:
@@ -66,9 +80,10 @@ def _label_folders(image: str) -> list[str]:
     """The folders in which the label file of an image may be."""
     folder = os.path.dirname(image)  # noqa: PTH120
     parts = folder.split(os.sep)  # noqa: PTH206
+    names = [part.lower() for part in parts]
     folders = [folder, os.path.join(folder, "labels"), os.path.join(os.path.dirname(folder), "labels")]  # noqa: PTH118, PTH120
-    if "images" in parts:
-        last = len(parts) - 1 - parts[::-1].index("images")
+    if "images" in names:
+        last = len(names) - 1 - names[::-1].index("images")
         folders.insert(0, os.sep.join([*parts[:last], "labels", *parts[last + 1 :]]))  # noqa: PTH118
     return folders
 

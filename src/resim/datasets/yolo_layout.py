@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import reprlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,21 +13,14 @@ import yaml
 
 from resim.datasets.named_files import LocatedFile, locate_files
 from resim.datasets.yolo_label_files import has_labels_next_to_images
+from resim.datasets.yolo_names import class_names, find_class_file, read_class_file, resolve
 from resim.errors import UserError
 from resim.reading import read_file
 from resim.views.folder import find_images
 from resim.views.text import decode_text
+from resim.views.walk import UNREAD_FORMATS, PassedOver, ending_of, walk_files
 
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev"), "test": ("test", "testing")}
-_CLASS_FILES = (
-    "classes.txt",
-    "obj.names",
-    "names.txt",
-    "predefined_classes.txt",
-    "labels/classes.txt",
-    "data/obj.names",
-)
-_CLASS_FILES += ("_darknet.labels",)  # Roboflow's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +70,7 @@ def open_yolo(path: Path, classes: tuple[str, ...] | None = None) -> YoloSet:
     elif file.suffix.lower() == ".data":
         data = _from_data(file)
     else:
-        data = _from_yaml(file)
+        data = _from_yaml(file, is_named=path.is_file())
     names = dict(enumerate(classes)) if classes else data.names
     if not names:
         raise UserError(
@@ -87,8 +79,23 @@ def open_yolo(path: Path, classes: tuple[str, ...] | None = None) -> YoloSet:
     return dataclasses.replace(data, names=names)
 
 
-def split_images(data: YoloSet, split: str) -> tuple[list[str], list[LocatedFile]]:
-    """The images of a split, and the names in its lists that differ from the name of a file or match none.
+@dataclass(frozen=True)
+class SplitImages:
+    """The images of a split.
+
+    Attributes:
+        images: their paths.
+        renamed: the names in its lists that differ from the name of a file or match none.
+        unread: the images in its folders of a format that is not read.
+    """
+
+    images: list[str]
+    renamed: list[LocatedFile]
+    unread: list[str]
+
+
+def split_images(data: YoloSet, split: str) -> SplitImages:
+    """The images of a split.
 
     Raises:
         UserError: no such split, or its folder or list does not exist.
@@ -101,8 +108,9 @@ def split_images(data: YoloSet, split: str) -> tuple[list[str], list[LocatedFile
         raise UserError(f"{data.file}: no split {split!r}: {remedy}")
     images: dict[str, None] = {}
     renamed: list[LocatedFile] = []
+    unread: dict[str, None] = {}
     for entry in entries:
-        path = _resolve(data.root, entry)
+        path = resolve(data.root, entry)
         if path is None:
             raise UserError(
                 f"{data.file}: {split}: {entry!r} does not exist, neither as written nor below {data.root}: "
@@ -115,8 +123,12 @@ def split_images(data: YoloSet, split: str) -> tuple[list[str], list[LocatedFile
             images |= {os.path.normpath(file.path): None for file in located.values() if file.path is not None}
             renamed += [file for file in located.values() if file.path is None or file.note]
         else:
-            images |= dict.fromkeys(os.path.normpath(image) for image in find_images(_image_folder(path)))
-    return list(images), renamed
+            folder = _image_folder(path)
+            images |= dict.fromkeys(os.path.normpath(image) for image in find_images(folder))
+            if folder.is_dir():
+                walked = walk_files(str(folder), lambda name: ending_of(name) in UNREAD_FORMATS, PassedOver())
+                unread |= dict.fromkeys(os.path.normpath(file) for file, _ in walked)
+    return SplitImages(list(images), renamed, list(unread))
 
 
 def has_class_names(folder: Path) -> bool:
@@ -124,7 +136,7 @@ def has_class_names(folder: Path) -> bool:
     if _description(folder) is not None:
         return True
     parts = [] if _has_images_and_labels(folder) else _mixed_folders(folder)
-    return bool(_has_images_and_labels(folder) or parts) and _find_class_file(folder, *parts) is not None
+    return bool(_has_images_and_labels(folder) or parts) and find_class_file(folder, *parts) is not None
 
 
 def _description(folder: Path) -> Path | None:
@@ -141,7 +153,9 @@ def _is_description(file: Path) -> bool:
         content = yaml.safe_load(decode_text(read_file(file)))
     except (OSError, yaml.YAMLError, ValueError, RecursionError):
         return file.name in ("data.yaml", "dataset.yaml")  # open_yolo reads it again and reports its fault
-    return isinstance(content, dict) and "names" in content and any(key in content for key in SPLITS)
+    if not isinstance(content, dict) or "names" not in content:
+        return False
+    return any(key in content for key in SPLITS) or _has_images_and_labels(file.parent)
 
 
 def _has_images_and_labels(folder: Path) -> bool:
@@ -150,8 +164,8 @@ def _has_images_and_labels(folder: Path) -> bool:
 
 def _from_images_and_labels(folder: Path) -> YoloSet:
     """`images` and `labels`, each with or without a folder for each split, and a file of class names."""
-    class_file = _find_class_file(folder)
-    names = {} if class_file is None else _read_class_file(class_file)
+    class_file = find_class_file(folder)
+    names = {} if class_file is None else read_class_file(class_file)
     split_of = {word: key for key, words in SPLITS.items() for word in words}
     parts = sorted(entry.name for entry in (folder / "images").iterdir() if entry.is_dir() and entry.name in split_of)
     splits = {split_of[part]: [f"images/{part}"] for part in parts} or {"train": ["images"]}
@@ -169,40 +183,30 @@ def _mixed_folders(folder: Path) -> list[Path]:
 def _from_mixed_folders(folder: Path) -> YoloSet:
     """Label files next to the images, as LabelImg and Darknet write them, in one folder or one for each split."""
     parts = _mixed_folders(folder)
-    class_file = _find_class_file(folder, *parts)
+    class_file = find_class_file(folder, *parts)
     split_of = {word: key for key, words in SPLITS.items() for word in words}
     splits = {"train": ["."]} if parts == [folder] else {split_of[part.name]: [part.name] for part in parts}
-    names = {} if class_file is None else _read_class_file(class_file)
+    names = {} if class_file is None else read_class_file(class_file)
     return YoloSet(root=folder, file=folder, names=names, splits=splits)
-
-
-def _find_class_file(*folders: Path) -> Path | None:
-    """The first file of class names in the folders."""
-    return next((folder / name for folder in folders for name in _CLASS_FILES if (folder / name).is_file()), None)
-
-
-def _read_class_file(path: Path) -> dict[int, str]:
-    lines = [line.strip() for line in decode_text(read_file(path)).splitlines()]
-    return {number: name for number, name in enumerate(lines) if name}
 
 
 def _from_data(file: Path) -> YoloSet:
     """Darknet's obj.data, as CVAT and Roboflow write it: `names = data/obj.names`, `train = data/train.txt`."""
     pairs = (line.split("=", 1) for line in decode_text(read_file(file)).splitlines() if "=" in line)
     fields = {key.strip(): value.strip() for key, value in pairs}
-    class_file = _resolve(file.parent, fields.get("names", "obj.names"))
-    names = {} if class_file is None or class_file.is_dir() else _read_class_file(class_file)
+    class_file = resolve(file.parent, fields.get("names", "obj.names"))
+    names = {} if class_file is None or class_file.is_dir() else read_class_file(class_file)
     entries = {
         "train": fields.get("train"),
         "val": fields.get("valid") or fields.get("val"),
         "test": fields.get("test"),
     }
     # CVAT names lists that it does not write
-    splits = {key: [text] for key, text in entries.items() if text and _resolve(file.parent, text) is not None}
+    splits = {key: [text] for key, text in entries.items() if text and resolve(file.parent, text) is not None}
     return YoloSet(root=file.parent, file=file, names=names, splits=splits)
 
 
-def _from_yaml(file: Path) -> YoloSet:
+def _from_yaml(file: Path, *, is_named: bool) -> YoloSet:
     try:
         text = decode_text(read_file(file))
         content: Any = yaml.safe_load(text)
@@ -216,12 +220,18 @@ def _from_yaml(file: Path) -> YoloSet:
         raise UserError(f"{file}: not a valid YAML file (it is nested too deeply): correct it") from None
     except ValueError as error:  # a date of 99 months
         raise UserError(f"{file}: not a valid YAML file ({type(error).__name__}): correct it") from None
-    if not isinstance(content, dict) or not any(content.get(word) for words in SPLITS.values() for word in words):
-        raise UserError(f"{file}: not the description of a YOLO data set: it needs names:, and train: or val:")
+    has_splits = isinstance(content, dict) and any(content.get(word) for words in SPLITS.values() for word in words)
+    if not has_splits:
+        is_whole = isinstance(content, dict) and "names" in content and _has_images_and_labels(file.parent)
+        if is_whole and not is_named:  # as supervision writes it
+            folders = _from_images_and_labels(file.parent)
+            return dataclasses.replace(folders, file=file, names=class_names(file, content))
+        hint = f"; or name {file.parent}, to read its images and labels" if is_whole else ""
+        raise UserError(f"{file}: not the description of a YOLO data set: it needs names:, and train: or val:{hint}")
     root = file.parent
     written = content.get("path")
     if isinstance(written, str) and written.strip():  # if it does not exist, it is the path of another machine
-        root = next((p for p in (root / written, Path(written)) if p.is_dir()), _resolve(root, written) or root)
+        root = next((p for p in (root / written, Path(written)) if p.is_dir()), resolve(root, written) or root)
     splits = {}
     for key, words in SPLITS.items():
         value = next((content[word] for word in words if content.get(word)), None)
@@ -235,45 +245,7 @@ def _from_yaml(file: Path) -> YoloSet:
     keypoints = None
     if isinstance(shape, list) and len(shape) == 2 and all(isinstance(number, int) for number in shape):
         keypoints = (shape[0], shape[1])
-    return YoloSet(root=root, file=file, names=_class_names(file, content), splits=splits, keypoints=keypoints)
-
-
-def _class_names(file: Path, content: dict[str, Any]) -> dict[int, str]:
-    names, count = content.get("names"), content.get("nc")
-    if isinstance(names, list):
-        classes = {number: _class_name(file, name) for number, name in enumerate(names)}
-    elif isinstance(names, dict):
-        try:
-            numbered = sorted((int(number), name) for number, name in names.items())
-        except (TypeError, ValueError, OverflowError):
-            raise UserError(f"{file}: names: the number of each class must be an integer, such as 0: cat") from None
-        classes = {number: _class_name(file, name) for number, name in numbered}
-    elif isinstance(names, str) and (path := _resolve(file.parent, names)) is not None and path.is_file():
-        classes = _read_class_file(path)
-    elif names is None and isinstance(count, int) and count > 0:
-        classes = {number: str(number) for number in range(count)}
-    else:
-        return {}
-    if isinstance(count, int) and count != len(classes):
-        raise UserError(f"{file}: nc: is {count}, but names: has {len(classes)} classes: correct one of them")
-    return classes
-
-
-def _class_name(file: Path, name: object) -> str:
-    if isinstance(name, (list, dict, tuple, set)):  # as text, nested references would fill the memory
-        raise UserError(f"{file}: names: each name must be a text: correct it")
-    return str(name)
-
-
-def _resolve(root: Path, text: str) -> Path | None:
-    """A folder or file as written, or below the root without its first folders, which may be of another machine."""
-    exists = os.path.exists  # False for a name of thousands of letters, where Path.exists raises
-    written = root / text
-    if exists(written) and not text.startswith(".."):
-        return written
-    parts = [part for part in re.split(r"[/\\]", text) if part not in ("", ".", "..")]
-    below = (root.joinpath(*parts[start:]) for start in range(len(parts)))
-    return next((path for path in below if exists(path)), written if exists(written) else None)
+    return YoloSet(root=root, file=file, names=class_names(file, content), splits=splits, keypoints=keypoints)
 
 
 def _image_folder(path: Path) -> Path:

@@ -89,6 +89,26 @@ def not_scored(data: DetectionData, *, masks: bool = False, keypoints: bool = Fa
     return lines
 
 
+def copies(data: DetectionData) -> list[str]:
+    """A line on the objects with the class, box and mask of another one of their image; empty if there are none."""
+    count, first = 0, ""
+    for record in data.records:
+        known: dict[tuple[float, ...], int] = {}
+        for index, values in enumerate(zip(record.labels.tolist(), *record.boxes.T.tolist(), strict=True)):
+            other = known.setdefault(values, index)
+            if other != index and (record.masks is None or record.masks[other] == record.masks[index]):
+                count += 1
+                ids = record.annotation_ids
+                first = first or f"annotations {ids[other]} and {ids[index]} of image {record.image_id}"
+    if not count:
+        return []
+    verb = "has" if count == 1 else "have"
+    return [
+        f"copies: {count} of {counted(data.num_objects, 'object')} {verb} the class and place of another one of their "
+        f"image, such as {first}: they are read like all others, and evaluations count a copy as missed"
+    ]
+
+
 def crowd_hint(data: DetectionData, number: int) -> str:
     """What to do about so many crowd regions; empty where it is no COCO file that could be read otherwise."""
     if data.kind != "coco":

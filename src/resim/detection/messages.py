@@ -12,9 +12,10 @@ from resim.datasets.records import DetectionData
 from resim.datasets.validation_split import split_line
 from resim.detection.config import DetectRecipe, DetectRun, TuneConfig
 from resim.detection.init import InitReport
-from resim.detection.left_out import not_scored
+from resim.detection.left_out import copies, not_scored
 from resim.detection.recipes import DETECT_RECIPES
 from resim.detection.samples import objects_to_learn
+from resim.detection.shared_images import shared_images
 from resim.distributed.processes import Processes
 
 _ADAMW_LR = 0.005  # above it a step changes weights of the usual size, 0.01 to 0.1, by more than a twentieth
@@ -67,15 +68,17 @@ def opening_lines(
         lines += report.lines()
         if not report.loaded and detector.frozen_stages and detector.freeze == "none":
             lines.append("warning: --frozen-stages fixes stages that were never trained: set it to 0")
-    lines += [f"  {line}" for line in (*left_out, *data.repairs.lines())]
+    lines += [f"  {line}" for line in (*left_out, *copies(data), *data.repairs.lines())]
     if val is not None and val.held_out is not None:
         lines.append(split_line(val))
     if val is not None:
         excluded = not_scored(val, masks=detector.masks, keypoints=detector.keypoints)
-        of_val = [*excluded, *val.repairs.lines()]
+        of_val = [*excluded, *copies(val), *val.repairs.lines()]
         if of_val:
             lines.append(f"  in {val.source}, the validation data:")
             lines += [f"    {line}" for line in of_val]
+    if val is not None and val.held_out is None:
+        lines += shared_images(data, val)
     if val is None:
         lines.append("no --val: it is not evaluated (--val-fraction 0.2 holds a fifth of the images out for it)")
     return lines + _optimizer_lines(tune)

@@ -5,7 +5,6 @@ Shapes: n objects, H x W pixels of an image.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +19,8 @@ from resim.draw.sheet import Block, ColumnHeading, Panel, draw_sheet, fit
 
 MASK_SHARE = 0.45  # of a mask's colour in the pixels that it covers
 SMALLEST_WIDTH = 480  # px: smaller images are enlarged, so that tags can be read
+_MOST_ENLARGED_PX = 4096  # height to which a narrow image is enlarged at most
+_MOST_PX = 65_500  # of a side of a JPEG
 SMALL_TAG_PX = 13  # height of a small object's tag
 SHOWN = 0.5  # score from which a detection is drawn
 
@@ -128,7 +129,9 @@ def _draw(pixels: np.ndarray, objects: Sequence[Drawn], categories: Sequence[int
     if panel:
         image, factor = fit(image)
     else:
-        image, factor = fit(image, max(image.width, SMALLEST_WIDTH), max_aspect=math.inf)
+        width = min(max(image.width, SMALLEST_WIDTH), _MOST_PX)
+        height = min(max(image.height, _MOST_ENLARGED_PX), _MOST_PX)
+        image, factor = fit(image, width, max_aspect=height / width)
     draw = ImageDraw.Draw(image)
     for box, _, points, _, category, is_dashed in objects:
         outline(draw, drawn_box(box, factor), colours[category], dashed=is_dashed)

@@ -225,9 +225,11 @@ def _pictures(sources: Sequence[str | Path]) -> list[str | Path]:
             continue
         data = open_yolo(path, ("",))  # the names of its classes are not needed
         split = next((name for name in ("val", "test", "train") if data.splits.get(name)), "val")
-        of_split, odd = split_images(data, split)
-        print(f"{path}: {counted(len(of_split), 'image')} of {split}" + (f", {len(odd)} not as it says" if odd else ""))
-        images += of_split
+        listed = split_images(data, split)
+        odd = f", {len(listed.renamed)} not as it says" if listed.renamed else ""
+        unread = f", {len(listed.unread)} more of formats that are not read" if listed.unread else ""
+        print(f"{path}: {counted(len(listed.images), 'image')} of {split}{odd}{unread}")
+        images += listed.images
     return images
 
 

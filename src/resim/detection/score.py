@@ -13,7 +13,7 @@ from resim.detection.bad_images import scored_part
 from resim.detection.checkpoint import load_detector
 from resim.detection.evaluate import kinds_of, lines, official_scores, write_evaluation
 from resim.detection.held_out import part_to_score
-from resim.detection.left_out import not_scored
+from resim.detection.left_out import copies, not_scored
 from resim.detection.predict import detect
 from resim.detection.prepare import with_classes_of
 from resim.distributed.processes import start_processes
@@ -108,7 +108,7 @@ def _score(
     data: DetectionData, results: Sequence[dict[str, Any]], kinds: Sequence[Kind], out: Path | None, *, source: str,
     name: str, step: int,
 ) -> dict[str, Scores]:  # fmt: skip
-    for line in not_scored(data, masks="segm" in kinds, keypoints="keypoints" in kinds):
+    for line in [*not_scored(data, masks="segm" in kinds, keypoints="keypoints" in kinds), *copies(data)]:
         print(line)
     scores = official_scores(data, results, kinds, source=source)
     for line in lines(scores, data):

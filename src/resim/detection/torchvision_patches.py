@@ -52,6 +52,17 @@ class ChosenSizes(GeneralizedRCNNTransform):
         size, self.sizes = self.sizes[0], self.sizes[1:]
         return size
 
+    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """As torchvision's; an image so narrow that its shorter side would be 0 px is resized to 1 px instead."""
+        height, width = image.shape[-2:]
+        if min(height, width) * self.max_size >= max(height, width):
+            return super().resize(image, target)
+        self.fixed_size = (self.max_size, 1) if width > height else (1, self.max_size)  # width, height
+        try:
+            return super().resize(image, target)
+        finally:
+            self.fixed_size = None
+
 
 class BetaRPN(RegionProposalNetwork):
     """Torchvision's RPN with another beta in its smooth L1, which is the same loss of scaled differences."""

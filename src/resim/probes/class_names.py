@@ -96,3 +96,12 @@ def match_classes(source: str, names: Sequence[str], known: Sequence[str], of: s
 
 def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).strip().casefold()
+
+
+def similar_names(classes: Sequence[str]) -> str:
+    """Which classes differ only in letter case; empty if there are none."""
+    spelled: dict[str, list[str]] = {}
+    for name in classes:
+        spelled.setdefault(name.casefold(), []).append(name)
+    pairs = [" and ".join(names) for names in spelled.values() if len(names) > 1]
+    return f"classes whose names differ only in letter case: {', '.join(pairs[:3])}" if pairs else ""

@@ -8,16 +8,19 @@ from __future__ import annotations
 import os
 import unicodedata
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from resim.errors import UserError
+from resim.probes.label_palettes import Colour, Palettes, palette_values
 from resim.reading import open_file, read_file
 from resim.views.decode import BadImageError
+from resim.views.foreign import foreign_format
 
 LABEL_ENDINGS = (".png", ".bmp", ".tif", ".tiff")
 """Lossless formats; a JPEG changes the values of labels."""
@@ -29,8 +32,6 @@ LABEL_MARKS = (
 """What programs put behind the name of an image to name its label map."""
 _FRONT_MARKS = ("mask_", "label_", "seg_", "gt_", "mask-")
 _IMAGE_MARK = "_leftImg8bit"  # Cityscapes' images have it, their label maps have not
-
-Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +46,17 @@ class Pairs:
     """Label maps without an image."""
 
 
-def read_values(path: str, colours: Mapping[Colour, int] | None = None) -> np.ndarray:
+def read_values(path: str, colours: Mapping[Colour, int] | None = None, palettes: Palettes | None = None) -> np.ndarray:
     """Read the label values of a file: (H, W) int32.
 
     They are the indices of a palette image (VOC's format), the values of a gray image of any depth, or the values that
-    `colours` assigns to the colours of an RGB image. Without `colours`, the channels of an RGB image must be equal.
+    `colours` assigns to the colours of an RGB image, and to those of a palette if it knows all that occur: programs
+    that reduce colours number them anew in each file. Without `colours`, the channels of an RGB image must be equal.
 
     Args:
         path: of the file.
         colours: the value of each colour.
+        palettes: to which the palette of the file is added, if its indices are read.
 
     Raises:
         BadImageError: the file cannot be decoded, or contains colours without a class.
@@ -63,13 +66,17 @@ def read_values(path: str, colours: Mapping[Colour, int] | None = None) -> np.nd
             warnings.simplefilter("ignore")
             with open_file(path) as file, Image.open(file) as image:
                 mode = image.mode
-                if mode in ("P", "L", "1") or mode == "I" or mode.startswith("I;16"):
+                if mode == "P":
+                    return palette_values(path, np.asarray(image).astype(np.int32), image, colours, palettes)
+                if mode in ("L", "1") or mode == "I" or mode.startswith("I;16"):
                     return np.asarray(image).astype(np.int32)
                 if mode not in ("RGB", "RGBA", "LA", "PA"):
                     raise BadImageError(f"has mode {mode}: save labels as a palette, gray or colour image")
                 pixels = np.asarray(image.convert("RGB")).astype(np.int64)
     except BadImageError:
         raise
+    except UnidentifiedImageError:
+        raise BadImageError(foreign_format(path) or "is not an image that can be read") from None
     except Exception as error:  # decoders raise many kinds
         raise BadImageError(f"{type(error).__name__}: {error}") from None
     if colours:
@@ -203,8 +210,12 @@ def pair_files(images: Sequence[str], images_in: Path, labels_in: Path) -> Pairs
 
 def no_label_maps(folder: Path) -> str:
     """The error of a folder without label maps."""
-    lossy = next((path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg")), None)
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    lossy = next((path for path in files if path.suffix.lower() in (".jpg", ".jpeg")), None)
     remedy = f"; {lossy.name} is a JPEG, which alters label values: save PNGs" if lossy else ""
+    if files and not lossy:
+        endings = Counter(path.suffix.lower() or "without an ending" for path in files).most_common(3)
+        remedy = f"; it contains {', '.join(f'{count} {ending}' for ending, count in endings)}: save label maps as PNG"
     return f"{folder}: contains no label maps ({', '.join(LABEL_ENDINGS)}){remedy}"
 
 

@@ -19,13 +19,15 @@ from resim.datasets.records import Record
 from resim.errors import UserError
 from resim.probes.config import BACKGROUND, VOID_VALUES
 from resim.probes.label_files import read_values
+from resim.probes.label_palettes import Palettes
 from resim.probes.labelled_images import LabelledImages
 from resim.probes.labels import ProbeImages
-from resim.views.decode import BadImageError, Photo
+from resim.views.decode import SIDEWAYS, BadImageError, Photo
 
 VOID = -1
 """Value of pixels that are ignored."""
 _RAW_VOID = -1
+_WIDE_VOID = 65535  # what 16-bit label maps often have where 8-bit ones have 255
 _MOST_NAMELESS = 30  # values of label maps that are read as classes without a warning
 
 
@@ -148,20 +150,28 @@ Raw = tuple[list[int], np.ndarray, tuple[str, ...]]
 def _read_all(images: LabelledImages, size: int, void: Sequence[int], progress: Callable[[int], None] | None) -> Raw:
     void_values = np.array(sorted(set(void)), dtype=np.int32)
 
+    palettes, turned = Palettes(), list[int]()
+
     def read_one(index: int) -> np.ndarray | str:
         """The values of one image, or the reason why they cannot be used."""
         label = images.labels[index]
         if isinstance(label, Record):
             return resize_nearest(paint_record(label), size)
         try:
-            values = read_values(label, images.colours)
+            values = read_values(label, images.colours, palettes)
+        except BadImageError as error:
+            return f"{label}: {error}"
+        try:
             photo = Photo(images.images[index])
             photo.close()
         except BadImageError as error:
-            return str(error)
+            return f"{images.images[index]}: {error}"
         if values.shape != (photo.height, photo.width):
             height, width = values.shape
-            return f"the label map is {width} x {height}, the image {photo.width} x {photo.height} (upright)"
+            sizes = f"the label map is {width} x {height}, the image {photo.width} x {photo.height} (upright)"
+            return f"{images.images[index]}: {sizes}"
+        if photo.orientation != 1 and (photo.orientation not in SIDEWAYS or photo.width == photo.height):
+            turned.append(index)
         values = resize_nearest(values, size)
         return np.where(np.isin(values, void_values), _RAW_VOID, values)
 
@@ -169,7 +179,7 @@ def _read_all(images: LabelledImages, size: int, void: Sequence[int], progress: 
     with ThreadPoolExecutor(4) as threads:
         for index, result in enumerate(threads.map(read_one, range(len(images)))):
             if isinstance(result, str):
-                bad.append(f"{images.images[index]}: {result}")
+                bad.append(result)
             else:
                 kept.append(index)
                 maps.append(result)
@@ -178,11 +188,26 @@ def _read_all(images: LabelledImages, size: int, void: Sequence[int], progress: 
     if not kept:
         raise UserError(f"{images.source}: none of {counted(len(bad), 'label map')} can be used ({bad[0]})")
     notes = (f"left out: {counted(len(bad), 'image')} whose label map cannot be used: {bad[0]}",) if bad else ()
-    return kept, np.stack(maps), notes
+    if turned:
+        first = images.images[min(turned)]
+        notes += (
+            f"{images.source}: the EXIF orientation turns or mirrors {counted(len(turned), 'image')}, such as {first}: "
+            "label maps are read as those of the upright image",
+        )
+    if palettes.conflict():
+        notes += (
+            f"warning: {images.source}: the label maps have palettes of their own: {palettes.conflict()}; they are "
+            "read by index: name the colours in a labelmap.txt (name:red,green,blue) to read them by colour",
+        )
+    values = np.stack(maps)
+    if _WIDE_VOID in values and _WIDE_VOID not in images.names:
+        notes += (f"{images.source}: the value {_WIDE_VOID} is read as a class: --void 255 {_WIDE_VOID} ignores it",)
+    return kept, values, notes
 
 
 def _check_not_binary(images: LabelledImages, values: np.ndarray, void: Sequence[int]) -> None:
-    if images.kind == "label maps" and 255 in void and set(np.unique(values).tolist()) <= {_RAW_VOID, 0}:
+    kinds = set(np.unique(values).tolist())
+    if images.kind == "label maps" and 255 in void and _RAW_VOID in kinds and kinds <= {_RAW_VOID, 0}:
         held = "0 and 255, and 255 is void" if (values == 0).any() else "255, which is void"
         raise UserError(
             f"{images.source}: the label maps hold only {held}: where it is an object, add --void without a value"

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from resim.counts import counted
 from resim.errors import UserError
-from resim.reading import open_file
+from resim.reading import read_file
+from resim.views.text import decode_text
 
 _PATHS = ("path", "image", "file", "filename", "file_name", "image_path", "image_name", "filepath", "img", "name")
 _LABELS = ("label", "class", "labels", "category", "class_name", "classname", "target", "species")
@@ -51,6 +52,8 @@ def read_table(path: str) -> Table:
         if not all(cells):
             raise UserError(f"{where}: expected path,label, not {','.join(row)!r}")
         name, label = cells
+        if not _is_text(label):
+            raise UserError(f"{where}: a class that is not in UTF-8: save the file as UTF-8 (Excel: CSV UTF-8)")
         image = _image(folder, name)
         if image is None:
             raise UserError(f"{where}: {name}: there is no such file{_hint(folder, cells, is_first=not paths)}")
@@ -73,7 +76,7 @@ def read_table(path: str) -> Table:
 def _rows(path: str) -> Iterator[tuple[int, list[str]]]:
     """Line numbers and cells of the rows that hold anything."""
     try:
-        with io.TextIOWrapper(open_file(path), "utf-8-sig", errors="surrogateescape", newline="") as file:
+        with io.StringIO(decode_text(read_file(path)).removeprefix("\ufeff"), newline="") as file:
             head = next((line for line in file if line.strip()), "")
             file.seek(0)
             delimiter = max(_DELIMITERS, key=lambda one: (head.count(one) > 0 and one == ",", head.count(one)))
@@ -84,6 +87,15 @@ def _rows(path: str) -> Iterator[tuple[int, list[str]]]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except csv.Error as error:
         raise UserError(f"{path}: is no CSV file ({error})") from None
+
+
+def _is_text(text: str) -> bool:
+    """Whether a text has no bytes of another encoding, which are kept as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _columns(row: Sequence[str]) -> tuple[int, int] | None:

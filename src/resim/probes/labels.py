@@ -17,6 +17,7 @@ from resim.probes.class_names import (
     find_parts,
     match_classes,
     refuse_parts,
+    similar_names,
     why_no_classes,
 )
 from resim.probes.label_table import read_table
@@ -230,7 +231,9 @@ def _labelled(source: str, kind: str, refs: Sequence[str | TarImage], names: Seq
         raise UserError(f"{source}: all {len(refs)} images are of one class, {classes[0]!r}: at least two are needed")
     index = {name: i for i, name in enumerate(classes)}
     labels = np.fromiter((index[name] for name in names), dtype=np.int64, count=len(names))
-    return ProbeImages(source=source, kind=kind, refs=refs, labels=labels, classes=tuple(classes))
+    return ProbeImages(
+        source=source, kind=kind, refs=refs, labels=labels, classes=tuple(classes), note=similar_names(classes)
+    )
 
 
 def _unlabelled(source: str, refs: Sequence[str | TarImage]) -> ProbeImages:
@@ -241,7 +244,7 @@ def _read_folder(path: str, *, labelled: bool) -> ProbeImages:
     paths = find_images(path)
     if not Path(path).is_dir():
         return replace(_unlabelled(path, paths), why=GIVE_CLASSES)
-    return replace(_by_class_folders(path, paths, labelled=labelled), note=paths.note())
+    return _noted(_by_class_folders(path, paths, labelled=labelled), paths.note())
 
 
 def _by_class_folders(path: str, paths: PathList, *, labelled: bool) -> ProbeImages:
@@ -256,4 +259,4 @@ def _by_class_folders(path: str, paths: PathList, *, labelled: bool) -> ProbeIma
 
 def _read_csv(path: str) -> ProbeImages:
     table = read_table(path)
-    return replace(_labelled(path, "CSV", PathList(table.paths), table.labels), note=table.note)
+    return _noted(_labelled(path, "CSV", PathList(table.paths), table.labels), table.note)

@@ -121,12 +121,26 @@ def read_labelled(data: str | Path, labels: str | Path | None = None, part: str 
             lossy = [folder for name in LABEL_FOLDERS if (folder := find_folder(path, (name,))) is not None]
             if lossy and find_folder(path, IMAGE_FOLDERS) is not None:
                 raise UserError(no_label_maps(lossy[0]))
+            _refuse_mixed(path)
             raise UserError(
                 f"{data}: no label maps: name a COCO .json, a VOC folder (SegmentationClass), a folder that contains "
                 f"images and one of {', '.join(LABEL_FOLDERS)}, or the label maps with --labels"
             )
         return _read_pair(*pair, source=str(data))
     return _read_pair(path, labels_path, source=str(data))
+
+
+def _refuse_mixed(folder: Path) -> None:
+    """Raise a UserError that says what to do if label maps lie next to their images, as Roboflow writes them."""
+    train = find_folder(folder, TRAIN_PARTS) or folder
+    for part in (folder, train):
+        names = {file.name for file in part.iterdir()} if part.is_dir() else set[str]()
+        mask = next((name for name in sorted(names) if name.endswith("_mask.png")), None)
+        if mask is not None and {mask.replace("_mask.png", ending) for ending in (".jpg", ".jpeg", ".png")} & names:
+            raise UserError(
+                f"{part}: contains label maps next to their images, such as {mask}: move both into folders of their "
+                f"own: cd {part} && mkdir masks images && mv *_mask.png masks && mv *.jpg images"
+            )
 
 
 def has_label_maps(path: Path) -> bool:

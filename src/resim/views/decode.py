@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 import warnings
 from types import ModuleType
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from resim.reading import NotRegularError
 from resim.views.foreign import foreign_format
 from resim.views.limits import MAX_PIXELS, parts_fault, scans_fault, size_fault
 from resim.views.shards import open_image
 from resim.views.tones import Samples, dark_fault, gray_8_bits, samples_of, tiff_fault
+from resim.views.unread_parts import unread_parts, warn_of_unread_parts
 
 _ORIENTATION = 0x0112
-_SIDEWAYS = (5, 6, 7, 8)
+SIDEWAYS = (5, 6, 7, 8)
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs of an image is in the exception too
 
 
 class BadImageError(Exception):
@@ -26,7 +29,7 @@ class BadImageError(Exception):
 
 
 class Photo:
-    """An opened image: its upright size is known, and its pixels are decoded later.
+    """An opened image: its upright size and its EXIF orientation are known, and its pixels are decoded later.
 
     Args:
         path: path of the image, also of one in a tar (`views.shards`), or an open binary file.
@@ -50,8 +53,10 @@ class Photo:
                     file = path
                 _refuse(parts_fault(file))
                 image = Image.open(file)
+                if isinstance(image, ImageFile.StubImageFile):  # a format that Pillow knows and cannot decode
+                    _refuse(foreign_format(path) or f"{image.format}, which is not read: save it as JPEG or PNG")
                 self._least_scale = _least_scale(image, file, max_pixels)
-                samples = samples_of(image)
+                samples, self._unread = samples_of(image), unread_parts(image)
                 if image.format == "TIFF":  # loading a TIFF turns it upright and changes its size
                     image.load()
                 orientation = image.getexif().get(_ORIENTATION, 1)
@@ -65,14 +70,16 @@ class Photo:
                 image.close()
             self._close_file()
             is_unknown = isinstance(error, UnidentifiedImageError)
-            fault = (tiff_fault(path) or foreign_format(path)) if is_unknown else ""
+            fault = (tiff_fault(path) if is_unknown else "") or foreign_format(path)
+            if isinstance(error, Image.DecompressionBombError):
+                fault = f"{type(error).__name__}: {error} Cut it into tiles"
             reason = f"cannot identify image file {path!r}" if is_unknown and isinstance(path, str) else error
             raise BadImageError(fault or f"{type(error).__name__}: {reason}") from None
         self._image, self._samples = image, samples
         self._name = path if isinstance(path, str) else "an image in an archive"
-        self._upright = orientation == 1
+        self.orientation = orientation if orientation in range(2, 9) else 1  # others are ignored
         width, height = image.size
-        self.width, self.height = (height, width) if orientation in _SIDEWAYS else (width, height)
+        self.width, self.height = (height, width) if orientation in SIDEWAYS else (width, height)
 
     def close(self) -> None:
         """Close a file that is not decoded."""
@@ -104,6 +111,8 @@ class Photo:
                 if scale > 1:
                     width, height = image.size
                     image.draft("RGB", (max(1, width // scale), max(1, height // scale)))
+                if self._unread:
+                    warn_of_unread_parts(self._name, *self._unread)
                 return _to_rgb(ImageOps.exif_transpose(image), self._samples, self._name)
         except Exception as error:
             raise BadImageError(f"{type(error).__name__}: {error}") from None
@@ -120,7 +129,7 @@ class Photo:
         """
         image = self._image
         library = _simplejpeg() if reduction < 2 and self._least_scale == 1 else None
-        if library is not None and self._upright and (image.format, image.mode) == ("JPEG", "RGB"):
+        if library is not None and self.orientation == 1 and (image.format, image.mode) == ("JPEG", "RGB"):
             assert image.fp is not None
             try:
                 image.fp.seek(0)

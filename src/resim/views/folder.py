@@ -22,6 +22,9 @@ from resim.views.shards import is_shard, list_shard, member_path
 from resim.views.walk import PassedOver, ending_of, walk_files
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+_HINTS: dict[str, str] = dict.fromkeys((".zip", ".7z", ".rar"), ": unpack it, and name its folder")
+_HINTS |= dict.fromkeys((".csv", ".tsv", ".lst"), ": save its paths alone, one a line, as .txt")
+_HINTS |= dict.fromkeys((".json", ".xml", ".yaml", ".yml"), ": name the folder of its images")
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
@@ -107,7 +110,10 @@ class _Listing:
         elif is_image(path):
             yield path, self.resolved.path_of(path, os.path.islink(path))  # noqa: PTH114
         else:
-            raise UserError(f"{source}: neither a folder, nor an image, nor a .tar file, nor a .txt file of paths")
+            hint = _HINTS.get(ending_of(path), "")
+            raise UserError(
+                f"{source}: neither a folder, nor an image, nor a .tar file, nor a .txt file of paths{hint}"
+            )
 
     def _in_folder(self, folder: str) -> Iterator[tuple[str, str]]:
         tars: list[str] = []

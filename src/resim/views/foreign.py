@@ -16,8 +16,17 @@ _STARTS = {
     b"pk\x03\x04": "a zip archive: unpack it",
     b"ii+\0": "a BigTIFF: save it as a TIFF of less than 4 GB, or as PNG",
     b"mm\0+": "a BigTIFF: save it as a TIFF of less than 4 GB, or as PNG",
+    b"\x93numpy": "a NumPy array: save it as PNG or TIFF",
+    b"\x89hdf\r\n": "HDF5: save its images as PNG or TIFF",
+    b"simple  =": "FITS: save it as TIFF",
+    b"v/1\x01": "OpenEXR: save it as TIFF of 32-bit floats, or as PNG",
+    b"nitf0": "NITF: save it as TIFF (gdal_translate)",
+    b"sqlite format 3": "a database, perhaps a GeoPackage: save its images as TIFF",
+    b"matlab 5.0": "a MATLAB file: save its images as PNG or TIFF",
+    b"\x1f\x8b": "compressed by gzip: decompress it",
     b"\xff\x0a": "JPEG XL, which is not read: save it as JPEG or PNG",
 }
+_HEAD = 352  # bytes: NIfTI's mark is behind its header of 348 less 4
 _BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"hevc": "HEIC", b"mif1": "HEIF", b"heif": "HEIF", b"avif": "AVIF"}
 
 
@@ -26,16 +35,20 @@ def foreign_format(path: str | BinaryIO) -> str:
     try:
         if isinstance(path, str):
             with open_file(path) as file:
-                head = file.read(64)
+                head = file.read(_HEAD)
         else:
             path.seek(0)
-            head = path.read(64)
+            head = path.read(_HEAD)
     except (OSError, ValueError):
         return ""
     if not head:
         return "an empty file (0 bytes)"
     if head[4:8] == b"ftyp" and head[8:12] in _BRANDS:
         return f"{_BRANDS[head[8:12]]}, which is not read: save it as JPEG or PNG"
+    if head[128:132] == b"DICM":
+        return "DICOM: save it as PNG or TIFF of 16 bits"
+    if head[344:348] in (b"n+1\0", b"ni1\0"):
+        return "NIfTI: save its slices as PNG or TIFF of 16 bits"
     text = head.lstrip().lower()
     return next((description for start, description in _STARTS.items() if text.startswith(start)), "")
 

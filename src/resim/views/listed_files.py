@@ -21,7 +21,8 @@ _LONGEST_LINE = 2**20  # letters
 def listed_files(path: str, is_image: Callable[[str], bool], passed: PassedOver) -> Iterator[tuple[str, bool]]:
     """Yield the files that a text file lists, relative to its folder, and whether each is a link.
 
-    Blank lines and lines that start with # are skipped.
+    Blank lines and lines that start with # are skipped. A line that is no path as it stands may have spaces or quotes
+    around it, or backslashes between the folders.
 
     Args:
         path: of the text file.
@@ -37,13 +38,14 @@ def listed_files(path: str, is_image: Callable[[str], bool], passed: PassedOver)
         if not name.strip() or name.startswith("#"):
             continue
         written = os.path.join(folder, os.path.expanduser(name))  # noqa: PTH111, PTH118
-        forms = (unicodedata.normalize(form, written) for form in ("NFC", "NFD"))  # a name has two forms in Unicode
-        image = next((form for form in (written, *forms) if _is_there(form)), None)
+        image = next((form for form in _forms(folder, name) if _is_there(form)), None)
         if image is None and special_kind(written):
             passed.special += 1
             continue
         if image is None:
-            raise UserError(f"{path}, line {number}: {name}: there is no such file{_nearest(written, is_image)}")
+            is_folder = os.path.isdir(written)  # noqa: PTH112
+            hint = "; it is a folder: name it instead of the list" if is_folder else _nearest(written, is_image)
+            raise UserError(f"{path}, line {number}: {name}: there is no such file{hint}")
         yield image, os.path.islink(image)  # noqa: PTH114
 
 
@@ -64,6 +66,17 @@ def _lines(path: str) -> Iterator[str]:
             if not line:
                 return
             yield line.removesuffix("\n")
+
+
+def _forms(folder: str, name: str) -> Iterator[str]:
+    """The paths that a line may mean: as it stands, without spaces and quotes around it, with Windows' backslashes."""
+    bare = name.strip()
+    bare = bare[1:-1].strip() if len(bare) > 1 and bare[0] == bare[-1] and bare[0] in "\"'" else bare
+    for text in dict.fromkeys((name, bare, bare.replace("\\", "/"))):
+        written = os.path.join(folder, os.path.expanduser(text))  # noqa: PTH111, PTH118
+        yield written
+        for form in ("NFC", "NFD"):  # a name has two forms in Unicode
+            yield unicodedata.normalize(form, written)
 
 
 def _is_there(image: str) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import sys
+import warnings
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -19,7 +20,8 @@ from PIL import Image, TiffImagePlugin
 from resim.reading import open_file
 
 DARK = 16  # of 255; an image that is darker everywhere looks black
-_BITS, _SAMPLES, _FORMAT, _NODATA = 258, 277, 339, 42113  # tags of a TIFF; the last one is GDAL's
+_WIDTH, _BITS, _PHOTOMETRIC, _SAMPLES, _FORMAT = 256, 258, 262, 277, 339  # tags of a TIFF
+_NODATA = 42113  # GDAL's
 _FORMATS = {1: "unsigned integers", 2: "signed integers", 3: "floating point", 5: "complex integers", 6: "complex"}
 _BAND = 2**16  # pixels that are converted at a time
 _WARNED = mmap.mmap(-1, 1)  # shared with forked loader processes, so that only one of them warns
@@ -33,11 +35,13 @@ class Samples:
         bits: bits per sample; 0: not known.
         kind: "unsigned", "signed" or "float".
         nodata: the value of samples without data.
+        is_negative: 0 is white, as in many radiographs; Pillow inverts samples of 8 bits itself.
     """
 
     bits: int = 0
     kind: str = "unsigned"
     nodata: float | None = None
+    is_negative: bool = False
 
 
 def samples_of(image: Image.Image) -> Samples:
@@ -48,7 +52,8 @@ def samples_of(image: Image.Image) -> Samples:
         nodata = None
         with contextlib.suppress(ValueError, TypeError):
             nodata = float(str(tags.get(_NODATA)).strip("\0 "))
-        return Samples(bits=_first(tags.get(_BITS), 1), kind=kind, nodata=nodata)
+        bits = _first(tags.get(_BITS), 1)
+        return Samples(bits=bits, kind=kind, nodata=nodata, is_negative=bits > 8 and tags.get(_PHOTOMETRIC) == 0)
     return Samples(bits=16 if any(";16" in str(tile) for tile in getattr(image, "tile", ())) else 0)
 
 
@@ -58,6 +63,7 @@ def gray_8_bits(values: np.ndarray, samples: Samples, name: str) -> np.ndarray:
     An image within its range is scaled by the range: 0 to 1 for floats; for integers 0 to 255, 0 to 4,095 or 0 to
     65,535, the smallest that contains all values. Any other image is scaled from its least to its greatest value, with
     one warning per run. NaN, no-data and -infinity become 0, +infinity 255. A constant image out of range becomes 128.
+    A negative is inverted, except for samples that are not known.
 
     Args:
         values: the samples.
@@ -79,7 +85,7 @@ def gray_8_bits(values: np.ndarray, samples: Samples, name: str) -> np.ndarray:
     top = _range_end(least, greatest, is_float=values.dtype.kind == "f")
     if top is None and greatest > least:
         scaling = "are scaled to 0 to 255, and likewise in other such images (shown once)"
-        _warn_once(f"{name}: values from {least:g} to {greatest:g} {scaling}")
+        warn_once(_WARNED, f"{name}: values from {least:g} to {greatest:g} {scaling}")
     gray = np.empty(values.shape, np.uint8)
     for band, out in zip(bands, _bands(gray), strict=True):
         wide = band.astype(np.float64)
@@ -90,7 +96,8 @@ def gray_8_bits(values: np.ndarray, samples: Samples, name: str) -> np.ndarray:
         else:
             scaled = np.full_like(wide, 128)
         scaled = np.where(_known(band, samples)[1] | np.isposinf(wide), scaled, 0)
-        out[:] = np.nan_to_num(scaled, posinf=255).clip(0, 255).round()
+        eight = np.nan_to_num(scaled, posinf=255).clip(0, 255).round()
+        out[:] = np.where(_known(band, samples)[1], 255 - eight, eight) if samples.is_negative else eight
     return gray
 
 
@@ -139,7 +146,11 @@ def tiff_fault(path: str | BinaryIO) -> str:
                 return ""
             directory: Any = TiffImagePlugin.ImageFileDirectory_v2(header)
             file.seek(directory.next)
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
             directory.load(file)
+            if _WIDTH not in directory:  # cut off
+                return ""
             bits, count = _first(directory.get(_BITS), 1), directory.get(_SAMPLES, 1)
             kind = _FORMATS.get(_first(directory.get(_FORMAT), 1), "samples of an unknown kind")
     except Exception:  # a damaged file: Pillow's message is kept
@@ -157,7 +168,8 @@ def _first(value: Any, default: int) -> int:
     return int(value[0]) if isinstance(value, tuple) else int(value)
 
 
-def _warn_once(text: str) -> None:
-    if not _WARNED[0]:
-        _WARNED[0] = 1
+def warn_once(flag: mmap.mmap | bytearray, text: str) -> None:
+    """Print a warning, unless a process that shares `flag` has set it, and set it."""
+    if not flag[0]:
+        flag[0] = 1
         print(f"warning: {text}", file=sys.stderr, flush=True)
