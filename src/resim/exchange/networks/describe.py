@@ -11,6 +11,7 @@ from torch import Tensor
 
 from resim.exchange.names import PUBLISHED_HEAD, PUBLISHED_QUERY
 from resim.exchange.networks.recognise import Form
+from resim.exchange.networks.unknown_networks import resembled
 from resim.model.encoder import ModelConfig
 
 _OTHER_HEAD = re.compile(rf"{re.escape(PUBLISHED_QUERY)}(?!{re.escape(PUBLISHED_HEAD)})")
@@ -87,3 +88,13 @@ def describe_choice(form: Form, path: Path) -> str:
 def describe_place(form: Form) -> str:
     """Where the network is that is taken from a file with several; "" for a file with one."""
     return f" below {form.network.label!r} (others are below {', '.join(form.others)})" if form.others else ""
+
+
+def describe_other(form: Form) -> str:
+    """What else the names of a network show that is no plain ResNet, for a message."""
+    ours = set(form.ours.values())
+    if "backbone.conv1.bias" in ours and not any(name.startswith("backbone.bn1.") for name in ours):
+        return " (its norms seem to be folded into its convolutions, as for inference)"
+    prefix = form.network.prefix
+    kind = resembled([name.removeprefix(prefix) for name in form.state.bare if name.startswith(prefix)])
+    return f" (it resembles {kind})" if kind else ""
