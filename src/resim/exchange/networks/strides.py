@@ -14,7 +14,8 @@ from resim.exchange.networks.settings import all_settings, config_text, read_jso
 
 _OTHER_STRIDES = re.compile(r"\w*res(?:net|next)\d*(?:blur|aa)\d+\w*", re.IGNORECASE)
 _ARCHITECTURE = ("architecture", "arch", "model", "model_name", "backbone", "name")
-_SEGMENTER = re.compile(r"(^|\.)(classifier\.\d\.convs|decode_head|aux_classifier|aspp|ppm)\.")
+_DILATED = ("dilation", "dc5", "dilated", "replace_stride_with_dilation")
+_SEGMENTER = re.compile(r"(^|\.)((classifier|decoder)\.\d\.convs|decode_head|aux_classifier|aspp|ppm|psp|fpa)\.")
 _BETWEEN = re.compile(r"((?:bam|cbam|non_?local|nl|attn|attention|eca|gc|blur\w*|maxpool)_?\d*)\.", re.IGNORECASE)
 
 
@@ -61,8 +62,10 @@ def warn_of_dilation(contents: Contents, form: Form) -> list[str]:
     """A warning of stages with dilation in place of strides, as in segmentation networks and DC5 detectors."""
     consequence = "it is read with strides, and its last maps will differ"
     for name, part in all_settings(contents):
-        if any(part.get(key) is True for key in ("dilation", "dc5")) or part.get("output_stride") in (8, 16):
+        if any(_is_set(part.get(key)) for key in _DILATED) or part.get("output_stride") in (8, 16):
             return [f"it has dilated stages in place of strides (by {name}); {consequence}"]
+        if part.get("last_stride") == 1:
+            return [f"its last stage has no stride (by {name}); {consequence}"]
     text = text_in_folder(contents, "config.yaml") if form.name == "detectron2" else config_text(contents)
     if re.search(r"RES5_DILATION:\s*[2-9]|\bdilations['\"]?\s*[=:]\s*[\[(][^\])]*[2-9]", text):
         return [f"it has dilated stages in place of strides (by its config); {consequence}"]
@@ -70,6 +73,11 @@ def warn_of_dilation(contents: Contents, form: Form) -> list[str]:
     if any(_SEGMENTER.search(short) or _is_fcn(short, shape) for short, shape in shapes.items()):
         return ["it is a segmentation network, whose last stages are usually dilated; it is read with strides"]
     return []
+
+
+def _is_set(value: object) -> bool:
+    """Whether a switch is on, for all stages or for one of them."""
+    return value is True or (isinstance(value, (list, tuple)) and any(part is True for part in value))
 
 
 def _is_fcn(short: str, shape: tuple[int, ...]) -> bool:
