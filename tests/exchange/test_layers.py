@@ -192,6 +192,15 @@ def test_frozen_torchscript_says_so(tmp_path: Path) -> None:
         read_weights(tmp_path / "w.pth")
 
 
+def test_a_module_says_more_than_its_state_dict_next_to_it(tmp_path: Path) -> None:
+    network = gelu()
+    with pytest.raises(UserError, match="by its layers: relu is GELU"):
+        read(tmp_path, {"state_dict": network.state_dict(), "model": network})
+    other = {name: value + 1 for name, value in network.state_dict().items()}
+    weights = read(tmp_path, {"state_dict": other, "model": network})
+    assert torch.equal(weights.tensors["backbone.conv1.weight"], other["conv1.weight"])
+
+
 # -- modules within other objects
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,17 @@ def test_a_folded_network_has_the_maps_of_its_own(tmp_path: Path) -> None:
     expected = features_of(read_weights(tmp_path / "plain.pth"), images / 2)
     actual = features_of(weights, images)
     assert all(torch.allclose(actual[name], expected[name], rtol=0, atol=1e-4) for name in expected)
+
+
+def test_transformers_wrapper_of_timm_states_its_mean(tmp_path: Path) -> None:
+    config = {"model_type": "timm_wrapper", "architecture": "resnet18"}
+    settings = {"pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}}
+    (tmp_path / "config.json").write_text(json.dumps(config | settings))
+    torch.save({name.replace("backbone.", "timm_model."): v for name, v in plain().items()}, tmp_path / "w.pth")
+    (warning,) = read_weights(tmp_path / "w.pth").warnings
+    assert warning.startswith(
+        "its input is RGB with mean 127.5, 127.5, 127.5 and deviation 127.5, 127.5, 127.5: folded"
+    )
 
 
 def plain() -> dict[str, Tensor]:

@@ -178,6 +178,18 @@ OTHERS: dict[str, tuple[Callable[[State], Any], str]] = {
         lambda s: stages(s, "1") | {"stage2.0.branches.0.0.bn1.bias": zeros(1)},
         "a ResNet of 2-0-0-0 blocks, which is none of torchvision's (it resembles an HRNet)",
     ),
+    "LoRA": (
+        lambda s: {n.replace("conv1.weight", "conv1.base_layer.weight"): v for n, v in s.items()},
+        "which resembles a network with LoRA adapters",
+    ),
+    "fused": (
+        lambda _: {"conv1.0.bias": zeros(1), "layer1.0.conv1.0.weight": zeros(1), "layer1.0.conv1.0.bias": zeros(1)},
+        "which resembles a ResNet with its norms folded into its convolutions",
+    ),
+    "prepared for integers": (
+        lambda s: s | {"layer1.0.conv1.weight_fake_quant.scale": zeros(1)},
+        "it resembles a network for integers: save its weights before quantisation",
+    ),
     "deep stem": (
         lambda s: stages(s, "1234") | {f"stem.{number}.weight": zeros(8, 8, 3, 3) for number in (0, 3, 6)},
         "it resembles a ResNet with a deep stem",

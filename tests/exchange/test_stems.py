@@ -102,6 +102,15 @@ def test_counters_of_shape_1_become_scalars(tmp_path: Path, kind: torch.dtype) -
     assert weights.tensors["backbone.bn1.num_batches_tracked"] == 7
 
 
+def test_mocos_names_without_its_queue_are_of_any_program(tmp_path: Path) -> None:
+    query, key = (
+        {f"module.encoder_{letter}.{n}": v for n, v in backbone(seed).items()} for seed, letter in enumerate("qk")
+    )
+    weights = read(tmp_path, {"model": query | key | {"module.projector_q.0.weight": torch.zeros(2)}, "epoch": 3})
+    assert weights.kind == "checkpoint with MoCo's names (resnet18, epoch 3)"
+    assert_is(weights, backbone())
+
+
 # -- names of a network without one
 
 

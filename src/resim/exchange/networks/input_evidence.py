@@ -43,7 +43,7 @@ def infer_input(contents: Contents, form: Form, tensors: Mapping[str, Tensor]) -
     if form.name == "caffe2":
         return _caffe2(tensors), []
     stated = _from_meta(contents) or _from_config_json(contents) or _from_settings(contents)
-    if form.name in ("resnet", "torchvision-detection"):
+    if form.name in ("resnet", "torchvision-detection", "mmdet"):
         stated = _from_buffers(contents, form) or stated
     if form.name == "detectron2":
         stated, warnings = _detectron2(contents, form, tensors)
@@ -148,7 +148,7 @@ def _from_meta(contents: Contents) -> InputForm | None:
 def _from_config_json(contents: Contents) -> InputForm | None:
     """timm's mean and deviation, in config.json, from 0 to 1."""
     config = read_json(contents.path.parent / "config.json")
-    if "model_type" in config:
+    if "model_type" in config and "architecture" not in config:  # transformers' wrapper of timm's networks has both
         return _from_transformers(contents, config)
     settings = config.get("pretrained_cfg")
     settings = settings if isinstance(settings, Mapping) else config

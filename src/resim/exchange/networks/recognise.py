@@ -127,6 +127,9 @@ def recognise(data: Mapping[str, object], prefix: str | None = None) -> Form:
             places = ", ".join(repr(label) if label else "its top" for label in labels)
             raise ValueError(f"no ResNet below --prefix {prefix!r}; those in it are below {places}")
         chosen = matches[0]
+    if prefix is None and not chosen.state.layers:  # a module states more of the same network
+        modules = [n for n in networks if n.state.layers and n.has_last_stage]
+        chosen = next((n for n in modules if _is_same(n, chosen)), chosen)
     rivals = [n for n in networks if n is not chosen and n.has_last_stage]
     others = [n for n in rivals if n.has_statistics >= chosen.has_statistics and not _is_same(n, chosen)]
     return _make_form(chosen, [network for network in networks if network.state is chosen.state], others)
