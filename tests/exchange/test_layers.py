@@ -110,9 +110,16 @@ def without_stride() -> Any:
     return network
 
 
+def with_caffes_pooling() -> Any:
+    network = resnet()
+    network.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
+    return network
+
+
 GEOMETRY: dict[str, tuple[Callable[[], Any], str]] = {
     "dilated": (dilated, "layer4.0.conv2 has stride (1, 1) for (2, 2), layer4.0.downsample.0 has stride (1, 1)"),
     "no pooling": (for_small_images, "maxpool is Identity"),
+    "pooling that rounds up": (with_caffes_pooling, "maxpool has ceil mode True for False"),
     "no stride": (without_stride, "conv1 has stride (1, 1) for (2, 2)"),
 }
 
@@ -184,6 +191,25 @@ def test_numbered_parts_are_compared_too(tmp_path: Path) -> None:
     parts[3] = nn.AvgPool2d(2)
     with pytest.raises(UserError, match="by its layers: 3 is AvgPool2d"):
         read(tmp_path, parts)
+
+
+HARMLESS: dict[str, Callable[[Any], None]] = {
+    "dropout": lambda network: network.layer1[0].add_module("drop", nn.Dropout2d(0.1)),
+    "a head": lambda network: network.add_module(
+        "fc", nn.Sequential(nn.Linear(128, 128), nn.GELU(), nn.Linear(128, 2))
+    ),
+    "pooling as pairs": lambda network: network.add_module("maxpool", nn.MaxPool2d((3, 3), (2, 2), (1, 1))),
+    "an activation after it": lambda network: network.add_module("last", nn.Sigmoid()),
+}
+
+
+@pytest.mark.parametrize("what", list(HARMLESS))
+def test_layers_without_effect_on_the_maps_are_no_difference(tmp_path: Path, what: str) -> None:
+    network = resnet()
+    HARMLESS[what](network)
+    weights = read(tmp_path, network)
+    assert weights.warnings == ()
+    assert_same_maps(weights, network)
 
 
 def test_frozen_torchscript_says_so(tmp_path: Path) -> None:

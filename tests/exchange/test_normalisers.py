@@ -71,6 +71,8 @@ def test_the_normaliser_of_a_network_is_folded(
         (NORMALISER, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),  # normalises nothing: perhaps another part does
         (("x.running_mean", "x.running_std"), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
         (("normalize.mean", "other.std"), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        (("bbox_coder.mean", "bbox_coder.std"), (0.0, 0.0, 0.0), (0.1, 0.1, 0.2)),
+        (("target_mean", "target_std"), (0.0, 0.0, 0.0), (0.1, 0.1, 0.2)),
     ],
 )
 def test_our_own_normalisation_changes_nothing(

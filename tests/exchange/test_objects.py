@@ -106,6 +106,17 @@ def test_a_part_of_a_tensor_says_how_to_save_all_of_it(tmp_path: Path) -> None:
         read_weights(tmp_path / "w.pth")
 
 
+class Quantised(DTensor):
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _rebuild_from_type_v2, (_of_parts, Quantised, (), {})
+
+
+def test_a_tensor_of_another_class_is_named(tmp_path: Path) -> None:
+    torch.save({"layer1.0.conv1.weight": torch.zeros(2).as_subclass(Quantised)}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"conv1.weight: is a \S+\.Quantised, which is not read: save dense weights"):
+        read_weights(tmp_path / "w.pth")
+
+
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_the_oldest_form_under_all_protocols(tmp_path: Path, protocol: int) -> None:
     content = {"a": torch.tensor([1.0, 2.0])}

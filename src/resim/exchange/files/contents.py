@@ -18,7 +18,7 @@ from resim.errors import UserError
 from resim.exchange.files.foreign_files import describe_foreign, text_in
 from resim.exchange.files.modules import replace_modules
 from resim.exchange.files.paths import INDEX, file_of
-from resim.exchange.files.pickle_values import Named, NumberArray, PassedOver, SavedTensor, is_shard, is_tensor
+from resim.exchange.files.pickle_values import Named, NumberArray, PassedOver, SavedTensor, UnreadTensor, is_tensor
 from resim.exchange.files.pickles import Rules, read_pickle
 from resim.exchange.files.torch_files import LEGACY, ZIP, read_torch, with_tensors
 from resim.exchange.sources import is_untrained, locate
@@ -73,11 +73,13 @@ def tensors_in(contents: Contents, entries: Mapping[str, Any]) -> tuple[dict[str
         if not is_tensor(value):
             others.append(name)
             continue
-        if isinstance(value, PassedOver) and is_shard(value):
+        if isinstance(value, UnreadTensor) and value.is_part:
             raise UserError(
                 f"{contents.path}: {name}: is one process's part of a tensor ({value.kind.rpartition('.')[2]}): save a "
                 "full state_dict (torch.distributed.checkpoint.state_dict, full_state_dict=True)"
             )
+        if isinstance(value, UnreadTensor):
+            raise UserError(f"{contents.path}: {name}: is a {value.kind}, which is not read: save dense weights")
         if isinstance(value, PassedOver):
             raise UserError(f"{contents.path}: {name}: is sparse, quantised or without content: save dense weights")
         if isinstance(value, (NumberArray, SavedTensor)):

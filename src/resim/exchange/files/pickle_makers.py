@@ -13,7 +13,15 @@ from typing import Any
 
 import torch
 
-from resim.exchange.files.pickle_values import Named, NumberArray, NumberKind, PassedOver, SavedTensor, Storage
+from resim.exchange.files.pickle_values import (
+    Named,
+    NumberArray,
+    NumberKind,
+    PassedOver,
+    SavedTensor,
+    Storage,
+    UnreadTensor,
+)
 
 Maker = Callable[..., Any]
 
@@ -121,7 +129,7 @@ def _typed(maker: Any, kind: Any, arguments: Any, *_: object) -> Any:
     known = MAKERS.get(maker.full) if isinstance(maker, Named) else None
     if known is not None and isinstance(arguments, tuple):
         return known(*arguments)
-    return PassedOver(kind.full if isinstance(kind, Named) else "a tensor")
+    return UnreadTensor(kind.full if isinstance(kind, Named) else "a tensor of another class")
 
 
 def _first(value: Any, *_: object) -> Any:

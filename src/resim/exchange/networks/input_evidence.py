@@ -30,7 +30,8 @@ from resim.exchange.networks.settings import LIST, config_text, read_json, setti
 from resim.exchange.networks.strides import warn_of_dilation, warn_of_extra_modules
 from resim.views.photometric import MEAN, STD
 
-_STATISTIC = re.compile(r"((?:.*\.)?(?:\w*_)?)(?<!running_)(mean|std)")
+_STATISTIC = re.compile(r"((?:.*\.)?(?:(?:pixel|image|imagenet|img|input|data|norm|rgb|new)?_)?)(mean|std)")
+_NO_INPUT = re.compile(r"box|coder|target|anchor|loss|head|reward")  # other parts with a mean and a deviation
 _CONVERTED = re.compile(r"moco|resim|torchvision", re.IGNORECASE)
 
 
@@ -97,7 +98,7 @@ def _from_buffers(contents: Contents, form: Form) -> InputForm | None:
     pairs: dict[str, dict[str, str]] = {}
     for short, name in form.state.bare.items():
         match = _STATISTIC.fullmatch(short)
-        if match and math.prod(shape_of(form.state.entries[name])) == 3:
+        if match and not _NO_INPUT.search(match[1]) and math.prod(shape_of(form.state.entries[name])) == 3:
             pairs.setdefault(match[1], {})[match[2]] = name
     stated: dict[tuple[float, ...], InputForm] = {}
     for start, names in pairs.items():

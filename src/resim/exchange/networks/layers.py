@@ -23,8 +23,9 @@ from resim.exchange.networks.recognise import Network
 from resim.model.backbone import CAFFE, torchvision_resnet
 
 _GEOMETRY = ("kernel_size", "stride", "padding", "dilation")
+_SIZES = (*_GEOMETRY, "ceil_mode")
 _EPSILON = 1e-5
-_POOLING = {"kernel_size": 3, "stride": 2, "padding": 1, "dilation": 1}
+_POOLING = {"kernel_size": 3, "stride": 2, "padding": 1, "dilation": 1, "ceil_mode": False}
 _WITHOUT_EFFECT = frozenset(
     "Identity Dropout Dropout2d DropPath DropBlock2d StochasticDepth FloatFunctional Sequential".split()  # noqa: SIM905
 )
@@ -172,7 +173,7 @@ def _other_settings(name: str, layer: PassedOver, expected: Mapping[str, Any]) -
         if key == "eps" and isinstance(actual, (int, float)) and 0 <= actual < 1:
             yield _Difference(name, "", "epsilon", actual)
         else:
-            kind = "geometry" if key in _GEOMETRY else "other"
+            kind = "geometry" if key in _SIZES else "other"
             yield _Difference(name, f"{name} has {key.replace('_', ' ')} {actual} for {value}", kind)
 
 
