@@ -135,6 +135,13 @@ def test_moments_and_gradients_are_no_network(tmp_path: Path, form: str) -> None
     assert weights.warnings == ()
 
 
+def test_a_network_with_other_norms_is_reported(tmp_path: Path) -> None:
+    """A student with GroupNorm has no statistics either, and it is a network."""
+    content = {f"student.{n}": v for n, v in moments().items()} | {f"teacher.{n}": v for n, v in backbone().items()}
+    (warning,) = read(tmp_path, content).warnings
+    assert warning.startswith("the network below 'teacher.' is read; there are others below 'student.': resim import")
+
+
 @pytest.mark.parametrize(
     ("taken", "other"), [("encoder_s.", "encoder_t."), ("encoder.", "encoder_m."), ("f.", "f_moving.")]
 )

@@ -26,6 +26,7 @@ from resim.exchange.networks.unknown_networks import describe_unknown
 _COPIES = frozenset(
     "k key keys ema m momentum t teacher target mean avg averaged average swa moving polyak shadow slow".split()  # noqa: SIM905
 )
+_OF_TRAINING = frozenset("optimizer optim exp buffer grad grads gradient gradients fisher hessian mask masks".split())  # noqa: SIM905
 _QUERIES = frozenset("q query online student".split())  # noqa: SIM905
 _VARIANCES = ("running_var", "_variance")  # PyTorch's and PaddlePaddle's
 _OURS = re.compile(r"head\.[02]\.\w+|convs\.C\d\.\w+")
@@ -131,8 +132,13 @@ def recognise(data: Mapping[str, object], prefix: str | None = None) -> Form:
         modules = [n for n in networks if n.state.layers and n.has_last_stage]
         chosen = next((n for n in modules if _is_same(n, chosen)), chosen)
     rivals = [n for n in networks if n is not chosen and n.has_last_stage]
-    others = [n for n in rivals if n.has_statistics >= chosen.has_statistics and not _is_same(n, chosen)]
+    others = [n for n in rivals if (n.has_statistics or not _is_of_training(n)) and not _is_same(n, chosen)]
     return _make_form(chosen, [network for network in networks if network.state is chosen.state], others)
+
+
+def _is_of_training(network: Network) -> bool:
+    """Whether a dictionary with a network's names has gradients, moments or masks, by the words before them."""
+    return bool(words_of(network.label) & _OF_TRAINING)
 
 
 def _is_same(network: Network, other: Network) -> bool:

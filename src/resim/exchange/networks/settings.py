@@ -34,7 +34,7 @@ def all_settings(contents: Contents) -> Iterator[tuple[str, Mapping[str, Any]]]:
             inner = part.get(nested)
             inner = inner.entries() if isinstance(inner, PassedOver) else inner
             if isinstance(inner, Mapping):
-                yield f"{name}'s {nested}", inner
+                yield f"{nested} in {name}", inner
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
