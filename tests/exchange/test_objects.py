@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch._tensor import _rebuild_from_type, _rebuild_from_type_v2
 from torch._utils import _rebuild_device_tensor_from_cpu_tensor, _rebuild_device_tensor_from_numpy
+from torchvision.models import resnet18
 
 from resim.errors import UserError
 from resim.exchange.files.contents import read_contents, tensors_in
@@ -115,6 +116,14 @@ def test_a_tensor_of_another_class_is_named(tmp_path: Path) -> None:
     torch.save({"layer1.0.conv1.weight": torch.zeros(2).as_subclass(Quantised)}, tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"conv1.weight: is a \S+\.Quantised, which is not read: save dense weights"):
         read_weights(tmp_path / "w.pth")
+
+
+def test_a_head_of_another_class_is_left_over(tmp_path: Path) -> None:
+    state = {name: value for name, value in resnet18().state_dict().items() if name != "fc.weight"}
+    torch.save(state | {"fc.weight": torch.zeros(2).as_subclass(Quantised)}, tmp_path / "w.pth")
+    weights = read_weights(tmp_path / "w.pth")
+    assert weights.left_over == ("fc.bias", "fc.weight")
+    assert torch.equal(weights.tensors["backbone.conv1.weight"], state["conv1.weight"])
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])

@@ -194,7 +194,7 @@ def _read_foreign(contents: Contents, prefix: str | None = None) -> Weights:
     path = contents.path
     form = form_in(contents, prefix)
     refuse_other_strides(contents)
-    state, others = tensors_in(contents, form.state.entries)
+    state, others = tensors_in(contents, form.state.entries, {*form.ours, *form.keys, *form.queue})
     if not any(state[name].numel() for name in form.ours if name in state):
         raise UserError(
             f"{path}: has the names of a network and no numbers, as DeepSpeed's ZeRO stage 3 saves it: zero_to_fp32.py "

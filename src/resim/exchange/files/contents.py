@@ -6,7 +6,7 @@ import pickle
 import re
 import stat
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,17 @@ def read_contents(path: str | Path) -> Contents:
     return replace(contents, origin=origin)
 
 
-def tensors_in(contents: Contents, entries: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
+def tensors_in(
+    contents: Contents, entries: Mapping[str, Any], needed: Collection[str] | None = None
+) -> tuple[dict[str, Tensor], list[str]]:
     """The entries that are tensors, and the names of those that are not.
 
     Floating-point numbers of less than 32 bits are converted to float32.
+
+    Args:
+        contents: of the file.
+        entries: some of its entries.
+        needed: names; another entry whose class of tensors is not read is no tensor. None: each is needed.
 
     Raises:
         UserError: a tensor that is larger than the file, sparse, quantised, without content or of a type that PyTorch
@@ -70,7 +77,8 @@ def tensors_in(contents: Contents, entries: Mapping[str, Any]) -> tuple[dict[str
     tensors: dict[str, Tensor] = {}
     others: list[str] = []
     for name, value in entries.items():
-        if not is_tensor(value):
+        is_optional = isinstance(value, PassedOver) and needed is not None and name not in needed
+        if not is_tensor(value) or is_optional:
             others.append(name)
             continue
         if isinstance(value, UnreadTensor) and value.is_part:
