@@ -385,7 +385,7 @@ FAULTS: dict[str, Any] = {
         lambda path: path.write_bytes(saved(good() | {"bn1.bias": torch.zeros(7)})),
         "bn1.bias (7,) for (16,)",
     ),
-    "zeros": (lambda path: path.write_bytes(bytes(99)), "damaged, or no file of weights (99 bytes"),
+    "zeros": (lambda path: path.write_bytes(bytes(99)), "is without content: its first 99 bytes are 0"),
 }
 
 

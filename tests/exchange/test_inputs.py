@@ -335,6 +335,9 @@ SAYS: dict[str, Callable[[Path], object]] = {
     "config.json": lambda path: (path.parent / "config.json").write_text('{"architecture": "resnetblur18"}'),
     "arch": lambda path: torch.save({"arch": "resnetblur18", "state_dict": plain_state()}, path),
     "arguments": lambda path: torch.save({"args": {"model": "resnetaa34d"}, "state_dict": plain_state()}, path),
+    "arguments in arguments": lambda path: torch.save(
+        {"hyper_parameters": {"backbone": {"name": "resnetaa34d"}}, "state_dict": plain_state()}, path
+    ),
     "name": lambda path: path.rename(path.with_name("resnetblur50-84f4748f.pth")),
 }
 

@@ -121,6 +121,32 @@ def test_dilated_networks_are_warned_of(tmp_path: Path, what: str) -> None:
     assert "dilated" in warning
 
 
+MMSEG = "strides=[8, 16, 32], backbone=dict(strides=(1, 2, 1, 1)), mean=[123.675, 116.28, 103.53], "
+OTHER_STRIDES: dict[str, tuple[dict[str, Any], str]] = {
+    "torchvision": (
+        {"hyper_parameters": {"backbone_kwargs": {"replace_stride_with_dilation": [False, False, True]}}},
+        "it has dilated stages in place of strides (by backbone_kwargs in hyper_parameters); it is read with strides",
+    ),
+    "none of the stages": ({"args": {"replace_stride_with_dilation": [False, False, False]}}, ""),
+    "person search": ({"cfg": {"last_stride": 1}}, "its last stage has no stride (by cfg); it is read with strides"),
+    "config": (
+        {"meta": {"config": MMSEG + "std=[58.395, 57.12, 57.375], to_rgb=True"}},
+        "its stages have the strides 1, 2, 1, 1 (by its config); it is read with strides",
+    ),
+    "usual config": ({"meta": {"config": MMSEG.replace("2, 1, 1", "2, 2, 2") + "std=[58.395, 57.12, 57.375]"}}, ""),
+    "DeepLab": ({"model": {"decoder.0.convs.0.0.weight": torch.zeros(1)}}, "it is a segmentation network, whose last"),
+}
+
+
+@pytest.mark.parametrize("what", list(OTHER_STRIDES))
+def test_strides_that_settings_state_are_warned_of(tmp_path: Path, what: str) -> None:
+    content, message = OTHER_STRIDES[what]
+    network = {f"encoder.{name}": value for name, value in backbone().items()}
+    content = {**content, "model": network | content.get("model", {})}
+    warnings = read_weights(saved(tmp_path, content)).warnings
+    assert [warning.startswith(message) for warning in warnings] == [True] * bool(message)
+
+
 def test_detectron2_s_dilation_is_in_its_config_yaml(tmp_path: Path) -> None:
     renamed = {}
     for name, value in backbone().items():

@@ -422,8 +422,9 @@ def test_files_of_something_else(tmp_path: Path, what: str) -> None:
         ("w.pth", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
         ("w.pth", b"<!doctype html><html>", "is a web page, not the file itself"),
         ("w.onnx", b"\x08\x08\x12", "ONNX files are written, not read"),
-        ("w.pth", bytes(1000), "damaged, or no file of weights (1000 bytes"),
-        ("w.safetensors", bytes(1000), "damaged, or no safetensors file (1000 bytes"),
+        ("w.pth", bytes(1000), "is without content: its first 264 bytes are 0"),
+        ("w.safetensors", bytes(1000), "is without content: its first 264 bytes are 0"),
+        ("w.safetensors", b"\xff" * 1000, "damaged, or no safetensors file (1000 bytes"),
         ("w.pkl", b"\x80\x04", "damaged, or no file of weights (2 bytes"),
     ],
 )

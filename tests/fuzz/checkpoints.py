@@ -226,9 +226,17 @@ def _safetensors(tree: Any, rng: Random) -> bytes:
 
 @functools.cache
 def seeds() -> Sequence[bytes]:
-    """Every tree in every form, whole."""
+    """Every tree in every form, whole, and a module as it is saved."""
     rng = Random(0)
-    return [encode(tree, rng) for tree in (*trees(), *detectron2_trees()) for _ in range(4)]
+    return [encode(tree, rng) for tree in (*trees(), *detectron2_trees()) for _ in range(4)] + [_module()] * 4
+
+
+def _module() -> bytes:
+    with tiny_networks():
+        network = resnet18()
+    buffer = io.BytesIO()
+    torch.save({"model": network}, buffer, _use_new_zipfile_serialization=False)  # the new form has checksums
+    return buffer.getvalue()
 
 
 @functools.cache

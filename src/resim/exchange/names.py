@@ -24,6 +24,7 @@ PUBLISHED_QUEUE = {"queue": "queue", "queue_ptr": "queue_position"}
 
 _STAGE_TO_RES = {"layer1": "res2", "layer2": "res3", "layer3": "res4", "layer4": "res5"}
 _FPN = re.compile(r"fpn\.(lateral|output)(\d)\.(?:([01])\.)?(\w+)")
+_PADDLE = {"_mean": "running_mean", "_variance": "running_var"}
 _COUNTERS = ("total_ops", "total_params")  # which profilers put into modules
 _BLOBS = {
     "w": "conv{}.weight", "bn_s": "bn{}.weight", "bn_b": "bn{}.bias", "bn_gamma": "bn{}.weight", "bn_beta": "bn{}.bias",
@@ -48,8 +49,14 @@ class Scheme:
 
 
 def from_torchvision(name: str) -> str | None:
-    """`layer1.0.conv1.weight` -> `backbone.layer1.0.conv1.weight`; None for the classifier."""
-    return f"backbone.{name}" if re.match(r"(conv1|bn1|layer[1-4]\.\d+)\.", name) else None
+    """`layer1.0.conv1.weight` -> `backbone.layer1.0.conv1.weight`; None for the classifier.
+
+    PaddlePaddle's ResNets have the same names, except `bn1._mean` and `bn1._variance`.
+    """
+    if not re.match(r"(conv1|bn1|layer[1-4]\.\d+)\.", name):
+        return None
+    parent, _, leaf = name.rpartition(".")
+    return f"backbone.{parent}.{_PADDLE.get(leaf, leaf)}"
 
 
 def from_detectron2(name: str) -> str | None:

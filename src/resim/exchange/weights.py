@@ -23,9 +23,10 @@ from resim.exchange.networks.architecture import (
     refuse_infinite,
     shorten,
 )
-from resim.exchange.networks.describe import describe_choice, describe_file, describe_place
+from resim.exchange.networks.describe import describe_choice, describe_file, describe_other, describe_place
 from resim.exchange.networks.input_evidence import infer_input
 from resim.exchange.networks.input_forms import fold_input
+from resim.exchange.networks.layers import compare_layers, fold_epsilons
 from resim.exchange.networks.recognise import Form, recognise
 from resim.exchange.networks.state_dicts import find_states
 from resim.exchange.networks.strides import refuse_other_strides
@@ -193,16 +194,25 @@ def _read_foreign(contents: Contents, prefix: str | None = None) -> Weights:
     path = contents.path
     form = form_in(contents, prefix)
     refuse_other_strides(contents)
-    state, others = tensors_in(contents, form.state.entries)
+    state, others = tensors_in(contents, form.state.entries, {*form.ours, *form.keys, *form.queue})
+    if not any(state[name].numel() for name in form.ours if name in state):
+        raise UserError(
+            f"{path}: has the names of a network and no numbers, as DeepSpeed's ZeRO stage 3 saves it: zero_to_fp32.py "
+            "in the checkpoint's folder makes a complete file"
+        )
     tensors, config, left_over = _network_of(path, form, state)
     added = add_counters(tensors, config)
-    check_complete(path, tensors, config)
+    check_complete(path, tensors, config, hint=describe_other(form))
     refuse_infinite(path, tensors, {ours: name for name, ours in form.ours.items()})
+    layers = compare_layers(path, form.network, config.backbone)
+    tensors = fold_epsilons(tensors, layers.epsilons)
     form_of_input, warnings = infer_input(contents, form, tensors)
+    is_stated = form_of_input is not None and form_of_input.stride_in_1x1
+    if layers.stride_in_1x1 or is_stated:
+        config = dataclasses.replace(config, backbone=f"{config.backbone}{CAFFE}")
+    warnings = [*layers.warnings(config.backbone, is_stated), *warnings]
     if form_of_input is not None:
         tensors = fold_input(tensors, form_of_input)
-        if form_of_input.stride_in_1x1:
-            config = dataclasses.replace(config, backbone=f"{config.backbone}{CAFFE}")
         warnings = [form_of_input.conversion(config.backbone), *warnings]
     if form.others:
         warnings.append(describe_choice(form, path))
@@ -243,8 +253,8 @@ def _network_of(
         config = infer_config(tensors)
     except ValueError as error:
         raise UserError(
-            f"{path}: contains {error}{describe_place(form)}; weights of a ResNet with torchvision's or Detectron2's "
-            "names are read"
+            f"{path}: contains {error}{describe_place(form)}{describe_other(form)}; weights of a ResNet with "
+            "torchvision's or Detectron2's names are read"
         ) from None
     unknown = set(_remove_unknown(tensors, config))
     training_state = form.keys.keys() | form.queue.keys()
@@ -254,7 +264,8 @@ def _network_of(
     surplus = [name for name in left_over if (names[name] or "").startswith("backbone.")]
     if surplus:  # a squeeze, an offset, a bias: without it the same weights compute something else
         raise UserError(
-            f"{path}: is no plain {config.backbone}, which has no {shorten(surplus)}; another network is not read"
+            f"{path}: is no plain {config.backbone}, which has no {shorten(surplus)}{describe_other(form)}; another "
+            "network is not read"
         )
     return tensors, config, left_over
 

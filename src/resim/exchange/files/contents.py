@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pickle
 import re
+import stat
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,30 +15,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from resim.errors import UserError
+from resim.exchange.files.foreign_files import describe_foreign, text_in
 from resim.exchange.files.modules import replace_modules
-from resim.exchange.files.pickle_values import Named, NumberArray, PassedOver, SavedTensor, is_tensor
+from resim.exchange.files.paths import INDEX, file_of
+from resim.exchange.files.pickle_values import Named, NumberArray, PassedOver, SavedTensor, UnreadTensor, is_tensor
 from resim.exchange.files.pickles import Rules, read_pickle
-from resim.exchange.files.torch_files import LEGACY, read_torch, with_tensors
+from resim.exchange.files.torch_files import LEGACY, ZIP, read_torch, with_tensors
 from resim.exchange.sources import is_untrained, locate
 from resim.reading import read_json
-
-_NOT_WEIGHTS = {
-    b"version https://git-lfs": "a Git LFS pointer: fetch the file itself with git lfs pull",
-    b"<!DOCTYPE": "a web page, not the file itself: download it again",
-    b"<html": "a web page, not the file itself: download it again",
-    b"\x89HDF": "an HDF5 file: save the weights with torch.save or as safetensors",
-    b"\x1f\x8b": "compressed with gzip: unpack it first",
-    b"BZh": "compressed with bzip2: unpack it first",
-    b"\xfd7zXZ": "compressed with xz: unpack it first",
-    b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack it first",
-    b"\x93NUMPY": "a file of NumPy's (.npy): save a state_dict",
-    b"\x08\x08\x12\x07pytorch": "an ONNX file, which is written and never read: name the checkpoint it was made from",
-}
-_IN_FOLDERS = (
-    "checkpoints/last.pt", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)  # fmt: skip
-_INDEX = ".index.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,15 +53,22 @@ def read_contents(path: str | Path) -> Contents:
     if is_untrained(path):
         raise UserError(f"{path}: is an untrained network, which has no file: name a file of weights")
     place, origin = locate(path)
-    path = _file_of(place)
-    contents = _read_shards(path) if path.name.endswith(_INDEX) else _read_file(path)
+    path = file_of(place)
+    contents = _read_shards(path) if path.name.endswith(INDEX) else _read_file(path)
     return replace(contents, origin=origin)
 
 
-def tensors_in(contents: Contents, entries: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
+def tensors_in(
+    contents: Contents, entries: Mapping[str, Any], needed: Collection[str] | None = None
+) -> tuple[dict[str, Tensor], list[str]]:
     """The entries that are tensors, and the names of those that are not.
 
     Floating-point numbers of less than 32 bits are converted to float32.
+
+    Args:
+        contents: of the file.
+        entries: some of its entries.
+        needed: names; another entry whose class of tensors is not read is no tensor. None: each is needed.
 
     Raises:
         UserError: a tensor that is larger than the file, sparse, quantised, without content or of a type that PyTorch
@@ -85,9 +77,17 @@ def tensors_in(contents: Contents, entries: Mapping[str, Any]) -> tuple[dict[str
     tensors: dict[str, Tensor] = {}
     others: list[str] = []
     for name, value in entries.items():
-        if not is_tensor(value):
+        is_optional = isinstance(value, PassedOver) and needed is not None and name not in needed
+        if not is_tensor(value) or is_optional:
             others.append(name)
             continue
+        if isinstance(value, UnreadTensor) and value.is_part:
+            raise UserError(
+                f"{contents.path}: {name}: is one process's part of a tensor ({value.kind.rpartition('.')[2]}): save a "
+                "full state_dict (torch.distributed.checkpoint.state_dict, full_state_dict=True)"
+            )
+        if isinstance(value, UnreadTensor):
+            raise UserError(f"{contents.path}: {name}: is a {value.kind}, which is not read: save dense weights")
         if isinstance(value, PassedOver):
             raise UserError(f"{contents.path}: {name}: is sparse, quantised or without content: save dense weights")
         if isinstance(value, (NumberArray, SavedTensor)):
@@ -108,20 +108,23 @@ def tensors_in(contents: Contents, entries: Mapping[str, Any]) -> tuple[dict[str
 
 def _read_file(path: Path) -> Contents:
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            head = file.read(264)
+        status = path.stat()
+        size, is_regular = status.st_size, stat.S_ISREG(status.st_mode)
+        head = b""
+        if is_regular:
+            with path.open("rb") as file:
+                head = file.read(264)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError:  # a NUL or half a character
         raise UserError(f"{path!a}: is no name of a file") from None
+    if not is_regular:
+        raise UserError(f"{path}: is a pipe or a device: write it to a file first")
     if not head:
         raise UserError(f"{path}: is empty (0 bytes)")
-    for start, description in _NOT_WEIGHTS.items():
-        if head.lstrip().lower().startswith(start.lower()):
-            raise UserError(f"{path}: is {description}")
-    if head[257:262] == b"ustar":
-        raise UserError(f"{path}: is a tar archive: unpack it, and name a file of weights in it")
+    foreign = describe_foreign(head)
+    if foreign is not None:
+        raise UserError(f"{path}: is {foreign}")
     form = _form(path, head)
     metadata: dict[str, str] = {}
     rules = Rules()
@@ -137,16 +140,29 @@ def _read_file(path: Path) -> Contents:
         raise
     except Exception as error:  # a damaged file can raise anything
         raise UserError(f"{path}: {_describe_error(error, size)}") from None
-    if not isinstance(data, Mapping) or not all(isinstance(name, str) for name in data):
+    named = _text_keys(data) if isinstance(data, Mapping) else None
+    if named is None:
         kind = "Tensor" if isinstance(data, SavedTensor) else type(data).__name__
         kind = data.kind if isinstance(data, PassedOver) else data.full if isinstance(data, Named) else kind
+        if kind.startswith("__torch__."):
+            raise UserError(f"{path}: is frozen TorchScript, with its weights as constants: save a state_dict")
         raise UserError(f"{path}: contains no named weights (a {kind}): save a state_dict")
-    return Contents(path=path, size=size, form=form, data=data, metadata=metadata, passed_over=tuple(rules.passed_over))
+    passed_over = tuple(rules.passed_over)
+    return Contents(path=path, size=size, form=form, data=named, metadata=metadata, passed_over=passed_over)
+
+
+def _text_keys(data: Mapping[Any, Any]) -> Mapping[str, Any] | None:
+    """The entries with text keys, and those with numbers as text; None if all keys of its tensors are numbers."""
+    if all(isinstance(name, str) for name in data):
+        return data
+    if not any(isinstance(name, str) or isinstance(value, Mapping) for name, value in data.items()):
+        return None
+    return {str(name): value for name, value in data.items() if isinstance(name, (str, int))}
 
 
 def _decode_keys(data: Any) -> Any:
     """The same data with text keys, which a pickle of Python 2 contains as bytes, in the dictionary and its values."""
-    if not isinstance(data, dict):
+    if not isinstance(data, dict) or not (_has_bytes(data) or any(map(_has_bytes, data.values()))):
         return data
     names = [name.decode("ascii") if isinstance(name, bytes) and name.isascii() else name for name in data]
     values = [_decode_keys(value) if _has_bytes(value) else value for value in data.values()]
@@ -170,7 +186,7 @@ def _read_shards(path: Path) -> Contents:
         raise UserError(f"{path}: is no index of shards: it has no weight_map from names to files")
     parts: list[Contents] = []
     for name in dict.fromkeys(shards.values()):
-        if Path(name).name != name or name.endswith(_INDEX):
+        if Path(name).name != name or name.endswith(INDEX):
             raise UserError(f"{path}: names the shard {name!r}: shards must be in the folder of the index")
         parts.append(_read_file(path.parent / name))
     data: dict[str, Any] = {}
@@ -184,36 +200,8 @@ def _read_shards(path: Path) -> Contents:
     return replace(parts[0], path=path, size=size, data=data, passed_over=passed_over)
 
 
-def _file_of(path: Path) -> Path:
-    """The file of weights in a run's folder or a hub folder."""
-    if not path.is_dir():
-        return path
-    for name in _IN_FOLDERS:
-        if (path / name).is_file():
-            return path / name
-    if (path / ".metadata").is_file():
-        raise UserError(
-            f"{path}: is a distributed checkpoint: python -m torch.distributed.checkpoint.format_utils dcp_to_torch "
-            f"{path} FILE makes one file of it"
-        )
-    raise UserError(f"{path}: is a folder without {_IN_FOLDERS[0]} or {_IN_FOLDERS[1]}; {_remedy(path)}")
-
-
-def _remedy(path: Path) -> str:
-    """What to name instead of a folder without weights."""
-    runs = sorted(str(file.parent.parent) for file in path.glob(f"*/{_IN_FOLDERS[0]}"))
-    if runs:
-        return f"name one of its runs: {', '.join(runs[:5])}{', ...' if runs[5:] else ''}"
-    others = sorted(str(file) for file in (path / "checkpoints").glob("*.pt"))
-    if others:
-        return f"name one of its checkpoints: {', '.join(others[:5])}{', ...' if others[5:] else ''}"
-    if (path / "config.json").is_file() and (path / "metrics.jsonl").is_file():
-        return "the run stopped before its first checkpoint: repeat its command with --resume auto"
-    return "name a file of weights"
-
-
 def _form(path: Path, head: bytes) -> str:
-    if head.startswith((b"PK\x03\x04", LEGACY)):
+    if head.startswith(ZIP) or LEGACY in head[:40]:
         return "torch"
     if head[8:9] == b"{" or path.suffix == ".safetensors":
         return "safetensors"
@@ -221,9 +209,10 @@ def _form(path: Path, head: bytes) -> str:
         return "pickle"
     if path.suffix == ".onnx":
         raise UserError(f"{path}: ONNX files are written, not read: name the checkpoint it was made from")
-    if head.isascii() and all(letter.isprintable() or letter.isspace() for letter in head.decode()):
-        raise UserError(f"{path}: is a text file, not a file of weights; it begins with {head.decode().strip()[:60]!r}")
-    return "torch"
+    text = text_in(head)
+    if text is not None:
+        raise UserError(f"{path}: is a text file, not a file of weights; it begins with {text.strip()[:60]!r}")
+    raise UserError(f"{path}: is no file of weights: it begins with the bytes {head[:8].hex(' ')}")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

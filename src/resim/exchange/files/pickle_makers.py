@@ -13,7 +13,15 @@ from typing import Any
 
 import torch
 
-from resim.exchange.files.pickle_values import Named, NumberArray, NumberKind, PassedOver, SavedTensor, Storage
+from resim.exchange.files.pickle_values import (
+    Named,
+    NumberArray,
+    NumberKind,
+    PassedOver,
+    SavedTensor,
+    Storage,
+    UnreadTensor,
+)
 
 Maker = Callable[..., Any]
 
@@ -56,11 +64,11 @@ def _default_dict(*arguments: Any) -> dict[Any, Any]:
     return dict(arguments[1]) if len(arguments) > 1 and isinstance(arguments[1], Mapping) else {}
 
 
-def _reconstruct(subtype: object, shape: object, code: object) -> NumberArray:
-    """`numpy.core.multiarray._reconstruct`: an empty array, whose content is set later."""
-    if subtype != Named("numpy.ndarray"):
+def _reconstruct(subtype: object, shape: object, code: object) -> NumberArray | PassedOver:
+    """`numpy.core.multiarray._reconstruct`: an empty array, whose content is set later, or one of another class."""
+    if not isinstance(subtype, Named):
         raise pickle.UnpicklingError("it contains an array of a subclass")
-    return NumberArray()
+    return NumberArray() if subtype.full in ("numpy.ndarray", "numpy.memmap") else PassedOver(subtype.full)
 
 
 def _from_buffer(data: object, kind: object, shape: object, order: object, *_: object) -> NumberArray:
@@ -119,7 +127,9 @@ def _saved(storage: Any, offset: Any, shape: Any, stride: Any, dtype: torch.dtyp
 def _typed(maker: Any, kind: Any, arguments: Any, *_: object) -> Any:
     """`torch._tensor._rebuild_from_type_v2`: a tensor with attributes, or of a subclass."""
     known = MAKERS.get(maker.full) if isinstance(maker, Named) else None
-    return known(*arguments) if known is not None and isinstance(arguments, tuple) else PassedOver("a tensor")
+    if known is not None and isinstance(arguments, tuple):
+        return known(*arguments)
+    return UnreadTensor(kind.full if isinstance(kind, Named) else "a tensor of another class")
 
 
 def _first(value: Any, *_: object) -> Any:
@@ -148,7 +158,12 @@ MAKERS: dict[str, Maker] = {
     "torch._utils._rebuild_tensor_v3": _tensor_v3,
     "torch._utils._rebuild_parameter": _first,
     "torch._utils._rebuild_parameter_with_state": _first,
+    **{f"{core}._rebuild_from_type": _typed for core in ("torch.tensor", "torch._tensor")},
     "torch._tensor._rebuild_from_type_v2": _typed,
+    **{  # tensors of accelerators that PyTorch reaches through plug-ins, such as TPUs: on the CPU, or as arrays
+        f"torch._utils._rebuild_{kind}": _first
+        for kind in ("device_tensor_from_numpy", "device_tensor_from_cpu_tensor", "xla_tensor")
+    },
     **{
         f"torch.jit._pickle.{name}": _first
         for name in ("build_intlist", "build_tensorlist", "build_doublelist", "build_boollist", "restore_type_tag")

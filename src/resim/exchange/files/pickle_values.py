@@ -45,6 +45,16 @@ class PassedOver:
         return entries
 
 
+@dataclass(eq=False)
+class UnreadTensor(PassedOver):
+    """A tensor of a class that is not read, such as one process's part of a tensor, or a quantised one."""
+
+    @property
+    def is_part(self) -> bool:
+        """Whether it is one process's part of a tensor."""
+        return self.kind.rpartition(".")[2] in ("DTensor", "ShardedTensor")
+
+
 class NumberKind:
     """`numpy.dtype` in a pickle: a kind of number and its byte order."""
 
@@ -171,7 +181,7 @@ class SavedTensor:
 def is_tensor(value: object) -> bool:
     """Whether a value of a file is a tensor or an array of any kind."""
     if isinstance(value, PassedOver):  # sparse, quantised or without content
-        return value.kind.startswith("torch._utils._rebuild_")
+        return isinstance(value, UnreadTensor) or value.kind.startswith("torch._utils._rebuild_")
     return isinstance(value, (Tensor, SavedTensor)) or (isinstance(value, NumberArray) and value.is_number)
 
 

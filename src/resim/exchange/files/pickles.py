@@ -27,6 +27,7 @@ _CODE_MODULES = frozenset(
     """.split()  # noqa: SIM905 - a list of words is read more easily without quotes
 )
 _CODE_BUILTINS = frozenset({"eval", "exec", "execfile", "compile", "open", "__import__", "input", "breakpoint", "exit"})
+_RECORDS = frozenset({"posix.uname_result", "nt.uname_result", "os.stat_result", "os.terminal_size"})  # plain data
 _CONSTANTS = frozenset(
     """
     INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE SHORT_BINUNICODE
@@ -225,9 +226,11 @@ def _name(module: str, attribute: str) -> Named:
     checkpoint has them, and the user must be warned before another program opens the file.
     """
     builtin = module in ("builtins", "__builtin__")
-    if (builtin and attribute in _CODE_BUILTINS) or module.partition(".")[0] in _CODE_MODULES:
-        raise pickle.UnpicklingError(f"it imports {module}.{attribute}")
-    return Named(f"{module}.{attribute}")
+    full = f"{module}.{attribute}"
+    is_code = (builtin and attribute in _CODE_BUILTINS) or module.partition(".")[0] in _CODE_MODULES
+    if is_code and full not in _RECORDS:
+        raise pickle.UnpicklingError(f"it imports {full}")
+    return Named(full)
 
 
 def _make(kind: Any, arguments: Any, rules: Rules, keywords: Any = None) -> Any:

@@ -17,12 +17,21 @@ from resim.exchange.files.pickle_values import Named, Storage
 from resim.exchange.files.pickles import Rules, interpret
 from resim.runs.archive import ZIP, check_archive, has_checksums
 
-LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""The beginning of files of torch.save before 1.6: a pickle of a magic number."""
+LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""At the beginning of files of torch.save before 1.6, after the protocol: the magic number."""
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 
-_PACKED = {".npy": "an archive of NumPy's (.npz)", ".pth": "a zip archive of files", ".pt": "a zip archive of files"}
+_PACKED = {
+    ".npy": "an archive of NumPy's (.npz)",
+    "archive_format": "a program of torch.export",
+    "serialized_exported_program.json": "a program of torch.export",
+    ".h5": "a Keras archive",
+    ".pth": "a zip archive of files",
+    ".pt": "a zip archive of files",
+    ".ckpt": "a zip archive of files",
+    ".safetensors": "a zip archive of files",
+}
 
 
 def read_torch(data: bytes, path: Path, rules: Rules, depth: int = 0) -> Any:

@@ -95,7 +95,7 @@ def list_mismatches(
 
 
 def check_complete(
-    path: object, tensors: Mapping[str, Tensor], config: ModelConfig, *, all_parts: bool = False
+    path: object, tensors: Mapping[str, Tensor], config: ModelConfig, *, all_parts: bool = False, hint: str = ""
 ) -> None:
     """Check that each part of the network (backbone, FPN, head) that has any entry is complete, with the right shapes.
 
@@ -104,6 +104,7 @@ def check_complete(
         tensors: under our names.
         config: their network.
         all_parts: whether each part must be present.
+        hint: for the message, what else the file shows.
 
     Raises:
         UserError: which entries are missing, of another shape or of integers or complex numbers.
@@ -116,12 +117,13 @@ def check_complete(
     running = [name for name in missing if name.endswith(_RUNNING)]
     if missing and len(running) == len(missing) == sum(name.endswith(_RUNNING) for name in shapes):
         raise UserError(
-            f"{path}: is no {config.backbone} with BatchNorm: its norms have no running statistics, as GroupNorm and "
-            "LayerNorm; another network is not read"
+            f"{path}: is no {config.backbone} with BatchNorm: its norms have no running statistics, as GroupNorm, "
+            "LayerNorm and files of parameters without buffers; another network is not read: save a state_dict"
         )
     mismatches = list_mismatches(shapes, tensors, required=required)
     if mismatches:
-        raise UserError(f"{path}: is no complete {config.backbone}{_with_fpn(config)}: {mismatches}")
+        hint = hint or describe_stem(tensors, shapes)
+        raise UserError(f"{path}: is no complete {config.backbone}{_with_fpn(config)}: {mismatches}{hint}")
 
 
 def refuse_infinite(path: Path, tensors: Mapping[str, Tensor], names: Mapping[str, str] | None = None) -> None:
@@ -152,9 +154,14 @@ def refuse_infinite(path: Path, tensors: Mapping[str, Tensor], names: Mapping[st
 def add_counters(tensors: dict[str, Tensor], config: ModelConfig) -> list[str]:
     """Add BatchNorm's counters of batches (0) where its running statistics are present: some programs omit them.
 
+    A counter of shape (1,), as some programs convert it, becomes a scalar.
+
     Returns:
         The names added.
     """
+    for name, value in tensors.items():
+        if name.endswith(".num_batches_tracked") and value.shape == (1,):
+            tensors[name] = value.reshape(())
     added = [
         name
         for name in encoder_shapes(config)
@@ -169,6 +176,24 @@ def add_counters(tensors: dict[str, Tensor], config: ModelConfig) -> list[str]:
 def shorten(names: Sequence[str], at_most: int = 3) -> str:
     """The first names of a list, for one line."""
     return ", ".join(names[:at_most]) + (f", ... {len(names)} in all" if len(names) > at_most else "")
+
+
+def describe_stem(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """What the shape of the first convolution shows of another network, for a message; "" if it shows nothing."""
+    name = "backbone.conv1.weight"
+    actual = tuple(tensors[name].shape) if name in tensors else ()
+    expected = shapes.get(name, actual)
+    if len(actual) == 5:
+        return "; it is a network for volumes or video"
+    if len(actual) != 4 or actual == expected:
+        return ""
+    if actual[1] != 3:
+        return f"; its input has {actual[1]} channels, ours has 3"
+    if actual[2:] == (3, 3):
+        return "; its first convolution is 3 x 3, as in networks for small images (CIFAR) and in CLIP's"
+    if actual[0] == expected[0]:
+        return ""
+    return f"; it has {actual[0]} channels after its first convolution, ours has {expected[0]}"
 
 
 def _resnet_name(tensors: Mapping[str, Tensor]) -> str:
@@ -191,7 +216,8 @@ def _resnet_name(tensors: Mapping[str, Tensor]) -> str:
             f"a ResNet without its last stage (layer4), perhaps of a {similar[0]}; a complete one is needed"
         )
     if not candidates:
-        raise ValueError(f"a ResNet of {'-'.join(map(str, blocks))} blocks, which is none of torchvision's")
+        kind = "bottleneck blocks" if bottleneck else "blocks"
+        raise ValueError(f"a ResNet of {'-'.join(map(str, blocks))} {kind}, which is none of torchvision's")
 
     def num_fitting(name: str) -> int:
         shapes = encoder_shapes(ModelConfig(backbone=name, levels=()))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from resim.exchange.names import PUBLISHED_HEAD, PUBLISHED_QUERY
 from resim.exchange.networks.recognise import Form
+from resim.exchange.networks.unknown_networks import resembled
 from resim.model.encoder import ModelConfig
 
 _OTHER_HEAD = re.compile(rf"{re.escape(PUBLISHED_QUERY)}(?!{re.escape(PUBLISHED_HEAD)})")
@@ -34,7 +35,10 @@ def describe_file(
     network = f"{config.backbone} with an FPN{norms}" if has_fpn else config.backbone
     if form.name == "published":
         after = "" if epoch is None else f", epoch {epoch}"
-        return f"published {_published_program(form, tensors, left_over)} checkpoint ({network}{after})"
+        program = _published_program(form, tensors, left_over)
+        if program is None:
+            return f"checkpoint with MoCo's names ({network}{after})"
+        return f"published {program} checkpoint ({network}{after})"
     if form.name == "detectron2":
         kind = "detector" if any(_DETECTOR.search(name) for name in left_over) else "backbone"
         return f"Detectron2 {kind} ({network})"
@@ -53,14 +57,16 @@ def describe_file(
     return f"ResNet with {names} ({network}{below})"
 
 
-def _published_program(form: Form, tensors: Mapping[str, Tensor], left_over: Sequence[str]) -> str:
-    """The program that wrote a published checkpoint, as far as its FPN and head show."""
+def _published_program(form: Form, tensors: Mapping[str, Tensor], left_over: Sequence[str]) -> str | None:
+    """The program that wrote a published checkpoint, as far as its FPN, head and queue show; None: another one."""
     if any(name.startswith("fpn.") for name in tensors):
         return "ReSim-FPN"
     bare = {name: short for short, name in form.state.bare.items()}
     if any(_OTHER_HEAD.match(bare.get(name, name)) for name in left_over):
         return "ReSim-C4 or similar"
-    return "MoCo v2 (or ReSim-C4)" if any(name.startswith("head.") for name in tensors) else "MoCo v1"
+    if any(name.startswith("head.") for name in tensors):
+        return "MoCo v2 (or ReSim-C4)"
+    return "MoCo v1" if form.queue else None
 
 
 def describe_choice(form: Form, path: Path) -> str:
@@ -87,3 +93,13 @@ def describe_choice(form: Form, path: Path) -> str:
 def describe_place(form: Form) -> str:
     """Where the network is that is taken from a file with several; "" for a file with one."""
     return f" below {form.network.label!r} (others are below {', '.join(form.others)})" if form.others else ""
+
+
+def describe_other(form: Form) -> str:
+    """What else the names of a network show that is no plain ResNet, for a message."""
+    ours = set(form.ours.values())
+    if "backbone.conv1.bias" in ours and not any(name.startswith("backbone.bn1.") for name in ours):
+        return " (its norms seem to be folded into its convolutions, as for inference)"
+    prefix = form.network.prefix
+    kind = resembled([name.removeprefix(prefix) for name in form.state.bare if name.startswith(prefix)])
+    return f" (it resembles {kind})" if kind else ""

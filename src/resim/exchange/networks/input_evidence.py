@@ -7,6 +7,7 @@ buffers, a config in the file or in its folder, the signature of a program, the 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from resim.exchange.files.contents import Contents, tensors_in
+from resim.exchange.files.pickle_values import shape_of
 from resim.exchange.networks.input_forms import (
     BGR_STD,
     CAFFE_MEAN,
@@ -28,6 +30,8 @@ from resim.exchange.networks.settings import LIST, config_text, read_json, setti
 from resim.exchange.networks.strides import warn_of_dilation, warn_of_extra_modules
 from resim.views.photometric import MEAN, STD
 
+_STATISTIC = re.compile(r"((?:.*\.)?(?:(?:pixel|image|imagenet|img|input|data|norm|rgb|new)?_)?)(mean|std)")
+_NO_INPUT = re.compile(r"box|coder|target|anchor|loss|head|reward")  # other parts with a mean and a deviation
 _CONVERTED = re.compile(r"moco|resim|torchvision", re.IGNORECASE)
 
 
@@ -40,6 +44,8 @@ def infer_input(contents: Contents, form: Form, tensors: Mapping[str, Tensor]) -
     if form.name == "caffe2":
         return _caffe2(tensors), []
     stated = _from_meta(contents) or _from_config_json(contents) or _from_settings(contents)
+    if form.name in ("resnet", "torchvision-detection", "mmdet"):
+        stated = _from_buffers(contents, form) or stated
     if form.name == "detectron2":
         stated, warnings = _detectron2(contents, form, tensors)
     else:
@@ -84,19 +90,31 @@ def _caffe2(tensors: Mapping[str, Tensor]) -> InputForm:
 
 
 def _from_buffers(contents: Contents, form: Form) -> InputForm | None:
-    """`pixel_mean` and `pixel_std`, which are buffers of older Detectron2 models."""
-    names = {
-        short.rpartition(".")[2]: name
-        for short, name in form.state.bare.items()
-        if short.rpartition(".")[2] in ("pixel_mean", "pixel_std")
-    }
-    if len(names) != 2:
-        return None
-    buffers, _ = tensors_in(contents, {kind: form.state.entries[name] for kind, name in names.items()})
-    if len(buffers) != 2:
-        return None
-    mean, std = (buffers[kind].flatten().double().tolist() for kind in ("pixel_mean", "pixel_std"))
-    return form_of_numbers(mean, std, None, "pixel_mean and pixel_std in the file")
+    """The mean and the deviation that a network has as buffers and subtracts and divides by, next to its ResNet.
+
+    `pixel_mean` and `pixel_std` of older Detectron2 models, `normalize.mean` and `normalize.std` of others; from 0 to
+    255, or from 0 to 1. None where there are none, or several that differ.
+    """
+    pairs: dict[str, dict[str, str]] = {}
+    for short, name in form.state.bare.items():
+        match = _STATISTIC.fullmatch(short)
+        if match and not _NO_INPUT.search(match[1]) and math.prod(shape_of(form.state.entries[name])) == 3:
+            pairs.setdefault(match[1], {})[match[2]] = name
+    stated: dict[tuple[float, ...], InputForm] = {}
+    for start, names in pairs.items():
+        if len(names) < 2:
+            continue
+        buffers, _ = tensors_in(contents, {kind: form.state.entries[name] for kind, name in names.items()})
+        mean, std = (buffers[kind].flatten().double().tolist() for kind in ("mean", "std"))
+        is_of_pixels = start.endswith("pixel_") and max(std) == 1  # Detectron2's deviation of 1
+        if not is_of_pixels and max(mean) <= 1 and max(std) <= 1:
+            if not any(mean) and set(std) == {1.0}:  # nothing is normalised here, perhaps elsewhere
+                continue
+            mean, std = ([255.0 * value for value in values] for values in (mean, std))
+        normalisation = form_of_numbers(mean, std, None, f"{start}mean and {start}std in the file")
+        if normalisation is not None:
+            stated[(*mean, *std)] = normalisation
+    return next(iter(stated.values())) if len(stated) == 1 else None
 
 
 def _from_yaml(contents: Contents) -> InputForm | None:
@@ -131,7 +149,7 @@ def _from_meta(contents: Contents) -> InputForm | None:
 def _from_config_json(contents: Contents) -> InputForm | None:
     """timm's mean and deviation, in config.json, from 0 to 1."""
     config = read_json(contents.path.parent / "config.json")
-    if "model_type" in config:
+    if "model_type" in config and "architecture" not in config:  # transformers' wrapper of timm's networks has both
         return _from_transformers(contents, config)
     settings = config.get("pretrained_cfg")
     settings = settings if isinstance(settings, Mapping) else config

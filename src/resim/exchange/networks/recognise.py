@@ -20,10 +20,15 @@ from resim.exchange.names import (
 )
 from resim.exchange.networks.pyramids import find_pyramid
 from resim.exchange.networks.state_dicts import State, find_states
+from resim.exchange.networks.stems import find_stem
 from resim.exchange.networks.unknown_networks import describe_unknown
 
-_COPIES = frozenset("k key keys ema momentum teacher target mean avg averaged average swa shadow slow".split())  # noqa: SIM905
+_COPIES = frozenset(
+    "k key keys ema m momentum t teacher target mean avg averaged average swa moving polyak shadow slow".split()  # noqa: SIM905
+)
+_OF_TRAINING = frozenset("optimizer optim exp buffer grad grads gradient gradients fisher hessian mask masks".split())  # noqa: SIM905
 _QUERIES = frozenset("q query online student".split())  # noqa: SIM905
+_VARIANCES = ("running_var", "_variance")  # PyTorch's and PaddlePaddle's
 _OURS = re.compile(r"head\.[02]\.\w+|convs\.C\d\.\w+")
 
 FormName = Literal["published", "detectron2", "torchvision-detection", "mmdet", "resim", "caffe2", "resnet"]
@@ -55,7 +60,16 @@ class Network:
             ours = None if is_counter(bare) else self.scheme.to_ours(inner)
             if ours is not None:
                 named[name] = ours
+        if self.scheme.name in ("torchvision", "numbered") and "backbone.conv1.weight" not in named.values():
+            named |= find_stem(self.state, self.prefix, named)
         return named
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether it has what its norms normalise by; gradients and an optimizer's moments have names and no more."""
+        if self.scheme.name == "caffe2":
+            return True
+        return any(name.startswith(self.prefix) and name.endswith(_VARIANCES) for name in self.state.bare)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +128,17 @@ def recognise(data: Mapping[str, object], prefix: str | None = None) -> Form:
             places = ", ".join(repr(label) if label else "its top" for label in labels)
             raise ValueError(f"no ResNet below --prefix {prefix!r}; those in it are below {places}")
         chosen = matches[0]
-    others = [n for n in networks if n is not chosen and n.has_last_stage and not _is_same(n, chosen)]
+    if prefix is None and not chosen.state.layers:  # a module states more of the same network
+        modules = [n for n in networks if n.state.layers and n.has_last_stage]
+        chosen = next((n for n in modules if _is_same(n, chosen)), chosen)
+    rivals = [n for n in networks if n is not chosen and n.has_last_stage]
+    others = [n for n in rivals if (n.has_statistics or not _is_of_training(n)) and not _is_same(n, chosen)]
     return _make_form(chosen, [network for network in networks if network.state is chosen.state], others)
+
+
+def _is_of_training(network: Network) -> bool:
+    """Whether a dictionary with a network's names has gradients, moments or masks, by the words before them."""
+    return bool(words_of(network.label) & _OF_TRAINING)
 
 
 def _is_same(network: Network, other: Network) -> bool:
@@ -165,9 +188,10 @@ def words_of(prefix: str) -> set[str]:
     return set(re.findall(r"[a-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", prefix).lower().replace("_", " ")))
 
 
-def _preference(network: Network) -> tuple[bool, bool, bool, int]:
+def _preference(network: Network) -> tuple[bool, bool, bool, bool, int]:
     words = words_of(network.label)
-    return not network.has_last_stage, not words & _QUERIES, bool(words & _COPIES), len(network.prefix)
+    is_part = not network.has_last_stage
+    return is_part, not network.has_statistics, not words & _QUERIES, bool(words & _COPIES), len(network.prefix)
 
 
 def _make_form(chosen: Network, siblings: Sequence[Network], others: Sequence[Network]) -> Form:

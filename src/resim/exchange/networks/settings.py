@@ -27,14 +27,14 @@ def settings_in(contents: Contents) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def all_settings(contents: Contents) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """The same, those nested in them for timm's networks, and config.json."""
+    """The same, those nested in them for their network, and config.json."""
     for name, part in [("config.json", read_json(contents.path.parent / "config.json")), *settings_in(contents)]:
         yield name, part
-        for nested in ("model_args", "model_kwargs"):
+        for nested in ("model_args", "model_kwargs", "backbone_args", "backbone_kwargs", "backbone", "model"):
             inner = part.get(nested)
             inner = inner.entries() if isinstance(inner, PassedOver) else inner
             if isinstance(inner, Mapping):
-                yield f"{name}'s {nested}", inner
+                yield f"{nested} in {name}", inner
 
 
 def read_json(path: Path) -> Mapping[str, Any]:

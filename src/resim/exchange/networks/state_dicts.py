@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from resim.exchange.files.pickle_values import is_tensor
+from resim.exchange.files.modules import ModuleState
+from resim.exchange.files.pickle_values import PassedOver, is_tensor
 
 _WRAPPERS = ("state_dict", "model", "model_state", "model_state_dict", "network")
 _MODULES = re.compile(r"conv1|bn1|stem|layer[1-4]|res[2-5]")
@@ -24,6 +25,9 @@ class State:
     """Under the names of the file."""
     bare: Mapping[str, str]
     """Each name without the parts that DistributedDataParallel and torch.compile insert, to the file's name."""
+
+    layers: Mapping[str, PassedOver] = field(default_factory=dict)
+    """Of a saved module, its layers under the names of `bare`."""
 
     def label(self, prefix: str) -> str:
         """The keys from the top of the file, except `state_dict`, and the prefix of a network's names."""
@@ -48,7 +52,9 @@ def find_states(data: Mapping[str, Any]) -> list[State]:
             states.append(State(path=path, entries=flat, bare=bare_names(flat)))
             continue
         if any(is_tensor(value) for value in named.values()):
-            states.append(State(path=path, entries=named, bare=bare_names(named)))
+            layers = node.layers if isinstance(node, ModuleState) else {}
+            named_layers = {short: layers[name] for short, name in bare_names(layers).items()}
+            states.append(State(path=path, entries=named, bare=bare_names(named), layers=named_layers))
         usual = [name for name in _WRAPPERS if name in children]
         order = usual + [name for name in children if name not in usual]
         pending += [((*path, name), children[name]) for name in order]

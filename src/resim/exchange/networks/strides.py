@@ -10,11 +10,13 @@ from resim.errors import UserError
 from resim.exchange.files.contents import Contents
 from resim.exchange.files.pickle_values import shape_of
 from resim.exchange.networks.recognise import Form
-from resim.exchange.networks.settings import all_settings, config_text, read_json, settings_in, text_in_folder
+from resim.exchange.networks.settings import all_settings, config_text, read_json, text_in_folder
 
 _OTHER_STRIDES = re.compile(r"\w*res(?:net|next)\d*(?:blur|aa)\d+\w*", re.IGNORECASE)
 _ARCHITECTURE = ("architecture", "arch", "model", "model_name", "backbone", "name")
-_SEGMENTER = re.compile(r"(^|\.)(classifier\.\d\.convs|decode_head|aux_classifier|aspp|ppm)\.")
+_DILATED = ("dilation", "dc5", "dilated", "replace_stride_with_dilation")
+_STRIDES = re.compile(r"\bstrides['\"]?\s*[=:]\s*[\[(](\s*1(?:\s*,\s*[12]){3})\s*,?\s*[\])]")  # of the four stages
+_SEGMENTER = re.compile(r"(^|\.)((classifier|decoder)\.\d\.convs|decode_head|aux_classifier|aspp|ppm|psp|fpa)\.")
 _BETWEEN = re.compile(r"((?:bam|cbam|non_?local|nl|attn|attention|eca|gc|blur\w*|maxpool)_?\d*)\.", re.IGNORECASE)
 
 
@@ -36,8 +38,7 @@ def refuse_other_strides(contents: Contents) -> None:
             f"{contents.path}: strides in its first stage (config.json sets downsample_in_first_stage), unlike "
             "torchvision's ResNets, and is not read"
         )
-    sources = [("config.json", config), ("its metadata", contents.metadata), ("the file", contents.data)]
-    sources += [(f"the file's {name!r}", part) for name, part in settings_in(contents)]
+    sources = [("its metadata", contents.metadata), ("the file", contents.data), *all_settings(contents)]
     stated = [(where, str(value)) for where, part in sources for value in _texts(part, _ARCHITECTURE)]
     for where, text in [*stated, *([] if stated else [("its name", contents.path.name)])]:
         match = _OTHER_STRIDES.search(text)
@@ -61,15 +62,25 @@ def warn_of_dilation(contents: Contents, form: Form) -> list[str]:
     """A warning of stages with dilation in place of strides, as in segmentation networks and DC5 detectors."""
     consequence = "it is read with strides, and its last maps will differ"
     for name, part in all_settings(contents):
-        if any(part.get(key) is True for key in ("dilation", "dc5")) or part.get("output_stride") in (8, 16):
+        if any(_is_set(part.get(key)) for key in _DILATED) or part.get("output_stride") in (8, 16):
             return [f"it has dilated stages in place of strides (by {name}); {consequence}"]
+        if part.get("last_stride") == 1:
+            return [f"its last stage has no stride (by {name}); {consequence}"]
     text = text_in_folder(contents, "config.yaml") if form.name == "detectron2" else config_text(contents)
     if re.search(r"RES5_DILATION:\s*[2-9]|\bdilations['\"]?\s*[=:]\s*[\[(][^\])]*[2-9]", text):
         return [f"it has dilated stages in place of strides (by its config); {consequence}"]
+    strides = _STRIDES.search(text)
+    if strides and re.sub(r"\D", "", strides[1]) != "1222":
+        return [f"its stages have the strides {strides[1]} (by its config); {consequence}"]
     shapes = {short: shape_of(form.state.entries[name]) for short, name in form.state.bare.items()}
     if any(_SEGMENTER.search(short) or _is_fcn(short, shape) for short, shape in shapes.items()):
         return ["it is a segmentation network, whose last stages are usually dilated; it is read with strides"]
     return []
+
+
+def _is_set(value: object) -> bool:
+    """Whether a switch is on, for all stages or for one of them."""
+    return value is True or (isinstance(value, (list, tuple)) and any(part is True for part in value))
 
 
 def _is_fcn(short: str, shape: tuple[int, ...]) -> bool:
