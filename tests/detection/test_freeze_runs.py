@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
 
 from detection.frozen import (
     BACKBONE,
@@ -19,6 +17,7 @@ from detection.frozen import (
     files,
     is_frozen,
 )
+from equal import same
 from resim.datasets.records import DetectionData
 from resim.detection.checkpoint import load_detector
 from resim.detection.compare import Start, compare
@@ -121,17 +120,6 @@ def test_without_freeze_nothing_is_printed(files: dict[str, Path]) -> None:
 
 
 # -- runs and comparisons
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equal bit for bit, tensors and plain data alike."""
-    if isinstance(a, Tensor):
-        return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return bool(a == b)
 
 
 @pytest.mark.slow

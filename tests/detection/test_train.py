@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from detection_data import corners, polygons, write_cityscapes, write_voc, xml_object
+from equal import same
 from resim.datasets.cityscapes import read_cityscapes
 from resim.datasets.coco import read_coco
 from resim.datasets.records import DetectionData
@@ -66,17 +66,6 @@ def whole(data: DetectionData, val: DetectionData, tmp_path_factory: pytest.Temp
 
 def state_of(out: Path) -> dict[str, Any]:
     return load_checkpoint(out / "checkpoints" / "last.pt")
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equal bit for bit, tensors and plain data alike."""
-    if isinstance(a, Tensor):
-        return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return bool(a == b)
 
 
 def numbers(out: Path) -> list[dict[str, float]]:

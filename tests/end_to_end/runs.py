@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 import resim
 from forked import Forked
 from resim.runs.checkpoints import load_checkpoint
@@ -144,14 +142,3 @@ def numbers(out: Path) -> list[dict[str, float]]:
 def state(out: Path) -> dict[str, Any]:
     """The last checkpoint."""
     return load_checkpoint(out / "checkpoints" / "last.pt")
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equal bit for bit, tensors and plain data alike."""
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return bool(a == b)

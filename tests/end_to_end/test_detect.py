@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from end_to_end.runs import TORCHRUN, Command, Ended, Run, frames_in_package, numbers, same, state
+from end_to_end.runs import TORCHRUN, Command, Ended, Run, frames_in_package, numbers, state
+from equal import same
 from forked import Forked
 from resim.exit_codes import STOPPED
 from resim.scenes.scenes import write_scenes

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from end_to_end.runs import STEPS, numbers, pretrain_run, pretrain_words, same, state
+from end_to_end.runs import STEPS, numbers, pretrain_run, pretrain_words, state
+from equal import same
 from forked import Forked
 from resim.cli.main import main
 from resim.exit_codes import STOPPED

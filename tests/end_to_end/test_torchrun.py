@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import resim
-from end_to_end.runs import STEPS, frames_in_package, numbers, pretrain_run, same, state, torchrun
+from end_to_end.runs import STEPS, frames_in_package, numbers, pretrain_run, state, torchrun
+from equal import same
 
 FIRST = 4  # steps on two processes: an epoch and one more
 

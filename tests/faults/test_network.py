@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from end_to_end.runs import STEPS, Command, Run, numbers, pretrain_words, same, state
+from end_to_end.runs import STEPS, Command, Run, numbers, pretrain_words, state
+from equal import same
 from resim.exit_codes import CRASHED
 
 pytestmark = pytest.mark.long

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from end_to_end.runs import STEPS, TORCHRUN, Command, Run, numbers, pretrain_run, pretrain_words, same, state
+from end_to_end.runs import STEPS, TORCHRUN, Command, Run, numbers, pretrain_run, pretrain_words, state
+from equal import same
 from resim.exit_codes import CRASHED, STOPPED, USER_ERROR
 from resim.runs.checkpoints import load_checkpoint
 

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from end_to_end.runs import DEADLINE, numbers, pretrain_run, same, state
+from end_to_end.runs import DEADLINE, numbers, pretrain_run, state
+from equal import same
 from resim.datasets.records import DetectionData
 from resim.detection.train import train_detector
 from resim.distributed.processes import Processes

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from end_to_end.runs import STEPS, numbers, pretrain_run, same, state
+from end_to_end.runs import STEPS, numbers, pretrain_run, state
+from equal import same
 from resim.exit_codes import STOPPED
 from resim.signals import STOP_SIGNALS
 

@@ -1,4 +1,4 @@
-"""Label maps as programs write them: palettes numbered anew in each file, wide void values, files without an image."""
+"""Label maps as programs write them: palettes that differ between files, wide void values, files without an image."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from equal import same
 from resim.errors import UserError
 from resim.runs import nonfinite
 from resim.runs.checkpoints import load_checkpoint
@@ -22,7 +23,7 @@ from resim.views.finish import Finisher
 from resim.views.folder import find_images
 from resim.views.loader import PairBatch, PairDataset, collate, epoch_order
 from resim.views.views import Views
-from training.test_pretrain import BATCH, IMAGES, STEPS, go, numbers, same, small
+from training.test_pretrain import BATCH, IMAGES, STEPS, go, numbers, small
 
 BAD = 4  # the second step of the second epoch
 

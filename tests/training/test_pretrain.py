@@ -18,6 +18,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import resim
+from equal import same
 from resim.distributed.processes import Processes
 from resim.errors import UserError
 from resim.model.encoder import ModelConfig
@@ -72,17 +73,6 @@ def numbers(out: Path) -> list[dict[str, float]]:
     """All numbers of a run, without its speed."""
     lines = read_metrics(out / "metrics.jsonl")
     return [{name: value for name, value in line.items() if name not in TIMING} for line in lines]
-
-
-def same(a: Any, b: Any) -> bool:
-    """Equal bit for bit, tensors and plain data alike."""
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return bool(a == b)
 
 
 def same_end(a: Path, b: Path) -> bool:

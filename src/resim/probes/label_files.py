@@ -51,7 +51,8 @@ def read_values(path: str, colours: Mapping[Colour, int] | None = None, palettes
 
     They are the indices of a palette image (VOC's format), the values of a gray image of any depth, or the values that
     `colours` assigns to the colours of an RGB image, and to those of a palette if it knows all that occur: programs
-    that reduce colours number them anew in each file. Without `colours`, the channels of an RGB image must be equal.
+    that reduce colours number them differently in each file. Without `colours`, the channels of an RGB image must be
+    equal.
 
     Args:
         path: of the file.
